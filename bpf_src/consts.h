@@ -1,0 +1,100 @@
+/* Names of numbers shared by the programs and, through the compiler's enum listing, by Python. */
+#pragma once
+
+/* What was decided about a packet. The same names, in lower case and without the prefix, are used
+ * by `lbctl trace`, the metrics and the documentation. Append only: counters survive an update. */
+enum reason {
+	REASON_NOT_SERVICE,	   /* no service address: untouched */
+	REASON_FORWARDED,	   /* a backend was chosen */
+	REASON_NO_ENDPOINT,	   /* the service has no usable endpoint: refused */
+	REASON_NO_LOCAL_ENDPOINT,  /* policy Local and none here, but some elsewhere: dropped */
+	REASON_SOURCE_RANGE,	   /* loadBalancerSourceRanges does not allow the client: dropped */
+	REASON_UNKNOWN_PORT,	   /* a live ClusterIP, but nobody serves this port: refused */
+	REASON_UNALLOCATED,	   /* inside a service range, but no service has it: dropped */
+	REASON_NO_FLOW_RESET,	   /* TCP in mid-stream, no flow: reset */
+	REASON_NO_FLOW_PASSED,	   /* the same while kube-proxy may own it: untouched */
+	REASON_MALFORMED,	   /* a header contradicts itself: dropped when for a service */
+	REASON_TRUNCATED,	   /* a header ends beyond the packet */
+	REASON_TOO_MANY_HEADERS,   /* more IPv6 extension headers than are followed */
+	REASON_FRAGMENT_UNMATCHED, /* a later fragment whose first was not seen: dropped */
+	REASON_FLOWS_FULL,	   /* no room for a flow: dropped, the client retries */
+	REASON_PORTS_EXHAUSTED,	   /* no free source port for an ambiguous or hairpin flow: dropped */
+	REASON_ICMP_TRANSLATED,	   /* an ICMP error about a flow */
+	REASON_FLOW_MOVED,	   /* a UDP flow left a backend that stopped serving */
+	REASON_SOURCE_TRANSLATED,  /* a client port was changed to keep two flows apart */
+	REASON_REWRITE_FAILED,	   /* the kernel would not let us change the packet: dropped */
+	REASON_INTERNAL,	   /* a map entry that must exist does not, or a tail call failed */
+	REASON_MAX,
+};
+
+/* frontend.flags */
+enum frontend_flag {
+	FRONTEND_CLUSTER_IP = 1,
+	FRONTEND_NODE_PORT = 2,
+	FRONTEND_EXTERNAL_IP = 4,
+	FRONTEND_LOAD_BALANCER = 8,
+	FRONTEND_ADDRESS = 16, /* port 0, protocol 0: the address itself is a live ClusterIP */
+	FRONTEND_SOURCE_RANGES = 32,
+};
+
+/* service.flags */
+enum service_flag {
+	SERVICE_INTERNAL_LOCAL = 1, /* internalTrafficPolicy: Local */
+	SERVICE_EXTERNAL_LOCAL = 2, /* externalTrafficPolicy: Local */
+	SERVICE_AFFINITY = 4,	    /* sessionAffinity: ClientIP */
+};
+
+/* backend.flags */
+enum backend_flag {
+	BACKEND_SERVING = 1, /* may carry new flows, and UDP flows may stay */
+	BACKEND_LOCAL = 2,   /* runs on this node */
+	BACKEND_IN_CLUSTER = 4,
+	BACKEND_IN_LOCAL = 8,
+};
+
+/* flow.state */
+enum flow_state {
+	FLOW_SYN = 1,	  /* opening: a SYN was seen, nothing else */
+	FLOW_ESTABLISHED, /* TCP after the handshake */
+	FLOW_CLOSING,	  /* TCP, at least one FIN seen */
+	FLOW_RESET,	  /* TCP, RST seen */
+	FLOW_TIME_WAIT,	  /* TCP finished; the backend keeps the tuple for a while, so we do */
+	FLOW_DATAGRAM,	  /* UDP and SCTP */
+};
+
+/* flow.flags */
+enum flow_flag {
+	FLOW_FIN = 1,	   /* this direction sent a FIN */
+	FLOW_FIRST = 2,	   /* ... before the other one did */
+	FLOW_PEER_FIN = 4, /* the other direction sent one; peer_fin holds the number that acks it */
+	FLOW_ACKED = 8,	   /* ... and this direction acknowledged it */
+	FLOW_REPLY = 16,   /* entry for packets to the client: writes source, else destination */
+	FLOW_HAIRPIN = 32, /* client and backend are one pod */
+	FLOW_DIRECT = 64,  /* no service: only the client's port is changed, see flow.h */
+	FLOW_REPLIED = 128, /* the backend has answered */
+};
+
+/* config.flags */
+enum config_flag {
+	CONFIG_PASS_MIDSTREAM = 1, /* kube-proxy may own TCP without a flow */
+};
+
+/* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */
+#define REGION_LENGTH_SHIFT 32
+#define REGION_LENGTH_MASK 0xffffff
+#define REGION_DROP (1ULL << 63) /* empty by policy: drop, where an empty set refuses */
+
+/* A backend reference in a flow: id, and the generation the id had then. */
+#define BACKEND_ID_MASK 0xffffff
+#define BACKEND_GENERATION_SHIFT 24
+
+/* Filters: one bit per hash of what has entries, so that other traffic pays no hash lookup. */
+#define SERVICE_FILTER_BITS 19 /* of an address: 64 KiB */
+#define BACKEND_FILTER_BITS 22 /* of address and port: 512 KiB */
+
+#define MAX_SERVICE_CIDRS 4
+#define MAX_IPV6_HEADERS 6 /* extension headers followed */
+#define SOURCE_PORT_TRIES 8
+
+/* A tick is the unit of flow.seen and of every timeout: ktime >> 30, about 1.07 s. */
+#define TICK_SHIFT 30

@@ -1,0 +1,58 @@
+/* The maps. Sizes here are placeholders: ebpf/maps.py creates them, sized for the machine. */
+#pragma once
+
+/* Address, port and protocol to service. Agent writes, programs read; nothing evicts. */
+BPF_F_TABLE("hash", struct frontend_key, struct frontend, frontends, 1, 0);
+
+/* By service id. Agent writes through mmap, programs read. */
+BPF_F_TABLE("array", u32, struct service, services, 1, BPF_F_MMAPABLE);
+
+/* Regions of backend ids. Agent writes through mmap, programs read; freed regions rest. */
+BPF_F_TABLE("array", u32, struct slot, slots, 1, BPF_F_MMAPABLE);
+
+/* By backend id. Agent writes through mmap, programs read; freed ids rest until no flow has them. */
+BPF_F_TABLE("array", u32, struct backend, backends, 1, BPF_F_MMAPABLE);
+
+/* Bits of addresses that have frontends or flows. Agent writes through mmap, programs read. */
+BPF_F_TABLE("array", u32, u64, service_filter, 1, BPF_F_MMAPABLE);
+
+/* Bits of backend addresses with ports. Agent writes through mmap, programs read. */
+BPF_F_TABLE("array", u32, u64, backend_filter, 1, BPF_F_MMAPABLE);
+
+/* TCP flows, both directions. Programs insert and delete, the agent's sweep deletes; nothing evicts,
+ * and beyond config.flow_limit only established flows get in. */
+#if FAMILY == 6
+BPF_F_TABLE("hash", struct flow_key, struct flow, flows6, 1, 0);
+/* UDP and SCTP flows, and TCP handshakes beyond the limit: the least recently used goes. */
+BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows6_lru, 1, 0);
+/* Ports of the first fragment for those that follow. */
+BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments6, 1, 0);
+#define FLOWS flows6
+#define FLOWS_LRU flows6_lru
+#define FRAGMENTS fragments6
+#else
+BPF_F_TABLE("hash", struct flow_key, struct flow, flows4, 1, 0);
+BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows4_lru, 1, 0);
+BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments4, 1, 0);
+#define FLOWS flows4
+#define FLOWS_LRU flows4_lru
+#define FRAGMENTS fragments4
+#endif
+
+/* By enum reason. Programs add, anyone sums. */
+BPF_F_TABLE("percpu_array", u32, u64, counters, 1, 0);
+
+/* By service id. Programs add, the agent's sweep adds for flows it ends. */
+BPF_F_TABLE("array", u32, struct service_counters, service_counters, 1, BPF_F_MMAPABLE);
+
+/* One entry. Agent writes through mmap. */
+BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
+
+/* One entry. Programs add, the agent's sweep sets right. */
+BPF_F_TABLE("array", u32, struct table_state, table_state, 1, BPF_F_MMAPABLE);
+
+/* Service id to its name, for people. Agent writes; programs never look. */
+BPF_F_TABLE("hash", struct name_key, struct name, names, 1, 0);
+
+/* The rest of each family's programs, by enum program; one array per program generation. */
+BPF_F_TABLE("prog", u32, u32, programs, 1, 0);

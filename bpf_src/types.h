@@ -1,0 +1,142 @@
+/* Records of the maps. Python derives its layouts from what the compiler says of these. */
+#pragma once
+
+/* An address of either family, network byte order; IPv4 is ::ffff:a.b.c.d. */
+struct addr {
+	__u32 w[4];
+};
+
+struct frontend_key {
+	struct addr addr;
+	__u16 port; /* network byte order, as every port in these records */
+	__u8 proto;
+	__u8 pad;
+};
+
+/* A reader may find the element reused for another key; `self` tells. */
+struct frontend {
+	struct frontend_key self;
+	__u32 service;
+	__u32 flags; /* enum frontend_flag */
+};
+
+/* One service port. The region words are switched by single 8-byte stores. */
+struct service {
+	__u64 cluster; /* endpoints anywhere: base | length << 32 | REGION_DROP */
+	__u64 local;   /* endpoints on this node */
+	__u32 flags;   /* enum service_flag */
+	__u32 affinity; /* ticks */
+};
+
+struct slot {
+	__u32 backend;
+	__u32 pad;
+};
+
+/* One endpoint of one service port: a pod may serve one and have stopped serving another. */
+struct backend {
+	struct addr addr;
+	__u16 port;
+	__u8 flags; /* enum backend_flag */
+	__u8 generation;
+	__u32 service;
+};
+
+/* Flow keys and values exist per family, since small entries are what makes many flows cheap. The
+ * key is the packet's tuple as it arrives at the hook; the value says what to write. */
+#if FAMILY == 6
+typedef struct addr ip_addr;
+#else
+typedef __u32 ip_addr;
+#endif
+
+struct flow_key {
+	ip_addr src;
+	ip_addr dst;
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct flow {
+	ip_addr addr;	   /* becomes the destination, or the source in a FLOW_REPLY entry */
+	__u16 port;	   /* its port */
+	__u16 client_port; /* becomes the port of the other side */
+	__u32 backend;	   /* id | generation << 24 */
+	__u32 service;
+	__u32 seen;	/* tick of the last packet */
+	__u32 peer_fin; /* acknowledgement number that completes the other side's close */
+	__u8 state;	/* enum flow_state */
+	__u8 flags;	/* enum flow_flag */
+	__u16 pad;
+	__u32 tick_packets; /* since `seen` last changed; not yet in the totals */
+	__u32 tick_bytes;
+	__u32 packets;
+	__u64 bytes;
+};
+
+struct fragment_key {
+	ip_addr src;
+	ip_addr dst;
+	__u32 id;
+	__u32 proto;
+};
+
+struct fragment {
+	__u16 sport;
+	__u16 dport;
+};
+
+/* By service id; added to atomically when a flow starts, ticks and ends. "in" is to the backend. */
+struct service_counters {
+	__u64 connections;
+	__u64 packets_in;
+	__u64 bytes_in;
+	__u64 packets_out;
+	__u64 bytes_out;
+};
+
+struct cidr {
+	struct addr net;
+	struct addr mask;
+};
+
+/* What a running system changes. Written by the agent through mmap. */
+struct config {
+	__u32 flags;	    /* enum config_flag */
+	__u32 flow_limit;   /* TCP entries per family beyond which handshakes go to the LRU table */
+	__u32 syn_timeout;  /* ticks, all of them */
+	__u32 established_timeout;
+	__u32 closing_timeout;
+	__u32 reset_timeout;
+	__u32 time_wait_timeout;
+	__u32 datagram_timeout;	       /* no reply yet */
+	__u32 datagram_stream_timeout; /* replied */
+	__u16 port_min; /* source ports for hairpin flows, host byte order */
+	__u16 port_max;
+	__u32 cidr_count4;
+	__u32 cidr_count6;
+	struct addr node4; /* the node's primary addresses, or zero */
+	struct addr node6;
+	struct cidr cidr4[MAX_SERVICE_CIDRS];
+	struct cidr cidr6[MAX_SERVICE_CIDRS];
+};
+
+/* Written by the programs; corrected by the agent's sweep. */
+struct table_state {
+	__u64 tcp_entries4; /* in the plain TCP table */
+	__u64 tcp_entries6;
+	__u32 overflowed4; /* not zero: TCP flows may also be in the LRU table */
+	__u32 overflowed6;
+	__u32 direct4; /* not zero: FLOW_DIRECT entries may exist */
+	__u32 direct6;
+};
+
+struct name_key {
+	__u32 service;
+};
+
+struct name {
+	char text[160]; /* namespace/service:port/protocol, zero-terminated */
+};
