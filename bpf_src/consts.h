@@ -96,5 +96,24 @@ enum config_flag {
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 8
 
+/* Slots of the program array: the parts a packet is handed to by tail call, per family. */
+enum program {
+	PROGRAM_FROM_POD4, /* a packet from a pod: established flows, else one of the others */
+	PROGRAM_FROM_POD6,
+	PROGRAM_TO_POD4, /* a packet to a pod: replies */
+	PROGRAM_TO_POD6,
+	PROGRAM_CONNECT4, /* to a service, no flow yet */
+	PROGRAM_CONNECT6,
+	PROGRAM_DIRECT4, /* straight to an address that is also a backend */
+	PROGRAM_DIRECT6,
+	PROGRAM_ICMP_FROM_POD4, /* errors about a flow */
+	PROGRAM_ICMP_FROM_POD6,
+	PROGRAM_ICMP_TO_POD4,
+	PROGRAM_ICMP_TO_POD6,
+	PROGRAM_REFUSE4, /* answers with RST or port unreachable */
+	PROGRAM_REFUSE6,
+	PROGRAM_MAX,
+};
+
 /* A tick is the unit of flow.seen and of every timeout: ktime >> 30, about 1.07 s. */
 #define TICK_SHIFT 30
