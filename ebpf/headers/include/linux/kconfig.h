@@ -1,0 +1,3 @@
+/* bcc includes this first; it looks for the options of a kernel that has bpf(). */
+#pragma once
+#define CONFIG_BPF_SYSCALL 1

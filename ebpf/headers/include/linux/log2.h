@@ -1,0 +1,2 @@
+/* Named by bcc, not used by these programs. */
+#pragma once

@@ -1,0 +1,167 @@
+"""Records, maps and programs as the compiler reported them: plain data that msgspec can store."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ebpf.errors import LayoutError
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One member of a C struct. `count` is 0 for a single value, else the array's length.
+
+    `kind` is u8 … u64, i8 … i64, char, or struct (then `fields` are its members, by offsets within
+    it). `size` covers the whole array.
+    """
+
+    name: str
+    offset: int
+    size: int
+    count: int
+    kind: str
+    fields: tuple[Field, ...] = ()
+
+
+class Record(msgspec.Struct, frozen=True):
+    """The layout of a C struct, or of a plain integer (one field with the empty name)."""
+
+    name: str
+    size: int
+    fields: tuple[Field, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Exactly as in C: explicit offsets, itemsize = size. A plain integer is a plain dtype."""
+        return _dtype(self)
+
+    @property
+    def scalar(self) -> bool:
+        """True for a plain integer."""
+        return len(self.fields) == 1 and not self.fields[0].name
+
+    def field(self, name: str) -> Field:
+        """Raises LayoutError for a field this record does not have."""
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise LayoutError(f"struct {self.name} has no field {name}")
+
+    def pack(self, **values: Any) -> bytes:
+        """The record's bytes; fields not given are zero.
+
+        A value is an int, or the field's raw bytes (char arrays may be shorter). Raises LayoutError
+        for an unknown field or bytes of another length, OverflowError for an int that does not fit.
+        """
+        out = bytearray(self.size)
+        for name, value in values.items():
+            field = self.field(name)
+            if isinstance(value, bytes | bytearray | memoryview):
+                raw = bytes(value)
+                if field.kind == "char" and len(raw) < field.size:
+                    raw = raw.ljust(field.size, b"\0")
+                if len(raw) != field.size:
+                    raise LayoutError(
+                        f"struct {self.name}: {name} takes {field.size} bytes, not {len(raw)}"
+                    )
+            elif field.count or field.kind == "struct":
+                raise LayoutError(f"struct {self.name}: {name} is given as {field.size} bytes")
+            else:
+                raw = int(value).to_bytes(field.size, "little", signed=field.kind[0] == "i")
+                raw = raw if _LITTLE else raw[::-1]
+            out[field.offset : field.offset + field.size] = raw
+        return bytes(out)
+
+    def unpack(self, data: bytes) -> dict[str, Any]:
+        """Single numbers as int, arrays and structs as their raw bytes, text up to its zero."""
+        if len(data) < self.size:
+            raise LayoutError(f"struct {self.name} has {self.size} bytes, not {len(data)}")
+        values: dict[str, Any] = {}
+        for field in self.fields:
+            raw = bytes(data[field.offset : field.offset + field.size])
+            if field.kind == "char":
+                values[field.name] = raw.split(b"\0", 1)[0]
+            elif field.count or field.kind == "struct":
+                values[field.name] = raw
+            else:
+                raw = raw if _LITTLE else raw[::-1]
+                values[field.name] = int.from_bytes(raw, "little", signed=field.kind[0] == "i")
+        return values
+
+
+class MapSpec(msgspec.Struct, frozen=True):
+    """A map as the C declares it. `type` and `flags` are the kernel's numbers, `max_entries` is not
+    part of it: the C's is a placeholder."""
+
+    name: str
+    type: int
+    flags: int
+    key: Record
+    value: Record
+
+
+class Program(msgspec.Struct, frozen=True):
+    """One program's instructions; `relocations` are (instruction index, map name)."""
+
+    name: str
+    unit: str
+    insns: bytes
+    relocations: tuple[tuple[int, str], ...]
+    prog_type: int
+    attach_type: int
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """All that a compilation gives. `hash` names sources, defines and compilers."""
+
+    hash: str
+    variant: str
+    programs: dict[str, Program]
+    maps: dict[str, MapSpec]
+    enums: dict[str, int]
+
+    def tail_programs(self) -> dict[str, int]:
+        """Tail-called programs by name, with their index in the program array (enum program)."""
+        return {
+            name.removeprefix("PROGRAM_").lower(): value
+            for name, value in self.enums.items()
+            if name.startswith("PROGRAM_") and name != "PROGRAM_MAX"
+        }
+
+
+_LITTLE = np.little_endian
+_NUMPY = {"char": "u1"} | {f"{s}{8 * n}": f"{s}{n}" for s in "ui" for n in (1, 2, 4, 8)}
+
+
+@functools.lru_cache(maxsize=256)
+def _dtype(record: Record) -> np.dtype[Any]:
+    if record.scalar:
+        return np.dtype(_NUMPY[record.fields[0].kind])
+    return _struct_dtype(record.fields, record.size)
+
+
+def _struct_dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
+    formats: list[Any] = []
+    for field in fields:
+        single = field.size // (field.count or 1)
+        base: Any
+        if field.kind == "struct":
+            base = _struct_dtype(field.fields, single)
+        elif field.kind == "char":
+            # numpy's S type drops the trailing zeros, which is what text in a record wants.
+            formats.append(f"S{field.size}")
+            continue
+        else:
+            base = np.dtype(_NUMPY[field.kind])
+        formats.append((base, (field.count,)) if field.count else base)
+    return np.dtype(
+        {
+            "names": [field.name for field in fields],
+            "formats": formats,
+            "offsets": [field.offset for field in fields],
+            "itemsize": size,
+        }
+    )

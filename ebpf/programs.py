@@ -1,0 +1,101 @@
+"""Loading programs: map fds into the instructions, one program array per generation."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from types import TracebackType
+
+from ebpf import libbpf, maps
+from ebpf.errors import CompileError, LbError
+from ebpf.layouts import Bundle, Field, MapSpec, Program, Record
+from ebpf.maps import ProgramArray
+
+PROGRAM_ARRAY = "programs"
+
+
+def load(program: Program, map_fds: Mapping[str, int]) -> int:
+    """Loads one program with `map_fds` (by map name) in place of its references; returns its fd.
+
+    Raises CompileError for a map that is not given, KernelError with the verifier's words.
+    """
+    code = bytearray(program.insns)
+    for index, name in program.relocations:
+        if name not in map_fds:
+            raise CompileError(f"program {program.name} needs map {name}, which was not created")
+        struct.pack_into("=i", code, index * 8 + 4, map_fds[name])
+    return libbpf.prog_load(program.prog_type, program.name, bytes(code), program.attach_type)
+
+
+class Generation:
+    """All programs of a bundle, with a program array of their own.
+
+    `fds` are the entry programs by name (those that are not in the array), `tails` the others: open
+    for tests and trace, closed by `close_tails`. A program array forgets its programs when the last
+    descriptor and pin of it go, so a generation in use keeps `array_fd` open or pinned.
+    """
+
+    def __init__(self, fds: dict[str, int], tails: dict[str, int], array: ProgramArray) -> None:
+        self.fds = fds
+        self.tails = tails
+        self.array = array
+
+    @classmethod
+    def load(cls, bundle: Bundle, map_fds: Mapping[str, int], partial: bool = False) -> Generation:
+        """Loads every program of `bundle` on the given maps, which need not have the array.
+
+        A slot of enum program without a program is an error unless `partial`.
+        """
+        slots = bundle.tail_programs()
+        if not partial and (missing := slots.keys() - bundle.programs.keys()):
+            raise CompileError(
+                f"enum program names {', '.join(sorted(missing))}, which no unit defines"
+            )
+        size = max(slots.values(), default=0) + 1
+        array = maps.create(_array_spec(bundle), size)
+        assert isinstance(array, ProgramArray)
+        made = cls({}, {}, array)
+        try:
+            fds = {**map_fds, PROGRAM_ARRAY: array.fd}
+            for name, program in bundle.programs.items():
+                fd = load(program, fds)
+                if name in slots:
+                    made.tails[name] = fd
+                    array.store(slots[name], fd)
+                else:
+                    made.fds[name] = fd
+        except LbError:
+            made.close()
+            raise
+        return made
+
+    def close_tails(self) -> None:
+        """The array holds the tail-called programs; their descriptors are only for tests."""
+        for fd in self.tails.values():
+            os.close(fd)
+        self.tails.clear()
+
+    def close(self) -> None:
+        """Lets go of everything; what is pinned or linked lives on."""
+        self.close_tails()
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()
+        self.array.close()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _array_spec(bundle: Bundle) -> MapSpec:
+    word = Record("", 4, (Field("", 0, 4, 0, "u32"),))
+    return bundle.maps.get(PROGRAM_ARRAY) or MapSpec(PROGRAM_ARRAY, maps.PROG_ARRAY, 0, word, word)
