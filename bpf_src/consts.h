@@ -60,6 +60,7 @@ enum flow_state {
 	FLOW_RESET,	  /* TCP, RST seen */
 	FLOW_TIME_WAIT,	  /* TCP finished; the backend keeps the tuple for a while, so we do */
 	FLOW_DATAGRAM,	  /* UDP and SCTP */
+	FLOW_SIDE,	  /* helper entry of a hairpin flow: translates, has no state of its own */
 };
 
 /* flow.flags */
@@ -112,6 +113,8 @@ enum program {
 	PROGRAM_ICMP_TO_POD6,
 	PROGRAM_REFUSE4, /* answers with RST or port unreachable */
 	PROGRAM_REFUSE6,
+	PROGRAM_HAIRPIN4, /* a pod to itself */
+	PROGRAM_HAIRPIN6,
 	PROGRAM_MAX,
 };
 

@@ -56,3 +56,11 @@ INLINE void count_packet(struct flow *f, u32 bytes)
 	f->tick_packets += 1;
 	f->tick_bytes += bytes;
 }
+
+/* Hands the packet on; a missing program is counted and the packet let through. */
+INLINE int hand_to(struct __sk_buff *skb, u32 program)
+{
+	programs.call(skb, program);
+	count(skb, REASON_INTERNAL);
+	return PASS;
+}

@@ -1,0 +1,239 @@
+/* A new flow to a service: choose a backend, reserve the reply's tuple, remember both directions.
+ *
+ * Two flows of one client may meet in the tuple their replies carry (one source port towards two
+ * services with a common backend, or towards a service and directly to its backend). Whoever comes
+ * second gets another source port, as the kernel's conntrack does. */
+#pragma once
+
+/* A source port to try: any of the range that the node keeps for this. Network byte order. */
+INLINE u16 random_port(const struct config *c)
+{
+	u32 span = c->port_max - c->port_min + 1;
+
+	return htons(c->port_min + (u32)((u64)bpf_get_prandom_u32() * span >> 32));
+}
+
+/* May the entry that holds our reply tuple be taken over? Either it is this very flow's leftover, or
+ * it has ended and no TIME_WAIT of the backend's is attached to it. */
+INLINE bool may_take_over(struct flow *held, const struct flow *reply, u32 tick)
+{
+	if (held->state == FLOW_SIDE || !(held->flags & FLOW_REPLY))
+		return idle(held, tick);
+	if (same_address(&held->addr, &reply->addr) && held->port == reply->port &&
+	    held->client_port == reply->client_port)
+		return true;
+	return held->state == FLOW_RESET || idle(held, tick);
+}
+
+/* Adds the reply entry under its key, taking over a leftover. 0, or -EEXIST when a live flow has it. */
+INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick)
+{
+	int error = add_flow(key, reply);
+	struct flow *held;
+
+	if (error != -EEXIST)
+		return error;
+	held = find_flow(key);
+	if (!held || !may_take_over(held, reply, tick))
+		return -EEXIST;
+	*held = *reply;
+	return 0;
+}
+
+/* Finds a client port under which the reply tuple is free, beginning with the one in the key. */
+INLINE int reserve_port(struct __sk_buff *skb, struct flow_key *key, struct flow *reply, u32 tick)
+{
+	const struct config *c = get_config();
+	int error = reserve_reply(key, reply, tick);
+
+#pragma unroll
+	for (int i = 0; i < SOURCE_PORT_TRIES; i++) {
+		if (error != -EEXIST)
+			break;
+		/* An SCTP port cannot change: its checksum covers it and is not incremental. */
+		if (!c || key->proto == IPPROTO_SCTP)
+			break;
+		key->dport = random_port(c);
+		error = reserve_reply(key, reply, tick);
+		if (!error)
+			count(skb, REASON_SOURCE_TRANSLATED);
+	}
+	if (error)
+		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
+	return error;
+}
+
+/* Remembers the flow in both directions: first the reply's tuple, which may be taken, then the
+ * forward entry. `choice` tells where it goes and learns the client port. 0, -EEXIST when another CPU
+ * was quicker, or an error that was counted. */
+INLINE int open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+		     struct choice *choice)
+{
+	struct flow_key reply_key = {};
+	struct flow f = {};
+	u32 tick = now();
+	int error;
+
+	reply_key.src = choice->addr;
+	reply_key.sport = choice->port;
+	reply_key.dst = p->src;
+	reply_key.dport = choice->client_port;
+	reply_key.proto = p->proto;
+	f.addr = p->dst;
+	f.port = p->dport;
+	f.client_port = p->sport;
+	f.backend = choice->backend;
+	f.service = choice->service;
+	f.seen = tick;
+	f.state = p->proto == IPPROTO_TCP ? FLOW_SYN : FLOW_DATAGRAM;
+	f.flags = choice->flags | FLOW_REPLY;
+	error = reserve_port(skb, &reply_key, &f, tick);
+	if (error)
+		return error;
+
+	choice->client_port = reply_key.dport;
+	f.addr = choice->addr;
+	f.port = choice->port;
+	f.client_port = choice->client_port;
+	f.flags = choice->flags;
+	count_packet(&f, skb->len - p->l3);
+	error = add_flow(key, &f);
+	if (error) {
+		delete_flow(&reply_key);
+		if (error != -EEXIST)
+			count(skb, REASON_FLOWS_FULL);
+		return error;
+	}
+	if (!(choice->flags & FLOW_DIRECT))
+		count_connection(choice->service);
+	return 0;
+}
+
+INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+			    struct choice *choice)
+{
+	int error = open_flow(skb, p, key, choice);
+
+	if (error == -EEXIST) {
+		/* The other CPU opened this flow just now (a SYN sent twice): use that one. */
+		struct flow *f = find_flow(key);
+
+		if (!f)
+			return DROP;
+		choice->addr = f->addr;
+		choice->port = f->port;
+		choice->client_port = f->client_port;
+	} else if (error) {
+		return DROP;
+	}
+	count(skb, REASON_FORWARDED);
+	return translate(skb, p, false, &choice->addr, choice->port, choice->client_port);
+}
+
+/* hairpin.h takes over from here. */
+INLINE int hand_to_hairpin(struct __sk_buff *skb, struct choice *choice)
+{
+	skb->cb[1] = choice->service;
+	skb->cb[2] = choice->backend;
+	return hand_to(skb, FAMILY_PROGRAM(HAIRPIN));
+}
+
+INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_key *key, u32 service)
+{
+	struct choice choice = {.client_port = p->sport};
+	int reason = choose_backend(service, &choice);
+
+	if (reason == REASON_NO_ENDPOINT)
+		return refuse(skb, reason);
+	if (reason) {
+		count(skb, reason);
+		return DROP;
+	}
+#ifdef TRACE
+	skb->cb[1] = service;
+	skb->cb[2] = same_address(&p->src, &choice.addr);
+	count(skb, REASON_FORWARDED);
+	return translate(skb, p, false, &choice.addr, choice.port, choice.client_port);
+#else
+	if (same_address(&p->src, &choice.addr))
+		return hand_to_hairpin(skb, &choice);
+	return open_and_forward(skb, p, key, &choice);
+#endif
+}
+
+/* Nobody serves this port. Ours to refuse only on a live ClusterIP. */
+INLINE int no_frontend(struct __sk_buff *skb, struct packet *p)
+{
+	struct frontend_key key;
+	struct frontend found;
+	const struct config *c = get_config();
+
+	make_frontend_key(&key, &p->dst, 0, 0);
+	if (find_frontend(&key, &found) && found.flags & FRONTEND_ADDRESS)
+		return refuse(skb, REASON_UNKNOWN_PORT);
+	if (c && !(c->flags & CONFIG_PASS_MIDSTREAM) && in_service_range(c, &p->dst)) {
+		count(skb, REASON_UNALLOCATED);
+		return DROP;
+	}
+	count(skb, REASON_NOT_SERVICE);
+	return PASS;
+}
+
+/* TCP that does not begin a connection and has no flow. */
+INLINE int no_flow(struct __sk_buff *skb, struct packet *p)
+{
+	const struct config *c = get_config();
+
+	if (c && c->flags & CONFIG_PASS_MIDSTREAM) {
+		count(skb, REASON_NO_FLOW_PASSED);
+		return PASS;
+	}
+	if (p->tcp_flags & TCP_RST) { /* a reset is never answered with one */
+		count(skb, REASON_NO_FLOW_RESET);
+		return DROP;
+	}
+	return refuse(skb, REASON_NO_FLOW_RESET);
+}
+
+/* The flow that stands in the way of a new one: finished TCP, or UDP whose backend went away, whose
+ * replies may still be under way and keep their entry. */
+INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
+{
+	struct flow *f = find_flow(key);
+
+	if (!f)
+		return;
+	if (f->state != FLOW_DATAGRAM) {
+		end_flow(key, f, false);
+		return;
+	}
+	if (!still_serving(f))
+		count(skb, REASON_FLOW_MOVED);
+	flush_counts(f);
+	if (f->flags & FLOW_HAIRPIN)
+		delete_hairpin_sides(key, f);
+	delete_flow(key);
+}
+
+INLINE int connect(struct __sk_buff *skb)
+{
+	struct frontend_key frontend_key;
+	struct frontend frontend;
+	struct flow_key key;
+	struct packet p;
+
+	if (parse_addresses(skb, &p) || parse_ports(skb, &p))
+		return DROP;
+	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
+		return DROP;
+	make_key(&key, &p);
+#ifndef TRACE
+	leave_old_flow(skb, &key);
+#endif
+	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
+	if (!find_frontend(&frontend_key, &frontend))
+		return no_frontend(skb, &p);
+	if (p.proto == IPPROTO_TCP && !starts_connection(&p))
+		return no_flow(skb, &p);
+	return connect_service(skb, &p, &key, frontend.service);
+}

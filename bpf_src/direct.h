@@ -1,0 +1,74 @@
+/* Traffic of a pod straight to an address and port that is also some service's backend. If the same
+ * client port is in use for a flow through that service, the replies could not be told apart: the
+ * direct flow then gets another source port. */
+#pragma once
+
+INLINE int translate_direct(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+			    struct flow *held)
+{
+	struct table_state *state = get_table_state();
+	struct choice choice = {
+		.service = held->service, .backend = held->backend, .flags = FLOW_DIRECT};
+
+	if (!state)
+		return PASS;
+	*has_direct(state) = 1;
+	choice.addr = p->dst;
+	choice.port = p->dport;
+	choice.client_port = p->sport;
+	return open_and_forward(skb, p, key, &choice);
+}
+
+/* A finished flow's leftover must not catch the replies of this connection. */
+INLINE void drop_leftover(struct flow_key *reply_key, struct flow *held)
+{
+	struct flow_key forward_key;
+	struct flow *forward;
+
+	make_pair_key(&forward_key, reply_key, held);
+	forward = find_flow(&forward_key);
+	if (forward && is_pair(forward, reply_key, held))
+		end_flow(&forward_key, forward, false);
+	else
+		delete_flow(reply_key);
+}
+
+INLINE int direct(struct __sk_buff *skb)
+{
+	struct table_state *state = get_table_state();
+	struct flow_key key, reply_key = {};
+	struct flow *f;
+	struct packet p;
+	u32 tick = now();
+
+	if (parse_addresses(skb, &p) || parse_ports(skb, &p) || !state)
+		return PASS;
+	make_key(&key, &p);
+	f = *has_direct(state) ? find_flow(&key) : 0;
+	if (f && !(starts_connection(&p) && finished(f, tick))) {
+		ip_addr addr = f->addr;
+		u16 port = f->port, client_port = f->client_port;
+
+		f->seen = tick;
+		if (p.proto == IPPROTO_TCP && !tcp_unremarkable(&p, f))
+			track_tcp(skb, &p, &key, f);
+		return translate(skb, &p, false, &addr, port, client_port);
+	}
+	if (f)
+		end_flow(&key, f, false);
+	else if (p.proto == IPPROTO_TCP && !starts_connection(&p))
+		return PASS;
+	reply_key.src = p.dst;
+	reply_key.sport = p.dport;
+	reply_key.dst = p.src;
+	reply_key.dport = p.sport;
+	reply_key.proto = p.proto;
+	f = find_flow(&reply_key);
+	if (!f || !(f->flags & FLOW_REPLY) || f->state == FLOW_SIDE)
+		return PASS;
+	if (f->state == FLOW_RESET || idle(f, tick)) {
+		drop_leftover(&reply_key, f);
+		return PASS;
+	}
+	return translate_direct(skb, &p, &key, f);
+}

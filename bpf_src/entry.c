@@ -1,0 +1,50 @@
+/* What is attached: tells the families apart and hands the packet to its programs. */
+#include <uapi/linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+
+#define PROGRAM(name) int name(struct __sk_buff *skb)
+
+/* Ethertype behind at most two VLAN tags, network byte order. */
+static __attribute__((always_inline)) inline u16 ethertype(struct __sk_buff *skb)
+{
+	u32 offset = offsetof(struct ethhdr, h_proto);
+	u16 type = skb->protocol;
+
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		if (type != htons(ETH_P_8021Q) && type != htons(ETH_P_8021AD))
+			break;
+		offset += 4;
+		if (bpf_skb_load_bytes(skb, offset, &type, sizeof(type)))
+			return 0;
+	}
+	return type;
+}
+
+PROGRAM(entry_from_pod)
+{
+	u16 type = ethertype(skb);
+
+	if (type == htons(ETH_P_IP))
+		programs.call(skb, PROGRAM_FROM_POD4);
+	else if (type == htons(ETH_P_IPV6))
+		programs.call(skb, PROGRAM_FROM_POD6);
+	return TC_ACT_UNSPEC;
+}
+
+PROGRAM(entry_to_pod)
+{
+	u16 type = ethertype(skb);
+
+	if (type == htons(ETH_P_IP))
+		programs.call(skb, PROGRAM_TO_POD4);
+	else if (type == htons(ETH_P_IPV6))
+		programs.call(skb, PROGRAM_TO_POD6);
+	return TC_ACT_UNSPEC;
+}

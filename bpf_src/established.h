@@ -1,0 +1,79 @@
+/* A packet of a flow that is known: what almost every packet is. */
+#pragma once
+
+/* A flow's reply entry fell out of the LRU table while the flow lives: put it back. */
+INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key, const struct flow *f,
+			  u32 tick)
+{
+	struct flow reply = *f;
+
+	reply.addr = key->dst;
+	reply.port = key->dport;
+	reply.client_port = key->sport;
+	reply.flags |= FLOW_REPLY;
+	reply.seen = tick;
+	reply.tick_packets = 0;
+	reply.tick_bytes = 0;
+	reply.packets = 0;
+	reply.bytes = 0;
+	add_flow(pair_key, &reply);
+}
+
+/* Once per tick of a UDP flow: the two entries keep each other from being forgotten, and agree on
+ * whether the backend ever answered. False when the flow had timed out. */
+INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
+{
+	struct flow_key pair_key;
+	struct flow *pair;
+
+	make_pair_key(&pair_key, key, f);
+	pair = find_flow(&pair_key);
+	if (f->flags & FLOW_REPLY) {
+		if (pair && is_pair(pair, key, f))
+			pair->flags |= FLOW_REPLIED;
+		f->flags |= FLOW_REPLIED;
+		return true;
+	}
+	if (idle(f, tick) && (!pair || idle(pair, tick)))
+		return false;
+	if (!pair)
+		restore_reply(&pair_key, key, f, tick);
+	return true;
+}
+
+/* Must the packet begin anew, although a flow was found? */
+INLINE bool starts_over(struct packet *p, struct flow *f, u32 tick)
+{
+	if (f->state == FLOW_SIDE || f->flags & FLOW_REPLY)
+		return false;
+	if (p->proto == IPPROTO_TCP)
+		return starts_connection(p) &&
+		       (finished(f, tick) || (f->state == FLOW_SYN && !still_serving(f)));
+	return !(f->flags & FLOW_DIRECT) && !still_serving(f);
+}
+
+/* Follows and translates a packet of flow `f`. -EAGAIN: the flow is over, begin anew. */
+INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key *key, struct flow *f,
+		       bool reply)
+{
+	u32 tick = now();
+	ip_addr addr;
+	u16 port, client_port;
+
+	if (!reply && starts_over(p, f, tick))
+		return -EAGAIN;
+	if (f->seen != tick || f->tick_bytes >> 31) {
+		if (f->state == FLOW_DATAGRAM && !refresh_datagram(key, f, tick))
+			return -EAGAIN;
+		flush_counts(f);
+		f->seen = tick;
+	}
+	count_packet(f, skb->len - p->l3);
+	/* Copied before the flow can end: its entry may be reused at once. */
+	addr = f->addr;
+	port = f->port;
+	client_port = f->client_port;
+	if (p->proto == IPPROTO_TCP && !tcp_unremarkable(p, f) && p->fragment != FRAGMENT_LATER)
+		track_tcp(skb, p, key, f);
+	return translate(skb, p, reply, &addr, port, client_port);
+}

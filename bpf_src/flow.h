@@ -1,0 +1,232 @@
+/* The flow tables: finding, adding and ending flows. docs/datapath.md tells the whole story. */
+#pragma once
+
+INLINE void make_key(struct flow_key *key, const struct packet *p)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->src = p->src;
+	key->dst = p->dst;
+	key->sport = p->sport;
+	key->dport = p->dport;
+	key->proto = p->proto;
+}
+
+/* The key of the other direction's entry; the same formula both ways. */
+INLINE void make_pair_key(struct flow_key *pair, const struct flow_key *key, const struct flow *f)
+{
+	__builtin_memset(pair, 0, sizeof(*pair));
+	if (f->flags & FLOW_REPLY) {
+		pair->src = key->dst;
+		pair->sport = f->client_port;
+		pair->dst = f->addr;
+		pair->dport = f->port;
+	} else {
+		pair->src = f->addr;
+		pair->sport = f->port;
+		pair->dst = key->src;
+		pair->dport = f->client_port;
+	}
+	pair->proto = key->proto;
+}
+
+/* Does `pair`, found under the pair key, belong to the flow of `key`? */
+INLINE bool is_pair(const struct flow *pair, const struct flow_key *key, const struct flow *f)
+{
+	if (f->flags & FLOW_REPLY)
+		return !(pair->flags & FLOW_REPLY) && same_address(&pair->addr, &key->src) &&
+		       pair->port == key->sport && pair->client_port == key->dport;
+	return pair->flags & FLOW_REPLY && same_address(&pair->addr, &key->dst) &&
+	       pair->port == key->dport && pair->client_port == key->sport;
+}
+
+INLINE u64 *tcp_entries(struct table_state *state)
+{
+#if FAMILY == 6
+	return &state->tcp_entries6;
+#else
+	return &state->tcp_entries4;
+#endif
+}
+
+INLINE u32 *overflowed(struct table_state *state)
+{
+#if FAMILY == 6
+	return &state->overflowed6;
+#else
+	return &state->overflowed4;
+#endif
+}
+
+INLINE u32 *has_direct(struct table_state *state)
+{
+#if FAMILY == 6
+	return &state->direct6;
+#else
+	return &state->direct4;
+#endif
+}
+
+INLINE struct flow *find_flow(struct flow_key *key)
+{
+	struct table_state *state;
+	struct flow *f;
+
+	if (key->proto != IPPROTO_TCP)
+		return FLOWS_LRU.lookup(key);
+	f = FLOWS.lookup(key);
+	if (f)
+		return f;
+	state = get_table_state();
+	if (state && *overflowed(state))
+		return FLOWS_LRU.lookup(key);
+	return 0;
+}
+
+/* Is the plain TCP table so full that only established flows may enter? */
+INLINE bool under_pressure(const struct table_state *state)
+{
+	const struct config *c = get_config();
+
+	return c && *tcp_entries((struct table_state *)state) >= c->flow_limit;
+}
+
+/* Adds an entry that must not exist yet. 0, -EEXIST, or another error when there is no room. */
+INLINE int add_flow(struct flow_key *key, struct flow *f)
+{
+	struct table_state *state = get_table_state();
+	int error;
+
+	if (!state)
+		return -ENOENT;
+	if (key->proto == IPPROTO_TCP) {
+		if (!under_pressure(state)) {
+			error = FLOWS.insert(key, f);
+			if (!error)
+				__sync_fetch_and_add(tcp_entries(state), 1);
+			if (!error || error == -EEXIST)
+				return error;
+		}
+		*overflowed(state) = 1;
+	}
+	return FLOWS_LRU.insert(key, f);
+}
+
+INLINE void delete_flow(struct flow_key *key)
+{
+	struct table_state *state = get_table_state();
+
+	if (key->proto == IPPROTO_TCP && !FLOWS.delete(key)) {
+		if (state)
+			__sync_fetch_and_add(tcp_entries(state), -1);
+		return;
+	}
+	FLOWS_LRU.delete(key);
+}
+
+/* A hairpin flow has two more entries; see hairpin.h. */
+INLINE void delete_hairpin_sides(const struct flow_key *key, const struct flow *f)
+{
+	struct flow_key side = {};
+	struct flow *out;
+
+	side.src = f->addr;
+	side.sport = f->client_port;
+	side.dst = f->addr;
+	side.dport = f->port;
+	side.proto = key->proto;
+	out = find_flow(&side);
+	if (out && out->state == FLOW_SIDE) {
+		struct flow_key back = {};
+
+		back.src = side.dst;
+		back.sport = side.dport;
+		back.dst = out->addr;
+		back.dport = out->port;
+		back.proto = key->proto;
+		delete_flow(&side);
+		delete_flow(&back);
+	}
+}
+
+/* Ends a flow, given its forward entry. `keep_reply` leaves the reply entry in TIME_WAIT, so that
+ * nobody else gets its tuple while the backend still holds it. */
+INLINE void end_flow(struct flow_key *key, struct flow *f, bool keep_reply)
+{
+	struct flow_key pair_key;
+	struct flow *pair;
+
+	flush_counts(f);
+	make_pair_key(&pair_key, key, f);
+	if (f->flags & FLOW_HAIRPIN)
+		delete_hairpin_sides(key, f);
+	pair = find_flow(&pair_key);
+	if (pair && is_pair(pair, key, f)) {
+		flush_counts(pair);
+		if (keep_reply)
+			pair->state = FLOW_TIME_WAIT;
+		else
+			delete_flow(&pair_key);
+	}
+	delete_flow(key);
+}
+
+INLINE u32 timeout_of(const struct config *c, const struct flow *f)
+{
+	switch (f->state) {
+	case FLOW_SYN:
+		return c->syn_timeout;
+	case FLOW_ESTABLISHED:
+		return c->established_timeout;
+	case FLOW_CLOSING:
+		return c->closing_timeout;
+	case FLOW_RESET:
+		return c->reset_timeout;
+	case FLOW_TIME_WAIT:
+		return c->time_wait_timeout;
+	}
+	return f->flags & FLOW_REPLIED ? c->datagram_stream_timeout : c->datagram_timeout;
+}
+
+/* Has nothing been seen of this entry for as long as its state allows? */
+INLINE bool idle(const struct flow *f, u32 tick)
+{
+	const struct config *c = get_config();
+
+	return c && tick - f->seen > timeout_of(c, f);
+}
+
+/* Is the TCP conversation over, so that a SYN on the same ports is a new one? */
+INLINE bool finished(const struct flow *f, u32 tick)
+{
+	if (f->state == FLOW_RESET || f->state == FLOW_TIME_WAIT)
+		return true;
+	if (f->state == FLOW_CLOSING && f->flags & FLOW_FIN && f->flags & FLOW_PEER_FIN)
+		return true;
+	return idle(f, tick);
+}
+
+/* May the backend of this flow still carry it? */
+INLINE bool still_serving(const struct flow *f)
+{
+	u32 id = f->backend & BACKEND_ID_MASK;
+	struct backend *b = backends.lookup(&id);
+
+	return b && b->flags & BACKEND_SERVING &&
+	       b->generation == f->backend >> BACKEND_GENERATION_SHIFT;
+}
+
+/* Moves an established flow's entry out of the table that forgets. */
+INLINE void promote(struct flow_key *key)
+{
+	struct table_state *state = get_table_state();
+	struct flow *f = FLOWS_LRU.lookup(key);
+	struct flow copy;
+
+	if (!f || !state)
+		return;
+	copy = *f;
+	if (FLOWS.insert(key, &copy))
+		return;
+	__sync_fetch_and_add(tcp_entries(state), 1);
+	FLOWS_LRU.delete(key);
+}

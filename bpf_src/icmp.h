@@ -1,0 +1,128 @@
+/* ICMP errors about translated flows: the packet they quote is one that the receiver never sent or
+ * got in that form, so the quote is translated as well as the outer header. */
+#pragma once
+
+INLINE bool is_icmp_error(struct __sk_buff *skb, const struct packet *p)
+{
+	u8 type;
+
+	if (p->fragment == FRAGMENT_LATER || bpf_skb_load_bytes(skb, p->l4, &type, 1))
+		return false;
+#if FAMILY == 6
+	return type >= 1 && type <= 4;
+#else
+	return type == 3 || type == 11 || type == 12;
+#endif
+}
+
+/* The quoted packet: addresses, ports and offsets within the outer frame. */
+INLINE bool parse_quote(struct __sk_buff *skb, const struct packet *outer, struct packet *inner)
+{
+	u16 ports[2];
+
+	__builtin_memset(inner, 0, sizeof(*inner));
+	inner->l3 = outer->l4 + 8;
+#if FAMILY == 4
+	struct iphdr ip;
+
+	if (bpf_skb_load_bytes(skb, inner->l3, &ip, sizeof(ip)) || ip.ihl < 5 || ip.version != 4)
+		return false;
+	if (ntohs(ip.frag_off) & 0x1fff)
+		return false;
+	inner->src = ip.saddr;
+	inner->dst = ip.daddr;
+	inner->proto = ip.protocol;
+	inner->l4 = inner->l3 + ip.ihl * 4;
+#else
+	struct ipv6hdr ip;
+
+	if (bpf_skb_load_bytes(skb, inner->l3, &ip, sizeof(ip)) || ip.version != 6)
+		return false;
+	__builtin_memcpy(&inner->src, &ip.saddr, 16);
+	__builtin_memcpy(&inner->dst, &ip.daddr, 16);
+	inner->proto = ip.nexthdr;
+	inner->l4_length = ntohs(ip.payload_len);
+	if (skip_extensions(skb, inner) || inner->fragment == FRAGMENT_LATER)
+		return false;
+#endif
+	if (!has_ports(inner->proto) || bpf_skb_load_bytes(skb, inner->l4, ports, sizeof(ports)))
+		return false;
+	inner->sport = ports[0];
+	inner->dport = ports[1];
+	return true;
+}
+
+/* Changes one address and the ports of the quote; the ICMP checksum follows. */
+INLINE int rewrite_quote(struct __sk_buff *skb, u32 icmp_check, struct packet *inner, bool source,
+			 ip_addr *to, u16 sport, u16 dport)
+{
+	u32 old_ports = join_ports(inner->sport, inner->dport), ports = join_ports(sport, dport);
+	ip_addr from = source ? inner->src : inner->dst;
+	u32 check_offset = checksum_offset(inner);
+	s64 addresses = bpf_csum_diff((void *)&from, sizeof(from), (void *)to, sizeof(*to), 0);
+	s64 changed = bpf_csum_diff(&old_ports, 4, &ports, 4, 0);
+	s64 covered = bpf_csum_diff(&old_ports, 4, &ports, 4, addresses);
+	u16 check;
+	int error = 0;
+
+	/* The quote may end before TCP's checksum, which is none of our business then. */
+	if (check_offset && !bpf_skb_load_bytes(skb, check_offset, &check, 2) &&
+	    (check || inner->proto == IPPROTO_TCP)) {
+		u32 old = check, new;
+
+		check = ~fold((u64)fold(covered) + (u16)~check);
+		new = check;
+		changed = bpf_csum_diff(&old, 4, &new, 4, changed);
+		error |= bpf_skb_store_bytes(skb, check_offset, &check, 2, 0);
+	}
+#if FAMILY == 4
+	/* The quoted header's own checksum makes up for the address. */
+	error |= bpf_l3_csum_replace(skb, inner->l3 + 10, from, *to, 4);
+	error |= bpf_skb_store_bytes(skb, inner->l3 + (source ? 12 : 16), to, 4, 0);
+#else
+	changed = (u64)fold(changed) + fold(addresses);
+	error |= bpf_skb_store_bytes(skb, inner->l3 + (source ? 8 : 24), to, 16, 0);
+#endif
+	error |= bpf_skb_store_bytes(skb, inner->l4, &ports, 4, 0);
+	error |= bpf_l4_csum_replace(skb, icmp_check, 0, changed, 0);
+	return error;
+}
+
+/* `reply`: towards the pod, about what it sent. Otherwise from the pod, about what it received. */
+INLINE int icmp_error(struct __sk_buff *skb, bool reply)
+{
+	struct packet outer, inner;
+	struct flow_key key = {};
+	struct flow *f;
+	ip_addr to;
+	u16 port, client_port;
+	int error;
+
+	if (parse_addresses(skb, &outer) || !parse_quote(skb, &outer, &inner))
+		return PASS;
+	key.src = inner.dst;
+	key.sport = inner.dport;
+	key.dst = inner.src;
+	key.dport = inner.sport;
+	key.proto = inner.proto;
+	f = find_flow(&key);
+	if (!f)
+		return PASS;
+	to = f->addr;
+	port = f->port;
+	client_port = f->client_port;
+	count(skb, REASON_ICMP_TRANSLATED);
+	error = reply ? rewrite_quote(skb, outer.l4 + 2, &inner, false, &to, client_port, port)
+		      : rewrite_quote(skb, outer.l4 + 2, &inner, true, &to, port, client_port);
+	/* A router on the way speaks for itself; the backend speaks as the service. */
+	if (!reply || same_address(&outer.src, &inner.dst)) {
+		ip_addr from = reply ? outer.src : outer.dst;
+		u32 check = FAMILY == 6 ? outer.l4 + 2 : NO_CHECKSUM;
+
+		error |= rewrite_address(skb, outer.l3, reply, check, 0, &from, &to);
+	}
+	if (!error)
+		return PASS;
+	count(skb, REASON_REWRITE_FAILED);
+	return DROP;
+}

@@ -1,0 +1,19 @@
+/* What the kernel's own headers would give: byte order, and the errors its map helpers return. */
+#pragma once
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define htons(x) ((u16)__builtin_bswap16(x))
+#define htonl(x) ((u32)__builtin_bswap32(x))
+#else
+#define htons(x) ((u16)(x))
+#define htonl(x) ((u32)(x))
+#endif
+#define ntohs(x) htons(x)
+#define ntohl(x) htonl(x)
+
+#define offsetof(type, member) __builtin_offsetof(type, member)
+
+#define ENOENT 2
+#define EAGAIN 11
+#define EFAULT 14
+#define EEXIST 17

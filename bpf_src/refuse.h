@@ -1,0 +1,248 @@
+/* Refusing at once, from here: a TCP reset, or ICMP port unreachable, sent back where the packet came
+ * from. No rate limit, no help from the stack. The packet itself becomes the answer.
+ *
+ * A packet whose checksum is still to be filled in by the device (CHECKSUM_PARTIAL: most of what pods
+ * send) stays one, and the device will sum from where the transport header was. So that header stays
+ * where it is, and its checksum field is given what that kind of packet needs. */
+#pragma once
+
+#if FAMILY == 6
+#define UNREACHABLE_TYPE 1
+#define UNREACHABLE_CODE 4
+#define QUOTE_MAX (40 + 48 + 8) /* extension headers beyond that: dropped instead */
+#else
+#define UNREACHABLE_TYPE 3
+#define UNREACHABLE_CODE 3
+#define QUOTE_MAX (60 + 8)
+#endif
+#define QUOTED_TRANSPORT 8
+#define ANSWER_TTL 64
+
+/* Counts why and hands the packet to the program that answers. */
+INLINE int refuse(struct __sk_buff *skb, u32 reason)
+{
+	count(skb, reason);
+	programs.call(skb, FAMILY_PROGRAM(REFUSE));
+	count(skb, REASON_INTERNAL);
+	return DROP;
+}
+
+INLINE u16 fold(s64 sum)
+{
+	u32 s = sum;
+
+	s = (s & 0xffff) + (s >> 16);
+	s = (s & 0xffff) + (s >> 16);
+	return s;
+}
+
+/* The helper leaves a CHECKSUM_PARTIAL packet's field alone and changes any other's: the only way to
+ * tell from here. The field is restored. */
+INLINE bool checksum_pending(struct __sk_buff *skb, u32 offset)
+{
+	u16 before = 0, after = 0;
+
+	if (bpf_skb_load_bytes(skb, offset, &before, 2) ||
+	    bpf_l4_csum_replace(skb, offset, 0, 1, 2) ||
+	    bpf_skb_load_bytes(skb, offset, &after, 2))
+		return false;
+	if (before == after)
+		return true;
+	bpf_skb_store_bytes(skb, offset, &before, 2, 0);
+	return false;
+}
+
+INLINE void swap_macs(struct __sk_buff *skb)
+{
+	u8 macs[12], swapped[12];
+
+	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+		return;
+	__builtin_memcpy(swapped, macs + 6, 6);
+	__builtin_memcpy(swapped + 6, macs, 6);
+	bpf_skb_store_bytes(skb, 0, swapped, sizeof(swapped), 0);
+}
+
+/* Sum of the pseudo header of an answer: the original's addresses, either way round. */
+INLINE s64 pseudo_sum(struct packet *p, u32 proto, u32 length)
+{
+	u32 tail[2] = {htonl(length), htonl(proto)};
+	s64 sum = bpf_csum_diff(0, 0, (void *)&p->src, sizeof(p->src), 0);
+
+	sum = bpf_csum_diff(0, 0, (void *)&p->dst, sizeof(p->dst), sum);
+	return bpf_csum_diff(0, 0, (void *)tail, sizeof(tail), sum);
+}
+
+/* Turns the IP header at `l3` round: the service answers the client. Other headers stay. */
+INLINE int answer_header(struct __sk_buff *skb, struct packet *p, u32 payload)
+{
+#if FAMILY == 4
+	struct iphdr old, ip;
+	s64 difference;
+
+	if (bpf_skb_load_bytes(skb, p->l3, &old, sizeof(old)))
+		return -EFAULT;
+	ip = old;
+	ip.saddr = p->dst;
+	ip.daddr = p->src;
+	ip.tot_len = htons(p->l4 - p->l3 + payload);
+	ip.id = 0;
+	ip.frag_off = htons(0x4000);
+	ip.ttl = ANSWER_TTL;
+	difference = bpf_csum_diff((void *)&old, sizeof(old), (void *)&ip, sizeof(ip), 0);
+	ip.check = ~fold((u32)difference + (u16)~old.check);
+	return bpf_skb_store_bytes(skb, p->l3, &ip, sizeof(ip), 0);
+#else
+	struct ipv6hdr ip;
+
+	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
+		return -EFAULT;
+	__builtin_memcpy(&ip.saddr, &p->dst, 16);
+	__builtin_memcpy(&ip.daddr, &p->src, 16);
+	ip.payload_len = htons(p->l4 - p->l3 - IP_HEADER_LENGTH + payload);
+	ip.hop_limit = ANSWER_TTL;
+	return bpf_skb_store_bytes(skb, p->l3, &ip, sizeof(ip), 0);
+#endif
+}
+
+INLINE int send_back(struct __sk_buff *skb)
+{
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/* RFC 9293, 3.10.7.1: what a closed port answers. */
+INLINE int answer_reset(struct __sk_buff *skb, struct packet *p)
+{
+	struct tcphdr old, tcp = {};
+	bool pending = checksum_pending(skb, p->l4 + 16);
+	s64 sum;
+	u32 length;
+
+	if (bpf_skb_load_bytes(skb, p->l4, &old, sizeof(old)))
+		return DROP;
+	length = p->l4_length - old.doff * 4;
+	tcp.source = old.dest;
+	tcp.dest = old.source;
+	tcp.doff = sizeof(tcp) / 4;
+	tcp.rst = 1;
+	if (old.ack) {
+		tcp.seq = old.ack_seq;
+	} else {
+		tcp.ack = 1;
+		tcp.ack_seq = htonl(ntohl(old.seq) + length + old.syn + old.fin);
+	}
+	sum = pseudo_sum(p, IPPROTO_TCP, sizeof(tcp));
+	if (pending) {
+		tcp.check = fold(sum);
+	} else {
+		sum = bpf_csum_diff(0, 0, (void *)&tcp, sizeof(tcp), sum);
+		tcp.check = ~fold(sum);
+	}
+	if (bpf_skb_change_tail(skb, p->l4 + sizeof(tcp), 0) ||
+	    bpf_skb_store_bytes(skb, p->l4, &tcp, sizeof(tcp), 0) ||
+	    answer_header(skb, p, sizeof(tcp)))
+		return DROP;
+	swap_macs(skb);
+	return send_back(skb);
+}
+
+struct unreachable {
+#if FAMILY == 6
+	struct ipv6hdr ip;
+#else
+	struct iphdr ip;
+#endif
+	__u8 type;
+	__u8 code;
+	__u16 check;
+	__u32 unused;
+} __attribute__((packed));
+
+INLINE void fill_unreachable(struct unreachable *u, struct packet *p, u32 quoted, s64 quote_sum)
+{
+	u32 icmp = 8 + quoted;
+	s64 sum;
+
+	__builtin_memset(u, 0, sizeof(*u));
+#if FAMILY == 4
+	u->ip.version = 4;
+	u->ip.ihl = 5;
+	u->ip.tot_len = htons(sizeof(u->ip) + icmp);
+	u->ip.frag_off = htons(0x4000);
+	u->ip.ttl = ANSWER_TTL;
+	u->ip.protocol = IPPROTO_ICMP;
+	u->ip.saddr = p->dst;
+	u->ip.daddr = p->src;
+	u->ip.check = ~fold(bpf_csum_diff(0, 0, (void *)&u->ip, sizeof(u->ip), 0));
+	sum = quote_sum;
+#else
+	u->ip.version = 6;
+	u->ip.payload_len = htons(icmp);
+	u->ip.nexthdr = IPPROTO_ICMPV6;
+	u->ip.hop_limit = ANSWER_TTL;
+	__builtin_memcpy(&u->ip.saddr, &p->dst, 16);
+	__builtin_memcpy(&u->ip.daddr, &p->src, 16);
+	sum = (u32)quote_sum + (u64)fold(pseudo_sum(p, IPPROTO_ICMPV6, icmp));
+	sum = (u32)sum + (sum >> 32);
+#endif
+	u->type = UNREACHABLE_TYPE;
+	u->code = UNREACHABLE_CODE;
+	sum = bpf_csum_diff(0, 0, (void *)&u->type, 8, sum);
+	u->check = ~fold(sum);
+}
+
+/* Sum of what is quoted, as it will be on the wire: if the device still fills in UDP's checksum, the
+ * eight bytes it covers will sum to the complement of what the field holds now. */
+INLINE s64 sum_quote(struct __sk_buff *skb, struct packet *p, u32 headers, bool pending)
+{
+	u8 quote[QUOTE_MAX] = {};
+	u32 length = headers + (pending ? 0 : QUOTED_TRANSPORT);
+	u16 held;
+	s64 sum;
+
+	if (length < IP_HEADER_LENGTH || length > sizeof(quote) ||
+	    bpf_skb_load_bytes(skb, p->l3, quote, length))
+		return -1;
+	sum = bpf_csum_diff(0, 0, (void *)quote, sizeof(quote), 0);
+	if (!pending)
+		return sum;
+	if (bpf_skb_load_bytes(skb, p->l4 + 6, &held, 2))
+		return -1;
+	return (u32)fold(sum) + (u16)~held;
+}
+
+/* Room for the new headers goes in front of the frame, so that nothing of the quote moves. */
+INLINE int answer_unreachable(struct __sk_buff *skb, struct packet *p)
+{
+	struct unreachable answer;
+	u32 headers = p->l4 - p->l3, link_rest = (p->l3 - 12) & 15;
+	bool pending = p->proto == IPPROTO_UDP && checksum_pending(skb, p->l4 + 6);
+	u8 link[16] = {};
+	s64 sum;
+
+	if (headers > QUOTE_MAX - QUOTED_TRANSPORT || !link_rest || p->l4_length < QUOTED_TRANSPORT)
+		return DROP;
+	sum = sum_quote(skb, p, headers, pending);
+	if (sum < 0)
+		return DROP;
+	fill_unreachable(&answer, p, headers + QUOTED_TRANSPORT, sum);
+	swap_macs(skb);
+	if (bpf_skb_change_tail(skb, p->l4 + QUOTED_TRANSPORT, 0) ||
+	    bpf_skb_change_head(skb, sizeof(answer), 0) ||
+	    bpf_skb_load_bytes(skb, sizeof(answer), link, 12) ||
+	    bpf_skb_store_bytes(skb, 0, link, 12, 0) ||
+	    bpf_skb_load_bytes(skb, sizeof(answer) + 12, link, link_rest) ||
+	    bpf_skb_store_bytes(skb, 12, link, link_rest, 0) ||
+	    bpf_skb_store_bytes(skb, p->l3, &answer, sizeof(answer), 0))
+		return DROP;
+	return send_back(skb);
+}
+
+INLINE int answer(struct __sk_buff *skb)
+{
+	struct packet p;
+
+	if (parse_addresses(skb, &p) || p.fragment == FRAGMENT_LATER || parse_ports(skb, &p))
+		return DROP;
+	return p.proto == IPPROTO_TCP ? answer_reset(skb, &p) : answer_unreachable(skb, &p);
+}
