@@ -1,0 +1,59 @@
+"""What one service port means on this node: the records that resolving hands to planning."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import msgspec
+
+from lbctl.addresses import Prefix
+
+
+class FrontendKind(IntFlag):
+    """What an address is to its service: `enum frontend_flag` of bpf_src/consts.h, without the
+    prefix. ADDRESS marks a live ClusterIP itself (port 0, protocol 0); planning adds those."""
+
+    CLUSTER_IP = 1
+    NODE_PORT = 2
+    EXTERNAL_IP = 4
+    LOAD_BALANCER = 8
+    ADDRESS = 16
+    SOURCE_RANGES = 32
+
+
+class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):
+    """A backend. Identity within a service port is (address, port)."""
+
+    address: bytes  # 16 bytes
+    port: int
+    local: bool  # on this node
+
+
+class Frontend(msgspec.Struct, frozen=True, gc=False, order=True):
+    """An address and port that clients call."""
+
+    address: bytes  # 16 bytes
+    port: int
+    protocol: int
+    kind: FrontendKind
+
+
+class ResolvedPort(msgspec.Struct, frozen=True, gc=False):
+    """One port of a service in one family, all its addresses and both of its endpoint sets.
+
+    `cluster_drop` and `local_drop` say what an empty set means: drop, where it would refuse.
+    """
+
+    name: str  # namespace/service:port/TCP/v4
+    protocol: int
+    frontends: tuple[Frontend, ...]
+    cluster: tuple[Endpoint, ...]  # usable anywhere, sorted
+    local: tuple[Endpoint, ...]  # usable on this node, sorted
+    cluster_drop: bool
+    local_drop: bool
+    internal_local: bool  # pods and others calling the ClusterIP use `local`
+    external_local: bool  # traffic from outside to the other addresses uses `local`
+    affinity_seconds: int  # 0: none
+    source_ranges: tuple[Prefix, ...]  # of this family, empty: no restriction
+    warnings: tuple[str, ...]
+    hints: str  # why topology hints narrow `cluster`, or why not
