@@ -45,9 +45,11 @@ class MissingFeature(LbError):
 class KernelError(LbError):
     """A system call failed. `errno` is its number; the message is already a sentence."""
 
-    def __init__(self, what: str, errno: int, hint: str = "") -> None:
+    def __init__(self, what: str, errno: int, hint: str = "", said: bool = False) -> None:
+        """`said`: `what` explains the number already."""
         name = errno_names.errorcode.get(errno, str(errno))
-        super().__init__(f"{what}: {os.strerror(errno)} ({name})", hint or _HINTS.get(errno, ""))
+        message = what if said else f"{what}: {os.strerror(errno)} ({name})"
+        super().__init__(message, hint or _HINTS.get(errno, ""))
         self.errno = errno
 
 

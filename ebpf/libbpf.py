@@ -219,6 +219,12 @@ def map_create(
     return fd
 
 
+def map_update(fd: int, key: Any, value: Any, name: str) -> None:
+    """One element of an array, per-CPU array or program array."""
+    if (code := library().bpf_map_update_elem(fd, key, value, 0)) < 0:
+        raise KernelError(f"cannot write {name}", -code)
+
+
 def obj_pin(fd: int, path: str) -> None:
     """Raises KernelError EEXIST when the path is taken."""
     if (code := library().bpf_obj_pin(fd, path.encode())) < 0:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Mapping
 from types import TracebackType
 
-from ebpf import libbpf, maps
+from ebpf import bpffs, libbpf, maps
 from ebpf.errors import CompileError, LbError
+from ebpf.instance import Instance
 from ebpf.layouts import Bundle, Field, MapSpec, Program, Record
 from ebpf.maps import ProgramArray
 
@@ -94,6 +96,49 @@ class Generation:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def load_generation(bundle: Bundle, instance: Instance) -> Generation:
+    """The programs of `bundle` on the maps of `instance`, pinned; what is pinned already is reused.
+
+    A generation is known by the bundle's hash and the ids of the maps it works on, so a start with
+    the same code on the same maps loads nothing.
+    """
+    directory = instance.pin_dir / "programs" / generation_key(bundle, instance)
+    entries = bundle.programs.keys() - bundle.tail_programs().keys()
+    if all((directory / name).exists() for name in (*entries, PROGRAM_ARRAY)):
+        array = maps.wrap(_array_spec(bundle), libbpf.obj_get(str(directory / PROGRAM_ARRAY)))
+        assert isinstance(array, ProgramArray)
+        return Generation(
+            {name: libbpf.obj_get(str(directory / name)) for name in sorted(entries)}, {}, array
+        )
+    made = Generation.load(bundle, instance.map_fds())
+    made.close_tails()
+    # Renamed when complete: a generation is all there or not at all.
+    fresh = directory.with_name(f"{directory.name}~new")
+    bpffs.remove_tree(fresh)
+    bpffs.remove_tree(directory)
+    bpffs.make_directory(fresh)
+    bpffs.pin(made.array.fd, fresh / PROGRAM_ARRAY)
+    for name, fd in made.fds.items():
+        bpffs.pin(fd, fresh / name)
+    fresh.rename(directory)
+    return made
+
+
+def generation_key(bundle: Bundle, instance: Instance) -> str:
+    """The name of the directory of this bundle's programs on these maps."""
+    ids = sorted((name, instance.map(name).id) for name in instance.map_names())
+    return hashlib.sha256(f"{bundle.hash} {ids}".encode()).hexdigest()[:16]
+
+
+def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
+    """Unpins the generations that `bundle` replaced; returns how many. Once no link runs them."""
+    kept = generation_key(bundle, instance)
+    others = [p for p in (instance.pin_dir / "programs").iterdir() if p.name != kept]
+    for path in others:
+        bpffs.remove_tree(path)
+    return len(others)
 
 
 def _array_spec(bundle: Bundle) -> MapSpec:

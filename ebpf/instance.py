@@ -1,0 +1,227 @@
+"""One instance: everything that is pinned in one directory of the BPF file system.
+
+meta                     layouts and constants, see ebpf/meta.py
+maps/NAME                the maps
+old/NAME-ID              maps that were replaced and may still be in use, see `finish`
+programs/KEY/NAME        the attached programs of one generation, and its program array
+links/IFNAME-DIRECTION   what is attached where, see ebpf/attach.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from ebpf import bpffs, libbpf, maps, meta, migrate
+from ebpf.errors import LayoutError
+from ebpf.layouts import Bundle
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray
+from ebpf.meta import Meta
+from ebpf.sizes import LIMITS, Sizes
+
+__all__ = ["Instance", "Sizes"]
+
+DEFAULT_PIN_DIR = Path("/sys/fs/bpf/lbctl")
+# A prog array belongs to a generation, not to the instance.
+_PER_GENERATION = ("programs",)
+
+
+class Instance:
+    """The maps of a pin directory, as attributes by name. Opened when first asked for.
+
+    A writer (`create_or_open`) holds the directory's lock; readers need none.
+    """
+
+    frontends: HashMap
+    names: HashMap
+    services: ArrayMap
+    slots: ArrayMap
+    backends: ArrayMap
+    service_filter: ArrayMap
+    backend_filter: ArrayMap
+    service_counters: ArrayMap
+    config: ArrayMap
+    table_state: ArrayMap
+    counters: PerCpuArray
+    flows4: HashMap
+    flows4_lru: HashMap
+    fragments4: HashMap
+    flows6: HashMap
+    flows6_lru: HashMap
+    fragments6: HashMap
+
+    def __init__(self, pin_dir: Path, notes: Meta, readonly: bool, lock: bpffs.Lock | None) -> None:
+        self.pin_dir = pin_dir
+        self.meta = notes
+        self.readonly = readonly
+        self._lock = lock
+        self._open: dict[str, Map] = {}
+
+    @classmethod
+    def open(cls, pin_dir: Path | str = DEFAULT_PIN_DIR, readonly: bool = True) -> Instance:
+        """The instance that is there, without compiling and without its lock.
+
+        Raises LbError when there is none, LayoutError (when a map is first used) for a pinned map
+        that is not what the instance pinned.
+        """
+        pin_dir = Path(pin_dir)
+        return cls(pin_dir, Meta.open(pin_dir, readonly), readonly, None)
+
+    @classmethod
+    def create_or_open(
+        cls, pin_dir: Path | str, bundle: Bundle, sizes: Sizes | None = None
+    ) -> Instance:
+        """The instance for `bundle`, locked; what is missing is created.
+
+        A map whose layout differs from the bundle's, or that is smaller than `sizes` asks, is
+        replaced by a new one with the same contents; the old one stays for the programs that use
+        it until `finish`. A larger map than asked for is kept. Without `sizes` existing maps keep
+        their size and new ones are sized for the machine. Raises InUseError, LayoutError,
+        KernelError, MissingFeature (no BPF file system).
+        """
+        pin_dir = Path(pin_dir)
+        bpffs.make_directory(pin_dir)
+        with contextlib.ExitStack() as undo:
+            lock = bpffs.Lock(pin_dir)
+            undo.callback(lock.close)
+            for part in ("maps", "programs", "links"):
+                bpffs.make_directory(pin_dir / part)
+            made = cls(pin_dir, Meta.create_or_open(pin_dir), False, lock)
+            undo.callback(made.close)
+            made._prepare(bundle, sizes)
+            undo.pop_all()
+        return made
+
+    def __getattr__(self, name: str) -> Map:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.map(name)
+
+    def map(self, name: str) -> Map:
+        """A map by name. Raises LayoutError if there is none of that name, or another kind."""
+        if name not in self._open:
+            self._open[name] = self._open_pinned(name)
+        return self._open[name]
+
+    def map_names(self) -> list[str]:
+        """Names of the pinned maps, sorted."""
+        return sorted(path.name for path in (self.pin_dir / "maps").iterdir())
+
+    def map_fds(self) -> dict[str, int]:
+        """Every map's descriptor by name: what programs are loaded with."""
+        return {name: self.map(name).fd for name in self.map_names()}
+
+    @property
+    def enums(self) -> dict[str, int]:
+        """The constants of consts.h that the running programs were compiled with."""
+        return self.meta.enums()
+
+    def require(self, bundle: Bundle) -> None:
+        """Raises LayoutError unless the maps are laid out as `bundle` expects."""
+        for name, spec in bundle.maps.items():
+            if name not in _PER_GENERATION and self.map(name).spec != spec:
+                raise LayoutError(
+                    f"map {name} of {self.pin_dir} was made by another version of lbctl",
+                    "Use the version that the agent runs, or restart the agent with this one.",
+                )
+
+    def finish(self) -> int:
+        """Ends a replacement of maps, once every link runs programs on the new ones.
+
+        Entries that the old programs still made are carried over, the old maps are let go. Returns
+        how many entries came. Does nothing when nothing was replaced.
+        """
+        carried = 0
+        directory = self.pin_dir / "old"
+        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+            name = path.name.rsplit("-", 1)[0]
+            fd = libbpf.obj_get(str(path))
+            old = maps.wrap(self.meta.spec_of(name, fd), fd)
+            try:
+                if (self.pin_dir / "maps" / name).exists():
+                    carried += migrate.copy(old, self.map(name), create_only=True)
+            finally:
+                old.close()
+            path.unlink()
+        bpffs.remove_tree(directory)
+        self.meta.forget_maps({(name, self.map(name).id) for name in self.map_names()})
+        return carried
+
+    def close(self) -> None:
+        """Closes descriptors and lets go of the lock; what is pinned stays."""
+        for opened in self._open.values():
+            opened.close()
+        self._open.clear()
+        self.meta.close()
+        if self._lock:
+            self._lock.close()
+
+    def __enter__(self) -> Instance:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_pinned(self, name: str) -> Map:
+        path = self.pin_dir / "maps" / name
+        if not path.exists():
+            raise LayoutError(
+                f"the instance at {self.pin_dir} has no map {name}",
+                "It was made by another version of lbctl; restarting the agent adds what is new.",
+            )
+        fd = libbpf.obj_get(str(path), self.readonly)
+        spec = self.meta.spec_of(name, fd)
+        if self.readonly and spec.flags & maps.F_MMAPABLE:
+            # The kernel maps no array from a descriptor that may only read (EINVAL, 6.18); it is
+            # the mapping that is read-only then.
+            os.close(fd)
+            fd = libbpf.obj_get(str(path))
+            meta.check(spec, fd, path)
+        return maps.wrap(spec, fd, self.readonly)
+
+    def _prepare(self, bundle: Bundle, sizes: Sizes | None) -> None:
+        """Creates and replaces maps until all are as `bundle` and `sizes` want them."""
+        wanted = (sizes or Sizes.automatic_here()).max_entries(bundle.enums)
+        for name, spec in bundle.maps.items():
+            if name in _PER_GENERATION:
+                continue
+            path = self.pin_dir / "maps" / name
+            entries = wanted.get(name, 1)
+            if not path.exists():
+                self._adopt(maps.create(spec, entries), path)
+                continue
+            old = self._open_pinned(name)
+            fixed = name not in LIMITS
+            if old.spec == spec and not (
+                old.max_entries < entries and (sizes is not None or fixed)
+            ):
+                self._open[name] = old
+                continue
+            new = maps.create(spec, max(entries, old.max_entries))
+            migrate.copy(old, new)
+            os.makedirs(self.pin_dir / "old", exist_ok=True)
+            kept = self.pin_dir / "old" / f"{name}-{old.id}"
+            if not kept.exists():
+                os.link(path, kept)
+            old.close()
+            self._adopt(new, path)
+        self.meta.note_bundle(bundle)
+
+    def _adopt(self, new: Map, path: Path) -> None:
+        """The layout first: a pinned map is never without one."""
+        self.meta.note_map(new)
+        bpffs.pin(new.fd, path)
+        self._open[new.name] = new
+
+
+def remove(pin_dir: Path) -> None:
+    """Unpins everything of an instance; detaching is ebpf.attach's part and comes first."""
+    if not pin_dir.is_dir():
+        raise bpffs.absent(pin_dir)
+    bpffs.require(pin_dir)
+    lock = bpffs.Lock(pin_dir)
+    try:
+        bpffs.remove_tree(pin_dir)
+    finally:
+        lock.close()
