@@ -1,0 +1,110 @@
+"""Prints records: as a table for people, as JSON or YAML for programs. Data only, on stdout."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import click
+import msgspec
+
+FORMATS = ("table", "wide", "json", "yaml")
+
+Row = TypeVar("Row")
+
+# Tables that are not printed to a terminal are never folded: something reads their lines.
+UNFOLDED = 100_000
+
+
+class Column(NamedTuple, Generic[Row]):
+    """A column: title, the text of a row's cell, and how to show it."""
+
+    title: str
+    cell: Callable[[Row], str]
+    wide: bool = False
+    number: bool = False
+
+
+def write(
+    rows: Sequence[Row], columns: Sequence[Column[Row]], output: str, *, empty: str = ""
+) -> None:
+    """Prints `rows` in one of FORMATS. `empty` is said on stderr when a table has no row."""
+    if write_data(rows, output):
+        return
+    if not rows:
+        if empty:
+            click.echo(empty, err=True)
+        return
+    shown = [column for column in columns if output == "wide" or not column.wide]
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in shown:
+        table.add_column(column.title, justify="right" if column.number else "left")
+    for row in rows:
+        table.add_row(*(column.cell(row) for column in shown))
+    print_rich(table)
+
+
+def write_data(value: object, output: str) -> bool:
+    """Prints `value` if `output` is json or yaml, and says whether it was."""
+    if output == "json":
+        encoded = msgspec.json.format(msgspec.json.encode(value), indent=2)
+        click.echo(encoded.decode())
+        return True
+    if output == "yaml":
+        import yaml
+
+        text = yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False, allow_unicode=True)
+        click.echo(text, nl=False)
+        return True
+    return False
+
+
+def print_rich(renderable: object) -> None:
+    """Prints a rich renderable on stdout; unfolded and without colour when that is no terminal."""
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout,
+        width=None if terminal else UNFOLDED,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    with console.capture() as capture:
+        console.print(renderable)
+    lines = (line.rstrip() for line in capture.get().splitlines())
+    click.echo("\n".join(lines))
+
+
+UNITS = ("", "K", "M", "G", "T", "P")
+
+
+def count(number: int) -> str:
+    """A number short enough for a table: up to 5 digits as they are, then 123K, 4.5M (by 1000)."""
+    if number < 100_000:
+        return str(number)
+    return _short(number, 1000)
+
+
+def size(octets: int) -> str:
+    """Bytes for a table, in powers of 1024: 512, 64K, 1.5M."""
+    return _short(octets, 1024)
+
+
+def _short(number: int, base: int) -> str:
+    value = float(number)
+    for unit in UNITS:
+        if value < base or unit == UNITS[-1]:
+            break
+        value /= base
+    return f"{value:.1f}{unit}" if value < 10 and unit else f"{value:.0f}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """An age for a table: 5s, 3m, 2h, 4d."""
+    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"

@@ -1,0 +1,78 @@
+"""Endpoints as they are programmed: one row per service port and endpoint."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from lbctl import consts
+from lbctl.addresses import format_endpoint
+from lbctl.inspect import names
+from lbctl.inspect.names import PortName
+from lbctl.tables import ArrayTable, HashTable
+
+
+class BackendTables(Protocol):
+    """The maps this module reads."""
+
+    @property
+    def names(self) -> HashTable: ...
+    @property
+    def backends(self) -> ArrayTable: ...
+
+
+class BackendRow(msgspec.Struct, frozen=True):
+    """An endpoint of a service port. One that has left its service is `serving: false` until no
+    flow uses it any more."""
+
+    service: PortName
+    address: str
+    port: int
+    endpoint: str  # address:port, bracketed for IPv6
+    id: int
+    generation: int
+    serving: bool
+    here: bool  # runs on this node
+    sets: tuple[str, ...]  # of cluster, local
+
+
+def list_backends(tables: BackendTables, query: str = "") -> list[BackendRow]:
+    """Every backend, or those of the service that `query` means, also those only kept for their
+    flows; by service, then address. Raises NotFound."""
+    known = names.find(tables.names, query) if query else names.all_names(tables.names)
+    owners = tables.backends.records["service"]
+    used = tables.backends.records["port"] != 0  # a freed record is blank but for its generation
+    ids = np.flatnonzero(used & np.isin(owners, list(known)))
+    rows = rows_of(tables.backends, ids.tolist(), known)
+    return sorted(rows, key=lambda row: (row.service, row.address, row.port, row.id))
+
+
+def rows_of(
+    backends: ArrayTable, ids: Sequence[int], known: dict[int, PortName]
+) -> list[BackendRow]:
+    """The records with these ids, in their order; `known` names the services they belong to."""
+    records = backends.records[list(ids)]
+    rows = []
+    for backend, record in zip(ids, records, strict=True):
+        service, flags = int(record["service"]), int(record["flags"])
+        port = socket.ntohs(int(record["port"]))
+        endpoint = format_endpoint(record["addr"].tobytes(), port)
+        sets = [("cluster", consts.BACKEND_IN_CLUSTER), ("local", consts.BACKEND_IN_LOCAL)]
+        rows.append(
+            BackendRow(
+                service=known.get(service) or PortName.parse(f"service id {service}"),
+                address=endpoint.rpartition(":")[0].strip("[]"),
+                port=port,
+                endpoint=endpoint,
+                id=backend,
+                generation=int(record["generation"]),
+                serving=bool(flags & consts.BACKEND_SERVING),
+                here=bool(flags & consts.BACKEND_LOCAL),
+                sets=tuple(name for name, flag in sets if flags & flag),
+            )
+        )
+    return rows

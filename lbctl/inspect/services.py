@@ -1,0 +1,174 @@
+"""Service ports as they are programmed: addresses, policy, backends, counters."""
+
+from __future__ import annotations
+
+import socket
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from lbctl import consts
+from lbctl.addresses import format_endpoint
+from lbctl.contents import ArrayContents, region_of
+from lbctl.inspect import names
+from lbctl.inspect.backends import BackendRow, rows_of
+from lbctl.inspect.names import PortName
+from lbctl.resolved import FrontendKind
+from lbctl.tables import ArrayTable, HashTable
+
+TICK_SECONDS = (1 << consts.TICK_SHIFT) / 1e9
+
+# Kind of address to what people call it; the other flags of a frontend are not kinds.
+KINDS = {
+    FrontendKind.CLUSTER_IP: "ClusterIP",
+    FrontendKind.NODE_PORT: "NodePort",
+    FrontendKind.EXTERNAL_IP: "ExternalIP",
+    FrontendKind.LOAD_BALANCER: "LoadBalancer",
+}
+
+
+class ServiceTables(Protocol):
+    """The maps this module reads."""
+
+    @property
+    def names(self) -> HashTable: ...
+    @property
+    def frontends(self) -> HashTable: ...
+    @property
+    def services(self) -> ArrayTable: ...
+    @property
+    def slots(self) -> ArrayTable: ...
+    @property
+    def backends(self) -> ArrayTable: ...
+    @property
+    def service_counters(self) -> ArrayTable: ...
+
+
+class AddressRow(msgspec.Struct, frozen=True, order=True):
+    """One address of a service port."""
+
+    address: str
+    port: int
+    endpoint: str  # address:port, bracketed for IPv6
+    kinds: tuple[str, ...]
+    source_ranges: bool  # only clients of loadBalancerSourceRanges may use it
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """Since the service port was first programmed. "in" is to the backends."""
+
+    connections: int
+    packets_in: int
+    bytes_in: int
+    packets_out: int
+    bytes_out: int
+
+
+class ServiceRow(msgspec.Struct, frozen=True):
+    """One service port of one family. `cluster` and `local` are numbers of backends in the sets;
+    `without_backends` is what happens to traffic when the cluster set is empty."""
+
+    name: PortName
+    id: int
+    addresses: tuple[AddressRow, ...]
+    internal_policy: str
+    external_policy: str
+    affinity_seconds: int
+    cluster: int
+    local: int
+    without_backends: str
+    counters: Counters
+    backends: tuple[BackendRow, ...] = ()
+
+
+def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow]:
+    """All service ports, or those of one namespace, by name. Their `backends` are left out."""
+    known = names.all_names(tables.names)
+    if namespace:
+        known = {service: name for service, name in known.items() if name.namespace == namespace}
+    return _rows(tables, known)
+
+
+def show(tables: ServiceTables, query: str) -> list[ServiceRow]:
+    """The service ports that `query` means, with their backends. Raises NotFound."""
+    rows = _rows(tables, names.find(tables.names, query))
+    return [msgspec.structs.replace(row, backends=_backends(tables, row)) for row in rows]
+
+
+def _rows(tables: ServiceTables, known: dict[int, PortName]) -> list[ServiceRow]:
+    addresses = _addresses(tables.frontends, known)
+    ids = sorted(known, key=known.__getitem__)
+    records = tables.services.records[ids].tolist()
+    counters = tables.service_counters.records[ids].tolist()
+    return [
+        _row(service, known[service], addresses.get(service, ()), record, counted)
+        for service, record, counted in zip(ids, records, counters, strict=True)
+    ]
+
+
+def _row(
+    service: int,
+    name: PortName,
+    addresses: Sequence[AddressRow],
+    record: tuple[int, ...],
+    counted: tuple[int, ...],
+) -> ServiceRow:
+    cluster, local, flags, affinity = record
+    return ServiceRow(
+        name=name,
+        id=service,
+        addresses=tuple(addresses),
+        internal_policy=_policy(flags, consts.SERVICE_INTERNAL_LOCAL),
+        external_policy=_policy(flags, consts.SERVICE_EXTERNAL_LOCAL),
+        affinity_seconds=round(affinity * TICK_SECONDS) if flags & consts.SERVICE_AFFINITY else 0,
+        cluster=region_of(cluster)[1],
+        local=region_of(local)[1],
+        without_backends="drop" if cluster & consts.REGION_DROP else "refuse",
+        counters=Counters(*counted),
+    )
+
+
+def _policy(flags: int, local: int) -> str:
+    return "Local" if flags & local else "Cluster"
+
+
+def _addresses(frontends: HashTable, wanted: Iterable[int]) -> dict[int, list[AddressRow]]:
+    """By service id, sorted. The map has no index by service, so this walks it, in batches."""
+    wanted = set(wanted)
+    found: dict[int, list[AddressRow]] = defaultdict(list)
+    for keys, values in frontends.batches():
+        services = values["service"].tolist()
+        for i, service in enumerate(services):
+            if service not in wanted:
+                continue
+            flags = int(values["flags"][i])
+            if flags & FrontendKind.ADDRESS:
+                continue
+            address, port = keys["addr"][i].tobytes(), socket.ntohs(int(keys["port"][i]))
+            found[service].append(_address(address, port, flags))
+    for rows in found.values():
+        rows.sort()
+    return found
+
+
+def _address(address: bytes, port: int, flags: int) -> AddressRow:
+    endpoint = format_endpoint(address, port)
+    return AddressRow(
+        address=endpoint.rpartition(":")[0].strip("[]"),
+        port=port,
+        endpoint=endpoint,
+        kinds=tuple(text for kind, text in KINDS.items() if flags & kind),
+        source_ranges=bool(flags & FrontendKind.SOURCE_RANGES),
+    )
+
+
+def _backends(tables: ServiceTables, row: ServiceRow) -> tuple[BackendRow, ...]:
+    """The backends in either set, through the service's own regions."""
+    record = tables.services.records[row.id]
+    contents = ArrayContents(tables.slots.records, tables.backends.records)
+    ids = {
+        backend for field in ("cluster", "local") for backend in contents.region(int(record[field]))
+    }
+    return tuple(rows_of(tables.backends, sorted(ids), {row.id: row.name}))
