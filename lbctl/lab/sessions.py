@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from lbctl.lab.traffic.report import Report
 TRAFFIC = (sys.executable, "-S", "-m", "lbctl.lab.traffic")
 HTTP_PORT = 8080
 DNS_PORT = 5353
+START_TIMEOUT = 15.0  # seconds
 
 
 class Client:
@@ -51,15 +53,24 @@ class Client:
 
 
 def start_client(lab: Lab, member: str, mode: str, target: str, *options: str) -> Client:
-    """Start a client in `member`; see `python -m lbctl.lab.traffic MODE --help` for `options`."""
-    return Client(
-        lab.popen(
-            member,
-            [*TRAFFIC, mode, target, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    """Start a client in `member` and wait until it makes requests.
+
+    `python -m lbctl.lab.traffic MODE --help` tells of `options`.
+    """
+    process = lab.popen(
+        member,
+        [*TRAFFIC, mode, target, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
+    client = Client(process)
+    assert process.stderr is not None
+    ready, _, _ = select.select([process.stderr], [], [], START_TIMEOUT)
+    line = process.stderr.readline() if ready else ""
+    if line != "started\n":
+        client.kill()
+        raise LbError(f"{member}: traffic client {mode} {target} did not start: {line.strip()}")
+    return client
 
 
 def run_client(

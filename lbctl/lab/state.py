@@ -10,7 +10,6 @@ from typing import Literal
 import msgspec
 
 from ebpf.errors import LbError, MissingFeature
-from lbctl.errors import UsageError
 from lbctl.lab import cgroup
 from lbctl.lab.process import ProcessId
 from lbctl.lab.topology import Node, Outside, Pod, Topology, check_name
@@ -90,7 +89,7 @@ def load(name: str) -> State:
     except FileNotFoundError:
         names = ", ".join(names_of_labs())
         hint = f"There is: {names} (--lab or --name)." if names else "Build one: lbctl lab up"
-        raise UsageError(f"there is no lab {name!r}", hint) from None
+        raise LbError(f"there is no lab {name!r}", hint, exit_code=3) from None
     except msgspec.DecodeError as error:
         raise LbError(
             f"{Paths(name).state} is not readable: {error}", f"lbctl lab down --name {name}"

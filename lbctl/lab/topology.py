@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from lbctl.errors import UsageError
+from lbctl.errors import LbError, UsageError
 
 Cni = Literal["route", "bridge"]
 
@@ -98,12 +98,12 @@ class Topology(msgspec.Struct, frozen=True):
         return tuple(pod for pod in self.pods if pod.node == node.name)
 
     def find(self, name: str) -> Node | Pod | Outside:
-        """The member called `name` ("node1", "pod3", "outside"); UsageError names all."""
+        """The member called `name` ("node1", "pod3", "outside"); LbError names those there are."""
         for member in self.members:
             if name == member.name:
                 return member
         known = ", ".join(member.name for member in self.members)
-        raise UsageError(f"lab {self.name!r} has no {name!r}", f"It has: {known}.")
+        raise LbError(f"lab {self.name!r} has no {name!r}", f"It has: {known}.", exit_code=3)
 
 
 def check_name(name: str) -> str:

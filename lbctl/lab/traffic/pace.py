@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def run(plan: Plan, make_request: Callable[[], Request], recorder: Recorder) -> 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    print("started", file=sys.stderr, flush=True)  # from here on, a signal gets a report
     schedule = _Schedule(plan, stop)
     threads = [
         threading.Thread(target=_work, args=(schedule, make_request(), recorder))
