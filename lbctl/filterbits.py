@@ -1,0 +1,62 @@
+"""The two bit filters: which bits stand for what is programmed, and storing those that differ."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ebpf import filters
+from lbctl.claims import ADDRESS_BYTES
+from lbctl.contents import IDENTITY_BYTES
+from lbctl.tables import ArrayTable, Records
+
+Bits = npt.NDArray[np.uint32]
+
+
+def service_bits(addresses: Sequence[bytes]) -> Bits:
+    """Bit numbers of 16-byte addresses in `service_filter`."""
+    rows = np.frombuffer(b"".join(addresses), np.uint8).reshape(-1, ADDRESS_BYTES)
+    return filters.address_bits(rows)
+
+
+def backend_bits(identities: Sequence[bytes]) -> Bits:
+    """Bit numbers of 18-byte identities (address, port) in `backend_filter`."""
+    rows = np.frombuffer(b"".join(identities), np.uint8).reshape(-1, IDENTITY_BYTES)
+    ports = np.ascontiguousarray(rows[:, ADDRESS_BYTES:]).view(np.uint16).reshape(-1)
+    return filters.endpoint_bits(rows[:, :ADDRESS_BYTES], ports)
+
+
+def backend_record_bits(records: Records) -> Bits:
+    """Bit numbers of those elements of `backends` that hold an endpoint, serving or not."""
+    used = records[records["port"] != 0]
+    addresses = np.ascontiguousarray(used["addr"]).view(np.uint8).reshape(-1, ADDRESS_BYTES)
+    return filters.endpoint_bits(addresses, used["port"])
+
+
+def set_bits(table: ArrayTable, bits: Bits) -> int:
+    """Set these bits; returns how many words had to be stored."""
+    if not len(bits):
+        return 0
+    words, masks = _words(bits)
+    have = table.records[words]
+    missing = np.flatnonzero(masks & ~have)
+    table.records[words[missing]] = (have | masks)[missing]
+    return len(missing)
+
+
+def replace_bits(table: ArrayTable, bits: Bits) -> int:
+    """Set exactly these bits; returns how many words had to be stored."""
+    words, masks = _words(bits)
+    wanted = np.zeros(len(table.records), np.uint64)
+    wanted[words] = masks
+    different = np.flatnonzero(wanted != table.records)
+    table.records[different] = wanted[different]
+    return len(different)
+
+
+def _words(bits: Bits) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    """Distinct word indices, and the bits wanted in each."""
+    words, position = np.unique((bits >> np.uint32(6)).astype(np.int64), return_inverse=True)
+    masks = np.zeros(len(words), np.uint64)
+    np.bitwise_or.at(masks, position, np.uint64(1) << (bits & np.uint32(63)).astype(np.uint64))
+    return words, masks

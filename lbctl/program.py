@@ -1,0 +1,118 @@
+"""Carrying out a plan: stores into the mapped arrays and map updates, in an order that is safe at
+every step.
+
+A packet that is under way may have read a word, a slot or a frontend just before it changed. So a
+thing is complete before anything points to it, and loses what it had only after nothing does; its
+place is reused only after a grace period (lbctl/alloc.py).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lbctl import filterbits
+from lbctl.contents import IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.plan import Freed, Plan
+from lbctl.tables import ArrayTable, HashTable, Records, Tables
+
+_KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol
+
+
+def apply(plan: Plan, tables: Tables) -> None:
+    """Carry out `plan`. Raises KernelError if a map update fails; what came before it is done."""
+    _put_names(plan, tables.names)
+    _settings(plan.new_settings, tables.services)
+    _write_backends(plan, tables.backends)
+    _set_flags(plan.raised, tables.backends)
+    filterbits.set_bits(tables.service_filter, filterbits.service_bits(plan.service_addresses))
+    filterbits.set_bits(tables.backend_filter, filterbits.backend_bits(plan.backend_identities))
+    if plan.slot_indices:
+        tables.slots.records["backend"][plan.slot_indices] = plan.slot_backends
+    for service, field, word in plan.words:
+        tables.services.store_word(service, field, word)
+    _settings(plan.settings, tables.services)
+    _put_frontends(plan, tables.frontends)
+    if plan.frontends_gone:
+        tables.frontends.delete_many(_frontend_keys(plan.frontends_gone, tables.frontends))
+    for service, field, word in plan.words_emptied:
+        tables.services.store_word(service, field, word)
+    _set_flags(plan.lowered, tables.backends)
+
+
+def clear(freed: Freed, tables: Tables) -> None:
+    """Clear the records of ids that nothing refers to any more.
+
+    A backend keeps its generation, which the next one with this id must not repeat.
+    """
+    if freed.backends:
+        records = tables.backends.records
+        blank = np.zeros(len(freed.backends), records.dtype)
+        blank["generation"] = records["generation"][freed.backends]
+        records[freed.backends] = blank
+    if freed.services:
+        tables.services.records[freed.services] = np.zeros((), tables.services.records.dtype)
+        counters = tables.service_counters.records
+        counters[freed.services] = np.zeros((), counters.dtype)
+        keys = np.zeros(len(freed.services), tables.names.spec.key.dtype)
+        keys["service"] = freed.services
+        tables.names.delete_many(keys)
+
+
+def _put_names(plan: Plan, names: HashTable) -> None:
+    if not plan.names:
+        return
+    keys = np.zeros(len(plan.names), names.spec.key.dtype)
+    values = np.zeros(len(plan.names), names.spec.value.dtype)
+    keys["service"] = [service for service, _ in plan.names]
+    values["text"] = [text.encode() for _, text in plan.names]
+    names.put_many(keys, values)
+
+
+def _settings(settings: Sequence[tuple[int, int, int]], services: ArrayTable) -> None:
+    if settings:
+        ids, flags, affinity = (list(column) for column in zip(*settings, strict=True))
+        services.records["affinity"][ids] = affinity
+        services.records["flags"][ids] = flags
+
+
+def _write_backends(plan: Plan, backends: ArrayTable) -> None:
+    ids = plan.backend_ids
+    if not ids:
+        return
+    records = backends.records
+    new = np.zeros(len(ids), records.dtype)
+    columns = address_columns(records.dtype, "addr", "port")
+    rows_as_bytes(new)[:, columns] = _matrix(plan.backend_identities, IDENTITY_BYTES)
+    new["flags"] = plan.backend_flags
+    new["service"] = plan.backend_services
+    new["generation"] = records["generation"][ids] + 1  # a u8, and meant to wrap
+    records[ids] = new
+
+
+def _set_flags(flags: Sequence[tuple[int, int]], backends: ArrayTable) -> None:
+    if flags:
+        ids, values = (list(column) for column in zip(*flags, strict=True))
+        backends.records["flags"][ids] = values
+
+
+def _put_frontends(plan: Plan, frontends: HashTable) -> None:
+    if not plan.frontends:
+        return
+    keys = _frontend_keys([key for key, _, _ in plan.frontends], frontends)
+    values = np.zeros(len(keys), frontends.spec.value.dtype)
+    values["self"] = keys
+    values["service"] = [service for _, service, _ in plan.frontends]
+    values["flags"] = [flags for _, _, flags in plan.frontends]
+    frontends.put_many(keys, values)
+
+
+def _frontend_keys(keys: list[bytes], frontends: HashTable) -> Records:
+    out = np.zeros(len(keys), frontends.spec.key.dtype)
+    columns = address_columns(out.dtype, "addr", "port", "proto")
+    rows_as_bytes(out)[:, columns] = _matrix(keys, _KEY_BYTES)
+    return out
+
+
+def _matrix(pieces: list[bytes], width: int) -> Records:
+    """Equally long byte strings as an (n, width) array."""
+    return np.frombuffer(b"".join(pieces), np.uint8).reshape(len(pieces), width)
