@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from lbctl import consts
-from lbctl.addresses import format_endpoint
+from lbctl.addresses import format_address, format_endpoint
 from lbctl.inspect import names
 from lbctl.inspect.names import PortName
 from lbctl.tables import ArrayTable, HashTable
@@ -60,14 +60,14 @@ def rows_of(
     for backend, record in zip(ids, records, strict=True):
         service, flags = int(record["service"]), int(record["flags"])
         port = socket.ntohs(int(record["port"]))
-        endpoint = format_endpoint(record["addr"].tobytes(), port)
+        address = record["addr"].tobytes()
         sets = [("cluster", consts.BACKEND_IN_CLUSTER), ("local", consts.BACKEND_IN_LOCAL)]
         rows.append(
             BackendRow(
                 service=known.get(service) or PortName.parse(f"service id {service}"),
-                address=endpoint.rpartition(":")[0].strip("[]"),
+                address=format_address(address),
                 port=port,
-                endpoint=endpoint,
+                endpoint=format_endpoint(address, port),
                 id=backend,
                 generation=int(record["generation"]),
                 serving=bool(flags & consts.BACKEND_SERVING),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ebpf.errors import MissingFeature
-from ebpf.instance import Instance
+from ebpf.instance import DEFAULT_PIN_DIR, Instance
 from lbctl.errors import LbError
 
 
@@ -16,7 +16,7 @@ class NotFound(LbError):
 
 
 def open_instance(pin_dir: Path, *, readonly: bool = True) -> Instance:
-    """The instance pinned at `pin_dir`. Raises NotFound, MissingFeature (no permission), LbError."""
+    """The instance pinned at `pin_dir`. Raises NotFound, MissingFeature (not root), LbError."""
     try:
         present = (pin_dir / "meta").exists()
     except PermissionError as error:
@@ -30,17 +30,17 @@ def open_instance(pin_dir: Path, *, readonly: bool = True) -> Instance:
 
 def _elsewhere(pin_dir: Path) -> str:
     """What to do, with the instances that do exist beside the one that does not."""
-    found = instances_beside(pin_dir)
+    found = [path for path in instances() if path != pin_dir]
     if found:
         return "Use --pin-dir: there is " + ", ".join(str(path) for path in found) + "."
     return "`lbctl agent` makes one; --pin-dir or $LBCTL_PIN_DIR names another."
 
 
-def instances_beside(pin_dir: Path) -> list[Path]:
-    """Instances up to two directories below the parent of `pin_dir`, sorted."""
-    parent = pin_dir.parent
+def instances() -> list[Path]:
+    """Every instance in the BPF file system's first levels, sorted; none if it may not be read."""
+    root = DEFAULT_PIN_DIR.parent
     try:
-        found = [*parent.glob("*/meta"), *parent.glob("*/*/meta")]
+        found = [*root.glob("*/meta"), *root.glob("*/*/meta"), *root.glob("*/*/*/meta")]
     except OSError:
         return []
     return sorted(path.parent for path in found)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
 
 from lbctl import consts
-from lbctl.addresses import format_endpoint
+from lbctl.addresses import format_address, format_endpoint
 from lbctl.contents import ArrayContents, region_of
 from lbctl.inspect import names
 from lbctl.inspect.backends import BackendRow, rows_of
 from lbctl.inspect.names import PortName
 from lbctl.resolved import FrontendKind
-from lbctl.tables import ArrayTable, HashTable
+from lbctl.tables import ArrayTable, HashTable, Records
 
 TICK_SECONDS = (1 << consts.TICK_SHIFT) / 1e9
 
@@ -100,22 +100,29 @@ def show(tables: ServiceTables, query: str) -> list[ServiceRow]:
 def _rows(tables: ServiceTables, known: dict[int, PortName]) -> list[ServiceRow]:
     addresses = _addresses(tables.frontends, known)
     ids = sorted(known, key=known.__getitem__)
-    records = tables.services.records[ids].tolist()
-    counters = tables.service_counters.records[ids].tolist()
+    records = _by_name(tables.services.records[ids])
+    counters = _by_name(tables.service_counters.records[ids])
     return [
         _row(service, known[service], addresses.get(service, ()), record, counted)
         for service, record, counted in zip(ids, records, counters, strict=True)
     ]
 
 
+def _by_name(records: Records) -> Iterator[dict[str, int]]:
+    """Structured records of integers as one dict each."""
+    fields = records.dtype.names or ()
+    columns = (records[field].tolist() for field in fields)
+    return (dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True))
+
+
 def _row(
     service: int,
     name: PortName,
     addresses: Sequence[AddressRow],
-    record: tuple[int, ...],
-    counted: tuple[int, ...],
+    record: dict[str, int],
+    counted: dict[str, int],
 ) -> ServiceRow:
-    cluster, local, flags, affinity = record
+    flags, affinity = record["flags"], record["affinity"]
     return ServiceRow(
         name=name,
         id=service,
@@ -123,10 +130,10 @@ def _row(
         internal_policy=_policy(flags, consts.SERVICE_INTERNAL_LOCAL),
         external_policy=_policy(flags, consts.SERVICE_EXTERNAL_LOCAL),
         affinity_seconds=round(affinity * TICK_SECONDS) if flags & consts.SERVICE_AFFINITY else 0,
-        cluster=region_of(cluster)[1],
-        local=region_of(local)[1],
-        without_backends="drop" if cluster & consts.REGION_DROP else "refuse",
-        counters=Counters(*counted),
+        cluster=region_of(record["cluster"])[1],
+        local=region_of(record["local"])[1],
+        without_backends="drop" if record["cluster"] & consts.REGION_DROP else "refuse",
+        counters=msgspec.convert(counted, Counters),
     )
 
 
@@ -154,11 +161,10 @@ def _addresses(frontends: HashTable, wanted: Iterable[int]) -> dict[int, list[Ad
 
 
 def _address(address: bytes, port: int, flags: int) -> AddressRow:
-    endpoint = format_endpoint(address, port)
     return AddressRow(
-        address=endpoint.rpartition(":")[0].strip("[]"),
+        address=format_address(address),
         port=port,
-        endpoint=endpoint,
+        endpoint=format_endpoint(address, port),
         kinds=tuple(text for kind, text in KINDS.items() if flags & kind),
         source_ranges=bool(flags & FrontendKind.SOURCE_RANGES),
     )

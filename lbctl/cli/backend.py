@@ -1,0 +1,48 @@
+"""`lbctl backend`: the endpoints that services translate to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lbctl.cli import options
+from lbctl.cli.output import Column, write
+from lbctl.inspect import backends
+from lbctl.inspect.backends import BackendRow
+from lbctl.inspect.opened import open_instance
+
+
+@click.group()
+def command() -> None:
+    """Endpoints as this node's programs see them, one row per service port."""
+
+
+@command.command("list")
+@click.argument("service", default="")
+@options.output
+@options.pin_dir
+def list_command(service: str, output: str, pin_dir: Path) -> None:
+    """List backends: all, or those of SERVICE (a name, NAMESPACE/NAME, or either with :PORT).
+
+    A backend that has left its service is listed as leaving until its last connection ends.
+
+    \b
+    lbctl backend list default/web
+    lbctl backend list -o json | jq '.[] | select(.serving | not)'
+    """
+    with open_instance(pin_dir) as instance:
+        rows = backends.list_backends(instance, service)
+    write(rows, COLUMNS, output, empty=f"no backends of {service or 'any service'} at {pin_dir}")
+
+
+COLUMNS: list[Column[BackendRow]] = [
+    Column("SERVICE", lambda row: row.service.label),
+    Column("PROTO", lambda row: row.service.protocol),
+    Column("BACKEND", lambda row: row.endpoint),
+    Column("STATE", lambda row: "serving" if row.serving else "leaving"),
+    Column("NODE", lambda row: "this" if row.here else "other"),
+    Column("SETS", lambda row: "+".join(row.sets) or "-", wide=True),
+    Column("ID", lambda row: str(row.id), wide=True, number=True),
+    Column("GENERATION", lambda row: str(row.generation), wide=True, number=True),
+]

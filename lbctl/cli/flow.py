@@ -1,0 +1,166 @@
+"""`lbctl flow`: the connections being translated, to look at or to end."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ebpf.errors import LbError
+from lbctl.cli import options
+from lbctl.cli.output import Column, count, duration, size, write
+from lbctl.inspect import flows, names
+from lbctl.inspect.flowfilter import STATES, FlowFilter, Target
+from lbctl.inspect.flows import PROTOCOLS, FlowRow
+from lbctl.inspect.opened import open_instance
+
+if TYPE_CHECKING:
+    from ebpf.instance import Instance
+
+
+def _target(ctx: click.Context, param: click.Parameter, value: str | None) -> Target | None:
+    try:
+        return Target.parse(value) if value else None
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+TARGET = "ADDRESS[:PORT]|NET/BITS"
+_FILTERS = (
+    click.option(
+        "--service", metavar="SERVICE", help="NAME, NAMESPACE/NAME, or either with :PORT."
+    ),
+    click.option("--client", callback=_target, metavar=TARGET, help="Who called."),
+    click.option("--backend", callback=_target, metavar=TARGET, help="Who answers."),
+    click.option(
+        "--protocol",
+        type=click.Choice([*PROTOCOLS.values()], case_sensitive=False),
+        help="Only it.",
+    ),
+    click.option(
+        "--state",
+        "states",
+        type=click.Choice([*STATES.values()]),
+        multiple=True,
+        help="Repeatable.",
+    ),
+)
+
+
+def filters(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which flows are meant; all that are given must hold."""
+    for option in reversed(_FILTERS):
+        function = option(function)
+    return function
+
+
+@click.group()
+def command() -> None:
+    """Connections being translated, as the programs remember them."""
+
+
+@command.command("list")
+@filters
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Stop after so many; 0 lists all.",
+)
+@options.output
+@options.pin_dir
+def list_command(limit: int, output: str, pin_dir: Path, **chosen: Any) -> None:
+    """List flows: who talks to which backend through which service.
+
+    TIME is since the last packet. Packets and bytes are of both directions (wide: each).
+
+    \b
+    lbctl flow list --service default/web --state established
+    lbctl flow list --client 10.1.0.0/24 -o json
+    """
+    with open_instance(pin_dir) as instance:
+        found = flows.list_flows(instance, _filter(instance, **chosen))
+        rows = list(itertools.islice(found, limit or None))
+        more = bool(limit) and next(found, None) is not None
+    write(rows, COLUMNS, output, empty="no such flows")
+    if more:
+        click.echo(f"there are more than {limit}: use --limit or a filter", err=True)
+
+
+@command.command()
+@filters
+@options.yes
+@options.pin_dir
+def flush(yes: bool, pin_dir: Path, **chosen: Any) -> None:
+    """End flows: forget both directions.
+
+    The next packet of a UDP flow picks a backend anew. A TCP connection is reset at its next
+    packet, since no other backend could carry on with it. Without a filter, every flow is meant.
+
+    \b
+    lbctl flow flush --backend 10.1.0.7 --protocol tcp
+    """
+    with open_instance(pin_dir, readonly=False) as instance:
+        found = list(flows.entries_of(instance, _filter(instance, **chosen)))
+        if not found:
+            click.echo("no such flows", err=True)
+            return
+        connections = sum(_is_tcp(entries[0]) for entries in found)
+        if not yes:
+            question = f"End {len(found)} flows, {connections} of them TCP connections?"
+            click.confirm(question, abort=True, err=True)
+        for entry in itertools.chain.from_iterable(found):
+            entry.table.delete(entry.key)
+    click.echo(f"ended {len(found)} flows", err=True)
+
+
+def _is_tcp(entry: flows.Entry) -> bool:
+    return bool(entry.key_record["proto"] == socket.IPPROTO_TCP)
+
+
+def _filter(
+    instance: Instance,
+    service: str | None,
+    client: Target | None,
+    backend: Target | None,
+    protocol: str | None,
+    states: tuple[str, ...],
+) -> FlowFilter:
+    numbers = {name: number for number, name in PROTOCOLS.items()}
+    by_name = {name: number for number, name in STATES.items()}
+    if client and backend and client.prefix.family != backend.prefix.family:
+        raise LbError(
+            "--client and --backend are of two address families, which no flow joins",
+            "Give both as IPv4 or both as IPv6.",
+            exit_code=2,
+        )
+    return FlowFilter(
+        services=tuple(names.find(instance.names, service)) if service else None,
+        client=client,
+        backend=backend,
+        protocol=numbers[protocol.upper()] if protocol else 0,
+        states=tuple(by_name[state] for state in states) or tuple(STATES),
+    )
+
+
+COLUMNS: list[Column[FlowRow]] = [
+    Column("SERVICE", lambda row: row.service.label),
+    Column("PROTO", lambda row: row.protocol),
+    Column("CLIENT", lambda row: row.client),
+    Column("ADDRESS", lambda row: row.address, wide=True),
+    Column("BACKEND", lambda row: row.backend),
+    Column("STATE", lambda row: row.state),
+    Column("KIND", lambda row: row.kind, wide=True),
+    Column("SEEN AS", lambda row: f":{row.client_port}" if row.client_port else "-", wide=True),
+    Column("TIME", lambda row: duration(row.idle_seconds), number=True),
+    Column("PACKETS", lambda row: count(row.packets_in + row.packets_out), number=True),
+    Column("BYTES", lambda row: size(row.bytes_in + row.bytes_out), number=True),
+    Column("PACKETS IN", lambda row: count(row.packets_in), wide=True, number=True),
+    Column("BYTES IN", lambda row: size(row.bytes_in), wide=True, number=True),
+    Column("TABLE", lambda row: row.table, wide=True),
+]

@@ -1,0 +1,126 @@
+"""`lbctl service`: what is programmed for each service port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lbctl.cli import options
+from lbctl.cli.output import Column, count, size, write, write_data
+from lbctl.inspect import services
+from lbctl.inspect.opened import open_instance
+from lbctl.inspect.services import AddressRow, ServiceRow
+
+
+@click.group()
+def command() -> None:
+    """Service ports as this node's programs see them.
+
+    One row is one port of one service in one address family. Counters run since the port was first
+    programmed, and survive restarts of the agent.
+    """
+
+
+@command.command("list")
+@click.option(
+    "-n", "--namespace", default="", metavar="NS", help="Only services of this namespace."
+)
+@options.output
+@options.pin_dir
+def list_command(namespace: str, output: str, pin_dir: Path) -> None:
+    """List service ports with addresses, number of backends, and traffic.
+
+    \b
+    lbctl service list -n kube-system
+    lbctl service list -o json | jq '.[] | select(.cluster == 0) | .name.text'
+    """
+    with open_instance(pin_dir) as instance:
+        rows = services.list_services(instance, namespace)
+    where = f" in namespace {namespace}" if namespace else ""
+    write(rows, COLUMNS, output, empty=f"no services{where} at {pin_dir}")
+
+
+@command.command()
+@click.argument("service")
+@options.output
+@options.pin_dir
+def show(service: str, output: str, pin_dir: Path) -> None:
+    """Show SERVICE: its addresses, policy, backends and counters.
+
+    SERVICE is a name, NAMESPACE/NAME, or either with :PORT, the port's name. Every port it means is
+    shown.
+
+    \b
+    lbctl service show default/web
+    lbctl service show kube-dns:dns-tcp -o yaml
+    """
+    with open_instance(pin_dir) as instance:
+        rows = services.show(instance, service)
+    if write_data(rows, output):
+        return
+    click.echo("\n\n".join(describe(row, wide=output == "wide") for row in rows))
+
+
+def describe(row: ServiceRow, *, wide: bool = False) -> str:
+    """A service port as a paragraph: one fact per line, then a line per backend."""
+    counters = row.counters
+    lines = [
+        f"{row.name.label}  {row.name.protocol}, IP{row.name.family}"
+        + (f", id {row.id}" if wide else ""),
+        *(f"  address   {_address(address)}" for address in row.addresses),
+        f"  policy    {_policy(row)}",
+        f"  traffic   {counters.connections} connections",
+        f"            {counters.packets_in} packets, {size(counters.bytes_in)} bytes to backends",
+        f"            {counters.packets_out} packets, {size(counters.bytes_out)} bytes to clients",
+    ]
+    if not row.backends:
+        what = "dropped" if row.without_backends == "drop" else "refused"
+        return "\n".join([*lines, f"  backends  none: traffic is {what}"])
+    for number, backend in enumerate(row.backends):
+        here = "this node" if backend.here else "another node"
+        text = f"{backend.endpoint}  {here}"
+        if not backend.serving:
+            text += ", leaving"
+        if wide:
+            text += f", in {'+'.join(backend.sets) or 'no set'}"
+            text += f", id {backend.id} generation {backend.generation}"
+        lines.append(f"  {'backends' if number == 0 else '':<8}  {text}")
+    return "\n".join(lines)
+
+
+def _address(address: AddressRow) -> str:
+    guarded = ", only for its source ranges" if address.source_ranges else ""
+    return f"{address.endpoint}  {', '.join(address.kinds)}{guarded}"
+
+
+def _policy(row: ServiceRow) -> str:
+    text = f"internal {row.internal_policy}, external {row.external_policy}"
+    if row.affinity_seconds:
+        text += f", clients stay with their backend for {row.affinity_seconds} s"
+    return text
+
+
+def _addresses(row: ServiceRow) -> str:
+    return ",".join(address.endpoint for address in row.addresses)
+
+
+COLUMNS: list[Column[ServiceRow]] = [
+    Column("NAMESPACE", lambda row: row.name.namespace),
+    Column("SERVICE", lambda row: row.name.label.partition("/")[2] or row.name.label),
+    Column("PROTO", lambda row: row.name.protocol),
+    Column("ADDRESSES", _addresses),
+    Column("BACKENDS", lambda row: str(row.cluster), number=True),
+    Column("LOCAL", lambda row: str(row.local), number=True),
+    Column("INTERNAL", lambda row: row.internal_policy, wide=True),
+    Column("EXTERNAL", lambda row: row.external_policy, wide=True),
+    Column("AFFINITY", lambda row: f"{row.affinity_seconds}s", wide=True, number=True),
+    Column("CONNS", lambda row: count(row.counters.connections), number=True),
+    Column(
+        "PACKETS",
+        lambda row: count(row.counters.packets_in + row.counters.packets_out),
+        number=True,
+    ),
+    Column("BYTES", lambda row: size(row.counters.bytes_in + row.counters.bytes_out), number=True),
+    Column("ID", lambda row: str(row.id), wide=True, number=True),
+]

@@ -1,0 +1,103 @@
+"""Which flows are meant: filters over whole batches of flow entries at once."""
+
+from __future__ import annotations
+
+import socket
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lbctl import consts
+from lbctl.addresses import Prefix, host_prefix, parse_address, parse_prefix
+from lbctl.contents import rows_as_bytes
+from lbctl.tables import Records
+
+STATES = {
+    consts.FLOW_SYN: "opening",
+    consts.FLOW_ESTABLISHED: "established",
+    consts.FLOW_CLOSING: "closing",
+    consts.FLOW_RESET: "reset",
+    consts.FLOW_TIME_WAIT: "time-wait",
+    consts.FLOW_DATAGRAM: "datagram",
+}
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """An address or network, with any port (0) or one."""
+
+    prefix: Prefix
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """`10.0.0.1`, `10.0.0.1:80`, `10.0.0.0/8`, `fd00::1`, `[fd00::1]:80`. Raises ValueError."""
+        if "/" in text:
+            return cls(parse_prefix(text))
+        host, port = text, ""
+        if text.startswith("["):
+            host, bracket, port = text[1:].partition("]")
+            if not bracket or not (port == "" or port.startswith(":")):
+                raise ValueError(f"{text!r} is not like [fd00::1]:80")
+            port = port[1:]
+        elif text.count(":") == 1:
+            host, _, port = text.partition(":")
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"{port!r} in {text!r} is not a port")
+        return cls(host_prefix(parse_address(host)), int(port or 0))
+
+
+class FlowFilter(msgspec.Struct, frozen=True):
+    """All that is given must hold. `services` are ids, `states` the keys of STATES."""
+
+    services: tuple[int, ...] | None = None
+    client: Target | None = None
+    backend: Target | None = None
+    protocol: int = 0
+    states: tuple[int, ...] = tuple(STATES)
+
+    def matches(self, keys: Records, values: Records, *, reply: bool) -> Mask:
+        """Which entries of this direction belong to flows that are meant. Helper entries never do:
+        their state is none of STATES."""
+        found: Mask = (values["flags"] & consts.FLOW_REPLY != 0) == reply
+        found &= np.isin(values["state"], self.states)
+        if self.services is not None:
+            found &= np.isin(values["service"], self.services)
+        if self.protocol:
+            found &= keys["proto"] == self.protocol
+        client, client_port = (keys, "dst"), values["client_port"]
+        backend, backend_port = (keys, "src"), keys["sport"]
+        if not reply:
+            client, client_port = (keys, "src"), keys["sport"]
+            backend, backend_port = (values, "addr"), values["port"]
+        for target, address, port in (
+            (self.client, client, client_port),
+            (self.backend, backend, backend_port),
+        ):
+            if target is not None:
+                found &= _inside(*address, target.prefix)
+                if target.port:
+                    found &= port == socket.htons(target.port)
+        return found
+
+
+def wide(address: bytes) -> bytes:
+    """A flow record's address, of 4 bytes or 16, as everywhere else: 16."""
+    return address if len(address) == 16 else bytes(10) + b"\xff\xff" + address
+
+
+def _inside(records: Records, field: str, prefix: Prefix) -> Mask:
+    """Whose address `field` lies in `prefix`; none if they are of the other family."""
+    assert records.dtype.fields is not None
+    kind, offset = records.dtype.fields[field][:2]
+    width = kind.itemsize
+    if (width == 4) != (prefix.family == 4):
+        return np.zeros(len(records), np.bool_)
+    bits = (1 << 128) - (1 << 128 - prefix.length)
+    mask = np.frombuffer(bits.to_bytes(16, "big")[-width:], np.uint8)
+    network = np.frombuffer(prefix.address[-width:], np.uint8)
+    addresses = rows_as_bytes(np.ascontiguousarray(records))[:, offset : offset + width]
+    inside: Mask = ((addresses & mask) == network).all(axis=1)
+    return inside
