@@ -162,7 +162,7 @@ def library() -> ctypes.CDLL:
     lib.bpf_obj_pin.argtypes = [fd, ctypes.c_char_p]
     lib.bpf_obj_get_opts.argtypes = [ctypes.c_char_p, Pointer]
     lib.bpf_obj_get_info_by_fd.argtypes = [fd, Pointer, Pointer]
-    lib.bpf_link_create.argtypes = [fd, fd, ctypes.c_int, Pointer]
+    lib.bpf_link_detach.argtypes = [fd]
     lib.bpf_link_update.argtypes = [fd, fd, Pointer]
     lib.bpf_prog_test_run_opts.argtypes = [fd, Pointer]
     return lib
@@ -244,6 +244,23 @@ def obj_get(path: str, readonly: bool = False) -> int:
     if fd < 0:
         raise KernelError(f"cannot open {path}", -fd)
     return fd
+
+
+def link_update(link_fd: int, prog_fd: int, where: str) -> None:
+    """Another program for a link, between one packet and the next."""
+    if (code := library().bpf_link_update(link_fd, prog_fd, None)) < 0:
+        raise KernelError(f"cannot replace the program at {where}", -code)
+
+
+def link_detach(path: str) -> None:
+    """Detaches a pinned link; one whose target is gone is no error."""
+    fd = obj_get(path)
+    try:
+        code = library().bpf_link_detach(fd)
+    finally:
+        os.close(fd)
+    if code < 0 and -code not in (errno.ENOLINK, errno.ENODEV):
+        raise KernelError(f"cannot detach {path}", -code)
 
 
 def map_info(fd: int) -> MapInfo:
