@@ -7,18 +7,20 @@ import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
+from ebpf import bpffs
 from lbctl.errors import LbError, UsageError
 from lbctl.lab import agents, namespace, network, objects, process, state, teardown, topology
 from lbctl.lab.process import ProcessId
 from lbctl.lab.state import AgentOptions, Paths, State
 from lbctl.lab.topology import Cni, Node, Outside, Pod
+from lbctl.sources.documents import manifest_files
 
 EXEC_TIMEOUT = 30.0  # seconds a program of `Lab.exec` may take unless told otherwise
 NODES_MANIFEST = "nodes"
@@ -117,19 +119,15 @@ class Lab:
 
     def _make_directories(self) -> None:
         self.paths.manifests.mkdir()
-        state.require_bpffs()
+        bpffs.mount()
         for node in self.nodes:
             self.paths.pin_dir(node.name).mkdir(parents=True)
         for member in self._state.topology.members:
             self.paths.cgroup(member).mkdir(parents=True)
 
     def _copy_manifests(self, source: Path) -> None:
-        if source.is_file():
-            shutil.copy(source, self.paths.manifests)
-        elif source.is_dir():
-            shutil.copytree(source, self.paths.manifests, dirs_exist_ok=True)
-        else:
-            raise UsageError(f"{source} is neither a file nor a directory", "See --manifests.")
+        for file in manifest_files(source):
+            shutil.copy(file, self.paths.manifests)
 
     def _save(self, **changes: Any) -> None:
         self._state = msgspec.structs.replace(self._state, **changes)
@@ -228,16 +226,30 @@ class Lab:
 
     # Services
 
+    service = staticmethod(objects.service)
+
     def apply(self, name: str, items: Sequence[objects.JsonObject]) -> None:
-        """Write the objects to the lab's manifest file `name`, replacing it in one step."""
+        """Write the objects to the lab's manifest file `name`, replacing it in one step.
+
+        `name` may have a suffix, to replace a file that `up` was given.
+        """
         state.write_atomically(self._manifest(name), objects.as_list(items))
 
     def withdraw(self, name: str) -> None:
         """Remove the manifest file `name` and with it its objects; no error if there is none."""
         self._manifest(name).unlink(missing_ok=True)
 
+    def wait_programmed(
+        self, service: str, pods: Iterable[Pod], nodes: Sequence[str] = (), timeout: float = 30.0
+    ) -> None:
+        """Wait until `service` leads to exactly `pods`; see `waiting.wait_programmed`."""
+        from lbctl.lab import waiting  # reads maps, which a lab without agents does not have
+
+        waiting.wait_programmed(self, service, pods, nodes=nodes, timeout=timeout)
+
     def _manifest(self, name: str) -> Path:
-        return self.paths.manifests / f"{name}.json"
+        file = self.paths.manifests / name
+        return file if file.suffix else file.with_suffix(".json")
 
     # Agents
 

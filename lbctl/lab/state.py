@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from ebpf.errors import LbError, MissingFeature
+from ebpf.errors import LbError
 from lbctl.lab import cgroup
 from lbctl.lab.process import ProcessId
 from lbctl.lab.topology import Node, Outside, Pod, Topology, check_name
@@ -101,23 +100,3 @@ def names_of_labs() -> list[str]:
         return sorted(entry.name for entry in RUN.iterdir() if entry.is_dir())
     except FileNotFoundError:
         return []
-
-
-def require_bpffs() -> None:
-    """Mount the BPF file system at its usual place if nobody has: pins live there."""
-    if PINS.parent.is_mount():
-        return
-    try:
-        PINS.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            ["mount", "-t", "bpf", "bpf", str(PINS.parent)],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except subprocess.CalledProcessError as error:
-        raise MissingFeature(
-            f"the BPF file system is not mounted: {error.stderr.strip()}",
-            f"mount -t bpf bpf {PINS.parent}",
-        ) from None

@@ -1,0 +1,1 @@
+"""`lbctl demo`: real traffic through a small lab while endpoints change and agents die."""

@@ -1,0 +1,98 @@
+"""Waits until the agents of a lab have done something. Looks at their maps, never asks them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from lbctl.errors import LbError
+from lbctl.inspect import services
+from lbctl.inspect.opened import NotFound, open_instance
+from lbctl.inspect.services import ServiceRow
+from lbctl.lab.cluster import Lab
+from lbctl.lab.topology import Pod
+
+TIMEOUT = 30.0  # seconds; the first start on a machine compiles the programs
+POLL = 0.01
+LOG_LINES = 15
+
+
+def wait_programmed(
+    lab: Lab,
+    service: str,
+    pods: Iterable[Pod],
+    *,
+    nodes: Sequence[str] = (),
+    timeout: float = TIMEOUT,
+) -> None:
+    """Wait until `service` (NAMESPACE/NAME) leads to exactly `pods`, on the nodes named (or all).
+
+    The service must have an address in each family it is programmed for. LbError after `timeout`
+    seconds, or at once if an agent has ended.
+    """
+    wanted = tuple(pods)
+
+    def done(rows: list[ServiceRow]) -> bool:
+        return bool(rows) and all(_leads_to(row, wanted) for row in rows)
+
+    names = ", ".join(pod.name for pod in wanted) or "no pod"
+    _wait(lab, service, nodes, done, f"service {service} to lead to {names}", timeout)
+
+
+def wait_gone(
+    lab: Lab, service: str, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT
+) -> None:
+    """Wait until `service` has no addresses left on the nodes named (or all)."""
+    _wait(
+        lab,
+        service,
+        nodes,
+        lambda rows: not any(row.addresses for row in rows),
+        f"service {service} to go",
+        timeout,
+    )
+
+
+def _leads_to(row: ServiceRow, pods: tuple[Pod, ...]) -> bool:
+    family = 1 if row.name.family == "v6" else 0
+    expected = {pod.addresses[family] for pod in pods}
+    return bool(row.addresses) and {backend.address for backend in row.backends} == expected
+
+
+def _wait(
+    lab: Lab,
+    service: str,
+    nodes: Sequence[str],
+    done: Callable[[list[ServiceRow]], bool],
+    what: str,
+    timeout: float,
+) -> None:
+    deadline = time.monotonic() + timeout
+    for node in nodes or [node.name for node in lab.nodes]:
+        while not done(_rows(lab, node, service)):
+            agent = lab.agent(node)
+            if agent is not None and not agent.running:
+                raise LbError(f"the agent of {node} has ended", log_tail(lab, node))
+            if time.monotonic() > deadline:
+                raise LbError(
+                    f"waited {timeout:g} s in vain for {what} on {node}", log_tail(lab, node)
+                )
+            time.sleep(POLL)
+
+
+def _rows(lab: Lab, node: str, service: str) -> list[ServiceRow]:
+    """What is programmed; nothing while the instance or the service does not exist."""
+    try:
+        with open_instance(lab.pin_dir(node)) as instance:
+            return services.show(instance, service)
+    except NotFound:
+        return []
+
+
+def log_tail(lab: Lab, node: str) -> str:
+    """The last lines a node's agent has written."""
+    path = lab.paths.log(node)
+    if not path.exists():
+        return f"{node} has no agent; start it with start_agent()."
+    lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join([f"The end of {path}:", *lines])
