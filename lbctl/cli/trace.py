@@ -1,0 +1,255 @@
+"""`lbctl trace`: where a packet would go, asked of the real programs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lbctl.cli import options
+from lbctl.cli.output import Column, print_rich, write, write_data
+from lbctl.errors import LbError, UsageError
+
+if TYPE_CHECKING:
+    from lbctl.trace.asking import Traced
+    from lbctl.trace.flows import Flow
+    from lbctl.trace.world import World
+
+DEFAULT_SAMPLES = 100
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.argument("destination", required=False, metavar="[DESTINATION:PORT[/PROTOCOL]]")
+@click.option(
+    "--flows",
+    "flows_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Ask about many flows: a JSON list of objects with name, source_ip, dest_ip, dest_port, "
+    "protocol and optionally arrives (pod, uplink or node).",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=DEFAULT_SAMPLES,
+    show_default=True,
+    metavar="N",
+    help="Packets per flow. A backend that was never chosen is not listed.",
+)
+@click.option(
+    "--manifests",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Ask about these Kubernetes objects (file or directory, YAML or JSON), not about what "
+    "this machine has programmed.",
+)
+@click.option("--node-name", default="", metavar="NAME", help="With --manifests: on which node.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --manifests: a KubeProxyConfiguration (v1alpha1).",
+)
+@click.option(
+    "--local-ip",
+    "local_ips",
+    multiple=True,
+    metavar="IP",
+    help="With --manifests: an address the node has besides those of its Node object. Repeatable.",
+)
+@click.option(
+    "--service-cidr",
+    "service_cidrs",
+    multiple=True,
+    metavar="CIDR",
+    help="With --manifests: a range of service addresses; what no service has there is dropped. "
+    "Repeatable.",
+)
+@options.output
+@options.pin_dir
+def command(
+    source: str | None,
+    destination: str | None,
+    flows_file: Path | None,
+    samples: int,
+    manifests: Path | None,
+    node_name: str,
+    config: Path | None,
+    local_ips: tuple[str, ...],
+    service_cidrs: tuple[str, ...],
+    output: str,
+    pin_dir: Path,
+) -> None:
+    """Ask the programs where a packet would go, and why.
+
+    \b
+      lbctl trace 10.0.0.2 172.30.0.41:80/tcp
+      lbctl trace fd00::2 [fd00:1::41]:53/udp -o json
+      lbctl trace --manifests objects.yaml --node-name worker-1 --flows flows.json -o json
+
+    The first packet of a connection from SOURCE is run through the programs in the kernel, on the
+    maps of this node's instance. Nothing is sent, counted or remembered. With --manifests the maps
+    are made for the occasion from Kubernetes objects, and no instance is needed.
+    """
+    flows = _flows(source, destination, flows_file)
+    if manifests is None:
+        _only_with_manifests(node_name, config, local_ips, service_cidrs)
+        world = _live(pin_dir)
+    else:
+        world = _private(manifests, node_name, config, local_ips, service_cidrs)
+    with world:
+        traced = world.ask(flows, samples)
+    _remark(traced)
+    _print(traced, samples, output)
+
+
+def _flows(source: str | None, destination: str | None, flows_file: Path | None) -> list[Flow]:
+    from lbctl.trace.flows import parse_flow, read_flows
+
+    if flows_file is not None:
+        if source is not None:
+            raise UsageError("flows are given twice: as arguments and with --flows")
+        return read_flows(flows_file)
+    if source is None or destination is None:
+        raise UsageError(
+            "there is nothing to trace",
+            "Give a source and a destination, `lbctl trace 10.0.0.2 172.30.0.41:80/tcp`, "
+            "or --flows FILE.",
+        )
+    return [parse_flow(source, destination)]
+
+
+def _only_with_manifests(
+    node_name: str, config: Path | None, local_ips: tuple[str, ...], cidrs: tuple[str, ...]
+) -> None:
+    given = {
+        "--node-name": node_name,
+        "--config": config,
+        "--local-ip": local_ips,
+        "--service-cidr": cidrs,
+    }
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"{name} means nothing without --manifests",
+                "Without --manifests the node's own maps are asked, which hold all that.",
+            )
+
+
+def _live(pin_dir: Path) -> World:
+    from lbctl.inspect.opened import open_instance
+    from lbctl.trace.programs import trace_bundle
+    from lbctl.trace.world import LiveWorld
+
+    instance = open_instance(pin_dir)
+    _require_root()
+    return LiveWorld(instance, trace_bundle())
+
+
+def _private(
+    manifests: Path,
+    node_name: str,
+    config: Path | None,
+    local_ips: tuple[str, ...],
+    service_cidrs: tuple[str, ...],
+) -> World:
+    from lbctl.sources.documents import load_manifests
+    from lbctl.trace import situation, world
+    from lbctl.trace.programs import trace_bundle
+
+    objects = load_manifests(manifests)
+    node = situation.node(objects.nodes, node_name, config, local_ips, service_cidrs, _say)
+    services = list(objects.services.values())
+    _require_root()
+    made = world.PrivateWorld(trace_bundle(), world.sizes_for(services, node))
+    try:
+        for warning in made.apply(services, node):
+            _say(warning)
+    except LbError:
+        made.close()
+        raise
+    return made
+
+
+def _require_root() -> None:
+    """Said before the compiler or the kernel says it less clearly."""
+    if os.geteuid() != 0:
+        raise LbError(
+            "trace needs root: it loads programs into the kernel",
+            "Run it with sudo. It sends nothing and changes nothing.",
+        )
+
+
+def _say(text: str) -> None:
+    click.echo(f"{click.style('note:', fg='yellow')} {text}", err=True)
+
+
+def _remark(traced: list[Traced]) -> None:
+    """What the answers do not show."""
+    if any(t.flow.arrives in ("uplink", "node") for t in traced):
+        _say(
+            "this version has programs for traffic from pods only: flows that arrive by an uplink "
+            "or start on the node are answered as if a pod sent them"
+        )
+    for t in traced:
+        if not t.agreed:
+            _say(f"flow {t.answer.name}: the samples differ, the tables are changing; ask again")
+
+
+def _print(traced: list[Traced], samples: int, output: str) -> None:
+    if write_data([t.answer for t in traced], output):
+        return
+    if len(traced) == 1:
+        _print_one(traced[0], samples)
+        return
+    write(traced, COLUMNS, output, empty="no flows")
+    from lbctl.reasons import sentence
+
+    click.echo()
+    for reason in dict.fromkeys(t.answer.reason for t in traced):
+        click.echo(f"{reason}: {sentence(reason)}")
+
+
+def _print_one(traced: Traced, samples: int) -> None:
+    """One flow as a list of facts."""
+    from rich.table import Table
+
+    from lbctl.reasons import sentence
+
+    answer = traced.answer
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_row("verdict", answer.verdict)
+    if traced.service:
+        table.add_row("service", traced.service)
+    for number, backend in enumerate(answer.backends):
+        table.add_row("" if number else "backends", backend)
+    if answer.verdict == "forward":
+        table.add_row("masquerade", _masquerade(traced))
+    table.add_row("reason", answer.reason)
+    table.add_row("", sentence(answer.reason))
+    print_rich(table)
+    if len(answer.backends) > 1:
+        click.echo(f"({samples} packets were tried)")
+
+
+def _masquerade(traced: Traced) -> str:
+    """Whether the backend sees another source than the client's, in words."""
+    if traced.answer.verdict != "forward":
+        return ""
+    kind = traced.answer.masquerade
+    if kind == "mixed":
+        return "depends on the backend"
+    return "yes" if kind else "no"
+
+
+COLUMNS = (
+    Column["Traced"]("FLOW", lambda t: t.answer.name),
+    Column["Traced"]("VERDICT", lambda t: t.answer.verdict),
+    Column["Traced"]("BACKENDS", lambda t: " ".join(t.answer.backends)),
+    Column["Traced"]("MASQUERADE", _masquerade),
+    Column["Traced"]("REASON", lambda t: t.answer.reason),
+    Column["Traced"]("SERVICE", lambda t: t.service, wide=True),
+)

@@ -1,0 +1,62 @@
+"""What each reason of bpf_src/consts.h (enum reason) means, in a sentence for people."""
+
+from __future__ import annotations
+
+SENTENCES = {
+    "not_service": "No service has this address: the packet goes on untouched.",
+    "forwarded": "The service has usable endpoints: each new connection gets one at random.",
+    "no_endpoint": "The service has no usable endpoint anywhere: the client is refused at once.",
+    "no_local_endpoint": (
+        "The service's traffic policy is Local and this node has no usable endpoint, though others "
+        "have: the packet is dropped."
+    ),
+    "source_range": (
+        "The service's loadBalancerSourceRanges do not include the client: the packet is dropped."
+    ),
+    "unknown_port": (
+        "The address is the ClusterIP of a service that has no such port and protocol: the client "
+        "is refused at once."
+    ),
+    "unallocated": (
+        "The address is inside the service range, but no service has it: the packet is dropped, "
+        "since nothing else may answer there."
+    ),
+    "no_flow_reset": (
+        "A TCP packet in mid-stream whose connection is not known here: the sender gets a reset."
+    ),
+    "no_flow_passed": (
+        "A TCP packet in mid-stream whose connection is not known here: it goes on untouched, "
+        "since kube-proxy may still own the connection."
+    ),
+    "malformed": "A header of the packet contradicts itself: it is dropped.",
+    "truncated": "A header ends beyond the packet: it is dropped.",
+    "too_many_headers": (
+        "The packet has more IPv6 extension headers than are followed: it is dropped."
+    ),
+    "fragment_unmatched": (
+        "A later fragment of a datagram whose first fragment was not seen: it is dropped."
+    ),
+    "flows_full": (
+        "The table of connections has no room for another (--flows): the packet is dropped, and "
+        "the client tries again."
+    ),
+    "ports_exhausted": (
+        "No source port is free that would keep this connection apart from another one: the packet "
+        "is dropped."
+    ),
+    "icmp_translated": "An ICMP error about a translated connection, translated like it.",
+    "flow_moved": "A UDP flow whose endpoint stopped serving went on to another one.",
+    "source_translated": (
+        "The client's port was changed, since another connection to the same endpoint has it."
+    ),
+    "rewrite_failed": "The kernel did not allow the packet to be changed: it is dropped.",
+    "internal": (
+        "The programs found their tables inconsistent, which is a fault: restart the agent, and "
+        "report it if it stays."
+    ),
+}
+
+
+def sentence(reason: str) -> str:
+    """What `reason` (lower case, no prefix) means; empty for one this version does not know."""
+    return SENTENCES.get(reason, "")

@@ -1,0 +1,130 @@
+"""Running flows through the programs, and reading the answer from what became of the packet."""
+
+from __future__ import annotations
+
+import collections
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from ebpf import testrun
+from ebpf.errors import LbError
+from lbctl.addresses import family_of, format_endpoint
+from lbctl.trace.flows import Flow
+from lbctl.trace.packets import Ends, frame, read_ends
+
+Verdict = Literal["forward", "reject", "drop", "pass"]
+Masquerade = bool | Literal["mixed"]
+
+# What a TC program returns (linux/pkt_cls.h).
+_UNSPEC = -1
+_SHOT = 2
+_REDIRECT = 7
+
+# In the trace variant skb->cb, at this offset of struct __sk_buff, holds the reason, the service's
+# id, and whether the source would be rewritten.
+_CB_OFFSET = 48
+_CB = struct.Struct("=3I")
+
+_FIRST_SOURCE_PORT = 32768
+_SOURCE_PORTS = 28232  # Linux gives out these by default
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What happens to a flow, as seen over all samples. `reason` is as in lbctl/reasons.py."""
+
+    name: str
+    verdict: Verdict
+    backends: tuple[str, ...]  # sorted
+    masquerade: Masquerade
+    reason: str
+
+
+class Traced(msgspec.Struct, frozen=True):
+    """An answer, and what is for people only: the service's name if a backend was chosen, and
+    whether all samples had the same verdict (they may differ while the tables change)."""
+
+    flow: Flow
+    answer: Answer
+    service: str
+    agreed: bool
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What became of one packet."""
+
+    verdict: Verdict
+    reason: int
+    service: int = 0  # id
+    backend: str = ""
+    masqueraded: bool = False
+
+
+def ask(
+    flow: Flow,
+    entry_fd: int,
+    samples: int,
+    reasons: Mapping[int, str],
+    name_of: Callable[[int], str],
+) -> Traced:
+    """Sends `samples` packets of `flow`, each from another source port, through the program.
+
+    `reasons` are the names of enum reason, `name_of` gives the name of a service id. Raises
+    KernelError, and LbError for a verdict that no program of ours returns.
+    """
+    seen = [_sample(flow, entry_fd, number) for number in range(samples)]
+    verdicts = collections.Counter(s.verdict for s in seen)
+    verdict = verdicts.most_common(1)[0][0]
+    fitting = [s for s in seen if s.verdict == verdict]
+    reason = collections.Counter(s.reason for s in fitting).most_common(1)[0][0]
+    service = fitting[-1].service
+    answer = Answer(
+        name=flow.name,
+        verdict=verdict,
+        backends=tuple(sorted({s.backend for s in fitting if s.backend})),
+        masquerade=_masquerade(s.masqueraded for s in fitting),
+        reason=reasons.get(reason, str(reason)),
+    )
+    return Traced(flow, answer, name_of(service) if service else "", len(verdicts) == 1)
+
+
+def reason_names(enums: Mapping[str, int]) -> dict[int, str]:
+    """enum reason by number: lower case, without the prefix."""
+    prefix = "REASON_"
+    return {
+        number: name.removeprefix(prefix).lower()
+        for name, number in enums.items()
+        if name.startswith(prefix) and name != "REASON_MAX"
+    }
+
+
+def _masquerade(seen: Iterable[bool]) -> Masquerade:
+    kinds = set(seen)
+    return "mixed" if len(kinds) == 2 else kinds == {True}
+
+
+def _sample(flow: Flow, entry_fd: int, number: int) -> Sample:
+    source_port = _FIRST_SOURCE_PORT + number % _SOURCE_PORTS
+    sent = Ends(flow.source, source_port, flow.destination, flow.port)
+    result = testrun.run(entry_fd, frame(sent, flow.protocol), ctx=testrun.context())
+    reason, service, rewritten = _CB.unpack_from(result.ctx, _CB_OFFSET)
+    if result.retval == _SHOT:
+        return Sample("drop", reason)
+    if result.retval == _REDIRECT:
+        return Sample("reject", reason)
+    if result.retval != _UNSPEC:
+        raise LbError(
+            f"flow {flow.name}: the program returned {result.retval}, which means nothing here"
+        )
+    got = read_ends(result.packet, family_of(flow.destination))
+    if (got.destination, got.port) == (sent.destination, sent.port):
+        return Sample("pass", reason)
+    return Sample(
+        "forward",
+        reason,
+        service,
+        format_endpoint(got.destination, got.port),
+        bool(rewritten) or got.source != sent.source,
+    )

@@ -1,0 +1,34 @@
+"""The programs of a trace: those that decide about a first packet, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from ebpf import compiler
+from ebpf.layouts import Bundle
+from ebpf.programs import PROGRAM_ARRAY, Generation
+
+ENTRY = "entry_from_pod"
+# What the entry hands packets to. The rest of the bundle handles flows that exist, and writes to
+# the flow tables; what is not loaded cannot.
+_PARTS = tuple(f"{part}{family}" for part in ("from_pod", "connect", "refuse") for family in "46")
+
+
+def trace_bundle() -> Bundle:
+    """The trace variant, reduced to what a trace runs. From the cache; raises CompileError."""
+    bundle = compiler.bundle("trace")
+    wanted = {name: bundle.programs[name] for name in (ENTRY, *_PARTS)}
+    return msgspec.structs.replace(bundle, programs=wanted)
+
+
+def load(bundle: Bundle, map_fds: Mapping[str, int]) -> Generation:
+    """The programs of `bundle` on these maps, with a program array of their own that goes with
+    them. Raises KernelError."""
+    return Generation.load(bundle, map_fds, partial=True)
+
+
+def maps_of(bundle: Bundle) -> list[str]:
+    """Names of the maps that the programs of a bundle work on, but for the program array."""
+    return [name for name in bundle.maps if name != PROGRAM_ARRAY]
