@@ -16,7 +16,17 @@ import msgspec
 
 from ebpf import bpffs
 from lbctl.errors import LbError, UsageError
-from lbctl.lab import agents, namespace, network, objects, process, state, teardown, topology
+from lbctl.lab import (
+    agents,
+    cgroup,
+    namespace,
+    network,
+    objects,
+    process,
+    state,
+    teardown,
+    topology,
+)
 from lbctl.lab.process import ProcessId
 from lbctl.lab.state import AgentOptions, Paths, State
 from lbctl.lab.topology import Cni, Node, Outside, Pod
@@ -167,6 +177,26 @@ class Lab:
 
     def pin_dir(self, node: str) -> Path:
         return self.paths.pin_dir(self.node(node).name)
+
+    # Pods that come and go
+
+    def add_pod(self, node: str) -> Pod:
+        """Make one more pod on a node, as a kubelet would; it has its addresses at return."""
+        found = self.node(node)
+        grown, pod = topology.with_pod(self._state.topology, found)
+        self._save(topology=grown)
+        self.paths.cgroup(pod).mkdir()
+        network.build_pod(grown, found, pod)
+        return pod
+
+    def remove_pod(self, name: str) -> None:
+        """End a pod's processes and delete its namespace, and with it its link and addresses."""
+        pod = self.find(name)
+        if not isinstance(pod, Pod):
+            raise UsageError(f"{name!r} is not a pod of lab {self.name!r}")
+        cgroup.remove(self.paths.cgroup(pod))
+        network.remove_pod(self.node(pod.node), pod)
+        self._save(topology=topology.without_pod(self._state.topology, pod))
 
     # Programs
 

@@ -10,7 +10,6 @@ import array
 import fcntl
 import socket
 import struct
-from functools import partial
 from pathlib import Path
 
 from lbctl.lab import namespace
@@ -48,8 +47,7 @@ def build(topology: Topology) -> None:
     namespace.ip_batch([f"netns add {name}" for name in topology.namespaces])
     routers = {node.namespace for node in topology.nodes}
     for name in topology.namespaces:
-        settings = _SYSCTLS | _NODE_SYSCTLS if name in routers else _SYSCTLS
-        namespace.run_in(name, partial(_write_sysctls, settings))
+        _set_sysctls(name, _SYSCTLS | _NODE_SYSCTLS if name in routers else _SYSCTLS)
     _configure(topology.fabric, fabric_commands(topology))
     for node in topology.nodes:
         _configure(node.namespace, node_commands(topology, node))
@@ -58,6 +56,21 @@ def build(topology: Topology) -> None:
     _configure(topology.outside.namespace, outside_commands(topology))
     # A real outside machine computes its checksums; a veth leaves them to nobody (XDP sees that).
     namespace.run_in(topology.outside.namespace, lambda: _disable_tx_checksums("eth0"))
+
+
+def build_pod(topology: Topology, node: Node, pod: Pod) -> None:
+    """Add one pod to what `build` has made; `topology` includes it."""
+    namespace.ip_batch([f"netns add {pod.namespace}"])
+    _set_sysctls(pod.namespace, _SYSCTLS)
+    _configure(node.namespace, _node_side(topology, node, pod))
+    _configure(pod.namespace, pod_commands(topology, pod))
+
+
+def remove_pod(node: Node, pod: Pod) -> None:
+    """Delete a pod's link, at once, and its namespace, which the kernel does a moment later."""
+    delete = [f"link delete {pod.interface}"]
+    namespace.run_in(node.namespace, lambda: namespace.ip_batch(delete, force=True))
+    remove([pod.namespace])
 
 
 def remove(names: list[str]) -> None:
@@ -164,9 +177,12 @@ def _configure(name: str, commands: list[str]) -> None:
     namespace.run_in(name, lambda: namespace.ip_batch(commands))
 
 
-def _write_sysctls(settings: dict[str, int]) -> None:
-    for name, value in settings.items():
-        Path("/proc/sys", name).write_text(str(value))
+def _set_sysctls(name: str, settings: dict[str, int]) -> None:
+    def write() -> None:
+        for setting, value in settings.items():
+            Path("/proc/sys", setting).write_text(str(value))
+
+    namespace.run_in(name, write)
 
 
 def _disable_tx_checksums(link: str) -> None:

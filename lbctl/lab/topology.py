@@ -139,6 +139,21 @@ def plan(name: str, nodes: int, pods: int, cni: Cni) -> Topology:
     return Topology(name, cni, f"{name}-fabric", node_plans, pod_plans, outside)
 
 
+def with_pod(topology: Topology, node: Node) -> tuple[Topology, Pod]:
+    """The same lab with one more pod, on `node`, numbered after the last."""
+    number = 1 + max((pod.number for pod in topology.pods), default=0)
+    if number > MAX_PODS:
+        raise UsageError(f"pod{number} in lab {topology.name!r}", f"A lab has {MAX_PODS} pods.")
+    pod = _pod(topology.name, number, node)
+    return msgspec.structs.replace(topology, pods=(*topology.pods, pod)), pod
+
+
+def without_pod(topology: Topology, pod: Pod) -> Topology:
+    """The same lab without `pod`."""
+    pods = tuple(other for other in topology.pods if other.name != pod.name)
+    return msgspec.structs.replace(topology, pods=pods)
+
+
 def _node(lab: str, number: int) -> Node:
     return Node(
         name=f"node{number}",

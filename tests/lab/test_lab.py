@@ -97,6 +97,21 @@ def test_outside_reaches_nodes_but_no_pods(served: Lab) -> None:
     assert report.failures == {"refused": 1}  # by the node: it is there
 
 
+def test_pods_come_and_go(served: Lab) -> None:
+    pod = served.add_pod("node2")
+    sessions.start_http(served, [pod])
+    for address in pod.addresses:
+        where = sessions.target(address, sessions.HTTP_PORT)
+        report = sessions.run_client(served, "pod1", "http", where, "--requests", "3")
+        assert report.servers == {pod.name: 3}
+    served.remove_pod(pod.name)
+    assert pod.namespace not in namespace.existing()
+    assert not served.paths.cgroup(pod).exists()
+    shown = served.exec("node2", ["ip", "-j", "link"], check=True).stdout
+    assert pod.interface not in {link["ifname"] for link in json.loads(shown)}
+    assert pod not in Lab.load(served.name).pods
+
+
 def test_processes_run_in_namespace_and_cgroup_of_their_member(served: Lab) -> None:
     script = "readlink /proc/self/ns/net; cat /proc/self/cgroup; ls -d /sys/fs/bpf/lbctl-lab"
     shown = served.exec("pod2", ["sh", "-c", script], check=True).stdout.splitlines()

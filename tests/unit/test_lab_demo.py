@@ -19,10 +19,9 @@ PLAN = topology.plan("demo", nodes=2, pods=3, cni="route")
 def test_examples_name_pods_of_the_lab_where_they_run(example: Example) -> None:
     found = load_manifests(examples_directory()).services[ObjectKey("default", example.name)]
     listed = {
-        (format_address(address), endpoint.node)
+        (format_address(endpoint.address), endpoint.node)
         for part in found.slices
         for endpoint in part.endpoints
-        for address in endpoint.addresses
     }
     pods = [pod for pod in PLAN.pods if pod.name in example.pods]
     assert listed == {(address, pod.node) for pod in pods for address in pod.addresses}

@@ -89,3 +89,12 @@ def test_no_ipv6_address_waits_for_duplicate_detection(cni: Cni) -> None:
 
     assert len(given) >= len(plan.members)
     assert all(command.endswith("nodad") for command in given)
+
+
+def test_a_pod_that_joins_gets_the_next_number() -> None:
+    plan = topology.plan("lab", nodes=2, pods=1, cni="route")
+    grown, pod = topology.with_pod(plan, plan.nodes[0])
+
+    assert (pod.name, pod.node, pod.ipv4) == ("pod3", "node1", "10.244.1.13")
+    assert grown.pods == (*plan.pods, pod)
+    assert topology.without_pod(grown, pod) == plan
