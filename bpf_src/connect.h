@@ -13,19 +13,21 @@ INLINE u16 random_port(const struct config *c)
 	return htons(c->port_min + (u32)((u64)bpf_get_prandom_u32() * span >> 32));
 }
 
-/* May the entry that holds our reply tuple be taken over? Either it is this very flow's leftover, or
- * it has ended and no TIME_WAIT of the backend's is attached to it. */
-INLINE bool may_take_over(struct flow *held, const struct flow *reply, u32 tick)
+/* May the entry that holds our reply tuple be taken over? Either it is this very flow's leftover,
+ * or it has ended and no TIME_WAIT of the backend's is attached to it. */
+INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
+			  const struct flow *reply, u32 tick)
 {
 	if (held->state == FLOW_SIDE || !(held->flags & FLOW_REPLY))
-		return idle(held, tick);
+		return entry_idle(held, tick);
 	if (same_address(&held->addr, &reply->addr) && held->port == reply->port &&
 	    held->client_port == reply->client_port)
 		return true;
-	return held->state == FLOW_RESET || idle(held, tick);
+	return held->state == FLOW_RESET || idle(key, held, tick);
 }
 
-/* Adds the reply entry under its key, taking over a leftover. 0, or -EEXIST when a live flow has it. */
+/* Adds the reply entry under its key, taking over a leftover. 0, or -EEXIST when a live flow has
+ * it. */
 INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick)
 {
 	int error = add_flow(key, reply);
@@ -34,7 +36,7 @@ INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick)
 	if (error != -EEXIST)
 		return error;
 	held = find_flow(key);
-	if (!held || !may_take_over(held, reply, tick))
+	if (!held || !may_take_over(key, held, reply, tick))
 		return -EEXIST;
 	*held = *reply;
 	return 0;
@@ -44,28 +46,27 @@ INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick)
 INLINE int reserve_port(struct __sk_buff *skb, struct flow_key *key, struct flow *reply, u32 tick)
 {
 	const struct config *c = get_config();
-	int error = reserve_reply(key, reply, tick);
+	int error = -EEXIST, i;
 
-#pragma unroll
-	for (int i = 0; i < SOURCE_PORT_TRIES; i++) {
-		if (error != -EEXIST)
-			break;
-		/* An SCTP port cannot change: its checksum covers it and is not incremental. */
-		if (!c || key->proto == IPPROTO_SCTP)
-			break;
-		key->dport = random_port(c);
+#pragma clang loop unroll(disable)
+	for (i = 0; i <= SOURCE_PORT_TRIES; i++) {
+		if (i)
+			key->dport = random_port(c);
 		error = reserve_reply(key, reply, tick);
-		if (!error)
-			count(skb, REASON_SOURCE_TRANSLATED);
+		/* An SCTP port cannot change: its checksum covers it and is not incremental. */
+		if (error != -EEXIST || !c || key->proto == IPPROTO_SCTP)
+			break;
 	}
+	if (!error && i)
+		count(skb, REASON_SOURCE_TRANSLATED);
 	if (error)
 		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
 	return error;
 }
 
 /* Remembers the flow in both directions: first the reply's tuple, which may be taken, then the
- * forward entry. `choice` tells where it goes and learns the client port. 0, -EEXIST when another CPU
- * was quicker, or an error that was counted. */
+ * forward entry. `choice` tells where it goes and learns the client port. 0, -EEXIST when another
+ * CPU was quicker, or an error that was counted. */
 INLINE int open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
 		     struct choice *choice)
 {
@@ -138,7 +139,8 @@ INLINE int hand_to_hairpin(struct __sk_buff *skb, struct choice *choice)
 	return hand_to(skb, FAMILY_PROGRAM(HAIRPIN));
 }
 
-INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_key *key, u32 service)
+INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+			   u32 service)
 {
 	struct choice choice = {.client_port = p->sport};
 	int reason = choose_backend(service, &choice);
@@ -204,7 +206,7 @@ INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 	if (!f)
 		return;
 	if (f->state != FLOW_DATAGRAM) {
-		end_flow(key, f, false);
+		end_flow(key, false);
 		return;
 	}
 	if (!still_serving(f))
@@ -222,13 +224,12 @@ INLINE int connect(struct __sk_buff *skb)
 	struct flow_key key;
 	struct packet p;
 
-	if (parse_addresses(skb, &p) || parse_ports(skb, &p))
-		return DROP;
-	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
+	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
 #ifndef TRACE
-	leave_old_flow(skb, &key);
+	if (skb->cb[1])
+		leave_old_flow(skb, &key);
 #endif
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
 	if (!find_frontend(&frontend_key, &frontend))

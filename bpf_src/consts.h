@@ -18,12 +18,12 @@ enum reason {
 	REASON_TOO_MANY_HEADERS,   /* more IPv6 extension headers than are followed */
 	REASON_FRAGMENT_UNMATCHED, /* a later fragment whose first was not seen: dropped */
 	REASON_FLOWS_FULL,	   /* no room for a flow: dropped, the client retries */
-	REASON_PORTS_EXHAUSTED,	   /* no free source port for an ambiguous or hairpin flow: dropped */
-	REASON_ICMP_TRANSLATED,	   /* an ICMP error about a flow */
-	REASON_FLOW_MOVED,	   /* a UDP flow left a backend that stopped serving */
-	REASON_SOURCE_TRANSLATED,  /* a client port was changed to keep two flows apart */
-	REASON_REWRITE_FAILED,	   /* the kernel would not let us change the packet: dropped */
-	REASON_INTERNAL,	   /* a map entry that must exist does not, or a tail call failed */
+	REASON_PORTS_EXHAUSTED, /* no free source port for an ambiguous or hairpin flow: dropped */
+	REASON_ICMP_TRANSLATED, /* an ICMP error about a flow */
+	REASON_FLOW_MOVED,	/* a UDP flow left a backend that stopped serving */
+	REASON_SOURCE_TRANSLATED, /* a client port was changed to keep two flows apart */
+	REASON_REWRITE_FAILED,	  /* the kernel would not let us change the packet: dropped */
+	REASON_INTERNAL,	  /* a map entry that must exist does not, or a tail call failed */
 	REASON_MAX,
 };
 
@@ -65,13 +65,14 @@ enum flow_state {
 
 /* flow.flags */
 enum flow_flag {
-	FLOW_FIN = 1,	   /* this direction sent a FIN */
-	FLOW_FIRST = 2,	   /* ... before the other one did */
-	FLOW_PEER_FIN = 4, /* the other direction sent one; peer_fin holds the number that acks it */
-	FLOW_ACKED = 8,	   /* ... and this direction acknowledged it */
-	FLOW_REPLY = 16,   /* entry for packets to the client: writes source, else destination */
-	FLOW_HAIRPIN = 32, /* client and backend are one pod */
-	FLOW_DIRECT = 64,  /* no service: only the client's port is changed, see flow.h */
+	FLOW_FIN = 1,	/* this direction sent a FIN */
+	FLOW_FIRST = 2, /* ... before the other one did */
+	FLOW_PEER_FIN =
+	    4,		 /* the other direction sent one; peer_fin holds the number that acks it */
+	FLOW_ACKED = 8,	 /* ... and this direction acknowledged it */
+	FLOW_REPLY = 16, /* entry for packets to the client: writes source, else destination */
+	FLOW_HAIRPIN = 32,  /* client and backend are one pod */
+	FLOW_DIRECT = 64,   /* no service: only the client's port is changed, see flow.h */
 	FLOW_REPLIED = 128, /* the backend has answered */
 };
 
@@ -99,10 +100,16 @@ enum config_flag {
 
 /* Slots of the program array: the parts a packet is handed to by tail call, per family. */
 enum program {
-	PROGRAM_FROM_POD4, /* a packet from a pod: established flows, else one of the others */
+	PROGRAM_FROM_POD4, /* a packet from a pod: whom does it concern? */
 	PROGRAM_FROM_POD6,
-	PROGRAM_TO_POD4, /* a packet to a pod: replies */
+	PROGRAM_TO_POD4, /* a packet to a pod */
 	PROGRAM_TO_POD6,
+	PROGRAM_SERVICE4, /* from a pod to a service */
+	PROGRAM_SERVICE6,
+	PROGRAM_REPLY4, /* to a pod, perhaps from a service */
+	PROGRAM_REPLY6,
+	PROGRAM_TRACK4, /* TCP packets that open or close a flow */
+	PROGRAM_TRACK6,
 	PROGRAM_CONNECT4, /* to a service, no flow yet */
 	PROGRAM_CONNECT6,
 	PROGRAM_DIRECT4, /* straight to an address that is also a backend */

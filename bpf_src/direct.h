@@ -8,7 +8,7 @@ INLINE int translate_direct(struct __sk_buff *skb, struct packet *p, struct flow
 {
 	struct table_state *state = get_table_state();
 	struct choice choice = {
-		.service = held->service, .backend = held->backend, .flags = FLOW_DIRECT};
+	    .service = held->service, .backend = held->backend, .flags = FLOW_DIRECT};
 
 	if (!state)
 		return PASS;
@@ -28,9 +28,8 @@ INLINE void drop_leftover(struct flow_key *reply_key, struct flow *held)
 	make_pair_key(&forward_key, reply_key, held);
 	forward = find_flow(&forward_key);
 	if (forward && is_pair(forward, reply_key, held))
-		end_flow(&forward_key, forward, false);
-	else
-		delete_flow(reply_key);
+		delete_flow(&forward_key);
+	delete_flow(reply_key);
 }
 
 INLINE int direct(struct __sk_buff *skb)
@@ -41,21 +40,21 @@ INLINE int direct(struct __sk_buff *skb)
 	struct packet p;
 	u32 tick = now();
 
-	if (parse_addresses(skb, &p) || parse_ports(skb, &p) || !state)
+	if (!restore_packet(skb, &p) || !state)
 		return PASS;
 	make_key(&key, &p);
 	f = *has_direct(state) ? find_flow(&key) : 0;
-	if (f && !(starts_connection(&p) && finished(f, tick))) {
+	if (f && !(starts_connection(&p) && finished(&key, f, tick))) {
 		ip_addr addr = f->addr;
 		u16 port = f->port, client_port = f->client_port;
 
+		if (p.proto == IPPROTO_TCP && !tcp_unremarkable(&p, f, false))
+			return hand_to_track(skb, false);
 		f->seen = tick;
-		if (p.proto == IPPROTO_TCP && !tcp_unremarkable(&p, f))
-			track_tcp(skb, &p, &key, f);
 		return translate(skb, &p, false, &addr, port, client_port);
 	}
 	if (f)
-		end_flow(&key, f, false);
+		end_flow(&key, false);
 	else if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return PASS;
 	reply_key.src = p.dst;
@@ -66,7 +65,7 @@ INLINE int direct(struct __sk_buff *skb)
 	f = find_flow(&reply_key);
 	if (!f || !(f->flags & FLOW_REPLY) || f->state == FLOW_SIDE)
 		return PASS;
-	if (f->state == FLOW_RESET || idle(f, tick)) {
+	if (f->state == FLOW_RESET || idle(&reply_key, f, tick)) {
 		drop_leftover(&reply_key, f);
 		return PASS;
 	}

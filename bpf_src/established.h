@@ -2,8 +2,8 @@
 #pragma once
 
 /* A flow's reply entry fell out of the LRU table while the flow lives: put it back. */
-INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key, const struct flow *f,
-			  u32 tick)
+INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key,
+			  const struct flow *f, u32 tick)
 {
 	struct flow reply = *f;
 
@@ -34,7 +34,7 @@ INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
 		f->flags |= FLOW_REPLIED;
 		return true;
 	}
-	if (idle(f, tick) && (!pair || idle(pair, tick)))
+	if (entry_idle(f, tick) && (!pair || entry_idle(pair, tick)))
 		return false;
 	if (!pair)
 		restore_reply(&pair_key, key, f, tick);
@@ -42,25 +42,23 @@ INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
 }
 
 /* Must the packet begin anew, although a flow was found? */
-INLINE bool starts_over(struct packet *p, struct flow *f, u32 tick)
+INLINE bool starts_over(struct packet *p, struct flow_key *key, struct flow *f, u32 tick)
 {
 	if (f->state == FLOW_SIDE || f->flags & FLOW_REPLY)
 		return false;
 	if (p->proto == IPPROTO_TCP)
 		return starts_connection(p) &&
-		       (finished(f, tick) || (f->state == FLOW_SYN && !still_serving(f)));
+		       (finished(key, f, tick) || (f->state == FLOW_SYN && !still_serving(f)));
 	return !(f->flags & FLOW_DIRECT) && !still_serving(f);
 }
 
 /* Follows and translates a packet of flow `f`. -EAGAIN: the flow is over, begin anew. */
-INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key *key, struct flow *f,
-		       bool reply)
+INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+		       struct flow *f, bool reply)
 {
 	u32 tick = now();
-	ip_addr addr;
-	u16 port, client_port;
 
-	if (!reply && starts_over(p, f, tick))
+	if (!reply && starts_over(p, key, f, tick))
 		return -EAGAIN;
 	if (f->seen != tick || f->tick_bytes >> 31) {
 		if (f->state == FLOW_DATAGRAM && !refresh_datagram(key, f, tick))
@@ -68,12 +66,9 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
 		flush_counts(f);
 		f->seen = tick;
 	}
+	if (p->proto == IPPROTO_TCP && p->fragment != FRAGMENT_LATER &&
+	    !tcp_unremarkable(p, f, reply))
+		return hand_to_track(skb, reply);
 	count_packet(f, skb->len - p->l3);
-	/* Copied before the flow can end: its entry may be reused at once. */
-	addr = f->addr;
-	port = f->port;
-	client_port = f->client_port;
-	if (p->proto == IPPROTO_TCP && !tcp_unremarkable(p, f) && p->fragment != FRAGMENT_LATER)
-		track_tcp(skb, p, key, f);
-	return translate(skb, p, reply, &addr, port, client_port);
+	return translate(skb, p, reply, &f->addr, f->port, f->client_port);
 }

@@ -148,13 +148,15 @@ INLINE void delete_hairpin_sides(const struct flow_key *key, const struct flow *
 	}
 }
 
-/* Ends a flow, given its forward entry. `keep_reply` leaves the reply entry in TIME_WAIT, so that
+/* Ends a flow, given its forward key. `keep_reply` leaves the reply entry in TIME_WAIT, so that
  * nobody else gets its tuple while the backend still holds it. */
-INLINE void end_flow(struct flow_key *key, struct flow *f, bool keep_reply)
+INLINE void end_flow(struct flow_key *key, bool keep_reply)
 {
+	struct flow *f = find_flow(key), *pair;
 	struct flow_key pair_key;
-	struct flow *pair;
 
+	if (!f)
+		return;
 	flush_counts(f);
 	make_pair_key(&pair_key, key, f);
 	if (f->flags & FLOW_HAIRPIN)
@@ -188,21 +190,34 @@ INLINE u32 timeout_of(const struct config *c, const struct flow *f)
 }
 
 /* Has nothing been seen of this entry for as long as its state allows? */
-INLINE bool idle(const struct flow *f, u32 tick)
+INLINE bool entry_idle(const struct flow *f, u32 tick)
 {
 	const struct config *c = get_config();
 
 	return c && tick - f->seen > timeout_of(c, f);
 }
 
+/* A flow lives as long as either direction does. */
+INLINE bool idle(const struct flow_key *key, const struct flow *f, u32 tick)
+{
+	struct flow_key pair_key;
+	struct flow *pair;
+
+	if (!entry_idle(f, tick))
+		return false;
+	make_pair_key(&pair_key, key, f);
+	pair = find_flow(&pair_key);
+	return !pair || !is_pair(pair, key, f) || entry_idle(pair, tick);
+}
+
 /* Is the TCP conversation over, so that a SYN on the same ports is a new one? */
-INLINE bool finished(const struct flow *f, u32 tick)
+INLINE bool finished(const struct flow_key *key, const struct flow *f, u32 tick)
 {
 	if (f->state == FLOW_RESET || f->state == FLOW_TIME_WAIT)
 		return true;
 	if (f->state == FLOW_CLOSING && f->flags & FLOW_FIN && f->flags & FLOW_PEER_FIN)
 		return true;
-	return idle(f, tick);
+	return idle(key, f, tick);
 }
 
 /* May the backend of this flow still carry it? */

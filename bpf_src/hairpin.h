@@ -55,7 +55,7 @@ INLINE int add_hairpin_sides(struct __sk_buff *skb, struct packet *p, struct cho
 	if (!c)
 		return -ENOENT;
 	hairpin_source(&node, c, p);
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (int i = 0; i < SOURCE_PORT_TRIES / 2; i++) {
 		u16 port = p->proto == IPPROTO_SCTP ? p->sport : random_port(c);
 
@@ -91,7 +91,7 @@ INLINE int hairpin(struct __sk_buff *skb)
 	struct flow_key key;
 	struct packet p;
 
-	if (!b || parse_addresses(skb, &p) || parse_ports(skb, &p) || p.fragment == FRAGMENT_LATER)
+	if (!b || !restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
 		return DROP;
 	choice.addr = p.src;
 	choice.port = b->port;

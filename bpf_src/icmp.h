@@ -58,21 +58,19 @@ INLINE int rewrite_quote(struct __sk_buff *skb, u32 icmp_check, struct packet *i
 {
 	u32 old_ports = join_ports(inner->sport, inner->dport), ports = join_ports(sport, dport);
 	ip_addr from = source ? inner->src : inner->dst;
+	u16 address = address_difference(&from, to);
+	u16 port = fold((u64)(u32)~old_ports + ports);
 	u32 check_offset = checksum_offset(inner);
-	s64 addresses = bpf_csum_diff((void *)&from, sizeof(from), (void *)to, sizeof(*to), 0);
-	s64 changed = bpf_csum_diff(&old_ports, 4, &ports, 4, 0);
-	s64 covered = bpf_csum_diff(&old_ports, 4, &ports, 4, addresses);
+	u32 changed = port;
 	u16 check;
 	int error = 0;
 
 	/* The quote may end before TCP's checksum, which is none of our business then. */
 	if (check_offset && !bpf_skb_load_bytes(skb, check_offset, &check, 2) &&
 	    (check || inner->proto == IPPROTO_TCP)) {
-		u32 old = check, new;
-
-		check = ~fold((u64)fold(covered) + (u16)~check);
-		new = check;
-		changed = bpf_csum_diff(&old, 4, &new, 4, changed);
+		changed += (u16)~check;
+		check = adjusted(check, fold((u64)address + port));
+		changed += check;
 		error |= bpf_skb_store_bytes(skb, check_offset, &check, 2, 0);
 	}
 #if FAMILY == 4
@@ -80,12 +78,29 @@ INLINE int rewrite_quote(struct __sk_buff *skb, u32 icmp_check, struct packet *i
 	error |= bpf_l3_csum_replace(skb, inner->l3 + 10, from, *to, 4);
 	error |= bpf_skb_store_bytes(skb, inner->l3 + (source ? 12 : 16), to, 4, 0);
 #else
-	changed = (u64)fold(changed) + fold(addresses);
+	changed += address;
 	error |= bpf_skb_store_bytes(skb, inner->l3 + (source ? 8 : 24), to, 16, 0);
 #endif
 	error |= bpf_skb_store_bytes(skb, inner->l4, &ports, 4, 0);
 	error |= bpf_l4_csum_replace(skb, icmp_check, 0, changed, 0);
 	return error;
+}
+
+/* The outer address; ICMPv6's checksum covers it, ICMP's does not. */
+INLINE int rewrite_outer(struct __sk_buff *skb, const struct packet *outer, bool source,
+			 ip_addr *to)
+{
+	ip_addr from = source ? outer->src : outer->dst;
+	u16 difference = address_difference(&from, to);
+	void *network;
+
+	if (FAMILY == 6 && adjust_for_address(skb, outer->l4 + 2, 0, difference))
+		return -EFAULT;
+	network = packet_start(skb) + (outer->l3 & 0x3f);
+	if (network + IP_HEADER_LENGTH > packet_end(skb))
+		return -EFAULT;
+	store_address(network, source, to, difference);
+	return 0;
 }
 
 /* `reply`: towards the pod, about what it sent. Otherwise from the pod, about what it received. */
@@ -98,7 +113,7 @@ INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 	u16 port, client_port;
 	int error;
 
-	if (parse_addresses(skb, &outer) || !parse_quote(skb, &outer, &inner))
+	if (!restore_packet(skb, &outer) || !parse_quote(skb, &outer, &inner))
 		return PASS;
 	key.src = inner.dst;
 	key.sport = inner.dport;
@@ -115,12 +130,8 @@ INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 	error = reply ? rewrite_quote(skb, outer.l4 + 2, &inner, false, &to, client_port, port)
 		      : rewrite_quote(skb, outer.l4 + 2, &inner, true, &to, port, client_port);
 	/* A router on the way speaks for itself; the backend speaks as the service. */
-	if (!reply || same_address(&outer.src, &inner.dst)) {
-		ip_addr from = reply ? outer.src : outer.dst;
-		u32 check = FAMILY == 6 ? outer.l4 + 2 : NO_CHECKSUM;
-
-		error |= rewrite_address(skb, outer.l3, reply, check, 0, &from, &to);
-	}
+	if (!reply || same_address(&outer.src, &inner.dst))
+		error |= rewrite_outer(skb, &outer, reply, &to);
 	if (!error)
 		return PASS;
 	count(skb, REASON_REWRITE_FAILED);

@@ -10,7 +10,8 @@ BPF_F_TABLE("array", u32, struct service, services, 1, BPF_F_MMAPABLE);
 /* Regions of backend ids. Agent writes through mmap, programs read; freed regions rest. */
 BPF_F_TABLE("array", u32, struct slot, slots, 1, BPF_F_MMAPABLE);
 
-/* By backend id. Agent writes through mmap, programs read; freed ids rest until no flow has them. */
+/* By backend id. Agent writes through mmap, programs read; freed ids rest until no flow has them.
+ */
 BPF_F_TABLE("array", u32, struct backend, backends, 1, BPF_F_MMAPABLE);
 
 /* Bits of addresses that have frontends or flows. Agent writes through mmap, programs read. */
@@ -19,8 +20,8 @@ BPF_F_TABLE("array", u32, u64, service_filter, 1, BPF_F_MMAPABLE);
 /* Bits of backend addresses with ports. Agent writes through mmap, programs read. */
 BPF_F_TABLE("array", u32, u64, backend_filter, 1, BPF_F_MMAPABLE);
 
-/* TCP flows, both directions. Programs insert and delete, the agent's sweep deletes; nothing evicts,
- * and beyond config.flow_limit only established flows get in. */
+/* TCP flows, both directions. Programs insert and delete, the agent's sweep deletes; nothing
+ * evicts, and beyond config.flow_limit only established flows get in. */
 #if FAMILY == 6
 BPF_F_TABLE("hash", struct flow_key, struct flow, flows6, 1, 0);
 /* UDP and SCTP flows, and TCP handshakes beyond the limit: the least recently used goes. */

@@ -1,9 +1,13 @@
-/* Rewriting one address and the ports of a packet, with every checksum that covers them. */
+/* Rewriting one address and the ports of a packet, with every checksum that covers them.
+ *
+ * A call of a helper costs more here than everything else together, so one is made: the one that
+ * knows what kind of checksum the packet has. The rest is written directly. */
 #pragma once
 
 #define NO_CHECKSUM 0
 
-/* Where the transport checksum lies; SCTP's does not cover addresses, and its ports never change. */
+/* Where the transport checksum lies; SCTP's does not cover addresses, and its ports never change.
+ */
 INLINE u32 checksum_offset(const struct packet *p)
 {
 	if (p->proto == IPPROTO_TCP)
@@ -22,62 +26,163 @@ INLINE u32 join_ports(u16 sport, u16 dport)
 	return word;
 }
 
-/* The header's own checksum (IPv4), the address, and the transport checksum over it (0: none). For
- * IPv6 a receiver's checksum over the whole packet (CHECKSUM_COMPLETE) is kept right by the store,
- * which kernels of every age do the same way; see docs/datapath.md. */
-INLINE int rewrite_address(struct __sk_buff *skb, u32 l3, bool source, u32 checksum, u64 flags,
-			   ip_addr *from, ip_addr *to)
+INLINE u16 fold(u64 sum)
 {
-	int error = 0;
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* What replacing one address by another adds to a sum over it, in 16 bits. */
+INLINE u16 address_difference(const ip_addr *from, const ip_addr *to)
+{
 #if FAMILY == 4
-	u32 field = l3 + (source ? 12 : 16);
-
-	if (checksum)
-		error = bpf_l4_csum_replace(skb, checksum, *from, *to,
-					    BPF_F_PSEUDO_HDR | flags | sizeof(*to));
-	error |= bpf_l3_csum_replace(skb, l3 + 10, *from, *to, sizeof(*to));
-	error |= bpf_skb_store_bytes(skb, field, to, sizeof(*to), 0);
+	return fold((u64)(u32) ~*from + *to);
 #else
-	u32 field = l3 + (source ? 8 : 24);
+	u64 sum = 0;
 
-	if (checksum) {
-		s64 difference = bpf_csum_diff((void *)from, sizeof(*from), (void *)to, sizeof(*to), 0);
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		sum += (u64)(u32)~from->w[i] + to->w[i];
+	return fold(sum);
+#endif
+}
 
-		error = bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | flags);
-	}
-	error |= bpf_skb_store_bytes(skb, field, to, sizeof(*to), BPF_F_RECOMPUTE_CSUM);
+/* A checksum field after what it covers has changed by `difference` (RFC 1624). */
+INLINE u16 adjusted(u16 check, u16 difference)
+{
+	return ~fold((u64)(u16)~check + difference);
+}
+
+/* The address and the header's own checksum (IPv4). The caller checked the bounds. */
+INLINE void store_address(void *header, bool source, const ip_addr *to, u16 difference)
+{
+#if FAMILY == 4
+	struct iphdr *ip = header;
+
+	ip->check = adjusted(ip->check, difference);
+	if (source)
+		ip->saddr = *to;
+	else
+		ip->daddr = *to;
+#else
+	struct ipv6hdr *ip = header;
+
+	__builtin_memcpy(source ? &ip->saddr : &ip->daddr, to, 16);
+#endif
+}
+
+/* The transport checksum over a changed address, whatever kind it is: one that the device will fill
+ * in (CHECKSUM_PARTIAL), one it took of the whole packet (CHECKSUM_COMPLETE), or a plain one. For
+ * IPv6 the whole packet's sum must also learn of the address itself; IPv4's header checksum makes
+ * up for it. */
+INLINE int adjust_for_address(struct __sk_buff *skb, u32 offset, u64 flags, u16 difference)
+{
+	int error = bpf_l4_csum_replace(skb, offset, 0, difference, BPF_F_PSEUDO_HDR | flags);
+
+#if FAMILY == 6
+	bpf_csum_update(skb, difference);
 #endif
 	return error;
 }
 
-/* Makes `to` the packet's source or destination and sets both ports. A later fragment has neither
- * ports nor checksum. */
-INLINE int rewrite(struct __sk_buff *skb, struct packet *p, bool source, ip_addr *to, u16 sport,
-		   u16 dport)
+/* Does the field hold a finished checksum? A pseudo header sum (CHECKSUM_PARTIAL) grew by the
+ * address difference where a checksum shrank; only a difference of nothing would not tell. */
+INLINE bool is_finished(u16 before, u16 after, u16 difference)
 {
-	u64 flags = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	u32 checksum = p->fragment == FRAGMENT_LATER ? NO_CHECKSUM : checksum_offset(p);
-	ip_addr from = source ? p->src : p->dst;
-	int error = rewrite_address(skb, p->l3, source, checksum, flags, &from, to);
+	u16 expected = adjusted(before, difference);
 
-	if (p->fragment != FRAGMENT_LATER && (sport != p->sport || dport != p->dport)) {
-		u32 old = join_ports(p->sport, p->dport), new = join_ports(sport, dport);
-
-		if (checksum)
-			error |= bpf_l4_csum_replace(skb, checksum, old, new, flags | sizeof(new));
-		error |= bpf_skb_store_bytes(skb, p->l4, &new, sizeof(new), 0);
-	}
-	if (!error)
-		return 0;
-	count(skb, REASON_REWRITE_FAILED);
-	return error;
+	return after == expected || (!expected && after == 0xffff);
 }
 
-INLINE int translate(struct __sk_buff *skb, struct packet *p, bool reply, ip_addr *addr, u16 port,
-		     u16 client_port)
+INLINE bool tells_nothing(u16 difference)
 {
-	int error = reply ? rewrite(skb, p, true, addr, port, client_port)
-			  : rewrite(skb, p, false, addr, client_port, port);
+	return !difference || difference == 0xffff;
+}
 
-	return error ? DROP : PASS;
+INLINE u16 *checksum_field(struct __sk_buff *skb, const struct packet *p)
+{
+	void *transport = packet_start(skb) + (p->l4 & 0x3fff);
+
+	if (p->proto == IPPROTO_TCP)
+		return transport + 18 > packet_end(skb) ? 0 : transport + 16;
+	return transport + 8 > packet_end(skb) ? 0 : transport + 6;
+}
+
+/* Everything over the transport header: its checksum for the address and for the ports. The device
+ * sums the ports itself where it fills in the checksum. */
+INLINE int adjust_checksum(struct __sk_buff *skb, struct packet *p, u16 address, u32 old, u32 ports)
+{
+	u32 offset = checksum_offset(p);
+	u64 flags = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	u16 before, difference, *field = checksum_field(skb, p);
+
+	if (!field)
+		return -EFAULT;
+	before = *field;
+	if (flags && !before) {
+		/* UDP without checksum; what the device summed still has to learn of the address.
+		 */
+		if (FAMILY == 6)
+			bpf_csum_update(skb, address);
+		return 0;
+	}
+	if (adjust_for_address(skb, offset, flags, address))
+		return -EFAULT;
+	if (old == ports)
+		return 0;
+	difference = fold((u64)(u32)~old + ports);
+	if (tells_nothing(address))
+		return bpf_l4_csum_replace(skb, offset, 0, difference, flags);
+	field = checksum_field(skb, p);
+	if (!field)
+		return -EFAULT;
+	if (is_finished(before, *field, address)) {
+		*field = adjusted(*field, difference);
+		if (flags && !*field)
+			*field = 0xffff;
+	}
+	return 0;
+}
+
+/* Makes `to` the packet's source or destination and sets both ports. A later fragment has neither
+ * ports nor checksum. */
+INLINE int rewrite(struct __sk_buff *skb, struct packet *p, bool source, const ip_addr *to,
+		   u16 sport, u16 dport)
+{
+	u32 old = join_ports(p->sport, p->dport), ports = join_ports(sport, dport);
+	u16 difference = address_difference(source ? &p->src : &p->dst, to);
+	bool whole = p->fragment != FRAGMENT_LATER;
+	void *network, *transport;
+
+	if (whole && checksum_offset(p)) {
+		if (adjust_checksum(skb, p, difference, old, ports))
+			goto failed;
+	} else if (FAMILY == 6) {
+		bpf_csum_update(skb, difference);
+	}
+	network = packet_start(skb) + (p->l3 & 0x3f);
+	if (network + IP_HEADER_LENGTH > packet_end(skb))
+		goto failed;
+	store_address(network, source, to, difference);
+	if (!whole || old == ports)
+		return PASS;
+	transport = packet_start(skb) + (p->l4 & 0x3fff);
+	if (transport + 4 > packet_end(skb))
+		goto failed;
+	*(u32 *)transport = ports;
+	return PASS;
+failed:
+	count(skb, REASON_REWRITE_FAILED);
+	return DROP;
+}
+
+/* What a flow entry says: a reply entry writes the source, others the destination. */
+INLINE int translate(struct __sk_buff *skb, struct packet *p, bool reply, const ip_addr *addr,
+		     u16 port, u16 client_port)
+{
+	return reply ? rewrite(skb, p, true, addr, port, client_port)
+		     : rewrite(skb, p, false, addr, client_port, port);
 }

@@ -51,7 +51,8 @@ INLINE void *packet_end(struct __sk_buff *skb)
 	return (void *)(long)skb->data_end;
 }
 
-/* Headers must be linear to be read directly; a frame whose data lies in pages is pulled together. */
+/* Headers must be linear to be read directly; a frame whose data lies in pages is pulled together.
+ */
 INLINE void make_linear(struct __sk_buff *skb)
 {
 	void *start = packet_start(skb);
@@ -64,8 +65,8 @@ INLINE void make_linear(struct __sk_buff *skb)
 	}
 }
 
-/* Offset of the IP header. The kernel keeps an outer VLAN tag beside the frame; what is still in the
- * frame is followed twice. 0: not of this family. */
+/* Offset of the IP header. The kernel keeps an outer VLAN tag beside the frame; what is still in
+ * the frame is followed twice. 0: not of this family. */
 INLINE u32 find_ip_header(struct __sk_buff *skb)
 {
 	void *data = packet_start(skb), *end = packet_end(skb);
@@ -239,6 +240,55 @@ INLINE int parse_addresses(struct __sk_buff *skb, struct packet *p)
 INLINE int parse_ports(struct __sk_buff *skb, struct packet *p)
 {
 	return p->fragment == FRAGMENT_LATER ? 0 : parse_transport(skb, p);
+}
+
+/* What was parsed goes with the packet through tail calls, in the bytes the kernel keeps for
+ * programs (skb->cb): headers are walked once. The first three words are for reasons and choices.
+ */
+INLINE void save_packet(struct __sk_buff *skb, const struct packet *p)
+{
+	skb->cb[3] = p->l4 | p->l3 << 14 | p->fragment << 20 | p->proto << 24;
+	skb->cb[4] = p->sport | (u32)p->dport << 16;
+}
+
+/* False only if the packet is not what it was, which cannot happen between our own programs. */
+INLINE bool restore_packet(struct __sk_buff *skb, struct packet *p)
+{
+	u32 saved = skb->cb[3], ports = skb->cb[4];
+	void *network, *end = packet_end(skb);
+
+	__builtin_memset(p, 0, sizeof(*p));
+	p->l4 = saved & 0x3fff;
+	p->l3 = saved >> 14 & 0x3f;
+	p->fragment = saved >> 20 & 3;
+	p->proto = saved >> 24;
+	p->sport = ports;
+	p->dport = ports >> 16;
+	network = packet_start(skb) + p->l3;
+	if (network + IP_HEADER_LENGTH > end)
+		return false;
+#if FAMILY == 4
+	p->src = ((struct iphdr *)network)->saddr;
+	p->dst = ((struct iphdr *)network)->daddr;
+	p->l4_length = ntohs(((struct iphdr *)network)->tot_len);
+#else
+	__builtin_memcpy(&p->src, &((struct ipv6hdr *)network)->saddr, 16);
+	__builtin_memcpy(&p->dst, &((struct ipv6hdr *)network)->daddr, 16);
+	p->l4_length = ntohs(((struct ipv6hdr *)network)->payload_len);
+	if (p->l4_length)
+		p->l4_length += IP_HEADER_LENGTH;
+#endif
+	if (!p->l4_length) /* a GSO packet above 64 KiB */
+		p->l4_length = skb->len - p->l3;
+	p->l4_length -= p->l4 - p->l3;
+	if (p->proto == IPPROTO_TCP && p->fragment != FRAGMENT_LATER) {
+		void *transport = packet_start(skb) + p->l4;
+
+		if (transport + sizeof(struct tcphdr) > end)
+			return false;
+		p->tcp_flags = *((u8 *)transport + 13);
+	}
+	return true;
 }
 
 INLINE bool starts_connection(const struct packet *p)

@@ -1,9 +1,9 @@
-/* Refusing at once, from here: a TCP reset, or ICMP port unreachable, sent back where the packet came
- * from. No rate limit, no help from the stack. The packet itself becomes the answer.
+/* Refusing at once, from here: a TCP reset, or ICMP port unreachable, sent back where the packet
+ * came from. No rate limit, no help from the stack. The packet itself becomes the answer.
  *
- * A packet whose checksum is still to be filled in by the device (CHECKSUM_PARTIAL: most of what pods
- * send) stays one, and the device will sum from where the transport header was. So that header stays
- * where it is, and its checksum field is given what that kind of packet needs. */
+ * A packet whose checksum is still to be filled in by the device (CHECKSUM_PARTIAL: most of what
+ * pods send) stays one, and the device will sum from where the transport header was. So that header
+ * stays where it is, and its checksum field is given what that kind of packet needs. */
 #pragma once
 
 #if FAMILY == 6
@@ -27,24 +27,14 @@ INLINE int refuse(struct __sk_buff *skb, u32 reason)
 	return DROP;
 }
 
-INLINE u16 fold(s64 sum)
-{
-	u32 s = sum;
-
-	s = (s & 0xffff) + (s >> 16);
-	s = (s & 0xffff) + (s >> 16);
-	return s;
-}
-
-/* The helper leaves a CHECKSUM_PARTIAL packet's field alone and changes any other's: the only way to
- * tell from here. The field is restored. */
+/* The helper leaves a CHECKSUM_PARTIAL packet's field alone and changes any other's: the only way
+ * to tell from here. The field is restored. */
 INLINE bool checksum_pending(struct __sk_buff *skb, u32 offset)
 {
 	u16 before = 0, after = 0;
 
 	if (bpf_skb_load_bytes(skb, offset, &before, 2) ||
-	    bpf_l4_csum_replace(skb, offset, 0, 1, 2) ||
-	    bpf_skb_load_bytes(skb, offset, &after, 2))
+	    bpf_l4_csum_replace(skb, offset, 0, 1, 2) || bpf_skb_load_bytes(skb, offset, &after, 2))
 		return false;
 	if (before == after)
 		return true;
@@ -191,8 +181,8 @@ INLINE void fill_unreachable(struct unreachable *u, struct packet *p, u32 quoted
 	u->check = ~fold(sum);
 }
 
-/* Sum of what is quoted, as it will be on the wire: if the device still fills in UDP's checksum, the
- * eight bytes it covers will sum to the complement of what the field holds now. */
+/* Sum of what is quoted, as it will be on the wire: if the device still fills in UDP's checksum,
+ * the eight bytes it covers will sum to the complement of what the field holds now. */
 INLINE s64 sum_quote(struct __sk_buff *skb, struct packet *p, u32 headers, bool pending)
 {
 	u8 quote[QUOTE_MAX] = {};
@@ -242,7 +232,7 @@ INLINE int answer(struct __sk_buff *skb)
 {
 	struct packet p;
 
-	if (parse_addresses(skb, &p) || p.fragment == FRAGMENT_LATER || parse_ports(skb, &p))
+	if (!restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
 		return DROP;
 	return p.proto == IPPROTO_TCP ? answer_reset(skb, &p) : answer_unreachable(skb, &p);
 }

@@ -64,3 +64,16 @@ INLINE int hand_to(struct __sk_buff *skb, u32 program)
 	count(skb, REASON_INTERNAL);
 	return PASS;
 }
+
+INLINE int hand_to_track(struct __sk_buff *skb, bool reply)
+{
+	skb->cb[1] = reply;
+	return hand_to(skb, FAMILY_PROGRAM(TRACK));
+}
+
+/* `old_flow`: a flow with the packet's tuple is in the way. */
+INLINE int hand_to_connect(struct __sk_buff *skb, bool old_flow)
+{
+	skb->cb[1] = old_flow;
+	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
+}

@@ -1,7 +1,7 @@
 /* The programs of one family; FAMILY is 4 or 6. entry.c hands them the packets.
  *
- * TRACE builds the variant behind `lbctl trace`: the same decisions on the same maps, but every packet
- * is the first of its flow, none is remembered and nothing is counted. */
+ * TRACE builds the variant behind `lbctl trace`: the same decisions on the same maps, but every
+ * packet is the first of its flow, none is remembered and nothing is counted. */
 #include <uapi/linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -28,8 +28,8 @@
 #include "address.h"
 #include "stats.h"
 #include "flow.h"
-#include "tcp.h"
 #include "nat.h"
+#include "tcp.h"
 #include "refuse.h"
 #include "select.h"
 #include "fragment.h"
@@ -53,14 +53,17 @@ INLINE int not_service(struct __sk_buff *skb, struct packet *p)
 	    maybe_backend(&p->dst, p->dport)) {
 		struct table_state *state = get_table_state();
 
-		if (p->proto != IPPROTO_TCP || starts_connection(p) || (state && *has_direct(state)))
+		if (p->proto != IPPROTO_TCP || starts_connection(p) ||
+		    (state && *has_direct(state))) {
+			save_packet(skb, p);
 			return hand_to(skb, FAMILY_PROGRAM(DIRECT));
+		}
 	}
 #endif
 	return PASS;
 }
 
-/* Ports for a packet to or from a service, also of fragments. 0 or a reason. */
+/* Ports for a packet to a service, also of fragments. 0 or a reason. */
 INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
 {
 	int reason = parse_ports(skb, p);
@@ -76,12 +79,11 @@ INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
+/* This one and to_pod write nothing, so that traffic that is none of ours is not copied for it. */
 PROGRAM(FAMILY_NAME(from_pod))
 {
-	struct flow_key key;
-	struct flow *f;
 	struct packet p;
-	int verdict, reason = parse_addresses(skb, &p);
+	int reason = parse_addresses(skb, &p);
 
 	if (reason) {
 		count(skb, reason);
@@ -94,45 +96,71 @@ PROGRAM(FAMILY_NAME(from_pod))
 		count(skb, reason);
 		return DROP;
 	}
+	save_packet(skb, &p);
 #ifdef TRACE
-	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
+	return hand_to_connect(skb, false);
 #else
 	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p))
 		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
-	make_key(&key, &p);
-	f = find_flow(&key);
-	if (!f)
-		return hand_to(skb, FAMILY_PROGRAM(CONNECT));
-	verdict = established(skb, &p, &key, f, false);
-	if (verdict == -EAGAIN)
-		return hand_to(skb, FAMILY_PROGRAM(CONNECT));
-	return verdict;
+	return hand_to(skb, FAMILY_PROGRAM(SERVICE));
 #endif
 }
 
-PROGRAM(FAMILY_NAME(to_pod))
+PROGRAM(FAMILY_NAME(service))
 {
 	struct flow_key key;
 	struct flow *f;
 	struct packet p;
+	int verdict;
+
+	if (!restore_packet(skb, &p))
+		return DROP;
+	make_key(&key, &p);
+	f = find_flow(&key);
+	if (!f)
+		return hand_to_connect(skb, false);
+	verdict = established(skb, &p, &key, f, false);
+	return verdict == -EAGAIN ? hand_to_connect(skb, true) : verdict;
+}
+
+PROGRAM(FAMILY_NAME(to_pod))
+{
+	struct packet p;
 
 	if (parse_addresses(skb, &p))
 		return PASS;
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p))
+	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
+		save_packet(skb, &p);
 		return hand_to(skb, FAMILY_PROGRAM(ICMP_TO_POD));
+	}
 	if (!has_ports(p.proto) || parse_ports(skb, &p))
 		return PASS;
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return PASS;
 	if (!maybe_backend(&p.src, p.sport) && !same_address(&p.src, &p.dst))
 		return PASS;
-	make_key(&key, &p);
-	f = find_flow(&key);
-	if (!f)
-		return PASS;
+	save_packet(skb, &p);
 	if (p.fragment == FRAGMENT_FIRST)
 		remember_fragment(&p);
-	return established(skb, &p, &key, f, true);
+	return hand_to(skb, FAMILY_PROGRAM(REPLY));
+}
+
+PROGRAM(FAMILY_NAME(reply))
+{
+	struct flow_key key;
+	struct flow *f;
+	struct packet p;
+
+	if (!restore_packet(skb, &p))
+		return PASS;
+	make_key(&key, &p);
+	f = find_flow(&key);
+	return f ? established(skb, &p, &key, f, true) : PASS;
+}
+
+PROGRAM(FAMILY_NAME(track))
+{
+	return track(skb);
 }
 
 PROGRAM(FAMILY_NAME(connect))

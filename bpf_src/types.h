@@ -22,9 +22,9 @@ struct frontend {
 
 /* One service port. The region words are switched by single 8-byte stores. */
 struct service {
-	__u64 cluster; /* endpoints anywhere: base | length << 32 | REGION_DROP */
-	__u64 local;   /* endpoints on this node */
-	__u32 flags;   /* enum service_flag */
+	__u64 cluster;	/* endpoints anywhere: base | length << 32 | REGION_DROP */
+	__u64 local;	/* endpoints on this node */
+	__u32 flags;	/* enum service_flag */
 	__u32 affinity; /* ticks */
 };
 
@@ -104,16 +104,16 @@ struct cidr {
 
 /* What a running system changes. Written by the agent through mmap. */
 struct config {
-	__u32 flags;	    /* enum config_flag */
-	__u32 flow_limit;   /* TCP entries per family beyond which handshakes go to the LRU table */
-	__u32 syn_timeout;  /* ticks, all of them */
+	__u32 flags;	   /* enum config_flag */
+	__u32 flow_limit;  /* TCP entries per family beyond which handshakes go to the LRU table */
+	__u32 syn_timeout; /* ticks, all of them */
 	__u32 established_timeout;
 	__u32 closing_timeout;
 	__u32 reset_timeout;
 	__u32 time_wait_timeout;
 	__u32 datagram_timeout;	       /* no reply yet */
 	__u32 datagram_stream_timeout; /* replied */
-	__u16 port_min; /* source ports for hairpin flows, host byte order */
+	__u16 port_min;		       /* source ports for hairpin flows, host byte order */
 	__u16 port_max;
 	__u32 cidr_count4;
 	__u32 cidr_count6;

@@ -1,0 +1,307 @@
+"""What a packet costs in the kernel: nanoseconds above an empty program, by kind of packet.
+
+Run it (`python tests/perf/cost.py`) for the table of docs/benchmarks.md. The method is that of
+BPF_PROG_TEST_RUN with a driver that restores the headers between runs; cases are interleaved, the CPU is
+pinned, the figures are minimum and median over the rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ebpf import compiler, filters, libbpf, maps, testrun
+from ebpf.layouts import Bundle
+from ebpf.maps import ArrayMap, HashMap, ProgramArray
+from ebpf.programs import Generation, load
+from ebpf.source import Unit
+
+DRIVER = Path(__file__).parent / "driver"
+CLIENT4, SERVICE4, BACKEND4 = "10.244.1.2", "10.96.0.10", "10.244.2.3"
+CLIENT6, SERVICE6, BACKEND6 = "fd00:10:244:1::2", "fd00:10:96::10", "fd00:10:244:2::3"
+PORT, TARGET = 80, 8080
+FLOWS = 131072
+
+
+def mapped(address: str) -> bytes:
+    """16 bytes, IPv4 as ::ffff:a.b.c.d."""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address)
+    return b"\0" * 10 + b"\xff\xff" + socket.inet_pton(socket.AF_INET, address)
+
+
+def header(src: str, dst: str, sport: int, dport: int, flags: int, proto: int = 6) -> bytes:
+    """Ethernet, IP and TCP or UDP header without payload; transport checksums left zero."""
+    transport = (
+        struct.pack("!HHIIBBHHH", sport, dport, 1, 1, 5 << 4, flags, 8192, 0, 0)
+        if proto == 6
+        else struct.pack("!HHHH", sport, dport, 20, 0) + b"x" * 12
+    )
+    if ":" in src:
+        ip = struct.pack("!IHBB", 6 << 28, len(transport), proto, 64)
+        ip += socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
+        return b"\x02" * 12 + b"\x86\xdd" + ip + transport
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(transport), 1, 0, 64, proto, 0)
+    ip += socket.inet_pton(socket.AF_INET, src) + socket.inet_pton(socket.AF_INET, dst)
+    return b"\x02" * 12 + b"\x08\x00" + ip + transport
+
+
+@dataclass
+class Bench:
+    """The programs on maps of their own, with one service of one backend per family."""
+
+    bundle: Bundle
+    tables: dict[str, maps.Map]
+    generation: Generation
+    driver: dict[str, int]
+    headers: ArrayMap
+    control: ArrayMap
+    callee: ProgramArray
+    close: list[Callable[[], None]] = field(default_factory=list)
+
+    def hash(self, name: str) -> HashMap:
+        found = self.tables[name]
+        assert isinstance(found, HashMap)
+        return found
+
+    def array(self, name: str) -> ArrayMap:
+        found = self.tables[name]
+        assert isinstance(found, ArrayMap)
+        return found
+
+    def load_headers(self, made: list[bytes]) -> None:
+        """Sets the headers to run through; their number is a power of two."""
+        size = len(made[0])
+        flat = np.zeros((len(made), 80), dtype=np.uint8)
+        flat[:, :size] = np.frombuffer(b"".join(made), dtype=np.uint8).reshape(-1, size)
+        self.headers.records["bytes"][: len(made)] = flat
+        self.control.records["mask"][0] = len(made) - 1
+        self.control.records["length"][0] = size
+
+    def packet(self, callee: int, repeat: int) -> int:
+        """Nanoseconds per run of the driver with `callee` behind it."""
+        self.callee.store(0, callee)
+        # The kernel reads the ethertype once, from the frame it is given.
+        frame = self.headers.records["bytes"][0, : int(self.control.records["length"][0])]
+        return testrun.run(self.driver["restore"], frame.tobytes(), repeat).duration_ns
+
+    def one(self, name: str, frame: bytes) -> int:
+        """Sends one frame through an entry program; its verdict."""
+        return testrun.run(self.generation.fds[name], frame).retval
+
+    def clear_flows(self) -> None:
+        for name in ("flows4", "flows6", "flows4_lru", "flows6_lru"):
+            table = self.hash(name)
+            table.delete_many(table.read_all()[0])
+        self.array("table_state").records["tcp_entries4"] = 0
+        self.array("table_state").records["tcp_entries6"] = 0
+
+
+def _sizes(bundle: Bundle) -> dict[str, int]:
+    flows = 2 * FLOWS
+    return {
+        "service_filter": 1 << bundle.enums["SERVICE_FILTER_BITS"] - 6,
+        "backend_filter": 1 << bundle.enums["BACKEND_FILTER_BITS"] - 6,
+        "counters": bundle.enums["REASON_MAX"],
+        "config": 1,
+        "table_state": 1,
+        "flows4": flows,
+        "flows6": flows,
+        "flows4_lru": FLOWS,
+        "flows6_lru": FLOWS,
+    }
+
+
+def _set_bit(array: ArrayMap, bit: int) -> None:
+    array.records[bit >> 6] |= np.uint64(1 << (bit & 63))
+
+
+def _populate(bench: Bench) -> None:
+    """Service id 1 + family, one backend each."""
+    enums = bench.bundle.enums
+    frontends = bench.hash("frontends")
+    for index, (service, backend) in enumerate(((SERVICE4, BACKEND4), (SERVICE6, BACKEND6)), 1):
+        for proto in (6, 17):
+            key = mapped(service) + struct.pack("!HBB", PORT, proto, 0)
+            frontends.put(key, key + struct.pack("=II", index, enums["FRONTEND_CLUSTER_IP"]))
+        record = bench.array("backends").records[index : index + 1]
+        record["addr"]["w"] = np.frombuffer(mapped(backend), dtype=np.uint32)
+        record["port"] = socket.htons(TARGET)
+        record["flags"] = enums["BACKEND_SERVING"]
+        bench.array("slots").records["backend"][index] = index
+        word = index | 1 << enums["REGION_LENGTH_SHIFT"]
+        bench.array("services").store_word(index, "cluster", word)
+        served = np.frombuffer(mapped(service), dtype=np.uint8).reshape(1, 16)
+        serving = np.frombuffer(mapped(backend), dtype=np.uint8).reshape(1, 16)
+        target = np.array([socket.htons(TARGET)])
+        _set_bit(bench.array("service_filter"), int(filters.address_bits(served)[0]))
+        _set_bit(bench.array("backend_filter"), int(filters.endpoint_bits(serving, target)[0]))
+    config = bench.array("config").records
+    config["flow_limit"] = FLOWS * 2
+    config["established_timeout"] = config["syn_timeout"] = 1 << 20
+    config["closing_timeout"] = config["datagram_timeout"] = 1 << 20
+    config["datagram_stream_timeout"] = 1 << 20
+    config["port_min"], config["port_max"] = 61000, 61999
+
+
+@contextlib.contextmanager
+def bench() -> Iterator[Bench]:
+    """Loads everything; closes it at the end."""
+    bundle = compiler.bundle("live")
+    driver = compiler.bundle("live", directory=DRIVER, units=[Unit("driver", "driver.c")])
+    sizes = _sizes(bundle)
+    tables = {
+        name: maps.create(spec, sizes.get(name, 1024))
+        for name, spec in bundle.maps.items()
+        if name != "programs"
+    }
+    counts = {"headers": FLOWS, "control": 1, "callee": 1}
+    own = {name: maps.create(spec, counts[name]) for name, spec in driver.maps.items()}
+    fds = {name: table.fd for name, table in own.items()}
+    programs = {name: load(program, fds) for name, program in driver.programs.items()}
+    generation = Generation.load(bundle, {name: table.fd for name, table in tables.items()})
+    headers, control, callee = own["headers"], own["control"], own["callee"]
+    assert isinstance(headers, ArrayMap)
+    assert isinstance(control, ArrayMap)
+    assert isinstance(callee, ProgramArray)
+    made = Bench(bundle, tables, generation, programs, headers, control, callee)
+    _populate(made)
+    try:
+        yield made
+    finally:
+        generation.close()
+        for fd in programs.values():
+            os.close(fd)
+        for table in (*tables.values(), *own.values()):
+            table.close()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of packet: `prepare` puts flows and headers in place, `entry` is the hook."""
+
+    name: str
+    entry: str
+    prepare: Callable[[Bench], None]
+    repeat: int = 1_000_000
+
+
+ACK, SYN = 0x10, 0x02
+
+
+def _clients(count: int, base: str) -> list[tuple[str, int]]:
+    """Distinct (address, port) pairs in an order without locality."""
+    rng = np.random.default_rng(7)
+    ports = rng.permutation(count)
+    prefix = base.rsplit("." if "." in base else ":", 1)[0]
+    dot = "." if "." in base else ":"
+    return [(f"{prefix}{dot}{2 + int(n) // 32768}", 20000 + int(n) % 32768) for n in ports]
+
+
+def _open(bench: Bench, client: tuple[str, int], service: str, flags: int = ACK) -> None:
+    """SYN and ACK of a connection, so that its flow is established."""
+    bench.one("entry_from_pod", header(*_pair(client, service), SYN))
+    bench.one("entry_from_pod", header(*_pair(client, service), flags))
+
+
+def _pair(client: tuple[str, int], service: str) -> tuple[str, str, int, int]:
+    return client[0], service, client[1], PORT
+
+
+def _established(service: str, client: str, count: int) -> Callable[[Bench], None]:
+    def prepare(bench: Bench) -> None:
+        clients = _clients(count, client)
+        for one in clients:
+            _open(bench, one, service)
+        bench.load_headers([header(*_pair(one, service), ACK) for one in clients])
+
+    return prepare
+
+
+def _replies(service: str, client: str, backend: str, count: int) -> Callable[[Bench], None]:
+    def prepare(bench: Bench) -> None:
+        clients = _clients(count, client)
+        for one in clients:
+            _open(bench, one, service)
+        bench.load_headers([header(backend, a, TARGET, p, ACK) for a, p in clients])
+
+    return prepare
+
+
+def _other(src: str, dst: str) -> Callable[[Bench], None]:
+    return lambda bench: bench.load_headers([header(src, dst, 40000, 443, ACK)])
+
+
+def _new(service: str, client: str) -> Callable[[Bench], None]:
+    def prepare(bench: Bench) -> None:
+        bench.clear_flows()
+        clients = _clients(65536, client)
+        bench.load_headers([header(*_pair(one, service), SYN) for one in clients])
+
+    return prepare
+
+
+CASES = (
+    Case("not service, IPv4", "entry_from_pod", _other(CLIENT4, "192.0.2.9")),
+    Case("not service, IPv6", "entry_from_pod", _other(CLIENT6, "2001:db8::9")),
+    Case("not service, to the pod", "entry_to_pod", _other("192.0.2.9", CLIENT4)),
+    Case("established, IPv4", "entry_from_pod", _established(SERVICE4, CLIENT4, 1)),
+    Case("established reply, IPv4", "entry_to_pod", _replies(SERVICE4, CLIENT4, BACKEND4, 1)),
+    Case("established, IPv6", "entry_from_pod", _established(SERVICE6, CLIENT6, 1)),
+    Case("established reply, IPv6", "entry_to_pod", _replies(SERVICE6, CLIENT6, BACKEND6, 1)),
+    Case("64k flows, IPv4", "entry_from_pod", _established(SERVICE4, CLIENT4, 65536)),
+    Case("64k flows reply, IPv4", "entry_to_pod", _replies(SERVICE4, CLIENT4, BACKEND4, 65536)),
+    Case("64k flows, IPv6", "entry_from_pod", _established(SERVICE6, CLIENT6, 65536)),
+    Case("new flow, IPv4", "entry_from_pod", _new(SERVICE4, CLIENT4), 60000),
+    Case("new flow, IPv6", "entry_from_pod", _new(SERVICE6, CLIENT6), 60000),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Nanoseconds above the floor (an empty program behind the driver)."""
+
+    name: str
+    floor: float
+    minimum: float
+    median: float
+
+
+def measure(bench: Bench, case: Case, rounds: int, repeat: int | None = None) -> Cost:
+    """Floor and case in turn, `rounds` times."""
+    repeat = repeat or case.repeat
+    case.prepare(bench)
+    floors, costs = [], []
+    for turn in range(rounds):
+        if turn and case.name.startswith("new flow"):
+            case.prepare(bench)
+        floors.append(bench.packet(bench.driver["empty"], repeat))
+        costs.append(bench.packet(bench.generation.fds[case.entry], repeat))
+    floor = statistics.median(floors)
+    return Cost(case.name, floor, min(costs) - min(floors), statistics.median(costs) - floor)
+
+
+def main() -> None:
+    """Prints the table."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    with bench() as made:
+        print(f"{'packet':28} {'floor':>6} {'min':>6} {'median':>7}   (ns)")
+        for case in CASES:
+            cost = measure(made, case, 15 if case.repeat > 100000 else 5)
+            made.clear_flows()
+            print(f"{cost.name:28} {cost.floor:6.0f} {cost.minimum:6.0f} {cost.median:7.0f}")
+        print("verified instructions:")
+        for name, fd in {**made.generation.fds, **made.generation.tails}.items():
+            print(f"  {name:20} {libbpf.verified(fd)}")
+
+
+if __name__ == "__main__":
+    main()
