@@ -44,7 +44,7 @@ class ManifestSource:
 
     def __init__(self, path: Path, node_name: str) -> None:
         self._path = path
-        self._store = Store(node_name)
+        self._store = Store(node_name, parts=1)
         self._single = False  # the path is a file
         self._files: dict[Path, _File] = {}
         self._seen: dict[Path, Identity] = {}

@@ -10,7 +10,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -74,8 +74,10 @@ class _Problem(msgspec.Struct, frozen=True):
 class Store:
     """The index behind every source. All methods may be called from any thread."""
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, node_name: str, parts: int) -> None:
+        """`parts`: how many things have to be followed at once (kinds, or one path)."""
         self._node_name = node_name
+        self._parts = parts
         self._lock = threading.Lock()
         self._services: dict[ObjectKey, Service] = {}
         self._slices: dict[ObjectKey, EndpointSlice] = {}
@@ -114,13 +116,22 @@ class Store:
             self._signal()
 
     def replace(
-        self, kind: type[Object], values: Iterable[Object], keep: Collection[ObjectKey] = ()
+        self,
+        kind: type[Object],
+        values: Iterable[Object],
+        malformed: Mapping[ObjectKey, str] | None = None,
     ) -> None:
-        """All objects of a kind. Others are gone, but for those in `keep`, which stay as they are
-        known. Counts as the kind's first list."""
+        """All objects of a kind. Others are gone, but for `malformed` ones, which exist and cannot
+        be read: those stay as they were known, with a problem that says why. Counts as the kind's
+        first list."""
+        malformed = malformed or {}
         with self._lock:
             self._last_event = time.time()
-            self._replace(kind, values, keep)
+            for about in [a for a in self._problems if isinstance(a, tuple) and a[0] is kind]:
+                del self._problems[about]
+            self._replace(kind, values, malformed)
+            for key, message in malformed.items():
+                self._problems[kind, key] = _Problem(message, key not in self._keys(kind))
             self._signal()
 
     def replace_all(self, values: Collection[Object]) -> None:
@@ -148,13 +159,6 @@ class Store:
         with self._lock:
             if self._problems.pop(about, None) is not None:
                 self._signal()
-
-    def clear_problems(self, kind: type[Object]) -> None:
-        """All problems with objects of a kind."""
-        with self._lock:
-            for about in [a for a in self._problems if isinstance(a, tuple) and a[0] is kind]:
-                del self._problems[about]
-            self._signal()
 
     def connected(self, part: Hashable) -> None:
         """A part of the source (a kind, a path) is being followed."""
@@ -216,7 +220,7 @@ class Store:
         synced = self._listed.issuperset(KINDS)
         unread = any(p.unread for p in self._problems.values())
         return SourceStatus(
-            connected=bool(self._connected) and not self._errors,
+            connected=len(self._connected) == self._parts and not self._errors,
             synced=synced,
             complete=synced and not unread,
             last_error="; ".join(sorted(set(self._errors.values()))),
