@@ -112,15 +112,19 @@ def flush(yes: bool, pin_dir: Path, **chosen: Any) -> None:
             return
         connections = sum(_is_tcp(entries[0]) for entries in found)
         if not yes:
-            question = f"End {len(found)} flows, {connections} of them TCP connections?"
+            question = f"End {_flows(len(found))}, {connections} of them TCP?"
             click.confirm(question, abort=True, err=True)
         for entry in itertools.chain.from_iterable(found):
             entry.table.delete(entry.key)
-    click.echo(f"ended {len(found)} flows", err=True)
+    click.echo(f"ended {_flows(len(found))}", err=True)
+
+
+def _flows(number: int) -> str:
+    return "1 flow" if number == 1 else f"{number} flows"
 
 
 def _is_tcp(entry: flows.Entry) -> bool:
-    return bool(entry.key_record["proto"] == socket.IPPROTO_TCP)
+    return bool(entry.tuple["proto"] == socket.IPPROTO_TCP)
 
 
 def _filter(

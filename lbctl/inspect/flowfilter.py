@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from lbctl import consts
-from lbctl.addresses import Prefix, host_prefix, parse_address, parse_prefix
-from lbctl.contents import rows_as_bytes
+from lbctl.addresses import IPV4, Prefix, host_prefix, parse_address, parse_prefix
+from lbctl.flowrecords import is_reply, wide_addresses
 from lbctl.tables import Records
 
 STATES = {
@@ -61,43 +62,35 @@ class FlowFilter(msgspec.Struct, frozen=True):
     def matches(self, keys: Records, values: Records, *, reply: bool) -> Mask:
         """Which entries of this direction belong to flows that are meant. Helper entries never do:
         their state is none of STATES."""
-        found: Mask = (values["flags"] & consts.FLOW_REPLY != 0) == reply
+        found: Mask = is_reply(values) == reply
         found &= np.isin(values["state"], self.states)
         if self.services is not None:
             found &= np.isin(values["service"], self.services)
         if self.protocol:
             found &= keys["proto"] == self.protocol
-        client, client_port = (keys, "dst"), values["client_port"]
-        backend, backend_port = (keys, "src"), keys["sport"]
-        if not reply:
-            client, client_port = (keys, "src"), keys["sport"]
-            backend, backend_port = (values, "addr"), values["port"]
-        for target, address, port in (
+        if reply:
+            client, client_port = keys["dst"], values["client_port"]
+            backend, backend_port = keys["src"], keys["sport"]
+        else:
+            client, client_port = keys["src"], keys["sport"]
+            backend, backend_port = values["addr"], values["port"]
+        for target, addresses, port in (
             (self.client, client, client_port),
             (self.backend, backend, backend_port),
         ):
             if target is not None:
-                found &= _inside(*address, target.prefix)
+                found &= _inside(addresses, target.prefix)
                 if target.port:
                     found &= port == socket.htons(target.port)
         return found
 
 
-def wide(address: bytes) -> bytes:
-    """A flow record's address, of 4 bytes or 16, as everywhere else: 16."""
-    return address if len(address) == 16 else bytes(10) + b"\xff\xff" + address
-
-
-def _inside(records: Records, field: str, prefix: Prefix) -> Mask:
-    """Whose address `field` lies in `prefix`; none if they are of the other family."""
-    assert records.dtype.fields is not None
-    kind, offset = records.dtype.fields[field][:2]
-    width = kind.itemsize
-    if (width == 4) != (prefix.family == 4):
-        return np.zeros(len(records), np.bool_)
+def _inside(column: npt.NDArray[Any], prefix: Prefix) -> Mask:
+    """Which addresses lie in `prefix`; none if they are of the other family."""
+    if (column.dtype.itemsize == 4) != (prefix.family == IPV4):
+        return np.zeros(len(column), np.bool_)
     bits = (1 << 128) - (1 << 128 - prefix.length)
-    mask = np.frombuffer(bits.to_bytes(16, "big")[-width:], np.uint8)
-    network = np.frombuffer(prefix.address[-width:], np.uint8)
-    addresses = rows_as_bytes(np.ascontiguousarray(records))[:, offset : offset + width]
-    inside: Mask = ((addresses & mask) == network).all(axis=1)
+    mask = np.frombuffer(bits.to_bytes(16, "big"), np.uint8)
+    network = np.frombuffer(prefix.address, np.uint8)
+    inside: Mask = ((wide_addresses(column) & mask) == network).all(axis=1)
     return inside

@@ -7,7 +7,6 @@ reaches itself has two more (bpf_src/hairpin.h).
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -16,11 +15,13 @@ import numpy as np
 
 from lbctl import consts
 from lbctl.addresses import format_endpoint
+from lbctl.flowrecords import are_pairs, pair_keys, wide_addresses
 from lbctl.inspect import names
-from lbctl.inspect.flowfilter import STATES, FlowFilter, wide
+from lbctl.inspect.flowfilter import STATES, FlowFilter
 from lbctl.inspect.names import PortName
 from lbctl.inspect.services import TICK_SECONDS
-from lbctl.tables import HashTable
+from lbctl.sweep import STEP_ENTRIES, current_tick
+from lbctl.tables import HashTable, Records
 
 PROTOCOLS = {
     socket.IPPROTO_TCP: "TCP",
@@ -75,14 +76,14 @@ class Entry(NamedTuple):
     value: bytes
 
     @property
-    def key_record(self) -> Any:
-        """The key's fields, as the programs write them."""
-        return np.frombuffer(self.key, self.table.spec.key.dtype)[0]
+    def flow(self) -> Any:
+        """The value's fields, as the programs write them."""
+        return np.frombuffer(self.value, self.table.spec.value.dtype)[0]
 
     @property
-    def flow(self) -> Any:
-        """The value's fields."""
-        return np.frombuffer(self.value, self.table.spec.value.dtype)[0]
+    def tuple(self) -> Any:
+        """The key's fields."""
+        return np.frombuffer(self.key, self.table.spec.key.dtype)[0]
 
 
 # The two tables of one family: established TCP, and the one that forgets.
@@ -93,19 +94,18 @@ def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
     """Flows that match, in no order; they come and go meanwhile."""
     known = names.all_names(tables.names)
     for family in _families(tables):
-        for entry in _matching(family, wanted, reply=False):
-            yield _row(entry, _other_direction(entry, family), known)
+        for entry, partner in _matching(family, wanted, reply=False):
+            yield _row(entry, partner, known)
 
 
 def entries_of(tables: FlowTables, wanted: FlowFilter) -> Iterator[list[Entry]]:
     """For each flow that matches, all its entries. A flow of which only the reply entry is left
     counts too."""
     for family in _families(tables):
-        for entry in _matching(family, wanted, reply=False):
-            other = _other_direction(entry, family)
-            yield [entry, *([other] if other else []), *_hairpin_sides(entry, family)]
-        for entry in _matching(family, wanted, reply=True):
-            if _other_direction(entry, family) is None:
+        for entry, partner in _matching(family, wanted, reply=False):
+            yield [entry, *([partner] if partner else []), *_hairpin_sides(entry, family)]
+        for entry, partner in _matching(family, wanted, reply=True):
+            if partner is None:
                 yield [entry]
 
 
@@ -113,66 +113,65 @@ def _families(tables: FlowTables) -> tuple[Family, Family]:
     return (tables.flows4, tables.flows4_lru), (tables.flows6, tables.flows6_lru)
 
 
-def _matching(family: Family, wanted: FlowFilter, *, reply: bool) -> Iterator[Entry]:
+def _matching(
+    family: Family, wanted: FlowFilter, *, reply: bool
+) -> Iterator[tuple[Entry, Entry | None]]:
+    """Entries of one direction that match, each with that of the other direction."""
     for table in family:
         for keys, values in table.batches():
-            chosen = wanted.matches(keys, values, reply=reply)
-            for key, value in zip(keys[chosen], values[chosen], strict=True):
-                yield Entry(table, key.tobytes(), value.tobytes())
+            chosen = np.flatnonzero(wanted.matches(keys, values, reply=reply))
+            for start in range(0, len(chosen), STEP_ENTRIES):
+                part = chosen[start : start + STEP_ENTRIES]
+                yield from zip(
+                    _entries(table, keys[part], values[part]),
+                    _partners(family, keys[part], values[part]),
+                    strict=True,
+                )
 
 
-def _get(
-    family: Family, proto: int, src: bytes, sport: int, dst: bytes, dport: int
-) -> Entry | None:
-    """The entry with this tuple; ports as they stand in records."""
-    key = family[0].spec.key.pack(src=src, sport=sport, dst=dst, dport=dport, proto=proto)
+def _entries(table: HashTable, keys: Records, values: Records) -> Iterator[Entry]:
+    for key, value in zip(keys, values, strict=True):
+        yield Entry(table, key.tobytes(), value.tobytes())
+
+
+def _partners(family: Family, keys: Records, values: Records) -> list[Entry | None]:
+    """The entries of the other direction, in the order of `keys`."""
+    found = [_get(family, key.tobytes()) for key in pair_keys(keys, values)]
+    present = [i for i, entry in enumerate(found) if entry]
+    if not present:
+        return found
+    raw = b"".join(entry.value for entry in found if entry)
+    fitting = are_pairs(np.frombuffer(raw, values.dtype), keys[present], values[present])
+    for i, fits in zip(present, fitting, strict=True):
+        if not fits:
+            found[i] = None
+    return found
+
+
+def _get(family: Family, key: bytes) -> Entry | None:
     for table in family:
         if (value := table.get(key)) is not None:
             return Entry(table, key, value)
     return None
 
 
-def _other_direction(entry: Entry, family: Family) -> Entry | None:
-    """As make_pair_key() and is_pair() in flow.h."""
-    key, flow = entry.key_record, entry.flow
-    reply = int(flow["flags"]) & consts.FLOW_REPLY
-    addr, port, client_port = flow["addr"].tobytes(), int(flow["port"]), int(flow["client_port"])
-    proto = int(key["proto"])
-    if reply:
-        own = ("src", "sport", "dport")
-        other = _get(family, proto, key["dst"].tobytes(), client_port, addr, port)
-    else:
-        own = ("dst", "dport", "sport")
-        other = _get(family, proto, addr, port, key["src"].tobytes(), client_port)
-    if other is None:
-        return None
-    found = other.flow
-    belongs = (
-        found["addr"].tobytes() == key[own[0]].tobytes()
-        and found["port"] == key[own[1]]
-        and found["client_port"] == key[own[2]]
-        and int(found["flags"]) & consts.FLOW_REPLY != reply
-    )
-    return other if belongs else None
-
-
 def _hairpin_sides(entry: Entry, family: Family) -> list[Entry]:
-    """The helper entries of a hairpin flow, given its forward entry."""
-    key, flow = entry.key_record, entry.flow
+    """The helper entries of a hairpin flow, given its forward entry (delete_hairpin_sides())."""
+    flow, proto = entry.flow, int(entry.tuple["proto"])
     if not int(flow["flags"]) & consts.FLOW_HAIRPIN:
         return []
-    proto, pod = int(key["proto"]), flow["addr"].tobytes()
-    port = int(flow["port"])
-    side = _get(family, proto, pod, int(flow["client_port"]), pod, port)
-    if side is None or int(side.flow["state"]) in STATES:
+    pack = entry.table.spec.key.pack
+    pod, port, seen_as = flow["addr"].tobytes(), int(flow["port"]), int(flow["client_port"])
+    side = _get(family, pack(src=pod, sport=seen_as, dst=pod, dport=port, proto=proto))
+    if side is None or side.flow["state"] != consts.FLOW_SIDE:
         return []
-    node = side.flow
-    back = _get(family, proto, pod, port, node["addr"].tobytes(), int(node["port"]))
+    node, node_port = side.flow["addr"].tobytes(), int(side.flow["port"])
+    back = _get(family, pack(src=pod, sport=port, dst=node, dport=node_port, proto=proto))
     return [side, *([back] if back else [])]
 
 
 def _row(entry: Entry, reply: Entry | None, known: dict[int, PortName]) -> FlowRow:
-    key, flow = entry.key_record, entry.flow
+    key, flow = entry.tuple, entry.flow
     service, proto = int(flow["service"]), int(key["proto"])
     packets_in, bytes_in = _counted(entry)
     packets_out, bytes_out = _counted(reply) if reply else (0, 0)
@@ -188,7 +187,7 @@ def _row(entry: Entry, reply: Entry | None, known: dict[int, PortName]) -> FlowR
         client_port=socket.ntohs(int(flow["client_port"]))
         if flow["client_port"] != key["sport"]
         else 0,
-        idle_seconds=round(max(0, _now() - seen) * TICK_SECONDS, 1),
+        idle_seconds=round(max(0, current_tick() - seen) * TICK_SECONDS, 1),
         packets_in=packets_in,
         bytes_in=bytes_in,
         packets_out=packets_out,
@@ -212,10 +211,6 @@ def _counted(entry: Entry) -> tuple[int, int]:
     )
 
 
-def _now() -> int:
-    """The current tick, as the programs count."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> consts.TICK_SHIFT
-
-
 def _endpoint(address: Any, port: Any) -> str:
-    return format_endpoint(wide(address.tobytes()), socket.ntohs(int(port)))
+    (row,) = wide_addresses(np.array([address]))
+    return format_endpoint(row.tobytes(), socket.ntohs(int(port)))

@@ -15,6 +15,7 @@ from lbctl.contents import ArrayContents, region_of
 from lbctl.inspect import names
 from lbctl.inspect.backends import BackendRow, rows_of
 from lbctl.inspect.names import PortName
+from lbctl.inspect.opened import NotFound
 from lbctl.resolved import FrontendKind
 from lbctl.tables import ArrayTable, HashTable, Records
 
@@ -84,7 +85,11 @@ class ServiceRow(msgspec.Struct, frozen=True):
 
 
 def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow]:
-    """All service ports, or those of one namespace, by name. Their `backends` are left out."""
+    """All service ports, or those of one namespace, by name. Their `backends` are left out.
+
+    A service that was removed keeps its name as long as flows may refer to it; without addresses it
+    is no service any more, and is not listed.
+    """
     known = names.all_names(tables.names)
     if namespace:
         known = {service: name for service, name in known.items() if name.namespace == namespace}
@@ -94,6 +99,8 @@ def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow
 def show(tables: ServiceTables, query: str) -> list[ServiceRow]:
     """The service ports that `query` means, with their backends. Raises NotFound."""
     rows = _rows(tables, names.find(tables.names, query))
+    if not rows:
+        raise NotFound(f"service {query!r} is being removed", "It only waits for its flows to end.")
     return [msgspec.structs.replace(row, backends=_backends(tables, row)) for row in rows]
 
 
@@ -103,8 +110,9 @@ def _rows(tables: ServiceTables, known: dict[int, PortName]) -> list[ServiceRow]
     records = _by_name(tables.services.records[ids])
     counters = _by_name(tables.service_counters.records[ids])
     return [
-        _row(service, known[service], addresses.get(service, ()), record, counted)
+        _row(service, known[service], addresses[service], record, counted)
         for service, record, counted in zip(ids, records, counters, strict=True)
+        if service in addresses
     ]
 
 

@@ -1,0 +1,162 @@
+"""`lbctl service` and `lbctl backend` over maps without a kernel."""
+
+import contextlib
+import json
+
+import pytest
+from cli_support import DNS, EMPTY, WEB, WEB6, populate
+from click.testing import CliRunner
+from fake_tables import FakeTables
+
+from lbctl.cli.main import command
+from lbctl.inspect import backends, names, services
+from lbctl.inspect.names import PortName
+from lbctl.inspect.opened import NotFound
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> FakeTables:
+    made = FakeTables()
+    populate(made)
+    for module in ("service", "backend"):
+        monkeypatch.setattr(
+            f"lbctl.cli.{module}.open_instance", lambda _: contextlib.nullcontext(made)
+        )
+    return made
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(command, words, prog_name="lbctl")
+    return result.exit_code, result.stdout, result.stderr
+
+
+def texts(rows: list[services.ServiceRow]) -> list[str]:
+    return [row.name.text for row in rows]
+
+
+def test_the_table_of_services(tables: FakeTables) -> None:
+    code, out, _ = run("service", "list")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0][:6] == ["NAMESPACE", "SERVICE", "PROTO", "ADDRESSES", "BACKENDS", "LOCAL"]
+    web = next(line for line in lines if line[1] == "web:http" and "10.96" in line[3])
+    assert web[3:] == ["10.96.0.1:80,192.0.2.1:30080", "2", "1", "3", "50", "198K"]
+    assert len(lines) == 5
+
+
+def test_one_namespace(tables: FakeTables) -> None:
+    assert texts(services.list_services(tables, "kube-system")) == [DNS]
+    code, out, err = run("service", "list", "-n", "nowhere")
+    assert (code, out) == (0, "")
+    assert "no services in namespace nowhere" in err
+
+
+def test_what_is_known_of_a_service(tables: FakeTables) -> None:
+    row = next(row for row in services.list_services(tables) if row.name.text == WEB)
+    assert [(a.endpoint, a.kinds) for a in row.addresses] == [
+        ("10.96.0.1:80", ("ClusterIP",)),
+        ("192.0.2.1:30080", ("NodePort",)),
+    ]
+    assert (row.internal_policy, row.external_policy) == ("Cluster", "Local")
+    assert row.affinity_seconds == pytest.approx(10800, abs=2)
+    assert (row.cluster, row.local, row.backends) == (2, 1, ())
+    assert row.counters == services.Counters(3, 30, 3000, 20, 200_000)
+
+
+def test_a_removed_service_is_not_listed_though_its_name_rests() -> None:
+    tables = FakeTables()
+    populate(tables, WEB)
+    assert len(names.all_names(tables.names)) == 4
+    assert texts(services.list_services(tables)) == [EMPTY, WEB6, DNS]
+    with pytest.raises(NotFound, match="being removed"):
+        services.show(tables, WEB)
+
+
+def test_show_prints_backends_and_traffic(tables: FakeTables) -> None:
+    code, out, _ = run("service", "show", "default/web")
+    assert code == 0
+    first, second = out.split("\n\n")
+    assert first.splitlines()[0] == "default/web:http  TCP, IPv4"
+    assert "10.1.0.2:8080  this node" in first
+    assert "10.1.1.2:8080  another node" in first
+    assert "3 connections" in first
+    assert "[fd00:1::2]:8080  this node" in second
+
+
+def test_show_says_what_happens_without_backends(tables: FakeTables) -> None:
+    assert "none: traffic is refused" in run("service", "show", "empty")[1]
+
+
+def test_show_as_json(tables: FakeTables) -> None:
+    (row,) = json.loads(run("service", "show", "kube-dns:dns", "-o", "json")[1])
+    assert row["name"]["text"] == DNS
+    assert row["backends"][0]["endpoint"] == "10.1.0.3:53"
+    assert row["backends"][0]["sets"] == ["cluster", "local"]
+
+
+def test_show_reads_no_flow(tables: FakeTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (tables.flows4, tables.flows4_lru, tables.flows6, tables.flows6_lru):
+        monkeypatch.setattr(table, "batches", None)
+        monkeypatch.setattr(table, "get", None)
+    assert services.show(tables, "web")
+
+
+def test_an_unknown_service_suggests_near_ones(tables: FakeTables) -> None:
+    code, _, err = run("service", "show", "default/wbe")
+    assert code == 3
+    assert err.startswith("error: there is no service 'default/wbe' here\nDid you mean default/web")
+    code, _, err = run("service", "show", "kubedns")
+    assert code == 3
+    assert "kube-system/kube-dns" in err
+
+
+@pytest.mark.parametrize(
+    ("query", "meant"),
+    [
+        ("web", {WEB, WEB6}),
+        ("default/web", {WEB, WEB6}),
+        ("web:http", {WEB, WEB6}),
+        (WEB6, {WEB6}),
+        ("kube-system/kube-dns:dns", {DNS}),
+    ],
+)
+def test_how_services_are_named(tables: FakeTables, query: str, meant: set[str]) -> None:
+    assert {name.text for name in names.find(tables.names, query).values()} == meant
+
+
+@pytest.mark.parametrize("query", ["web:https", "other/web", "we", "default/"])
+def test_what_is_no_name_of_a_service(tables: FakeTables, query: str) -> None:
+    with pytest.raises(NotFound):
+        names.find(tables.names, query)
+
+
+def test_a_name_that_was_cut_off_is_shown_as_it_is() -> None:
+    text = "namespace/very-long~0123456789ab"
+    assert PortName.parse(text).label == text
+
+
+def test_backends_of_all_and_of_one(tables: FakeTables) -> None:
+    assert [row.endpoint for row in backends.list_backends(tables)] == [
+        "10.1.0.2:8080",
+        "10.1.1.2:8080",
+        "[fd00:1::2]:8080",
+        "10.1.0.3:53",
+    ]
+    code, out, _ = run("backend", "list", DNS)
+    assert code == 0
+    assert out.splitlines()[1].split() == [
+        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "this",
+    ]  # fmt: skip
+
+
+def test_a_backend_that_left_is_listed_as_leaving() -> None:
+    tables = FakeTables()
+    populate(tables, DNS)
+    (row,) = (row for row in backends.list_backends(tables) if row.service.text == DNS)
+    assert (row.serving, row.sets) == (False, ())
+
+
+def test_backends_of_nothing(tables: FakeTables) -> None:
+    code, out, err = run("backend", "list", "empty")
+    assert (code, out) == (0, "")
+    assert "no backends of empty" in err

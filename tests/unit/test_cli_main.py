@@ -1,0 +1,108 @@
+"""The command line as a whole: what it lists, imports, suggests, and returns."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ebpf.errors import CompileError, InUseError
+from ebpf.instance import DEFAULT_PIN_DIR
+from lbctl.cli import main, options
+from lbctl.errors import UsageError
+from lbctl.inspect.opened import NotFound
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main.command, words, prog_name="lbctl")
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_lists_every_command_and_exit_code() -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for name in main.COMMANDS:
+        assert f"\n  {name} " in out
+    for number, meaning in main.EXIT_CODES.items():
+        assert f"{number:<4} {meaning}" in out
+
+
+@pytest.mark.parametrize("name", sorted(main.COMMANDS))
+def test_every_command_loads_and_explains_itself(name: str) -> None:
+    code, out, err = run(name, "--help")
+    assert code == 0, err
+    assert out.startswith(f"Usage: lbctl {name} ")
+
+
+def test_help_loads_no_command_and_no_library_of_one() -> None:
+    script = (
+        "import sys\n"
+        "from lbctl.cli.main import command\n"
+        "command(['--help'], prog_name='lbctl', standalone_mode=False)\n"
+        "print(*sys.modules, sep='\\n', file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stderr.split())
+    assert "click" in loaded
+    assert not loaded & {"numpy", "rich", "pyroute2", "kubernetes", "bcc", "structlog", "yaml"}
+    assert not {module for module in loaded if module.startswith("lbctl.inspect")}
+
+
+def test_the_module_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lbctl", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: lbctl ")
+
+
+def test_an_unknown_command_suggests_a_near_one() -> None:
+    code, _, err = run("servcie", "list")
+    assert code == 2
+    assert "There is no command 'servcie'. Did you mean service?" in err
+    code, _, err = run("xyzzy")
+    assert code == 2
+    assert "lbctl --help" in err
+
+
+def test_an_unknown_option_is_wrong_use() -> None:
+    code, _, err = run("--no-such-option")
+    assert code == 2
+    assert "--no-such-option" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CompileError("it broke", "mend it"), 1),
+        (UsageError("it broke", "mend it"), 2),
+        (NotFound("it broke", "mend it"), 3),
+        (InUseError("it broke", "mend it"), 4),
+        (InUseError("it broke", "mend it", exit_code=7), 7),
+    ],
+)
+def test_errors_become_a_message_a_hint_and_a_code(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    @click.command()
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr("lbctl.cli.doctor.command", failing)
+    assert run("doctor") == (code, "", "error: it broke\nmend it\n")
+
+
+def test_an_interrupt_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lbctl.cli.doctor.command", interrupted)
+    assert run("doctor") == (130, "", "interrupted\n")
+
+
+def test_the_default_pin_directory_is_the_instances_own() -> None:
+    assert str(DEFAULT_PIN_DIR) == options.DEFAULT_PIN_DIR
