@@ -10,6 +10,10 @@ struct header {
 	u8 bytes[HEADER_SIZE];
 };
 
+struct yardstick {
+	u64 words[2];
+};
+
 struct control {
 	u32 next;
 	u32 mask; /* number of headers - 1, a power of two - 1 */
@@ -20,6 +24,8 @@ struct control {
 /* The headers of the flows to run through, in turn. The test writes. */
 BPF_F_TABLE("array", u32, struct header, headers, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, control, 1, BPF_F_MMAPABLE);
+/* One entry, found by `lookup`: what one hash lookup costs on this machine. */
+BPF_F_TABLE("hash", struct yardstick, u64, yardsticks, 1, 0);
 /* One entry: the program under test. */
 BPF_F_TABLE("prog", u32, u32, callee, 1, 0);
 
@@ -48,4 +54,13 @@ int restore(struct __sk_buff *skb)
 int empty(struct __sk_buff *skb)
 {
 	return TC_ACT_UNSPEC;
+}
+
+/* The yardstick for costs: a lookup of one hot 16-byte key. */
+int lookup(struct __sk_buff *skb)
+{
+	struct yardstick key = {};
+	u64 *found = yardsticks.lookup(&key);
+
+	return found ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 }
