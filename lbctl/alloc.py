@@ -136,6 +136,7 @@ class RegionPool:
         "_by_length",
         "_by_start",
         "_flag",
+        "_free_slots",
         "_grace",
         "_lengths",
         "_map_name",
@@ -159,6 +160,7 @@ class RegionPool:
         self._lengths: list[int] = []  # keys of _by_length, sorted
         self._resting: deque[tuple[float, int, int]] = deque()
         self._resting_slots = 0
+        self._free_slots = 0  # below _top
 
     @property
     def resting(self) -> int:
@@ -168,7 +170,7 @@ class RegionPool:
     @property
     def in_use(self) -> int:
         """Slots of regions that are held."""
-        return self._top - sum(self._by_start.values()) - self._resting_slots
+        return self._top - self._free_slots - self._resting_slots
 
     def adopt(self, used: npt.NDArray[np.int64], top: int, now: float) -> None:
         """Start from what an earlier agent left.
@@ -231,6 +233,7 @@ class RegionPool:
             self._insert(base, length)
 
     def _insert(self, base: int, length: int) -> None:
+        self._free_slots += length
         self._by_start[base] = length
         self._by_end[base + length] = base
         starts = self._by_length.get(length)
@@ -240,6 +243,7 @@ class RegionPool:
         starts[base] = None
 
     def _remove(self, base: int, length: int) -> None:
+        self._free_slots -= length
         del self._by_start[base]
         del self._by_end[base + length]
         starts = self._by_length[length]

@@ -1,0 +1,318 @@
+"""The agent: waits for events, applies what changed, sweeps, and says how it is doing.
+
+One thread does all of it; the source's own threads only fill its store. Killing the agent at any
+point leaves the data path in place, and the next one continues from what is in the maps.
+"""
+
+import gc
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import structlog
+
+from ebpf import compiler, programs
+from ebpf.attach import Attacher
+from ebpf.instance import Instance
+from ebpf.sizes import Sizes
+from lbctl import nodeconfig, reserve, status, takeover
+from lbctl.addresses import FAMILIES, family_of
+from lbctl.interfaces import Interfaces
+from lbctl.model import Node
+from lbctl.node import NodeFacts, NodeSettings, node_facts
+from lbctl.nodeconfig import DataPathSettings
+from lbctl.reconcile import Reconciler
+from lbctl.sources.objects import Source
+from lbctl.status import SourceState, StatusRecord
+
+# Addresses and sysctls are looked at again this often even if nobody reports a change.
+ROUTINE_SECONDS = 60.0
+# The status file is written at most this often while much changes.
+STATUS_SECONDS = 1.0
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the command line says."""
+
+    node_name: str
+    pin_dir: Path
+    source_kind: str  # manifests or kubernetes
+    settings: NodeSettings = NodeSettings()
+    sizes: Sizes | None = None
+    uplinks: tuple[str, ...] = ()
+    pod_interfaces: tuple[str, ...] = ()
+    takeover: str = "auto"
+
+
+class Agent:
+    """One instance's control plane. `run` once."""
+
+    def __init__(self, options: Options, source: Source) -> None:
+        self._options = options
+        self._source = source
+        self._log = structlog.get_logger()
+        self._stopping = False
+        self._node: Node | None = None
+        self._ready = False
+        self._complete = False  # what no update named by now does not exist
+        self._programs_wanted = False
+        self._record = StatusRecord(
+            pid=os.getpid(),
+            version=version("lbctl"),
+            node=options.node_name,
+            pin_dir=str(options.pin_dir),
+            source=SourceState(options.source_kind),
+        )
+        self._written: StatusRecord | None = None
+        self._written_at = 0.0
+        self._next_routine = 0.0
+        self._reserve_problem = ""
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
+        with ExitStack() as undo:
+            self._open(undo)
+            self._log.info("agent started", node=self._options.node_name, pid=os.getpid())
+            self._source.start()
+            undo.callback(self._source.stop)
+            self._loop(undo)
+            self._record = msgspec.structs.replace(self._record, ready=False)
+            self._write_status(force=True)
+            self._log.info("agent stops; the data path stays")
+
+    def _open(self, undo: ExitStack) -> None:
+        options = self._options
+        bundle = compiler.bundle()
+        self._bundle = bundle
+        self._instance = Instance.create_or_open(options.pin_dir, bundle, options.sizes)
+        undo.callback(self._instance.close)
+        attacher = Attacher(options.pin_dir)
+        attached_before = bool(attacher.attachments())
+        self._interfaces = Interfaces(attacher, options.uplinks, options.pod_interfaces)
+        undo.callback(self._interfaces.close)
+        self._takeover = takeover.Watcher(options.takeover)
+        undo.callback(self._takeover.stop)
+        self._facts = self._current_facts()
+        self._reconciler = Reconciler(self._instance, self._facts)
+        self._store_config()
+        self._reserve_ports()
+        self._generation = programs.load_generation(bundle, self._instance)
+        undo.callback(self._generation.close)
+        if attached_before:
+            # Of an earlier agent, whose maps are complete. A fresh instance waits for the first
+            # list: without it every service would be refused.
+            self._attach()
+
+    def _attach(self) -> None:
+        self._programs_wanted = True
+        began = time.monotonic()
+        self._interfaces.attach_all(self._generation)
+        self._instance.finish()
+        programs.drop_other_generations(self._bundle, self._instance)
+        self._log.info(
+            "programs in place",
+            interfaces=self._interfaces.attached,
+            milliseconds=round((time.monotonic() - began) * 1000, 1),
+        )
+
+    def _loop(self, undo: ExitStack) -> None:
+        selector = undo.enter_context(selectors.DefaultSelector())
+        wakeup = self._handle_signals(undo)
+        selector.register(wakeup, selectors.EVENT_READ, lambda: wakeup.recv(64))
+        selector.register(self._interfaces, selectors.EVENT_READ, self._interfaces.handle_events)
+        selector.register(self._source.fileno(), selectors.EVENT_READ, self._take_update)
+        while not self._stopping:
+            for key, _ in selector.select(self._timeout()):
+                handle: Callable[[], object] = key.data
+                handle()
+            self._timers()
+            self._write_status()
+
+    def _handle_signals(self, undo: ExitStack) -> socket.socket:
+        """A signal ends the wait through a pair of sockets, whenever it arrives."""
+        reader, writer = socket.socketpair()
+        for end in (reader, writer):
+            end.setblocking(False)
+            undo.callback(end.close)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        undo.callback(signal.set_wakeup_fd, before)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            undo.callback(signal.signal, number, signal.signal(number, self._stop))
+        return reader
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _timeout(self) -> float:
+        if self._reconciler.housekeeper.running():
+            return 0.0
+        times = [
+            self._next_routine,
+            self._reconciler.housekeeper.due(),
+            self._reconciler.retry_at(),
+            self._interfaces.next_refresh(),
+        ]
+        if self._current_record() != self._written:
+            times.append(self._written_at + STATUS_SECONDS)
+        return max(0.0, min(t for t in times if t is not None) - time.monotonic())
+
+    def _timers(self) -> None:
+        now = time.monotonic()
+        refresh = self._interfaces.next_refresh()
+        if refresh is not None and now >= refresh and self._interfaces.refresh():
+            self._facts_may_differ()
+        if now >= self._next_routine:
+            self._next_routine = now + ROUTINE_SECONDS
+            self._interfaces.refresh()
+            self._facts_may_differ()
+            self._reserve_ports()
+        if self._takeover.poll(now):
+            self._log.info("kube-proxy's rules", present=self._takeover.present)
+            self._store_config()
+        retry = self._reconciler.retry_at()
+        if retry is not None and now >= retry:
+            self._apply()
+        housekeeper = self._reconciler.housekeeper
+        due = housekeeper.running() or now >= housekeeper.due()
+        if due and housekeeper.step(now) and self._reconciler.retry_at() is not None:
+            self._apply()  # what had to wait for a free id may fit now
+
+    def _take_update(self) -> None:
+        update = self._source.wait(0)
+        if update is None:
+            return
+        if update.node_changed or update.node != self._node:
+            self._node = update.node
+            self._interfaces.set_node_addresses(self._node.internal_ips if self._node else ())
+            self._facts_may_differ(apply=False)
+        self._reconciler.take(update)
+        self._complete = update.complete
+        if update.synced:
+            self._apply()
+
+    def _apply(self) -> None:
+        first = not self._reconciler.synced
+        began = time.monotonic()
+        wrote = self._reconciler.apply(self._complete)
+        spent = time.monotonic() - began
+        if wrote or first:
+            self._record = msgspec.structs.replace(
+                self._record,
+                last_apply=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                last_apply_seconds=round(spent, 6),
+            )
+            self._log.debug("applied", milliseconds=round(spent * 1000, 2))
+        if not first:
+            return
+        if not self._programs_wanted:
+            self._attach()
+        self._ready = True
+        self._log.info(
+            "first sync done",
+            services=self._reconciler.services,
+            endpoints=self._reconciler.planner.backend_ids.in_use,
+            seconds=round(spent, 3),
+        )
+        # What lives now lives long; looking at it in every collection would delay changes.
+        gc.collect()
+        gc.freeze()
+        self._write_status(force=True)
+
+    def _facts_may_differ(self, apply: bool = True) -> None:
+        facts = self._current_facts()
+        if facts == self._facts:
+            return
+        self._facts = facts
+        self._log.info(
+            "facts about the node changed", zone=facts.zone, addresses=len(facts.addresses)
+        )
+        self._store_config()
+        self._reconciler.set_node(facts)
+        if apply and self._reconciler.synced:
+            self._apply()
+
+    def _current_facts(self) -> NodeFacts:
+        """Of the Node object and the interfaces; these alone where the object names no address."""
+        settings = self._options.settings
+        declared = self._node.internal_ips + self._node.external_ips if self._node else ()
+        named = {family_of(address) for address in (*settings.primary_addresses, *declared)}
+        found = [self._interfaces.primary(f) for f in FAMILIES if f not in named]
+        primary = (*settings.primary_addresses, *(a for a in found if a is not None))
+        settings = msgspec.structs.replace(settings, primary_addresses=primary)
+        addresses = self._interfaces.addresses()
+        return node_facts(self._options.node_name, self._node, addresses, settings)
+
+    def _store_config(self) -> None:
+        settings = DataPathSettings(self._takeover.present, self._instance.flows4.max_entries)
+        primary = tuple(a for a in (self._facts.primary4, self._facts.primary6) if a)
+        # The bits of hairpin flows' addresses come before the addresses.
+        self._reconciler.housekeeper.set_node_addresses(primary)
+        changed = nodeconfig.store(self._instance.config, self._facts, settings)
+        if changed:
+            self._log.info("data path configured", fields=changed)
+
+    def _reserve_ports(self) -> None:
+        first, last = nodeconfig.PORTS
+        problem = ""
+        try:
+            if reserve.reserve(first, last):
+                self._log.info("reserved source ports", first=first, last=last)
+        except OSError as error:
+            problem = (
+                f"cannot reserve ports {first}-{last} in {reserve.RESERVED}: {error.strerror}; "
+                "a process on this node may use one that a translated connection has"
+            )
+            if problem != self._reserve_problem:
+                self._log.warning(problem)
+        self._reserve_problem = problem
+
+    def _current_record(self) -> StatusRecord:
+        reconciler, source = self._reconciler, self._source.status()
+        warnings = [
+            *self._interfaces.problems,
+            *reconciler.warnings(),
+            *reconciler.housekeeper.warnings(),
+            *filter(None, [self._reserve_problem]),
+        ]
+        return msgspec.structs.replace(
+            self._record,
+            ready=self._ready and not self._stopping,
+            synced=source.synced,
+            services=reconciler.services,
+            service_ports=len(reconciler.planner.services),
+            endpoints=reconciler.planner.backend_ids.in_use,
+            interfaces=self._interfaces.attached,
+            taking_over=self._takeover.present,
+            source=SourceState(
+                self._options.source_kind,
+                source.connected,
+                source.complete,
+                source.last_error,
+                source.problems,
+            ),
+            tables=reconciler.housekeeper.tables(),
+            warnings=tuple(warnings),
+        )
+
+    def _write_status(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now < self._written_at + STATUS_SECONDS:
+            return
+        record = self._current_record()
+        if record == self._written:
+            return
+        self._written_at = now
+        self._written = record
+        try:
+            status.write(record)
+        except OSError as error:
+            self._log.warning("cannot write the status file", error=str(error))

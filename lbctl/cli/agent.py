@@ -1,0 +1,245 @@
+"""`lbctl agent`: keeps a node's service translation equal to what the API says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lbctl.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ebpf.sizes import Sizes
+    from lbctl.addresses import Prefix
+    from lbctl.node import NodeSettings
+    from lbctl.sources.objects import Source
+
+EPILOG = """\b
+Examples:
+  lbctl agent                                    in a pod: service account, $NODE_NAME
+  lbctl agent --kubeconfig ~/.kube/config --node-name node1
+  lbctl agent --manifests ./manifests --node-name node1
+
+It serves the network namespace it runs in. SIGTERM and SIGINT end it, and leave the data path as it
+is; `lbctl cleanup` alone removes that. It reserves ports 61000-61999 in
+net.ipv4.ip_local_reserved_ports for connections whose source port it has to change.
+
+\b
+Exit codes:
+  0  ended by a signal
+  1  could not start or go on; the message says why
+  2  used wrongly
+  4  another agent holds the pin directory; the message says which process
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--manifests",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Serve the objects of a YAML or JSON file, or of a directory of them, and follow changes.",
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Serve the cluster this file names. Without this and --manifests: the pod's own cluster.",
+)
+@click.option(
+    "--node-name",
+    envvar="NODE_NAME",
+    show_envvar=True,
+    metavar="NAME",
+    help="Name of this node's object.  [default: the host's name]",
+)
+@click.option(
+    "--api-server",
+    metavar="URL",
+    help="Address of the API server, so that reaching it does not depend on the service it is.",
+)
+@options.pin_dir
+@click.option(
+    "--cgroup",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="cgroup of this node's processes. Not used by the programs of this version.",
+)
+@click.option(
+    "--uplink",
+    "uplinks",
+    multiple=True,
+    metavar="PATTERN",
+    help="Interface to other machines; repeatable.  [default: by routes and node addresses]",
+)
+@click.option(
+    "--pod-interface",
+    "pod_interfaces",
+    multiple=True,
+    metavar="PATTERN",
+    help="Interface of a pod; repeatable.  [default: veths whose peer is in another namespace]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A KubeProxyConfiguration to take settings from.",
+)
+@click.option(
+    "--service-cidr",
+    "service_cidrs",
+    multiple=True,
+    metavar="CIDR",
+    help="Range of ClusterIPs, up to 4 per family; what no service has in it is dropped.",
+)
+@click.option(
+    "--cluster-cidr",
+    "cluster_cidrs",
+    multiple=True,
+    metavar="CIDR",
+    help="Range of pods' addresses; repeatable.",
+)
+@click.option("--services", type=click.IntRange(16), metavar="N", help="Room for service ports.")
+@click.option("--endpoints", type=click.IntRange(16), metavar="N", help="Room for endpoints.")
+@click.option("--flows", type=click.IntRange(128), metavar="N", help="Room for flows per family.")
+@click.option(
+    "--takeover",
+    type=click.Choice(("auto", "on", "off")),
+    default="auto",
+    show_default=True,
+    help="Leave TCP connections alone that kube-proxy may own: while its rules are there, always, "
+    "never.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(("text", "json")),
+    default="text",
+    show_default=True,
+    help="How to write the log, on stderr.",
+)
+@click.option("--verbose", "-v", is_flag=True, help="Log every change.")
+def command(
+    manifests: Path | None,
+    kubeconfig: Path | None,
+    node_name: str | None,
+    api_server: str | None,
+    pin_dir: Path,
+    cgroup: Path | None,
+    uplinks: tuple[str, ...],
+    pod_interfaces: tuple[str, ...],
+    config: Path | None,
+    service_cidrs: tuple[str, ...],
+    cluster_cidrs: tuple[str, ...],
+    services: int | None,
+    endpoints: int | None,
+    flows: int | None,
+    takeover: str,
+    log_format: str,
+    verbose: bool,
+) -> None:
+    """Keep this node's service translation equal to what the API says."""
+    from lbctl.agent import Agent, Options
+    from lbctl.errors import UsageError
+
+    if manifests and (kubeconfig or api_server):
+        raise UsageError("--manifests excludes --kubeconfig and --api-server")
+    if os.geteuid() != 0:
+        raise UsageError(
+            "the agent needs root: it loads programs into the kernel", hint="Run it with sudo."
+        )
+    log_to_stderr(log_format, verbose)
+    name = node_name or os.uname().nodename.lower()
+    agent = Agent(
+        Options(
+            node_name=name,
+            pin_dir=pin_dir,
+            source_kind="manifests" if manifests else "kubernetes",
+            settings=_settings(config, service_cidrs, cluster_cidrs),
+            sizes=_sizes(services, endpoints, flows),
+            uplinks=uplinks,
+            pod_interfaces=pod_interfaces,
+            takeover=takeover,
+        ),
+        _source(name, manifests, kubeconfig, api_server),
+    )
+    agent.run()
+
+
+def _source(
+    node_name: str, manifests: Path | None, kubeconfig: Path | None, api_server: str | None
+) -> Source:
+    """Imported here: the API client is 21 MB that an agent of manifests can do without."""
+    if manifests is not None:
+        from lbctl.sources.manifests import ManifestSource
+
+        return ManifestSource(manifests, node_name)
+    from lbctl.sources.kubernetes import KubernetesSource
+
+    return KubernetesSource(node_name, kubeconfig=kubeconfig, api_server=api_server)
+
+
+def _settings(
+    config: Path | None, service_cidrs: Iterable[str], cluster_cidrs: Iterable[str]
+) -> NodeSettings:
+    """What the file says, and the command line over it."""
+    import msgspec
+
+    from lbctl import kubeproxyconfig
+    from lbctl.node import NodeSettings
+
+    settings = kubeproxyconfig.load(config).settings if config else NodeSettings()
+    pods = _prefixes("--cluster-cidr", cluster_cidrs)
+    return msgspec.structs.replace(
+        settings,
+        service_cidrs=_prefixes("--service-cidr", service_cidrs) or settings.service_cidrs,
+        cluster_cidrs=pods or settings.cluster_cidrs,
+    )
+
+
+def _prefixes(option: str, texts: Iterable[str]) -> tuple[Prefix, ...]:
+    from lbctl.addresses import parse_prefix
+    from lbctl.errors import UsageError
+
+    try:
+        return tuple(parse_prefix(part) for text in texts for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+def _sizes(services: int | None, endpoints: int | None, flows: int | None) -> Sizes | None:
+    """None: what exists keeps its size, and what is new gets one that suits the machine."""
+    if services is None and endpoints is None and flows is None:
+        return None
+    from ebpf.sizes import Sizes, memory_of_machine
+
+    usual = Sizes.automatic(memory_of_machine())
+    return Sizes(services or usual.services, endpoints or usual.endpoints, flows or usual.flows)
+
+
+def log_to_stderr(log_format: str, verbose: bool) -> None:
+    """One line per event on stderr: for people (text) or machines (json)."""
+    import structlog
+
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=32)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.DEBUG if verbose else logging.INFO
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,166 @@
+"""Programs on the pods' interfaces: which ones those are, and following them."""
+
+import errno
+import time
+from collections.abc import Collection, Iterable
+from ipaddress import ip_address
+
+import structlog
+
+from ebpf import netlink
+from ebpf.attach import Attacher
+from ebpf.errors import KernelError
+from ebpf.netlink import IPAddress, Link, Network
+from ebpf.programs import Generation
+from lbctl.addresses import IPV4, family_of, is_link_local
+
+# Of the veth's host side: what comes in there comes from the pod.
+_HOOKS = {"ingress": "entry_from_pod", "egress": "entry_to_pod"}
+# Between looks at the whole network after addresses or routes changed.
+REFRESH_SECONDS = 1.0
+
+
+class Interfaces:
+    """The interfaces of one network namespace, and our programs on those of pods."""
+
+    def __init__(
+        self, attacher: Attacher, uplinks: Collection[str], pod_patterns: Collection[str]
+    ) -> None:
+        self._attacher = attacher
+        self._named_uplinks = uplinks
+        self._patterns = pod_patterns
+        self._generation: Generation | None = None
+        self._node_addresses: frozenset[IPAddress] = frozenset()
+        self._uplinks: frozenset[int] = frozenset()
+        self._attached: dict[int, str] = {}
+        self._failed: dict[str, str] = {}
+        self._stale: float | None = None  # since when the network may differ from what we know
+        self._log = structlog.get_logger()
+        self._watch = netlink.Watch()  # before the first look: nothing is missed in between
+        self.network: Network = netlink.read_network()
+
+    @property
+    def attached(self) -> int:
+        """Pod interfaces with programs."""
+        return len(self._attached)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why pod interfaces are without programs."""
+        return sorted(self._failed.values())
+
+    def fileno(self) -> int:
+        """Readable when interfaces changed."""
+        return self._watch.fileno()
+
+    def addresses(self) -> list[bytes]:
+        """Addresses of the node's interfaces, but for link-local ones, 16 bytes each."""
+        found = (_wide(a.address) for a in self.network.addresses)
+        return sorted({a for a in found if not is_link_local(a)})
+
+    def primary(self, family: int) -> bytes | None:
+        """The address other machines see by default: the first of an interface with a default
+        route of that family."""
+        with_route = {r.ifindex for r in self.network.default_routes if r.family == family}
+        for address in self.network.addresses:
+            wide = _wide(address.address)
+            if address.ifindex in with_route and address.scope == 0 and family_of(wide) == family:
+                return wide
+        return None
+
+    def set_node_addresses(self, addresses: Iterable[bytes]) -> None:
+        """The addresses the Node object names: an interface with one is an uplink, veth or not."""
+        found = frozenset(_narrow(a) for a in addresses)
+        if found != self._node_addresses:
+            self._node_addresses = found
+            self._sort_links()
+
+    def attach_all(self, generation: Generation) -> None:
+        """Put these programs on all pod interfaces, now and from now on."""
+        self._generation = generation
+        self._sort_links()
+
+    def handle_events(self) -> None:
+        """Take in what the kernel reports; new pods' interfaces get programs at once."""
+        began = time.monotonic()
+        changes = self._watch.read()
+        if changes.lost or changes.addresses or changes.routes:
+            self._stale = self._stale or began
+        if changes.gone & self._attached.keys():
+            self._forget(changes.gone)
+        for link in netlink.pod_interfaces(changes.links, self._uplinks, self._patterns):
+            if self._attach(link):
+                spent = round((time.monotonic() - began) * 1000, 2)
+                self._log.info("programs attached", interface=link.ifname, milliseconds=spent)
+
+    def next_refresh(self) -> float | None:
+        """When `refresh` has something to do, on the monotonic clock."""
+        return None if self._stale is None else self._stale + REFRESH_SECONDS
+
+    def refresh(self) -> bool:
+        """Look at the whole network again. Returns whether its addresses changed."""
+        self._stale = None
+        before = self.addresses()
+        self.network = netlink.read_network()
+        self._sort_links()
+        return self.addresses() != before
+
+    def close(self) -> None:
+        """Stop following; programs stay."""
+        self._watch.close()
+
+    def _sort_links(self) -> None:
+        """Decide anew what each interface is, and make it so."""
+        network = self.network
+        self._uplinks = netlink.uplinks(
+            network.links,
+            network.default_routes,
+            network.addresses,
+            self._node_addresses,
+            self._named_uplinks,
+        )
+        if self._generation is None:
+            return
+        pods = netlink.pod_interfaces(network.links, self._uplinks, self._patterns)
+        for link in pods:
+            self._attach(link)
+        wanted = {link.ifindex for link in pods}
+        for item in self._attacher.attachments():
+            if item.ifindex and item.ifindex not in wanted:
+                self._attacher.detach(item.ifname, item.direction)
+                self._log.info("programs removed, no pod's interface", interface=item.ifname)
+        self._forget(set(self._attached) - wanted)
+
+    def _attach(self, link: Link) -> bool:
+        """Returns whether programs were attached that were not there."""
+        if self._generation is None:
+            return False
+        new = False
+        try:
+            for direction, program in _HOOKS.items():
+                fd = self._generation.fds[program]
+                done = self._attacher.attach(link.ifname, link.ifindex, direction, fd)
+                new |= done == "attached"
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                self._failed[link.ifname] = f"no programs on {link.ifname}: {error.message}"
+                self._log.error("cannot attach", interface=link.ifname, error=error.message)
+            return False
+        self._failed.pop(link.ifname, None)
+        self._attached[link.ifindex] = link.ifname
+        return new
+
+    def _forget(self, gone: Iterable[int]) -> None:
+        for index in gone:
+            name = self._attached.pop(index, None)
+            self._failed.pop(name or "", None)
+        self._attacher.prune()
+
+
+def _wide(address: IPAddress) -> bytes:
+    raw = address.packed
+    return raw if len(raw) == 16 else bytes(10) + b"\xff\xff" + raw
+
+
+def _narrow(address: bytes) -> IPAddress:
+    return ip_address(address[12:] if family_of(address) == IPV4 else address)

@@ -1,0 +1,89 @@
+"""The `config` record: timeouts, limits, service ranges and the node's own addresses."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lbctl import consts
+from lbctl.addresses import IPV4, IPV6, Prefix, of_family
+from lbctl.errors import ConfigError
+from lbctl.node import NodeFacts
+from lbctl.tables import ArrayTable
+
+# Seconds. Where kube-proxy sets conntrack's timeouts, these are its values; else they are
+# conntrack's own, but for a finished connection, whose ports Linux keeps for 60 s.
+TIMEOUTS: Final = {
+    "syn_timeout": 60,
+    "established_timeout": 86400,
+    "closing_timeout": 3600,
+    "reset_timeout": 10,
+    "time_wait_timeout": 60,
+    "datagram_timeout": 30,
+    "datagram_stream_timeout": 120,
+}
+# Above the ports the kernel gives out by itself (32768-60999), and reserved besides.
+PORTS: Final = (61000, 61999)
+# Share of a TCP table that handshakes may fill.
+FLOW_LIMIT = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class DataPathSettings:
+    """What the record says beside the node's facts."""
+
+    pass_midstream: bool  # kube-proxy may own TCP connections without a flow
+    tcp_entries: int  # of a family's TCP table
+    ports: tuple[int, int] = PORTS
+
+
+def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:
+    """Make the record say this; returns the fields that differed, which alone are written.
+
+    Raises ConfigError for more service ranges than the programs know.
+    """
+    wanted = _record(table.records.dtype, node, settings)
+    current = table.records
+    changed = [n for n in wanted.dtype.names or () if (wanted[n] != current[n]).any()]
+    if any(name.startswith("cidr") for name in changed):
+        # Never a range that is half the old and half the new one.
+        current["cidr_count4"] = current["cidr_count6"] = 0
+        changed = [n for n in changed if not n.startswith("cidr_count")]
+        changed += ["cidr_count4", "cidr_count6"]
+    for name in changed:
+        current[name] = wanted[name]
+    return changed
+
+
+def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -> npt.NDArray[Any]:
+    record = np.zeros(1, dtype)
+    record["flags"] = consts.CONFIG_PASS_MIDSTREAM * settings.pass_midstream
+    record["flow_limit"] = int(settings.tcp_entries * FLOW_LIMIT)
+    for name, seconds in TIMEOUTS.items():
+        record[name] = consts.ticks(seconds)
+    record["port_min"], record["port_max"] = settings.ports
+    for family in (IPV4, IPV6):
+        primary = node.primary(family)
+        if primary is not None:
+            _put(record[f"node{family}"][0], primary)
+        ranges = of_family(node.service_cidrs, family)
+        if len(ranges) > consts.MAX_SERVICE_CIDRS:
+            raise ConfigError(
+                f"--service-cidr is given {len(ranges)} times for IPv{family}",
+                hint=f"The programs know up to {consts.MAX_SERVICE_CIDRS} ranges per family.",
+            )
+        for index, prefix in enumerate(ranges):
+            _put(record[f"cidr{family}"][0, index]["net"], prefix.address)
+            _put(record[f"cidr{family}"][0, index]["mask"], _mask(prefix))
+        record[f"cidr_count{family}"] = len(ranges)
+    return record
+
+
+def _put(address: Any, raw: bytes) -> None:
+    """A struct addr holds the address's bytes as they are."""
+    address["w"] = np.frombuffer(raw, np.uint32)
+
+
+def _mask(prefix: Prefix) -> bytes:
+    return ((1 << 128) - (1 << (128 - prefix.length))).to_bytes(16, "big")

@@ -1,0 +1,99 @@
+"""What an agent says of itself: one small JSON file per instance, for `lbctl status` and probes.
+
+bpffs cannot hold ordinary files, so it lies in /run/lbctl, named by a hash of the pin directory.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+RUN_DIR = Path("/run/lbctl")
+
+
+class TableUse(msgspec.Struct, frozen=True):
+    """How full a map is; `flag` is the agent's option for a larger one."""
+
+    entries: int
+    limit: int
+    flag: str
+
+
+class SourceState(msgspec.Struct, frozen=True):
+    """Where the objects come from, and how that is doing."""
+
+    kind: str  # manifests or kubernetes
+    connected: bool = False
+    complete: bool = False
+    last_error: str = ""
+    problems: tuple[str, ...] = ()
+
+
+class StatusRecord(msgspec.Struct, frozen=True):
+    """The file's content. `ready`: synced, applied, and programs attached to all pod interfaces."""
+
+    pid: int
+    version: str
+    node: str
+    pin_dir: str
+    ready: bool = False
+    synced: bool = False
+    services: int = 0
+    service_ports: int = 0
+    endpoints: int = 0  # (service port, endpoint) pairs
+    interfaces: int = 0  # with programs
+    last_apply: str = ""  # RFC 3339
+    last_apply_seconds: float = 0.0
+    taking_over: bool = False  # kube-proxy's rules are still there
+    source: SourceState = SourceState("")
+    tables: dict[str, TableUse] = {}
+    warnings: tuple[str, ...] = ()
+
+
+def path_of(pin_dir: Path) -> Path:
+    """The file of the instance in `pin_dir`."""
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(pin_dir))).hexdigest()
+    return RUN_DIR / f"{digest[:16]}.json"
+
+
+def write(record: StatusRecord) -> None:
+    """Replace the file in one step. Raises OSError."""
+    path = path_of(Path(record.pin_dir))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{record.pid}")
+    fresh.write_bytes(msgspec.json.encode(record) + b"\n")
+    fresh.replace(path)
+
+
+def read(pin_dir: Path) -> StatusRecord | None:
+    """What the last agent of this instance said; None if nothing readable is there.
+
+    It may have ended since: see `running_agent`.
+    """
+    try:
+        return msgspec.json.decode(path_of(pin_dir).read_bytes(), type=StatusRecord)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def remove(pin_dir: Path) -> None:
+    """Forget it, as `lbctl cleanup` does."""
+    path_of(pin_dir).unlink(missing_ok=True)
+
+
+def running_agent(pin_dir: Path) -> int:
+    """The process that holds the instance's lock, 0 if none does.
+
+    Read from /proc/locks: trying the lock would keep an agent that starts just now from it.
+    """
+    try:
+        found = pin_dir.stat()
+    except OSError:
+        return 0
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1] == "FLOCK" and place in words:
+            return max(0, int(words[words.index(place) - 1]))
+    return 0
