@@ -213,10 +213,13 @@ class ManifestSource:
         """Objects and errors; a file that was cut short while being rewritten is an error too."""
         if known.clean and known.objects and not data.strip():
             return [], [f"{file}: is empty now; remove the file to remove its objects"]
+        objects, errors = parse(file, data)
         rewritten = known.clean and known.identity[:2] == identity[:2]
-        if rewritten and known.newline and not data.endswith(b"\n"):
-            return [], [f"{file}: seems half-written, it ends in the middle of a line"]
-        return parse(file, data)
+        cut = (known.newline and not data.endswith(b"\n")) or data.rstrip().endswith(b":")
+        if rewritten and cut and not errors:
+            # Half of a YAML file may well be valid.
+            return [], [f"{file}: seems half-written, it ends in the middle of something"]
+        return objects, errors
 
     def _publish(self) -> None:
         """Hand over all objects of all files. Where two files have one object, the first counts."""
