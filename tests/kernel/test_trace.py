@@ -1,0 +1,351 @@
+"""`lbctl trace` on an instance's own maps: right answers, and not a byte of them changed."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from k8s_objects import Json, as_service, as_slice, endpoint, endpoint_slice, port, service
+
+from ebpf import compiler
+from ebpf.errors import LayoutError, LbError
+from ebpf.instance import Instance, remove
+from ebpf.layouts import Bundle
+from ebpf.maps import HashMap
+from ebpf.sizes import Sizes
+from lbctl import program, programmed
+from lbctl.addresses import parse_address, parse_prefix
+from lbctl.cli.main import command as lbctl
+from lbctl.model import ServiceObjects
+from lbctl.node import NodeFacts
+from lbctl.trace.asking import Answer
+from lbctl.trace.flows import parse_flow
+from lbctl.trace.programs import trace_bundle
+from lbctl.trace.world import LiveWorld, PrivateWorld, configure, resolved_ports, sizes_for
+
+pytestmark = pytest.mark.kernel
+
+BPFFS = Path("/sys/fs/bpf")
+SMALL = Sizes(services=64, endpoints=256, flows=64)
+NODE = NodeFacts(
+    "worker-1",
+    primary4=parse_address("192.168.0.2"),
+    primary6=parse_address("fd00:2::2"),
+    service_cidrs=(parse_prefix("172.30.0.0/16"), parse_prefix("fd00:30::/112")),
+)
+# How BPF instructions name the helpers that change a map.
+CALL = 0x85
+MAP_UPDATE, MAP_DELETE = 2, 3
+
+
+def _objects() -> list[ServiceObjects]:
+    """A service of two endpoints in two families, one without any, one with SCTP."""
+    both = as_service(service("both", cluster_ips=("172.30.0.41", "fd00:30::41")))
+    four = as_slice(
+        endpoint_slice(
+            "both-4",
+            "both",
+            ports=[port(8080)],
+            endpoints=[endpoint("10.0.0.2"), endpoint("10.0.0.3")],
+        )
+    )
+    six = as_slice(
+        endpoint_slice(
+            "both-6",
+            "both",
+            ports=[port(8080)],
+            endpoints=[endpoint("fd00:1::2")],
+            address_type="IPv6",
+        )
+    )
+    empty = as_service(service("empty", cluster_ips=("172.30.0.42",)))
+    sctp_ports = [port(3868, "diameter", "SCTP")]
+    sctp = as_service(service("sctp", cluster_ips=("172.30.0.43",), ports=sctp_ports))
+    sctp_slice = as_slice(
+        endpoint_slice("sctp-4", "sctp", ports=sctp_ports, endpoints=[endpoint("10.0.0.4")])
+    )
+    return [
+        ServiceObjects(both, (four, six)),
+        ServiceObjects(empty),
+        ServiceObjects(sctp, (sctp_slice,)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return trace_bundle()
+
+
+@pytest.fixture
+def pin_dir(bundle: Bundle) -> Iterator[Path]:
+    """An instance as an agent leaves it: programmed, and with flows in its tables."""
+    path = BPFFS / f"tr-{os.getpid()}"
+    try:
+        with Instance.create_or_open(path, compiler.bundle("live"), SMALL) as instance:
+            planner, _ = programmed.read(instance, now=0.0)
+            ports = resolved_ports(_objects(), NODE)
+            program.apply(planner.plan(ports, now=1.0), instance)
+            configure(instance.config, NODE)
+            _add_flows(instance)
+        yield path
+    finally:
+        remove(path)
+
+
+def _add_flows(instance: Instance) -> None:
+    """Flows that the packets of a trace would belong to, all towards an address of nobody."""
+    for table, address in ((instance.flows4, "10.0.0.99"), (instance.flows4_lru, "10.0.0.98")):
+        packed = parse_address(address)[12:]
+        key_record, value_record = table.spec.key, table.spec.value
+        for source_port in range(32768, 32768 + 16):
+            key = key_record.pack(
+                src=int.from_bytes(parse_address("10.0.0.9")[12:], sys.byteorder),
+                dst=int.from_bytes(parse_address("172.30.0.41")[12:], sys.byteorder),
+                sport=int.from_bytes(source_port.to_bytes(2, "big"), sys.byteorder),
+                dport=int.from_bytes((80).to_bytes(2, "big"), sys.byteorder),
+                proto=6,
+            )
+            table.put(key, value_record.pack(addr=int.from_bytes(packed, sys.byteorder)))
+
+
+def _contents(path: Path) -> dict[str, object]:
+    """Every byte of every map of an instance, by map."""
+    with Instance.open(path) as instance:
+        found: dict[str, object] = {}
+        for name in instance.map_names():
+            opened = instance.map(name)
+            if isinstance(opened, HashMap):
+                found[name] = sorted(opened.items())
+            elif name == "counters":
+                found[name] = instance.counters.read_sum().tolist()
+            else:
+                found[name] = getattr(instance, name).records.tobytes()
+        return found
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(lbctl, ["trace", *map(str, arguments)])
+
+
+def _answers(*arguments: object) -> list[Answer]:
+    result = _run(*arguments, "-o", "json")
+    assert result.exit_code == 0, result.output
+    return msgspec.json.decode(result.stdout, type=list[Answer])
+
+
+QUESTIONS = [
+    (
+        ("10.0.0.9", "172.30.0.41:80/tcp"),
+        ("forward", ("10.0.0.2:8080", "10.0.0.3:8080"), False, "forwarded"),
+    ),
+    (
+        ("10.0.0.2", "172.30.0.41:80"),
+        ("forward", ("10.0.0.2:8080", "10.0.0.3:8080"), "mixed", "forwarded"),
+    ),
+    (
+        ("fd00:1::9", "[fd00:30::41]:80/tcp"),
+        ("forward", ("[fd00:1::2]:8080",), False, "forwarded"),
+    ),
+    (
+        ("fd00:1::2", "[fd00:30::41]:80/tcp"),
+        ("forward", ("[fd00:1::2]:8080",), True, "forwarded"),
+    ),
+    (("10.0.0.9", "172.30.0.43:3868/sctp"), ("forward", ("10.0.0.4:3868",), False, "forwarded")),
+    (("10.0.0.9", "172.30.0.42:80/tcp"), ("reject", (), False, "no_endpoint")),
+    (("10.0.0.9", "172.30.0.41:81/udp"), ("reject", (), False, "unknown_port")),
+    (("10.0.0.9", "172.30.0.41:80/sctp"), ("reject", (), False, "unknown_port")),
+    (("fd00:1::9", "[fd00:30::41]:53/udp"), ("reject", (), False, "unknown_port")),
+    (("10.0.0.9", "172.30.0.99:80/tcp"), ("drop", (), False, "unallocated")),
+    (("fd00:1::9", "[fd00:30::99]:80/sctp"), ("drop", (), False, "unallocated")),
+    (("10.0.0.9", "10.0.0.2:8080/tcp"), ("pass", (), False, "not_service")),
+    (("10.0.0.9", "192.0.2.1:443/udp"), ("pass", (), False, "not_service")),
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"), QUESTIONS, ids=lambda part: " ".join(map(str, part))
+)
+def test_a_private_world_answers(
+    bundle: Bundle, question: tuple[str, str], expected: tuple[object, ...]
+) -> None:
+    services = _objects()
+    with PrivateWorld(bundle, sizes_for(services, NODE)) as world:
+        assert world.apply(services, NODE) == []
+        [traced] = world.ask([parse_flow(*question)], 100)
+    assert _tail(traced.answer) == expected
+
+
+def _tail(answer: Answer) -> tuple[object, ...]:
+    return answer.verdict, answer.backends, answer.masquerade, answer.reason
+
+
+def test_an_instance_answers_and_is_left_as_it_was(pin_dir: Path) -> None:
+    before = _contents(pin_dir)
+    assert before["flows4"]
+    for question, expected in QUESTIONS:
+        [answer] = _answers(*question, "--pin-dir", pin_dir)
+        assert _tail(answer) == expected, question
+    assert _contents(pin_dir) == before
+
+
+def test_an_instance_is_asked_beside_its_agent(pin_dir: Path) -> None:
+    """Reading needs no lock, and finds what is programmed now."""
+    with Instance.create_or_open(pin_dir, compiler.bundle("live")) as instance:
+        planner, _ = programmed.read(instance, now=10.0)
+        gone = dict.fromkeys(planner.services)
+        [before] = _answers("10.0.0.9", "172.30.0.41:80", "--pin-dir", pin_dir)
+        program.apply(planner.plan(gone, now=11.0), instance)
+        [after] = _answers("10.0.0.9", "172.30.0.41:80", "--pin-dir", pin_dir)
+    assert (before.verdict, after.verdict) == ("forward", "drop")
+
+
+def test_the_name_of_the_service_is_found(pin_dir: Path, bundle: Bundle) -> None:
+    with LiveWorld(Instance.open(pin_dir), bundle) as world:
+        [found, refused] = world.ask(
+            [parse_flow("10.0.0.9", "172.30.0.41:80"), parse_flow("10.0.0.9", "172.30.0.42:80")], 1
+        )
+    assert found.service == "ns1/both:http/TCP/v4"
+    assert refused.service == ""
+    assert found.agreed
+
+
+def test_an_instance_of_another_version_is_refused(pin_dir: Path, bundle: Bundle) -> None:
+    spec = bundle.maps["services"]
+    other = msgspec.structs.replace(spec, value=bundle.maps["slots"].value)
+    changed = msgspec.structs.replace(bundle, maps={**bundle.maps, "services": other})
+    with pytest.raises(LayoutError, match="services") as caught:
+        LiveWorld(Instance.open(pin_dir), changed)
+    assert caught.value.hint
+
+
+def test_no_program_of_a_trace_can_change_a_map(bundle: Bundle) -> None:
+    """They add no flow and touch no LRU order: they neither write nor know the flow tables."""
+    assert len(bundle.programs) == 7
+    for found in bundle.programs.values():
+        calls = {
+            struct.unpack_from("=i", found.insns, at + 4)[0]
+            for at in range(0, len(found.insns), 8)
+            if found.insns[at] == CALL
+        }
+        assert not calls & {MAP_UPDATE, MAP_DELETE}, found.name
+        known = {name for _, name in found.relocations}
+        assert not known & {"counters", "service_counters", "table_state"}, found.name
+        assert not [name for name in known if name.startswith("flows")], found.name
+
+
+def test_nothing_is_pinned_and_no_descriptor_stays(bundle: Bundle) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    pins = set(BPFFS.iterdir())
+    services = _objects()
+    counts = []
+    for _ in range(3):
+        with PrivateWorld(bundle, sizes_for(services, NODE)) as world:
+            world.apply(services, NODE)
+            world.ask([parse_flow("10.0.0.9", "172.30.0.41:80")], 1)
+            assert {p for p in BPFFS.iterdir() if p.name.startswith("tr-")} <= pins
+        counts.append(opened())
+    assert len(set(counts)) == 1
+
+
+def test_changes_are_written_as_differences(bundle: Bundle) -> None:
+    """The same world after a change: the service that lost its endpoints refuses, and recovers."""
+    full = _objects()
+    bare = [ServiceObjects(objects.service) for objects in full]
+    flow = parse_flow("10.0.0.9", "172.30.0.41:80")
+    verdicts = []
+    with PrivateWorld(bundle, sizes_for(full, NODE)) as world:
+        for services in (full, bare, full, [], full):
+            world.apply(services, NODE)
+            verdicts += [t.answer.verdict for t in world.ask([flow], 5)]
+    assert verdicts == ["forward", "reject", "forward", "drop", "forward"]
+
+
+def test_no_llvm_in_the_process(tmp_path: Path) -> None:
+    compiler.bundle("trace")  # cached from here on
+    objects = tmp_path / "objects.json"
+    objects.write_bytes(msgspec.json.encode(service()))
+    code = (
+        "import sys\n"
+        "from lbctl.cli.main import command\n"
+        "command(sys.argv[1:], standalone_mode=False)\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "assert 'libbpf' in maps and 'LLVM' not in maps and 'libbcc' not in maps\n"
+    )
+    arguments = ["trace", "--manifests", objects, "--node-name", "n", "10.0.0.9", "172.30.0.41:80"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no_endpoint" in done.stdout
+
+
+def _file(tmp_path: Path, objects: list[Json]) -> Path:
+    path = tmp_path / "objects.json"
+    path.write_bytes(msgspec.json.encode({"kind": "List", "items": objects}))
+    return path
+
+
+def test_people_get_a_table_with_a_sentence(tmp_path: Path) -> None:
+    path = _file(tmp_path, [service(), endpoint_slice(endpoints=[endpoint("10.0.0.2")])])
+    common = ("--manifests", path, "--node-name", "worker-1")
+    one = _run(*common, "10.0.0.9", "172.30.0.41:80")
+    assert one.exit_code == 0, one.output
+    for text in ("forward", "10.0.0.2:80", "ns1/svc1:http/TCP/v4", "at random"):
+        assert text in one.stdout
+    flows = tmp_path / "flows.json"
+    asked = {"source_ip": "10.0.0.9", "dest_port": 80, "protocol": "TCP"}
+    flows.write_bytes(
+        msgspec.json.encode(
+            [
+                {"name": "first", "dest_ip": "172.30.0.41", **asked},
+                {"name": "second", "dest_ip": "192.0.2.1", **asked, "arrives": "uplink"},
+            ]
+        )
+    )
+    many = _run(*common, "--flows", flows)
+    assert many.exit_code == 0, many.output
+    lines = many.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["first", "forward"], ["second", "pass"]]
+    assert "not_service: No service" in many.stdout
+    assert "from pods only" in many.stderr
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_samples_find_every_backend(bundle: Bundle, count: int) -> None:
+    endpoints = [endpoint(f"10.0.0.{n}") for n in range(1, count + 1)]
+    services = [
+        ServiceObjects(as_service(service()), (as_slice(endpoint_slice(endpoints=endpoints)),))
+    ]
+    with PrivateWorld(bundle, sizes_for(services, NODE)) as world:
+        world.apply(services, NODE)
+        [traced] = world.ask([parse_flow("10.0.1.1", "172.30.0.41:80")], 200)
+    assert len(traced.answer.backends) == count
+
+
+def test_more_service_ranges_than_fit_are_an_error(bundle: Bundle) -> None:
+    ranges = tuple(parse_prefix(f"10.{n}.0.0/16") for n in range(5))
+    node = msgspec.structs.replace(NODE, service_cidrs=ranges)
+    with (
+        PrivateWorld(bundle, sizes_for([], node)) as world,
+        pytest.raises(LbError, match="5 times"),
+    ):
+        world.apply([], node)
+
+
+def test_without_an_instance_the_exit_code_says_so() -> None:
+    result = _run("10.0.0.9", "172.30.0.41:80", "--pin-dir", BPFFS / "tr-none")
+    assert result.exit_code == 3
+    assert "no instance at" in result.stderr
