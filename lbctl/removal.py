@@ -11,6 +11,7 @@ import msgspec
 from ebpf import bpffs
 from ebpf.attach import Attacher
 from ebpf.errors import InUseError, LbError, MissingFeature
+from lbctl import status
 from lbctl.inspect.opened import NotFound
 
 # What ebpf/instance.py and ebpf/programs.py pin; a directory with anything else is not ours.
@@ -71,9 +72,10 @@ def exclusive(pin_dir: Path, *, force: bool) -> Iterator[None]:
 
 
 def remove(pin_dir: Path) -> None:
-    """Detaches and unpins everything of the instance. Call within `exclusive`. Raises KernelError;
-    what is left can be removed by another call."""
+    """Detaches and unpins everything of the instance, and forgets what its agent said. Call within
+    `exclusive`. Raises KernelError; what is left can be removed by another call."""
     attacher = Attacher(pin_dir)
     attacher.prune()
     attacher.detach_all()
     bpffs.remove_tree(pin_dir)
+    status.remove(pin_dir)

@@ -1,0 +1,86 @@
+"""`lbctl status`: is this instance ready, how full are its tables, what happens to packets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from lbctl.cli import options
+from lbctl.cli.doctor import FOUND_WANTING
+from lbctl.cli.output import Column, count, size, write, write_data
+from lbctl.inspect import health
+from lbctl.inspect.health import InstanceStatus, MapUse
+from lbctl.inspect.opened import open_instance
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Return 5 unless the instance is ready.")
+@options.output
+@options.pin_dir
+def command(check: bool, output: str, pin_dir: Path) -> None:
+    """Show how an instance is doing.
+
+    It is ready when its agent runs, knows every object, has applied them, and all pods' interfaces
+    have programs. Without an agent the last one's words are shown, and traffic is translated as it
+    left things.
+
+    \b
+    lbctl status -o json | jq .ready
+    lbctl status --check >/dev/null && echo ready
+    """
+    with open_instance(pin_dir) as instance:
+        found = health.read(instance)
+    if not write_data(found, output):
+        click.echo("\n".join(_summary(found)))
+        shown = [item for item in found.maps if output == "wide" or item.entries is not None]
+        click.echo()
+        write(shown, COLUMNS, output)
+        for warning in found.warnings:
+            click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
+    if check and not found.ready:
+        sys.exit(FOUND_WANTING)
+
+
+def _summary(found: InstanceStatus) -> list[str]:
+    source = found.source
+    state = "connected" if source.connected else "not connected"
+    lines = [
+        f"ready       {'yes' if found.ready else 'no'}",
+        f"agent       {f'process {found.agent}' if found.agent else 'none'}"
+        + (f", lbctl {found.version}" if found.version else "")
+        + (f", node {found.node}" if found.node else ""),
+        f"services    {found.services} ({found.service_ports} ports), {found.endpoints} endpoints",
+        f"interfaces  {found.interfaces} with programs",
+    ]
+    if found.last_apply:
+        took = f"{found.last_apply_seconds * 1000:.1f} ms"
+        lines.append(f"last apply  {found.last_apply}, took {took}")
+    if source.kind:
+        lines.append(f"source      {source.kind}, {state}")
+        lines += [f"            {text}" for text in (source.last_error, *source.problems) if text]
+    if found.taking_over:
+        lines.append("take-over   kube-proxy's rules are still here; its connections are let alone")
+    seen = {name: number for name, number in found.reasons.items() if number}
+    width = max((len(name) for name in seen), default=0)
+    for i, (name, number) in enumerate(seen.items()):
+        lines.append(f"{'' if i else 'packets':<10}  {name:<{width}}  {number}")
+    return lines
+
+
+def _full(item: MapUse) -> str:
+    return "" if item.entries is None else f"{item.entries / item.capacity:.0%}"
+
+
+COLUMNS: list[Column[MapUse]] = [
+    Column("MAP", lambda item: item.name),
+    Column("KIND", lambda item: item.kind, wide=True),
+    Column(
+        "ENTRIES", lambda item: "-" if item.entries is None else count(item.entries), number=True
+    ),
+    Column("CAPACITY", lambda item: count(item.capacity), number=True),
+    Column("FULL", _full, number=True),
+    Column("MEMORY", lambda item: size(item.bytes), number=True),
+    Column("FOR MORE", lambda item: item.flag, wide=True),
+]
