@@ -19,8 +19,8 @@ _BPF_ID = 11
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """Where our filter sits. Lower priorities run first: 1 is first at ingress; at egress every
-    others shall see backends, so ours runs after them (the kernel numbers from 49152 down)."""
+    """Where our filter sits. Lower priorities run first: 1 is first at ingress. At egress others
+    shall see backends, so ours runs after them (the kernel itself numbers from 49152 down)."""
 
     ingress_priority: int = 1
     egress_priority: int = 65000

@@ -92,6 +92,24 @@ def bundle(
     return made
 
 
+_PROBE = """
+#include <uapi/linux/bpf.h>
+#include <linux/types.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/icmpv6.h>
+#include <linux/tcp.h>
+BPF_F_TABLE("array", u32, u64, probe, 1, 0);
+int probe_program(struct __sk_buff *skb) { u32 zero = 0; return probe.lookup(&zero) != 0; }
+"""
+
+
+def probe() -> None:
+    """Compiles a few lines, past the cache: raises CompileError if bcc or headers are missing."""
+    _compile(Unit("probe", "probe.c"), _PROBE)
+
+
 def cache_dir() -> Path:
     """$LBCTL_CACHE_DIR, else /var/cache/lbctl if it can be written, else ~/.cache/lbctl."""
     if named := os.environ.get("LBCTL_CACHE_DIR"):
@@ -152,7 +170,7 @@ def _compile(unit: Unit, text: str) -> _Answer:
     """One unit, in a child; the distribution's Python first, since that is where bcc lives."""
     request = msgspec.json.encode({"text": text, "defines": unit.defines, "headers": str(_HEADERS)})
     answer, messages = _Answer("no-bcc", "no Python to run"), ""
-    for python in dict.fromkeys(("/usr/bin/python3", sys.executable)):
+    for python in _pythons():
         if not os.access(python, os.X_OK):
             continue
         answer, messages = _run_child(python, unit, request)
@@ -161,6 +179,10 @@ def _compile(unit: Unit, text: str) -> _Answer:
     if answer.error:
         raise _refusal(unit, answer, messages)
     return answer
+
+
+def _pythons() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(("/usr/bin/python3", sys.executable)))
 
 
 def _run_child(python: str, unit: Unit, request: bytes) -> tuple[_Answer, str]:
@@ -178,6 +200,9 @@ def _run_child(python: str, unit: Unit, request: bytes) -> tuple[_Answer, str]:
             "The machine may be short of memory; LLVM needs about 150 MB.",
         ) from error
     messages = done.stderr.decode(errors="replace")
+    if done.returncode > 0 and "error:" in messages:
+        # How LLVM refuses what clang let pass, such as too large a stack: it ends the process.
+        return _Answer("compile"), messages
     if done.returncode:
         raise CompileError(
             f"the compiler died on {unit.file} ({unit.name}), {_death(done.returncode)}\n"

@@ -27,7 +27,7 @@ def convert(entries: Records, dtype: np.dtype[Any]) -> Records:
 
 
 def _carry(old: Records, new: Records, where: str) -> None:
-    if old.dtype == new.dtype:
+    if old.dtype == new.dtype and old.shape == new.shape:
         new[...] = old
     elif old.dtype.names is not None and new.dtype.names is not None:
         for name in new.dtype.names:
@@ -35,9 +35,9 @@ def _carry(old: Records, new: Records, where: str) -> None:
                 _carry(old[name], new[name], f"{where}.{name}")
     elif old.dtype.names is not None or new.dtype.names is not None:
         raise LayoutError(f"field {where[1:]} was a struct and is none, or the reverse")
-    elif old.ndim > 1 and new.ndim == old.ndim:
+    elif old.ndim > 1 and new.ndim == old.ndim and old.shape != new.shape:
         length = min(old.shape[1], new.shape[1])
-        new[:, :length] = old[:, :length]
+        _carry(old[:, :length], new[:, :length], where)
     elif old.ndim != new.ndim:
         raise LayoutError(f"field {where[1:]} was an array and is none, or the reverse")
     else:

@@ -1,0 +1,252 @@
+"""Compiling: what comes out, the cache, and every way it can fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from ebpf_support import SOURCES, UNITS, small_bundle
+
+from ebpf import compiler, constants, filters, maps, source, testrun
+from ebpf.errors import CompileError, KernelError
+from ebpf.layouts import Bundle
+from ebpf.programs import PROGRAM_ARRAY, Generation, load
+from ebpf.sizes import Sizes
+from ebpf.source import Unit, family_unit
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LBCTL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on a compilation is a failure."""
+
+    def refuse(*_: object) -> object:
+        raise AssertionError("compiled, where the cache has it")
+
+    monkeypatch.setattr(compiler, "_compile", refuse)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SOURCES, tmp_path / "ebpf_c"))
+
+
+def _one(text: str, directory: Path) -> Bundle:
+    directory.mkdir(exist_ok=True)
+    (directory / "one.c").write_text("#include <uapi/linux/bpf.h>\n" + text)
+    return compiler.bundle(directory=directory, units=(Unit("one", "one.c"),))
+
+
+def test_a_bundle_has_programs_maps_and_constants(cache: Path) -> None:
+    bundle = small_bundle()
+    assert sorted(bundle.programs) == [
+        "entry_call",
+        "entry_count",
+        "entry_recount",
+        "tail4",
+        "tail6",
+    ]
+    assert bundle.programs["tail4"].unit == "family4"
+    assert {n for _, n in bundle.programs["tail4"].relocations} == {
+        "counters",
+        "flows4",
+        "services",
+    }
+    assert bundle.enums["MASK"] == (1 << 40) - 1
+    assert bundle.tail_programs() == {"tail4": 0, "tail6": 1}
+    assert bundle.maps["flows4"].value.size == 24
+    assert [f.name for f in bundle.maps["flows4"].value.fields] == ["addr", "bytes", "mac", "pad"]
+    assert bundle.maps["services"].flags == maps.F_MMAPABLE
+
+
+def test_the_cache_spares_the_compiler(cache: Path, request: pytest.FixtureRequest) -> None:
+    first = small_bundle()
+    request.getfixturevalue("no_compiler")
+    assert small_bundle() == first
+
+
+def test_a_define_is_another_bundle(cache: Path) -> None:
+    assert small_bundle().hash != small_bundle(WIDE="1").hash
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_cache_is_compiled_again(cache: Path, damage: bytes | None) -> None:
+    first = small_bundle()
+    (path,) = cache.iterdir()
+    path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
+    assert small_bundle() == first
+    assert msgspec.msgpack.decode(path.read_bytes())["hash"] == first.hash
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LBCTL_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert small_bundle().programs
+
+
+def test_a_mistake_is_reported_at_its_own_line(cache: Path, sources: Path) -> None:
+    with (sources / "maps.h").open("a") as stream:
+        stream.write("\nint broken(void) { return nothing; }\n")
+    line = len((sources / "maps.h").read_text().splitlines())
+    with pytest.raises(CompileError, match=rf"ebpf_c/maps\.h:{line}:\d+: error: .*nothing"):
+        compiler.bundle(directory=sources, units=UNITS)
+    assert not cache.exists()
+
+
+def test_too_large_a_stack_is_told(cache: Path, tmp_path: Path) -> None:
+    text = "int f(struct __sk_buff *s) { volatile char b[600]; b[1] = 1; return b[s->len & 255]; }"
+    with pytest.raises(CompileError, match="stack limit of 512 bytes"):
+        _one(text, tmp_path / "c")
+
+
+def test_a_function_call_is_refused(cache: Path, tmp_path: Path) -> None:
+    text = """
+    __attribute__((noinline)) static int g(int x) { volatile int y = x; return y * 3; }
+    int f(struct __sk_buff *s) { return g(s->len) + g(s->mark); }
+    """
+    with pytest.raises(CompileError, match=r"always_inline|contains a call"):
+        _one(text, tmp_path / "c")
+
+
+def test_maps_that_differ_between_units_are_refused(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.c").write_text('BPF_F_TABLE("hash", u32, u32, same, 1, 0);\n')
+    (tmp_path / "b.c").write_text('BPF_F_TABLE("hash", u32, u64, same, 1, 0);\n')
+    with pytest.raises(CompileError, match="map same"):
+        compiler.bundle(directory=tmp_path, units=(Unit("a", "a.c"), Unit("b", "b.c")))
+
+
+def test_a_constant_read_wrong_does_not_compile(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = constants.constants
+    monkeypatch.setattr(constants, "constants", lambda text: right(text) | {"PROGRAM_TAIL6": 7})
+    with pytest.raises(CompileError, match="PROGRAM_TAIL6"):
+        small_bundle()
+
+
+def _python(path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a program in place of Python."""
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(compiler, "_pythons", lambda: (str(path),))
+
+
+def test_a_compiler_that_crashes_is_an_error(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _python(tmp_path / "python", "echo last words >&2; kill -ABRT $$", monkeypatch)
+    with pytest.raises(CompileError, match=r"signal 6\nlast words"):
+        small_bundle()
+
+
+def test_a_missing_bcc_says_what_to_install(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # -S leaves out the distribution's packages, and with them bcc.
+    _python(tmp_path / "python", 'exec /usr/bin/python3 -S "$@"', monkeypatch)
+    with pytest.raises(CompileError, match="bcc is not installed") as caught:
+        small_bundle()
+    assert "python3-bpfcc" in caught.value.hint
+
+
+def test_the_impostor_is_told_from_bcc(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bcc").mkdir()
+    (tmp_path / "bcc" / "__init__.py").write_text("")
+    body = f'shift; exec env PYTHONPATH={tmp_path} /usr/bin/python3 -S "$@"'
+    _python(tmp_path / "python", body, monkeypatch)
+    with pytest.raises(CompileError, match="not the BPF Compiler Collection"):
+        small_bundle()
+
+
+def test_the_verifiers_words_are_in_the_error(cache: Path, tmp_path: Path) -> None:
+    bundle = _one("int bad(struct __sk_buff *s) { return *(int *)(long)s->data; }", tmp_path / "c")
+    with pytest.raises(KernelError, match=r"program bad.*Permission denied") as caught:
+        load(bundle.programs["bad"], {})
+    assert "invalid" in caught.value.hint
+
+
+def test_tail_calls_reach_the_family(cache: Path) -> None:
+    bundle = small_bundle()
+    opened = {
+        name: maps.create(spec, Sizes(16, 16, 16).max_entries(bundle.enums).get(name, 1))
+        for name, spec in bundle.maps.items()
+        if name != PROGRAM_ARRAY
+    }
+    services, counters = opened["services"], opened["counters"]
+    assert isinstance(services, maps.ArrayMap)
+    assert isinstance(counters, maps.PerCpuArray)
+    services.records[0] = (0, 0, 77)
+    with Generation.load(bundle, {n: m.fd for n, m in opened.items()}) as generation:
+        generation.close_tails()
+        result = testrun.run(generation.fds["entry_call"], bytes(60), repeat=3)
+    assert result.retval == 77
+    assert counters.read_sum().tolist() == [0, 3]
+    for one in opened.values():
+        one.close()
+
+
+def test_a_program_of_the_enum_that_does_not_exist(cache: Path, sources: Path) -> None:
+    text = (sources / "consts.h").read_text().replace("PROGRAM_TAIL6,", "PROGRAM_TAIL6, PROGRAM_X,")
+    (sources / "consts.h").write_text(text)
+    bundle = compiler.bundle(directory=sources, units=UNITS)
+    with pytest.raises(CompileError, match="names x"):
+        Generation.load(bundle, {})
+
+
+@pytest.mark.parametrize("family", ["4", "6"])
+def test_the_filters_hash_is_that_of_the_programs(cache: Path, tmp_path: Path, family: str) -> None:
+    """The real address.h, run on addresses of both families."""
+    directory = Path(shutil.copytree(source.source_dir(), tmp_path / "bpf_src"))
+    (directory / "probe.c").write_text(
+        """
+        #include <uapi/linux/bpf.h>
+        #include <linux/types.h>
+        #include <linux/if_ether.h>
+        #include <linux/in.h>
+        #include <linux/pkt_cls.h>
+        #include "kernel.h"
+        #include "consts.h"
+        #include "types.h"
+        #include "maps.h"
+        #ifndef INLINE
+        #define INLINE static __attribute__((always_inline)) inline
+        #endif
+        #include "address.h"
+        int probe(struct __sk_buff *skb)
+        {
+            ip_addr a;
+            u16 port;
+            bpf_skb_load_bytes(skb, 14, &a, sizeof(a));
+            bpf_skb_load_bytes(skb, 30, &port, 2);
+            return filter_hash(&a, port);
+        }
+        """
+    )
+    bundle = compiler.bundle(directory=directory, units=(family_unit(family, "probe.c"),))
+    fd = load(bundle.programs["probe"], {})
+    random = np.random.default_rng(7)
+    size = 4 if family == "4" else 16
+    for _ in range(50):
+        address, port = random.bytes(size), random.bytes(2)
+        result = testrun.run(fd, bytes(14) + address.ljust(16, b"\0") + port + bytes(32))
+        wide = address if size == 16 else bytes(10) + b"\xff\xff" + address
+        rows = np.frombuffer(wide, np.uint8).reshape(1, 16)
+        (bit,) = filters.endpoint_bits(rows, np.frombuffer(port, np.uint16))
+        assert (result.retval & 0xFFFFFFFF) >> (32 - filters.BACKEND_FILTER_BITS) == bit
+    os.close(fd)

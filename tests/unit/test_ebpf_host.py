@@ -1,0 +1,120 @@
+"""What doctor reads from the node: rules, settings, interfaces, kernel and cgroups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ebpf import bpffs, host, requirements
+
+KUBE = ":KUBE-SERVICES - [0:0]\n:KUBE-SVC-ABC - [0:0]\n:FORWARD DROP [0:0]\n"
+CLEAN = ":INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n"
+NFT = """table ip kube-proxy {
+}
+table inet f {
+ chain c { type filter hook forward priority filter; policy drop; }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("shown", "ok"),
+    [
+        ({"iptables-save": KUBE}, False),
+        ({"iptables-save": CLEAN, "nft": NFT}, False),
+        ({"iptables-save": CLEAN}, True),
+        ({"iptables-save": None}, None),
+    ],
+)
+def test_kube_proxy_rules(shown: dict[str, str | None], ok: bool | None) -> None:
+    found = host.kube_proxy_rules(shown)
+    assert found.ok is ok
+    assert bool(found.remedy) is (ok is False)
+
+
+@pytest.mark.parametrize(
+    ("shown", "ok"),
+    [
+        ({"iptables-save": KUBE}, False),
+        ({"nft": NFT}, False),
+        ({"iptables-save": CLEAN}, True),
+        ({"nft": None}, None),
+    ],
+)
+def test_forward_policy(shown: dict[str, str | None], ok: bool | None) -> None:
+    assert host.forward_policy(shown).ok is ok
+
+
+def _settings(root: Path, **values: str) -> Path:
+    for name, value in values.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value + "\n")
+    return root
+
+
+def test_forwarding_names_the_family_that_is_off(tmp_path: Path) -> None:
+    root = _settings(tmp_path, ipv4__ip_forward="1", ipv6__conf__all__forwarding="0")
+    found = host.forwarding(root)
+    assert found.ok is False
+    assert found.detail.startswith("IPv6 ")
+    assert "net.ipv6.conf.all.forwarding=1" in found.remedy
+    _settings(tmp_path, ipv6__conf__all__forwarding="1")
+    assert host.forwarding(root).ok is True
+
+
+@pytest.mark.parametrize(
+    ("general", "device", "ok"),
+    [("0", "1", False), ("1", "0", False), ("2", "1", True), ("0", "0", True)],
+)
+def test_the_larger_reverse_path_setting_counts(
+    tmp_path: Path, general: str, device: str, ok: bool
+) -> None:
+    root = _settings(
+        tmp_path, ipv4__conf__all__rp_filter=general, ipv4__conf__eth0__rp_filter=device
+    )
+    assert host.reverse_path_filter(root).ok is ok
+
+
+def test_networks_that_redirect_are_recognised() -> None:
+    assert host.redirecting_network(["eth0", "cilium_host"]).ok is False
+    assert host.redirecting_network(["eth0", "cni0"]).ok is True
+
+
+@pytest.mark.parametrize(
+    ("release", "ok"),
+    [("6.1.0-18-amd64", True), ("6.18.2", True), ("5.15.0", False), ("10.0", True), ("?", None)],
+)
+def test_kernel_version(release: str, ok: bool | None) -> None:
+    assert requirements.kernel_version(release).ok is ok
+
+
+def test_cgroup_mounts_are_read_from_mountinfo() -> None:
+    text = (
+        "30 24 0:26 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n"
+        "31 24 0:27 / /sys/fs/bpf rw - bpf bpf rw\n"
+        "32 24 0:26 /../.. /host/cgroup rw - cgroup2 cgroup2 rw\n"
+    )
+    assert requirements.cgroup_mounts(text) == [
+        ("/sys/fs/cgroup/unified", "/"),
+        ("/host/cgroup", "/../.."),
+    ]
+
+
+@pytest.mark.parametrize("name", ["eth0", "eth0.100", "a%b", "%2E", "x.%25"])
+def test_names_of_pins_are_reversible(name: str) -> None:
+    assert "." not in bpffs.pin_name(name)
+    assert bpffs.name_of_pin(bpffs.pin_name(name)) == name
+
+
+def test_a_check_that_cannot_run_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> host.Answer:
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(host, "CHECKS", {"odd": broken})
+    found = requirements.check(Path("/nowhere/lbctl"))
+    by_name = {item.name: item for item in found}
+    assert by_name["odd"].ok is None
+    assert by_name["BPF file system"].ok is False
+    assert "mount" in by_name["BPF file system"].remedy
