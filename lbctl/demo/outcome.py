@@ -71,6 +71,7 @@ def _losses(phase: Phase) -> list[str]:
 def show_spread(phase: Phase) -> None:
     """Who answered how many requests, per service address."""
     servers = sorted({name for _, report in phase.reports for name in report.servers})
+    print("\nWho answered the requests to each address:\n")
     table = _table("service", "address")
     for title in ("requests", *servers, "lost"):
         table.add_column(title, justify="right")
@@ -78,11 +79,13 @@ def show_spread(phase: Phase) -> None:
         answers = [str(report.servers.get(name, "–")) for name in servers]
         table.add_row(what, report.target, str(report.sent), *answers, str(report.lost))
     print_rich(table)
+    print(flush=True)
 
 
 def show_summary(outcome: Outcome) -> None:
     """The end of the demo: each phase in a line, then what was lost in all."""
-    table = _table("what happened meanwhile")
+    print("\nWhat happened while requests were being made:\n")
+    table = _table("meanwhile")
     for title in ("requests", "lost", "slowest"):
         table.add_column(title, justify="right")
     for phase in outcome.phases:
@@ -92,6 +95,8 @@ def show_summary(outcome: Outcome) -> None:
     print()
     for text in outcome.failures:
         print(f"failed: {text}")
+    if outcome.good:
+        print("Every request was answered, after each change only by the pods that then served.")
     print(f"requests: {outcome.sent}")
     print(f"lost: {outcome.lost}")
 

@@ -17,6 +17,7 @@ REQUESTS = "300"  # to each address, to see the spread
 RATE = "100"  # requests per second and address while things change
 SETTLE = 0.5  # seconds of traffic before and after a change
 AWAY = 1.0  # seconds without agents
+TIMEOUT = 60.0  # seconds until agents have programmed a change
 
 Say = Callable[[str], None]
 
@@ -25,14 +26,13 @@ def run(lab: Lab, outcome: Outcome, say: Say) -> None:
     """Run all steps, adding each phase to `outcome` as soon as it is over."""
     say("Starting web servers in pod1 to pod4, name servers in pod4 and pod5.")
     start_servers(lab)
-    say("Waiting until the agents of all nodes have programmed the services.")
     wait(lab, WEB.key, ["pod1", "pod2", "pod3"])
     wait(lab, DNS.key, ["pod4", "pod5"])
     say(
-        f"Calling the services from {CLIENT}. No machine has their addresses: the programs on the\n"
-        "pod's link replace them by a pod's, and put them back into the replies."
+        f"Calling two services from {CLIENT}. No machine has their addresses: the programs on the\n"
+        "    pod's link put a pod's address in their place, and take it out of the replies."
     )
-    outcome.phases.append(phase := Phase("nothing yet"))
+    outcome.phases.append(phase := Phase("nothing"))
     _ask(lab, phase, REQUESTS, {"web": set(WEB.pods), "dns": set(DNS.pods)})
     show_spread(phase)
     with kept_connections(lab) as finish:
@@ -120,7 +120,7 @@ def kept_connections(lab: Lab) -> Iterator[Callable[[], Phase]]:
 
 
 def wait(lab: Lab, service: str, pods: list[str]) -> None:
-    lab.wait_programmed(service, pods_of(lab, pods), timeout=60.0)
+    lab.wait_programmed(service, pods_of(lab, pods), timeout=TIMEOUT)
 
 
 def pods_of(lab: Lab, names: list[str]) -> list[Pod]:
@@ -130,9 +130,8 @@ def pods_of(lab: Lab, names: list[str]) -> list[Pod]:
 def _ask(lab: Lab, phase: Phase, requests: str, expected: dict[str, set[str]]) -> None:
     """Ask every address anew: exactly the expected pods of each service must answer."""
     for way in ways():
-        report = sessions.run_client(
-            lab, CLIENT, way.example.mode, way.target, "--requests", requests, "--rate", "400"
-        )
+        options = ("--requests", requests, "--rate", "400", "--timeout", "2", "--threads", "16")
+        report = sessions.run_client(lab, CLIENT, way.example.mode, way.target, *options)
         phase.add(way.label, report)
         wanted = expected[way.example.name]
         if set(report.servers) != wanted:

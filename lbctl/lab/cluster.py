@@ -32,6 +32,7 @@ from lbctl.lab.state import AgentOptions, Paths, State
 from lbctl.lab.topology import Cni, Node, Outside, Pod
 from lbctl.sources.documents import manifest_files
 
+START_TIMEOUT = 60.0  # seconds; the first start on a machine compiles the programs
 EXEC_TIMEOUT = 30.0  # seconds a program of `Lab.exec` may take unless told otherwise
 NODES_MANIFEST = "nodes"
 
@@ -61,12 +62,14 @@ class Lab:
         agent: bool = True,
         manifests: Path | None = None,
         options: AgentOptions | None = None,
+        wait: float = START_TIMEOUT,
     ) -> Lab:
         """Build the lab `name`: `nodes` nodes with `pods` pods on each, and an outside client.
 
         `manifests` is a file or directory whose objects are copied into the lab. Without `agent`
-        nothing serves the nodes. If a part fails, what was made is removed again. LbError if a lab
-        of that name exists.
+        nothing serves the nodes; else this waits up to `wait` seconds until agents have attached
+        their programs (0: not at all). If a part fails, what was made is removed again. LbError if
+        a lab of that name exists.
         """
         plan = topology.plan(name, nodes, pods, cni)
         _check_free(plan)
@@ -80,6 +83,8 @@ class Lab:
         lab._claim()
         try:
             lab._build(manifests)
+            if agent and wait:
+                lab.wait_attached(timeout=wait)
         except BaseException:
             lab.down()
             raise
@@ -276,6 +281,12 @@ class Lab:
         from lbctl.lab import waiting  # reads maps, which a lab without agents does not have
 
         waiting.wait_programmed(self, service, pods, nodes=nodes, timeout=timeout)
+
+    def wait_attached(self, nodes: Sequence[str] = (), timeout: float = 30.0) -> None:
+        """Wait until programs are attached to the links of all pods."""
+        from lbctl.lab import waiting  # as above
+
+        waiting.wait_attached(self, nodes=nodes, timeout=timeout)
 
     def _manifest(self, name: str) -> Path:
         file = self.paths.manifests / name

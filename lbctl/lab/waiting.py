@@ -36,21 +36,34 @@ def wait_programmed(
         return bool(rows) and all(_leads_to(row, wanted) for row in rows)
 
     names = ", ".join(pod.name for pod in wanted) or "no pod"
-    _wait(lab, service, nodes, done, f"service {service} to lead to {names}", timeout)
+    what = f"service {service} to lead to {names}"
+    _wait(lab, nodes, lambda node: done(_rows(lab, node, service)), what, timeout)
+
+
+def wait_attached(lab: Lab, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT) -> None:
+    """Wait until programs are attached to the links of all pods, on the nodes named (or all)."""
+
+    def attached(node: str) -> bool:
+        links = lab.pin_dir(node) / "links"
+        return all(
+            (links / f"{pod.interface}-{direction}").exists()
+            for pod in lab.pods
+            if pod.node == node
+            for direction in ("ingress", "egress")
+        )
+
+    _wait(lab, nodes, attached, "programs on the links of all pods", timeout)
 
 
 def wait_gone(
     lab: Lab, service: str, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT
 ) -> None:
     """Wait until `service` has no addresses left on the nodes named (or all)."""
-    _wait(
-        lab,
-        service,
-        nodes,
-        lambda rows: not any(row.addresses for row in rows),
-        f"service {service} to go",
-        timeout,
-    )
+
+    def gone(node: str) -> bool:
+        return not any(row.addresses for row in _rows(lab, node, service))
+
+    _wait(lab, nodes, gone, f"service {service} to go", timeout)
 
 
 def _leads_to(row: ServiceRow, pods: tuple[Pod, ...]) -> bool:
@@ -61,15 +74,14 @@ def _leads_to(row: ServiceRow, pods: tuple[Pod, ...]) -> bool:
 
 def _wait(
     lab: Lab,
-    service: str,
     nodes: Sequence[str],
-    done: Callable[[list[ServiceRow]], bool],
+    done: Callable[[str], bool],
     what: str,
     timeout: float,
 ) -> None:
     deadline = time.monotonic() + timeout
     for node in nodes or [node.name for node in lab.nodes]:
-        while not done(_rows(lab, node, service)):
+        while not done(node):
             agent = lab.agent(node)
             if agent is not None and not agent.running:
                 raise LbError(f"the agent of {node} has ended", log_tail(lab, node))
