@@ -123,8 +123,8 @@ INLINE int adjust_checksum(struct __sk_buff *skb, struct packet *p, u16 address,
 		return -EFAULT;
 	before = *field;
 	if (flags && !before) {
-		/* UDP without checksum; what the device summed still has to learn of the address.
-		 */
+		/* UDP without checksum; what the device summed still has to learn of the change. */
+		bpf_csum_update(skb, fold((u64)(u32)~old + ports));
 		if (FAMILY == 6)
 			bpf_csum_update(skb, address);
 		return 0;
