@@ -25,6 +25,8 @@ __all__ = ["Instance", "Sizes"]
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/lbctl")
 # A prog array belongs to a generation, not to the instance.
 _PER_GENERATION = ("programs",)
+# Hash maps that get entries from programs, by the start of their names; the agent fills the others.
+_WRITTEN_BY_PROGRAMS = ("flows", "fragments", "affinity")
 
 
 class Instance:
@@ -57,6 +59,7 @@ class Instance:
         self.readonly = readonly
         self._lock = lock
         self._open: dict[str, Map] = {}
+        self._copied: dict[int, maps.Records] = {}
 
     @classmethod
     def open(cls, pin_dir: Path | str = DEFAULT_PIN_DIR, readonly: bool = True) -> Instance:
@@ -129,8 +132,9 @@ class Instance:
     def finish(self) -> int:
         """Ends a replacement of maps, once every link runs programs on the new ones.
 
-        Entries that the old programs still made are carried over, the old maps are let go. Returns
-        how many entries came. Does nothing when nothing was replaced.
+        Flows that the old programs still made are carried over, the old maps are let go. Returns
+        how many flows came. Does nothing when nothing was replaced. Counts that the old programs
+        added after the copy (counters, service_counters) are lost: those of some seconds.
         """
         carried = 0
         directory = self.pin_dir / "old"
@@ -139,8 +143,8 @@ class Instance:
             fd = libbpf.obj_get(str(path))
             old = maps.wrap(self.meta.spec_of(name, fd), fd)
             try:
-                if (self.pin_dir / "maps" / name).exists():
-                    carried += migrate.copy(old, self.map(name), create_only=True)
+                if name.startswith(_WRITTEN_BY_PROGRAMS) and name in self.map_names():
+                    carried += self._carry_later(old, self.map(name))
             finally:
                 old.close()
             path.unlink()
@@ -180,6 +184,11 @@ class Instance:
             meta.check(spec, fd, path)
         return maps.wrap(spec, fd, self.readonly)
 
+    def _carry_later(self, old: Map, new: Map) -> int:
+        if not isinstance(old, HashMap) or not isinstance(new, HashMap):
+            raise LayoutError(f"map {old.name} was a {old.type} and is a {new.type}")
+        return migrate.copy_later(old, new, self._copied.pop(old.id, None))
+
     def _prepare(self, bundle: Bundle, sizes: Sizes | None) -> None:
         """Creates and replaces maps until all are as `bundle` and `sizes` want them."""
         wanted = (sizes or Sizes.automatic_here()).max_entries(bundle.enums)
@@ -199,6 +208,8 @@ class Instance:
                 self._open[name] = old
                 continue
             new = maps.create(spec, max(entries, old.max_entries))
+            if isinstance(old, HashMap) and name.startswith(_WRITTEN_BY_PROGRAMS):
+                self._copied[old.id] = old.read_all()[0]
             migrate.copy(old, new)
             os.makedirs(self.pin_dir / "old", exist_ok=True)
             kept = self.pin_dir / "old" / f"{name}-{old.id}"

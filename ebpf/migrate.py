@@ -46,31 +46,44 @@ def _carry(old: Records, new: Records, where: str) -> None:
             raise LayoutError(f"field {where[1:]} has values that its new type cannot hold")
 
 
-def copy(old: Map, new: Map, create_only: bool = False) -> int:
-    """Copies what `old` holds; returns how many entries were written.
+def copy(old: Map, new: Map) -> int:
+    """Copies all that `old` holds; returns how many entries were written.
 
-    With `create_only`, entries that `new` has are kept (hash maps), and arrays are left alone. A
-    hash with more entries than `new` has room for raises KernelError.
+    A hash with more entries than `new` has room for raises KernelError.
     """
     if isinstance(old, HashMap) and isinstance(new, HashMap):
         written = 0
         for keys, values in old.batches():
             written += new.put_many(
-                convert(keys, new.spec.key.dtype),
-                convert(values, new.spec.value.dtype),
-                create_only,
+                convert(keys, new.spec.key.dtype), convert(values, new.spec.value.dtype)
             )
         return written
-    if create_only:
-        return 0
     if isinstance(old, ArrayMap) and isinstance(new, ArrayMap):
         count = min(old.max_entries, new.max_entries)
-        converted = convert(old.records[:count], new.records.dtype)
-        new.records[:count] = converted
+        new.records[:count] = convert(old.records[:count], new.records.dtype)
         return count
     if isinstance(old, PerCpuArray) and isinstance(new, PerCpuArray):
         return _copy_sums(old, new)
     raise LayoutError(f"map {old.name} was a {old.type} and is a {new.type}")
+
+
+def copy_later(old: HashMap, new: HashMap, known: Records | None) -> int:
+    """Copies the entries made since the copy that saw the `known` keys; returns how many.
+
+    What `new` has already stays. Entries that were copied and are gone from `new` by now ended
+    there, and do not come back; without `known` (another process copied) they cannot be told.
+    """
+    written = 0
+    for keys, values in old.batches():
+        if known is not None:
+            # As byte strings of one length, which numpy can sort and compare.
+            raw = f"S{keys.dtype.itemsize}"
+            fresh = ~np.isin(keys.view(raw), known.view(raw))
+            keys, values = keys[fresh], values[fresh]
+        written += new.put_many(
+            convert(keys, new.spec.key.dtype), convert(values, new.spec.value.dtype), True
+        )
+    return written
 
 
 def _copy_sums(old: PerCpuArray, new: PerCpuArray) -> int:

@@ -15,7 +15,7 @@ from ebpf_support import MACHINE_BPFFS, small_bundle, unique
 from ebpf import bpffs, instance, libbpf, maps, programs, testrun
 from ebpf.errors import InUseError, KernelError, LayoutError, LbError, MissingFeature
 from ebpf.instance import Instance, Sizes
-from ebpf.layouts import Bundle
+from ebpf.layouts import Bundle, MapSpec
 from ebpf.programs import drop_other_generations, load_generation
 
 pytestmark = pytest.mark.kernel
@@ -245,6 +245,31 @@ def test_a_new_layout_keeps_the_flows(pin_dir: Path, bundle: Bundle, wide: Bundl
     generation.close()
     with Instance.open(pin_dir) as reader:
         assert flows(reader) == [*range(30), 100]
+
+
+def test_what_ended_meanwhile_does_not_come_back(
+    pin_dir: Path, bundle: Bundle, wide: Bundle
+) -> None:
+    with Instance.create_or_open(pin_dir, bundle, SMALL) as old:
+        add_flows(old, 0, 10)
+    with Instance.create_or_open(pin_dir, wide, SMALL) as made:
+        keys, _ = made.flows4.read_all()
+        assert made.flows4.delete_many(keys[keys["src"] < 3]) == 3
+        assert made.finish() == 0
+        assert flows(made) == list(range(3, 10))
+
+
+def test_what_the_agent_removed_does_not_come_back(pin_dir: Path, bundle: Bundle) -> None:
+    spec = bundle.maps["flows4"]
+    maps_now = bundle.maps | {"names": MapSpec("names", spec.type, 0, spec.key, spec.value)}
+    named = Bundle(bundle.hash, bundle.variant, bundle.programs, maps_now, bundle.enums)
+    with Instance.create_or_open(pin_dir, named, Sizes(4, 4, 4)) as made:
+        made.names.put(bytes(8), bytes(24))
+    with Instance.create_or_open(pin_dir, named, Sizes(8, 8, 8)) as made:
+        assert made.names.max_entries == 8
+        assert made.names.delete(bytes(8))
+        made.finish()
+        assert made.names.get(bytes(8)) is None
 
 
 def test_a_larger_size_keeps_the_flows(pin_dir: Path, bundle: Bundle) -> None:
