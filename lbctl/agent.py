@@ -103,7 +103,6 @@ class Agent:
         undo.callback(self._takeover.stop)
         self._facts = self._current_facts()
         self._reconciler = Reconciler(self._instance, self._facts)
-        self._store_config()
         self._reserve_ports()
         self._generation = programs.load_generation(bundle, self._instance)
         undo.callback(self._generation.close)
@@ -177,7 +176,8 @@ class Agent:
             self._reserve_ports()
         if self._takeover.poll(now):
             self._log.info("kube-proxy's rules", present=self._takeover.present)
-            self._store_config()
+            if self._reconciler.synced:
+                self._store_config()
         retry = self._reconciler.retry_at()
         if retry is not None and now >= retry:
             self._apply()
@@ -202,6 +202,8 @@ class Agent:
     def _apply(self) -> None:
         first = not self._reconciler.synced
         began = time.monotonic()
+        if first:
+            self._store_config()
         wrote = self._reconciler.apply(self._complete)
         spent = time.monotonic() - began
         if wrote or first:
@@ -235,10 +237,11 @@ class Agent:
         self._log.info(
             "facts about the node changed", zone=facts.zone, addresses=len(facts.addresses)
         )
-        self._store_config()
         self._reconciler.set_node(facts)
-        if apply and self._reconciler.synced:
-            self._apply()
+        if self._reconciler.synced:
+            self._store_config()
+            if apply:
+                self._apply()
 
     def _current_facts(self) -> NodeFacts:
         """Of the Node object and the interfaces; these alone where the object names no address."""
@@ -252,6 +255,8 @@ class Agent:
         return node_facts(self._options.node_name, self._node, addresses, settings)
 
     def _store_config(self) -> None:
+        """Not before the first list: without the Node object it might say something else for a
+        moment, in a data path that is running."""
         settings = DataPathSettings(self._takeover.present, self._instance.flows4.max_entries)
         primary = tuple(a for a in (self._facts.primary4, self._facts.primary6) if a)
         # The bits of hairpin flows' addresses come before the addresses.
