@@ -35,7 +35,7 @@ class ObjectKey(msgspec.Struct, frozen=True, gc=False, order=True):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from lbctl.errors import SourceError
+from lbctl.model import ObjectKey
 from lbctl.sources.documents import manifest_files, parse, read_bytes
 from lbctl.sources.failures import FailureLog
 from lbctl.sources.inotify import CREATE, DirectoryWatch
@@ -37,6 +38,7 @@ class _File(msgspec.Struct):
     objects: list[Object]
     clean: bool = False  # it was read without an error once
     newline: bool = False  # ... and ended in one
+    problem: str = ""  # why its present content is not taken as it is
 
 
 class ManifestSource:
@@ -164,13 +166,12 @@ class ManifestSource:
                 settled = False
             else:
                 del self._files[file]
-                self._store.clear_problem(file)
                 self._log.info("manifest removed", file=str(file))
                 changed = True
         self._seen = current
+        self._store.connected(self._path)
         if changed or first:
             self._publish()
-        self._store.connected(self._path)
         return settled
 
     def _present(self) -> list[Path]:
@@ -190,7 +191,6 @@ class ManifestSource:
             objects, errors = self._checked(file, data, known, identity)
             if not errors:
                 self._files[file] = _File(identity, objects, True, data.endswith(b"\n"))
-                self._store.clear_problem(file)
                 self._log.info("manifest read", file=str(file), objects=len(objects))
                 return
         if not known.clean:  # nothing good to keep: take what can be had
@@ -198,13 +198,12 @@ class ManifestSource:
             known = _File(identity, list(merged.values()))
         known.identity = identity
         self._files[file] = known
-        message = "; ".join(errors)
-        self._store.set_problem(file, message, unread=not known.clean)
+        known.problem = "; ".join(errors)
         self._log.error(
             "manifest not taken, its last good content stays"
             if known.clean
             else "manifest has errors, the rest of it is used",
-            error=message,
+            error=known.problem,
         )
 
     def _checked(
@@ -223,24 +222,22 @@ class ManifestSource:
 
     def _publish(self) -> None:
         """Hand over all objects of all files. Where two files have one object, the first counts."""
-        merged: dict[tuple[type[Object], object], Object] = {}
-        owner: dict[tuple[type[Object], object], Path] = {}
+        merged: dict[tuple[type[Object], ObjectKey], Object] = {}
+        owner: dict[tuple[type[Object], ObjectKey], Path] = {}
+        problems: dict[str, bool] = {}
         for file in sorted(self._files):
-            twice = []
-            for value in self._files[file].objects:
+            known = self._files[file]
+            if known.problem:
+                problems[known.problem] = not known.clean
+            for value in known.objects:
                 identity = (type(value), key_of(value))
-                if owner.setdefault(identity, file) != file:
-                    twice.append(
-                        f"{type(value).__name__} {key_of(value)} is in {owner[identity]} too"
-                    )
-                else:
+                first = owner.setdefault(identity, file)
+                if first == file:
                     merged[identity] = value
-            if twice:
-                message = f"{file}: {'; '.join(twice[:3])}; the first file counts"
-                self._store.set_problem((file, "twice"), message, unread=False)
-            else:
-                self._store.clear_problem((file, "twice"))
-        self._store.replace_all(list(merged.values()))
+                else:
+                    what = f"{type(value).__name__} {key_of(value)}"
+                    problems[f"{file}: {what} is in {first} too, which counts"] = False
+        self._store.replace_all(list(merged.values()), problems)
 
 
 def _identity(file: Path) -> Identity:

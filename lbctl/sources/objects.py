@@ -134,31 +134,22 @@ class Store:
                 self._problems[kind, key] = _Problem(message, key not in self._keys(kind))
             self._signal()
 
-    def replace_all(self, values: Collection[Object]) -> None:
-        """The same for all kinds in one step, so that no service is seen without its slices."""
+    def replace_all(self, values: Collection[Object], problems: Mapping[str, bool]) -> None:
+        """All objects of all kinds, and all problems, in one step, so that no service is seen
+        without its slices. `problems`: sentences, with whether each means that something exists
+        and was never read, so that what is programmed for it cannot be told from leftovers."""
         with self._lock:
             self._last_event = time.time()
             for kind in KINDS:
                 self._replace(kind, (v for v in values if type(v) is kind))
+            self._problems = {text: _Problem(text, unread) for text, unread in problems.items()}
             self._signal()
 
-    def set_problem(self, about: Hashable, message: str, *, unread: bool | None = None) -> None:
-        """Something about a file or object, until cleared.
-
-        `unread`: it exists and was never read, so what is programmed for it cannot be told from
-        leftovers. None: find out, `about` being (kind, key).
-        """
+    def set_problem(self, kind: type[Object], key: ObjectKey, message: str) -> None:
+        """An object cannot be read as it now is; what was known of it stays."""
         with self._lock:
-            if unread is None:
-                unread = not self._known(about)
-            self._problems[about] = _Problem(message, unread)
+            self._problems[kind, key] = _Problem(message, key not in self._keys(kind))
             self._signal()
-
-    def clear_problem(self, about: Hashable) -> None:
-        """The file or object is all right now, or gone."""
-        with self._lock:
-            if self._problems.pop(about, None) is not None:
-                self._signal()
 
     def connected(self, part: Hashable) -> None:
         """A part of the source (a kind, a path) is being followed."""
@@ -239,12 +230,6 @@ class Store:
         if kind is Node:
             return [] if self._node is None else [key_of(self._node)]
         return self._services if kind is Service else self._slices
-
-    def _known(self, about: Hashable) -> bool:
-        if not isinstance(about, tuple):
-            return False
-        kind, key = about
-        return key in self._keys(kind)
 
     def _replace(
         self, kind: type[Object], values: Iterable[Object], keep: Collection[ObjectKey] = ()

@@ -281,7 +281,7 @@ class Reflector(Generic[M]):
             case Bookmark(resource_version=version):
                 pass
             case Malformed(resource_version=version):
-                self._store.set_problem((self._resource.record, event.key), event.message)
+                self._store.set_problem(self._resource.record, event.key, event.message)
                 self._log.error(_SKIPPED, error=event.message)
             case Refused():
                 raise HttpError(event.code or GONE, f"the watch was ended: {event.message}")
