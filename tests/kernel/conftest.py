@@ -1,0 +1,21 @@
+"""Programs and maps shared by the kernel tests; made anew for none of them, cleaned for each."""
+
+from collections.abc import Iterator
+
+import pytest
+from world import World
+
+
+@pytest.fixture(scope="session")
+def shared_world() -> Iterator[World]:
+    """Loading and verifying the programs takes seconds: once."""
+    made = World()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def world(shared_world: World) -> World:
+    """A node without services and flows."""
+    shared_world.reset()
+    return shared_world
