@@ -3,7 +3,6 @@
 from pathlib import Path
 
 RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
-AUTOMATIC = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def reserve(first: int, last: int, path: Path = RESERVED) -> bool:
@@ -16,12 +15,6 @@ def reserve(first: int, last: int, path: Path = RESERVED) -> bool:
         return False
     path.write_text(f"{current},{first}-{last}" if current else f"{first}-{last}")
     return True
-
-
-def overlaps_automatic(first: int, last: int, path: Path = AUTOMATIC) -> bool:
-    """Whether the kernel gives out ports of this range for outgoing connections."""
-    low, high = (int(word) for word in path.read_text().split())
-    return first <= high and low <= last
 
 
 def _covers(listed: str, first: int, last: int) -> bool:

@@ -1,0 +1,257 @@
+"""From updates to maps: what waits for the first list, what is retried, what is cleaned up."""
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from fake_tables import FakeHash, FakeTables
+
+from ebpf import filters
+from ebpf.errors import KernelError
+from lbctl import alloc, consts, housekeeping
+from lbctl.addresses import parse_address
+from lbctl.model import (
+    EndpointSlice,
+    Hints,
+    ObjectKey,
+    Protocol,
+    Service,
+    ServiceObjects,
+    ServicePort,
+    SliceEndpoint,
+    SlicePort,
+)
+from lbctl.node import NodeFacts
+from lbctl.reconcile import RETRY_SECONDS, Reconciler
+from lbctl.sources.objects import SourceStatus, Update
+
+NODE = NodeFacts("node1")
+
+
+def objects(name: str, cluster_ip: str, backends: Iterable[str], port: int = 80) -> ServiceObjects:
+    key = ObjectKey("default", name)
+    endpoints = tuple(
+        SliceEndpoint(parse_address(b), "node1", True, True, False, Hints()) for b in backends
+    )
+    return ServiceObjects(
+        Service(
+            key,
+            "ClusterIP",
+            cluster_ips=(parse_address(cluster_ip),),
+            ports=(ServicePort("", Protocol.TCP, port),),
+        ),
+        (
+            EndpointSlice(
+                ObjectKey("default", f"{name}-1"),
+                key,
+                4,
+                (SlicePort("", Protocol.TCP, 8080),),
+                endpoints,
+            ),
+        ),
+    )
+
+
+def update(*found: ServiceObjects, gone: Iterable[str] = (), complete: bool = True) -> Update:
+    services = {o.service.key: o for o in found if o.service}
+    services.update({ObjectKey("default", n): ServiceObjects(None) for n in gone})
+    return Update(services, None, False, True, complete, SourceStatus())
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def tables(clock: Clock) -> FakeTables:
+    return FakeTables()
+
+
+def synced(tables: FakeTables, *found: ServiceObjects) -> Reconciler:
+    reconciler = Reconciler(tables, NODE)
+    reconciler.take(update(*found))
+    reconciler.apply(complete=True)
+    return reconciler
+
+
+def sweep(reconciler: Reconciler, clock: Clock, seconds: float) -> None:
+    clock.now += seconds
+    reconciler.housekeeper.step(clock.now)
+    while reconciler.housekeeper.running():
+        reconciler.housekeeper.step(clock.now)
+
+
+WEB = objects("web", "10.96.0.1", ["10.0.0.1", "10.0.0.2"])
+DNS = objects("dns", "10.96.0.2", ["10.0.0.3"], port=53)
+
+
+def test_services_come_and_go(tables: FakeTables) -> None:
+    reconciler = synced(tables, WEB, DNS)
+    assert (reconciler.services, reconciler.planner.backend_ids.in_use) == (2, 3)
+    reconciler.take(update(gone=["web"]))
+    assert reconciler.apply(complete=True)
+    assert (reconciler.services, reconciler.planner.backend_ids.in_use) == (1, 1)
+    assert len(tables.frontends.entries) == 2
+
+
+def test_a_restart_without_changes_writes_nothing(tables: FakeTables) -> None:
+    synced(tables, WEB, DNS)
+    before, writes, words = tables.snapshot(), tables.hash_writes(), tables.word_stores()
+    reconciler = synced(tables, DNS, WEB)  # in any order
+    assert tables.snapshot() == before
+    assert (tables.hash_writes(), tables.word_stores()) == (writes, words)
+    assert reconciler.services == 2
+
+
+def test_nothing_goes_before_the_list_is_complete(tables: FakeTables) -> None:
+    synced(tables, WEB, DNS)
+    frontends = dict(tables.frontends.entries)
+    reconciler = Reconciler(tables, NODE)
+    reconciler.take(update(WEB, complete=False))  # a manifest cannot be read yet
+    reconciler.apply(complete=False)
+    assert tables.frontends.entries == frontends
+    reconciler.apply(complete=True)
+    assert len(tables.frontends.entries) == 2
+    assert list(reconciler.planner.services) == ["default/web/TCP/v4"]
+
+
+def test_frontends_of_nobody_go_with_the_first_complete_list(tables: FakeTables) -> None:
+    synced(tables, WEB)
+    table = tables.frontends
+    stray = table.spec.key.pack(addr=parse_address("10.96.0.9"), port=80, proto=6)
+    value = np.zeros(1, table.spec.value.dtype)
+    value["self"] = np.frombuffer(stray, table.spec.key.dtype)
+    value["service"] = 60
+    table.put(stray, value.tobytes())
+    synced(tables, WEB)
+    assert stray not in table.entries
+
+
+def test_a_cluster_ip_of_the_node_itself_is_left_to_the_stack(tables: FakeTables) -> None:
+    reconciler = synced(tables, DNS)
+    reconciler.set_node(NodeFacts("node1", addresses=(parse_address("10.96.0.2"),)))
+    reconciler.apply(complete=True)
+    assert not tables.frontends.entries
+    assert "10.96.0.2" in reconciler.warnings()[0]
+    reconciler.set_node(NODE)
+    reconciler.apply(complete=True)
+    assert len(tables.frontends.entries) == 2
+    assert reconciler.warnings() == []
+
+
+def test_equal_facts_about_the_node_cost_nothing(tables: FakeTables) -> None:
+    reconciler = synced(tables, WEB)
+    reconciler.set_node(NodeFacts("node1"))
+    assert not reconciler.apply(complete=True)
+
+
+def test_what_does_not_fit_is_told_and_tried_again(clock: Clock) -> None:
+    tables = FakeTables(services=16, endpoints=5, slots=64)
+    reconciler = synced(tables, WEB)
+    big = objects("big", "10.96.0.3", [f"10.0.2.{i}" for i in range(1, 5)])
+    reconciler.take(update(big))
+    reconciler.apply(complete=True)
+    assert "default/big" in reconciler.warnings()[0]
+    assert "--endpoints" in reconciler.warnings()[0]
+    assert reconciler.retry_at() == clock.now + RETRY_SECONDS
+    reconciler.take(update(gone=["web"]))
+    reconciler.apply(complete=True)
+    sweep(reconciler, clock, alloc.GRACE_SECONDS + 1)
+    assert reconciler.apply(complete=True)
+    assert reconciler.warnings() == []
+    assert reconciler.retry_at() is None
+    assert reconciler.planner.backend_ids.in_use == 4
+
+
+def test_a_failing_map_is_read_back_and_written_again(
+    tables: FakeTables, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reconciler = synced(tables, WEB)
+
+    def full(self: FakeHash, keys: object, values: object) -> int:
+        raise KernelError("map frontends is full", 7)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeHash, "put_many", full)
+        reconciler.take(update(DNS))
+        reconciler.apply(complete=True)
+    assert any("frontends" in warning for warning in reconciler.warnings())
+    assert reconciler.retry_at() == clock.now + RETRY_SECONDS
+    reconciler.apply(complete=True)
+    assert len(tables.frontends.entries) == 4
+    assert len(tables.names.entries) == 2
+    assert reconciler.planner.backend_ids.in_use == 3
+
+
+def test_ids_and_filter_bits_return_after_a_sweep(tables: FakeTables, clock: Clock) -> None:
+    reconciler = synced(tables, WEB, DNS)
+    reconciler.housekeeper.set_node_addresses((parse_address("172.18.0.1"),))
+    reconciler.take(update(gone=["web"]))
+    reconciler.apply(complete=True)
+    sweep(reconciler, clock, 1.0)
+    assert bit_of(tables, "10.96.0.1")  # flows to it may have begun after the sweep passed
+    assert len(tables.names.entries) == 2
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert not bit_of(tables, "10.96.0.1")
+    assert bit_of(tables, "10.96.0.2")
+    assert bit_of(tables, "172.18.0.1")
+    assert len(tables.names.entries) == 1
+    used = tables.backends.records["port"] != 0
+    assert np.count_nonzero(used) == 1
+    assert np.bitwise_count(tables.backend_filter.records).sum() == 1
+
+
+def bit_of(tables: FakeTables, address: str) -> bool:
+    rows = np.frombuffer(parse_address(address), np.uint8).reshape(1, 16)
+    [bit] = filters.address_bits(rows).tolist()
+    return bool(int(tables.service_filter.records[bit >> 6]) >> (bit & 63) & 1)
+
+
+def test_a_flow_keeps_its_ids_and_its_filter_bit(tables: FakeTables, clock: Clock) -> None:
+    reconciler = synced(tables, WEB)
+    flows = tables.flows4
+    backend = next(iter(np.flatnonzero(tables.backends.records["port"])))
+    key = flows.spec.key.pack(
+        src=1, dst=int.from_bytes(bytes([10, 96, 0, 1]), "little"), sport=1, dport=2, proto=6
+    )
+    flows.entries[key] = flows.spec.value.pack(
+        service=1,
+        backend=int(backend),
+        state=consts.FLOW_ESTABLISHED,
+        seen=time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> consts.TICK_SHIFT,
+    )
+    tables.config.records["established_timeout"] = 1000
+    reconciler.take(update(gone=["web"]))
+    reconciler.apply(complete=True)
+    for _ in range(3):
+        sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert bit_of(tables, "10.96.0.1")
+    assert len(tables.names.entries) == 1
+    assert tables.backends.records["port"][backend]
+    flows.entries.clear()
+    for _ in range(2):
+        sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert not bit_of(tables, "10.96.0.1")
+    assert not tables.names.entries
+
+
+def test_full_maps_are_named_with_their_flag(tables: FakeTables, clock: Clock) -> None:
+    reconciler = synced(tables, WEB)
+    keeper = reconciler.housekeeper
+    assert keeper.warnings() == []
+    for i in range(3300):
+        tables.flows4.entries[i.to_bytes(16, "big")] = bytes(tables.flows4.spec.value.size)
+    tables.config.records["datagram_timeout"] = 1 << 30
+    sweep(reconciler, clock, 20)
+    [warning] = keeper.warnings()
+    assert "flows4" in warning
+    assert "--flows" in warning
+    assert "3,300 of 4,096" in warning
