@@ -213,7 +213,7 @@ def test_cleanup_removes_what_is_ours_and_nothing_else(pin_dir: Path, mode: str)
             generation = load_generation(compiler.bundle(), instance)
         attachers = [Attacher(pin_dir, mode), Attacher(neighbour)]
         bpffs.make_directory(neighbour / "links")
-        program = next(iter(generation.fds.values()))
+        program = generation.fds["entry_from_pod"]
         index = space.index()
         space.run(lambda: attachers[0].attach("left", index, "ingress", program))
         space.run(lambda: attachers[1].attach("left", index, "egress", program))
