@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -141,8 +143,8 @@ def _only_with_manifests(
 
 def _live(pin_dir: Path) -> World:
     from lbctl.inspect.opened import open_instance
+    from lbctl.trace.live import LiveWorld
     from lbctl.trace.programs import trace_bundle
-    from lbctl.trace.world import LiveWorld
 
     instance = open_instance(pin_dir)
     _require_root()
@@ -157,21 +159,40 @@ def _private(
     service_cidrs: tuple[str, ...],
 ) -> World:
     from lbctl.sources.documents import load_manifests
-    from lbctl.trace import situation, world
+    from lbctl.trace import situation
+    from lbctl.trace.private import PrivateWorld, sizes_for
     from lbctl.trace.programs import trace_bundle
 
     objects = load_manifests(manifests)
     node = situation.node(objects.nodes, node_name, config, local_ips, service_cidrs, _say)
     services = list(objects.services.values())
     _require_root()
-    made = world.PrivateWorld(trace_bundle(), world.sizes_for(services, node))
+    made = PrivateWorld(trace_bundle(), sizes_for(services, node), node)
     try:
-        for warning in made.apply(services, node):
-            _say(warning)
+        with _log_as_notes():
+            made.apply(services, node)
     except LbError:
         made.close()
         raise
     return made
+
+
+@contextlib.contextmanager
+def _log_as_notes() -> Iterator[None]:
+    """What the agent's code logs is told to the person here: its default would be stdout."""
+    import structlog
+
+    def note(_: object, __: str, event: MutableMapping[str, Any]) -> str:
+        details = [f"{name}: {value}" for name, value in event.items() if name != "event" and value]
+        _say("; ".join([str(event["event"]), *details]))
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[note])
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _require_root() -> None:
@@ -202,10 +223,13 @@ def _remark(traced: list[Traced]) -> None:
 def _print(traced: list[Traced], samples: int, output: str) -> None:
     if write_data([t.answer for t in traced], output):
         return
+    if not traced:
+        _say("no flows were given")
+        return
     if len(traced) == 1:
         _print_one(traced[0], samples)
         return
-    write(traced, COLUMNS, output, empty="no flows")
+    write(traced, COLUMNS, output)
     from lbctl.reasons import sentence
 
     click.echo()

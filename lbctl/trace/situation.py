@@ -28,6 +28,8 @@ def node(
     What is missing or ignored is told to `say`. Raises ConfigError, UsageError.
     """
     read = kubeproxyconfig.load(config) if config is not None else KubeProxyConfig()
+    if read.ignored:
+        say(f"fields of --config that mean nothing here: {', '.join(read.ignored)}")
     name = name or read.hostname_override or _only(nodes)
     if name not in nodes:
         known = f": there is {', '.join(sorted(nodes))}" if nodes else ""

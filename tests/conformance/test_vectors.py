@@ -19,8 +19,8 @@ from lbctl.node import NodeFacts, node_facts
 from lbctl.sources.documents import load_manifests
 from lbctl.trace.asking import Answer
 from lbctl.trace.flows import Flow
+from lbctl.trace.private import PrivateWorld, sizes_for
 from lbctl.trace.programs import trace_bundle
-from lbctl.trace.world import PrivateWorld, sizes_for
 
 # Where the shared vectors are not, their tests are skipped, in CI too: they are no part of the
 # repository. Where they are, they are kernel tests like others.
@@ -175,7 +175,7 @@ def _check_in_one_world(cases: list[Case], tmp_path: Path) -> None:
     asked = {(c.file, c.name, number): flows for c, number, flows in selected(cases)}
     for case in cases:
         states = [_state(case, step, tmp_path) for step in case.steps]
-        with PrivateWorld(bundle, _room_for(states)) as world:
+        with PrivateWorld(bundle, _room_for(states), states[0][1]) as world:
             for number, state in enumerate(states):
                 world.apply(*state)
                 flows = asked.get((case.file, case.name, number), [])

@@ -20,15 +20,19 @@ from ebpf.instance import Instance, remove
 from ebpf.layouts import Bundle
 from ebpf.maps import HashMap
 from ebpf.sizes import Sizes
-from lbctl import program, programmed
+from lbctl import nodeconfig, program, programmed
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.cli.main import command as lbctl
 from lbctl.model import ServiceObjects
 from lbctl.node import NodeFacts
+from lbctl.nodeconfig import DataPathSettings
+from lbctl.reconcile import Reconciler
+from lbctl.sources.objects import SourceStatus, Update
 from lbctl.trace.asking import Answer
 from lbctl.trace.flows import parse_flow
+from lbctl.trace.live import LiveWorld
+from lbctl.trace.private import PrivateWorld, sizes_for
 from lbctl.trace.programs import trace_bundle
-from lbctl.trace.world import LiveWorld, PrivateWorld, configure, resolved_ports, sizes_for
 
 pytestmark = pytest.mark.kernel
 
@@ -89,10 +93,12 @@ def pin_dir(bundle: Bundle) -> Iterator[Path]:
     path = BPFFS / f"tr-{os.getpid()}"
     try:
         with Instance.create_or_open(path, compiler.bundle("live"), SMALL) as instance:
-            planner, _ = programmed.read(instance, now=0.0)
-            ports = resolved_ports(_objects(), NODE)
-            program.apply(planner.plan(ports, now=1.0), instance)
-            configure(instance.config, NODE)
+            services = {s.service.key: s for s in _objects() if s.service}
+            status = SourceStatus(synced=True)
+            agent = Reconciler(instance, NODE)
+            agent.take(Update(services, None, False, True, True, status))
+            assert agent.apply(complete=True)
+            nodeconfig.store(instance.config, NODE, DataPathSettings(False, 64))
             _add_flows(instance)
         yield path
     finally:
@@ -176,8 +182,9 @@ def test_a_private_world_answers(
     bundle: Bundle, question: tuple[str, str], expected: tuple[object, ...]
 ) -> None:
     services = _objects()
-    with PrivateWorld(bundle, sizes_for(services, NODE)) as world:
-        assert world.apply(services, NODE) == []
+    with PrivateWorld(bundle, sizes_for(services, NODE), NODE) as world:
+        world.apply(services, NODE)
+        assert world.warnings() == []
         [traced] = world.ask([parse_flow(*question)], 100)
     assert _tail(traced.answer) == expected
 
@@ -248,7 +255,7 @@ def test_nothing_is_pinned_and_no_descriptor_stays(bundle: Bundle) -> None:
     services = _objects()
     counts = []
     for _ in range(3):
-        with PrivateWorld(bundle, sizes_for(services, NODE)) as world:
+        with PrivateWorld(bundle, sizes_for(services, NODE), NODE) as world:
             world.apply(services, NODE)
             world.ask([parse_flow("10.0.0.9", "172.30.0.41:80")], 1)
             assert {p for p in BPFFS.iterdir() if p.name.startswith("tr-")} <= pins
@@ -262,7 +269,7 @@ def test_changes_are_written_as_differences(bundle: Bundle) -> None:
     bare = [ServiceObjects(objects.service) for objects in full]
     flow = parse_flow("10.0.0.9", "172.30.0.41:80")
     verdicts = []
-    with PrivateWorld(bundle, sizes_for(full, NODE)) as world:
+    with PrivateWorld(bundle, sizes_for(full, NODE), NODE) as world:
         for services in (full, bare, full, [], full):
             world.apply(services, NODE)
             verdicts += [t.answer.verdict for t in world.ask([flow], 5)]
@@ -329,7 +336,7 @@ def test_samples_find_every_backend(bundle: Bundle, count: int) -> None:
     services = [
         ServiceObjects(as_service(service()), (as_slice(endpoint_slice(endpoints=endpoints)),))
     ]
-    with PrivateWorld(bundle, sizes_for(services, NODE)) as world:
+    with PrivateWorld(bundle, sizes_for(services, NODE), NODE) as world:
         world.apply(services, NODE)
         [traced] = world.ask([parse_flow("10.0.1.1", "172.30.0.41:80")], 200)
     assert len(traced.answer.backends) == count
@@ -339,7 +346,7 @@ def test_more_service_ranges_than_fit_are_an_error(bundle: Bundle) -> None:
     ranges = tuple(parse_prefix(f"10.{n}.0.0/16") for n in range(5))
     node = msgspec.structs.replace(NODE, service_cidrs=ranges)
     with (
-        PrivateWorld(bundle, sizes_for([], node)) as world,
+        PrivateWorld(bundle, sizes_for([], node), node) as world,
         pytest.raises(LbError, match="5 times"),
     ):
         world.apply([], node)
@@ -349,3 +356,13 @@ def test_without_an_instance_the_exit_code_says_so() -> None:
     result = _run("10.0.0.9", "172.30.0.41:80", "--pin-dir", BPFFS / "tr-none")
     assert result.exit_code == 3
     assert "no instance at" in result.stderr
+
+
+def test_what_the_agent_would_log_is_told_on_stderr(tmp_path: Path) -> None:
+    """Data stays alone on stdout."""
+    twin = service("twin")
+    path = _file(tmp_path, [service(), twin])
+    common = ("--manifests", path, "--node-name", "worker-1", "-o", "json")
+    result = _run(*common, "10.0.0.9", "172.30.0.41:80")
+    assert msgspec.json.decode(result.stdout, type=list[Answer])[0].reason == "no_endpoint"
+    assert "note: 172.30.0.41:80 is asked for by ns1/svc1" in result.stderr

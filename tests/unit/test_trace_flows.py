@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from lbctl.addresses import parse_address
-from lbctl.cli import trace as cli
 from lbctl.cli.main import command
 from lbctl.errors import LbError, UsageError
 from lbctl.model import Protocol
@@ -162,7 +162,7 @@ def test_wrong_options_of_a_world(tmp_path: Path, arguments: list[str], says: st
 
 
 def test_without_root_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     arguments = ["trace", "10.0.0.2", "172.30.0.41:80", "--manifests", str(_objects(tmp_path, "a"))]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 1

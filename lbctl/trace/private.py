@@ -1,0 +1,127 @@
+"""Maps made for a question: unpinned, small, filled by the agent's own reconciler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ebpf import maps
+from ebpf.layouts import Bundle, MapSpec
+from ebpf.maps import ArrayMap, HashMap, Map
+from ebpf.sizes import Sizes
+from lbctl import nodeconfig
+from lbctl.errors import LbError
+from lbctl.model import ObjectKey, ServiceObjects
+from lbctl.node import NodeFacts
+from lbctl.nodeconfig import DataPathSettings
+from lbctl.reconcile import Reconciler
+from lbctl.resolve import resolve
+from lbctl.sources.objects import SourceStatus, Update
+from lbctl.trace import programs
+from lbctl.trace.world import World
+
+_SPARE = 4  # times what is there now, since what leaves rests for a while before its reuse
+_SMALL = 16  # entries of the flow tables, which stay empty
+
+
+class PrivateMaps:
+    """Unpinned maps of a bundle, as attributes by name like those of an instance."""
+
+    frontends: HashMap
+    names: HashMap
+    services: ArrayMap
+    slots: ArrayMap
+    backends: ArrayMap
+    service_filter: ArrayMap
+    backend_filter: ArrayMap
+    service_counters: ArrayMap
+    config: ArrayMap
+    table_state: ArrayMap
+    flows4: HashMap
+    flows4_lru: HashMap
+    flows6: HashMap
+    flows6_lru: HashMap
+
+    def __init__(self, specs: Iterable[MapSpec], entries: Mapping[str, int]) -> None:
+        self._all: dict[str, Map] = {}
+        try:
+            for spec in specs:
+                self._all[spec.name] = maps.create(spec, entries.get(spec.name, _SMALL))
+        except LbError:
+            self.close()
+            raise
+
+    def __getattr__(self, name: str) -> Map:
+        if name.startswith("_") or name not in self._all:
+            raise AttributeError(name)
+        return self._all[name]
+
+    def fds(self) -> dict[str, int]:
+        return {name: opened.fd for name, opened in self._all.items()}
+
+    def close(self) -> None:
+        for opened in self._all.values():
+            opened.close()
+
+
+class PrivateWorld(World):
+    """A node that exists only here.
+
+    `apply` may be called again: then only the difference is written, as the agent does it.
+    """
+
+    def __init__(self, bundle: Bundle, sizes: Sizes, node: NodeFacts) -> None:
+        """Maps for `sizes`; flow tables are tiny. Raises KernelError."""
+        entries = sizes.max_entries(bundle.enums)
+        small = [name for name in bundle.maps if name.startswith(("flows", "fragments"))]
+        entries.update(dict.fromkeys(small, _SMALL))
+        self.maps = PrivateMaps((bundle.maps[n] for n in programs.maps_of(bundle)), entries)
+        try:
+            generation = programs.load(bundle, self.maps.fds())
+        except LbError:
+            self.maps.close()
+            raise
+        super().__init__(generation, self.maps.names, bundle)
+        self._reconciler = Reconciler(self.maps, node)
+        self._known: set[ObjectKey] = set()
+
+    def apply(self, services: Iterable[ServiceObjects], node: NodeFacts) -> None:
+        """Makes the maps say what `services`, which are all there are, mean to `node`.
+
+        What the agent would log is logged. Raises LbError for what does not fit, ConfigError for
+        too many service ranges.
+        """
+        settings = DataPathSettings(pass_midstream=False, tcp_entries=_SMALL)
+        nodeconfig.store(self.maps.config, node, settings)
+        wanted = {s.service.key: s for s in services if s.service is not None}
+        gone = dict.fromkeys(self._known - wanted.keys(), ServiceObjects(None))
+        self._known = set(wanted)
+        self._reconciler.set_node(node)
+        self._reconciler.take(
+            Update({**gone, **wanted}, None, False, True, True, SourceStatus(synced=True))
+        )
+        self._reconciler.apply(complete=True)
+        if self._reconciler.retry_at() is not None:
+            raise LbError("not everything fits: " + " ".join(self._reconciler.warnings()))
+
+    def warnings(self) -> list[str]:
+        """Sentences about the objects as they are now."""
+        return self._reconciler.warnings()
+
+    def close(self) -> None:
+        super().close()
+        self.maps.close()
+
+
+def sizes_for(services: Iterable[ServiceObjects], node: NodeFacts) -> Sizes:
+    """Room for these services and for changes to them."""
+    ports = [
+        port
+        for objects in services
+        if objects.service is not None
+        for port in resolve(objects.service, objects.slices, node)
+    ]
+    return Sizes(
+        services=64 + _SPARE * sum(max(1, len(port.frontends)) for port in ports),
+        endpoints=256 + _SPARE * sum(len(p.cluster) + len(p.local) for p in ports),
+        flows=_SMALL,
+    )
