@@ -16,7 +16,7 @@ from ebpf.errors import InUseError, KernelError, LbError, MissingFeature
 def filesystem_of(path: Path) -> tuple[str, str]:
     """(mount point, type) of the mount that `path`, which need not exist, lies on."""
     best = ("/", "")
-    wanted = str(path.absolute())
+    wanted = os.path.realpath(path)
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mount, kind, *_ = line.split(" ")
         mount = mount.encode().decode("unicode_escape")
@@ -106,7 +106,10 @@ class Lock:
     """Holds a directory with flock, until closed or the process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(f"cannot open {path}", error.errno or 0) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

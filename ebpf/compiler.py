@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ _CHILD = Path(__file__).with_name("compile_child.py")
 _HEADERS = Path(__file__).with_name("headers")
 _CONSTANTS_FILE = "consts.h"
 _TIMEOUT_SECONDS = 120
+_KEPT_BUNDLES = 40
 _VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {"live": (), "trace": (("TRACE", "1"),)}
 
 # enum bpf_prog_type and bpf_attach_type of the kernel's UAPI.
@@ -133,7 +136,10 @@ def _key(variant: str, units: Sequence[Unit], texts: Sequence[str]) -> str:
 @functools.cache
 def _compilers() -> str:
     """Names the libraries that compile, by their files: cheaper than asking them, and as exact."""
-    found = []
+    found = [platform.machine()]
+    # The UAPI headers' version.
+    with contextlib.suppress(OSError):
+        found.append(Path("/usr/include/linux/version.h").read_text())
     for pattern in ("libbcc.so*", "libclang-cpp.so*", "libLLVM-*.so*"):
         for directory in (Path("/usr/lib"), Path("/usr/local/lib"), *Path("/usr/lib").glob("*-*")):
             for path in directory.glob(pattern):
@@ -162,8 +168,20 @@ def _write(path: Path, made: Bundle) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(msgspec.msgpack.encode(made))
         os.replace(temporary, path)
+        _forget_old(path.parent)
     except OSError:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _forget_old(directory: Path) -> None:
+    """Keeps the bundles made last; another process may be at the same."""
+    made = [(item.stat().st_mtime_ns, item.path) for item in os.scandir(directory) if _ours(item)]
+    for _, old in sorted(made)[:-_KEPT_BUNDLES]:
+        Path(old).unlink(missing_ok=True)
+
+
+def _ours(item: os.DirEntry[str]) -> bool:
+    return item.name.endswith(".bundle") or item.name.startswith(".new-")
 
 
 def _compile(unit: Unit, text: str) -> _Answer:

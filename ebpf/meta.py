@@ -7,6 +7,7 @@ consts.h. Values are JSON text, zero-terminated.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,8 +67,11 @@ class Meta:
     def open(cls, pin_dir: Path, readonly: bool) -> Meta:
         """Raises LbError when there is no instance."""
         path = pin_dir / _NAME
-        if not path.exists():
-            raise bpffs.absent(pin_dir)
+        try:
+            if not path.exists():
+                raise bpffs.absent(pin_dir)
+        except PermissionError as error:
+            raise KernelError(f"cannot read {pin_dir}", errno.EACCES) from error
         fd = libbpf.obj_get(str(path), readonly)
         check(_SPEC, fd, path)
         table = maps.wrap(_SPEC, fd, readonly)

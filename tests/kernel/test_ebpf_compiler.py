@@ -98,6 +98,17 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert small_bundle().programs
 
 
+def test_old_bundles_are_forgotten(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_KEPT_BUNDLES", 2)
+    cache.mkdir()
+    for number in range(4):
+        (cache / f"{number}.bundle").write_text("")
+        os.utime(cache / f"{number}.bundle", (number, number))
+    (cache / "theirs").write_text("")
+    made = small_bundle()
+    assert {path.name for path in cache.iterdir()} == {"theirs", "3.bundle", f"{made.hash}.bundle"}
+
+
 def test_a_mistake_is_reported_at_its_own_line(cache: Path, sources: Path) -> None:
     with (sources / "maps.h").open("a") as stream:
         stream.write("\nint broken(void) { return nothing; }\n")

@@ -105,6 +105,20 @@ def test_an_absent_instance_is_named(pin_dir: Path) -> None:
         Instance.open(pin_dir)
 
 
+def test_someone_who_may_not_read_is_told(pin_dir: Path, bundle: Bundle) -> None:
+    code = (
+        "import os, ebpf.instance, ebpf.errors\nos.setuid(65534)\n"
+        f"try: ebpf.instance.Instance.open({str(pin_dir)!r})\n"
+        "except ebpf.errors.LbError as error: print(error)"
+    )
+    with Instance.create_or_open(pin_dir, bundle, SMALL):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+    assert "Permission denied" in done.stdout
+    assert "root" in done.stdout
+
+
 def test_a_map_of_another_version_is_named(pin_dir: Path, bundle: Bundle, wide: Bundle) -> None:
     with Instance.create_or_open(pin_dir, bundle, SMALL):
         with Instance.open(pin_dir) as reader, pytest.raises(LayoutError, match="has no map slots"):
