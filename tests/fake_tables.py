@@ -125,6 +125,7 @@ def flow_records(family: int) -> tuple[Record, Record]:
         ("packets", "u32"),
         ("bytes", "u64"),
     )
+    key += (Field("pad", key_size, 3, 3, "u8"),)
     return Record("flow_key", key_size + 3, key), Record("flow", size, value)
 
 

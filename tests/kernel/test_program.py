@@ -1,0 +1,243 @@
+"""Programming real maps: what is in them afterwards, what a restart writes, what a change costs."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tables import FakeHash, FakeTables
+
+from ebpf import bpffs, compiler, instance
+from ebpf.hash_maps import HashMap
+from ebpf.instance import Instance, Sizes
+from ebpf.maps import ArrayMap
+from lbctl import consts, filterbits, program, programmed
+from lbctl.contents import region_of
+from lbctl.plan import Plan, Planner
+from lbctl.resolved import Endpoint, Frontend, FrontendKind, ResolvedPort
+
+pytestmark = pytest.mark.kernel
+
+SIZES = Sizes(services=4096, endpoints=40960, flows=1024)
+SERVICES, ENDPOINTS = 1000, 10
+MAPPED = bytes(10) + b"\xff\xff"
+
+
+@pytest.fixture
+def pin_dir() -> Iterator[Path]:
+    path = Path(f"/sys/fs/bpf/ag-program-{os.getpid()}")
+    bpffs.mount()
+    try:
+        yield path
+    finally:
+        if path.is_dir():
+            instance.remove(path)
+
+
+@pytest.fixture
+def tables(pin_dir: Path) -> Iterator[Instance]:
+    with Instance.create_or_open(pin_dir, compiler.bundle(), SIZES) as made:
+        yield made
+
+
+def port(number: int, endpoints: int = ENDPOINTS, shift: int = 0) -> ResolvedPort:
+    high, low = divmod(number, 256)
+    members = tuple(
+        Endpoint(MAPPED + bytes((10, high, low, i)), 8080, i % 3 == 0)
+        for i in range(1 + shift, 1 + shift + endpoints)
+    )
+    return ResolvedPort(
+        name=f"ns/service{number}:http/TCP/v4",
+        protocol=6,
+        frontends=(Frontend(MAPPED + bytes((10, 96, high, low)), 80, 6, FrontendKind.CLUSTER_IP),),
+        cluster=members,
+        local=tuple(e for e in members if e.local),
+        cluster_drop=False,
+        local_drop=False,
+        internal_local=number % 7 == 0,
+        external_local=False,
+        affinity_seconds=0,
+        source_ranges=(),
+        warnings=(),
+        hints="",
+    )
+
+
+def everything(count: int = SERVICES) -> dict[str, ResolvedPort | None]:
+    return {p.name: p for p in map(port, range(count))}
+
+
+def contents(tables: Instance) -> dict[str, Any]:
+    """Every map's bytes, by name."""
+    found: dict[str, Any] = {}
+    for name in tables.map_names():
+        table = tables.map(name)
+        if isinstance(table, ArrayMap):
+            found[name] = table.records.tobytes()
+        elif isinstance(table, HashMap):
+            found[name] = dict(table.items())
+    return found
+
+
+def start(tables: Instance, now: float = 0.0) -> tuple[Planner, int]:
+    """What an agent does first. Returns the planner and how many stores its repairs made."""
+    planner, leftovers = programmed.read(tables, now)
+    assert leftovers == programmed.Leftovers()
+    return planner, programmed.repair(planner, leftovers, tables)
+
+
+def test_layouts_of_the_unit_tests_are_those_of_the_programs() -> None:
+    specs = compiler.bundle().maps
+    for name, table in vars(FakeTables()).items():
+        if isinstance(table, FakeHash):
+            assert table.spec.key.dtype == specs[name].key.dtype, name
+            assert table.spec.value.dtype == specs[name].value.dtype, name
+        else:
+            assert table.records.dtype == specs[name].value.dtype, name
+
+
+def test_what_is_programmed_is_what_was_planned(tables: Instance) -> None:
+    planner, _ = start(tables)
+    program.apply(planner.plan(everything(), 1.0), tables)
+    keys, values = tables.frontends.read_all()
+    assert len(keys) == 2 * SERVICES
+    assert (values["self"] == keys).all()
+    own = values[values["flags"] == consts.FRONTEND_CLUSTER_IP]
+    for value in own[:: SERVICES // 50]:
+        check_service(tables, value)
+
+
+def check_service(tables: Instance, value: Any) -> None:
+    """One service's sets, found the way a packet finds them."""
+    wanted = port(int.from_bytes(value["self"]["addr"].tobytes()[14:], "big"))
+    service = tables.services.records[value["service"]]
+    assert value["self"]["port"].tobytes() == b"\0\x50"
+    assert bool(service["flags"] & consts.SERVICE_INTERNAL_LOCAL) == wanted.internal_local
+    for field, members in (("cluster", wanted.cluster), ("local", wanted.local)):
+        base, length = region_of(int(service[field]))
+        assert length == len(members)
+        ids = tables.slots.records["backend"][base : base + length]
+        rows = tables.backends.records[ids]
+        assert [r["addr"].tobytes() for r in rows] == [e.address for e in members]
+        assert {r["port"].tobytes() for r in rows} == {(8080).to_bytes(2, "big")}
+        assert (rows["service"] == value["service"]).all()
+        assert (rows["flags"] & consts.BACKEND_SERVING).all()
+    name = tables.names.get(tables.names.spec.key.pack(service=int(value["service"])))
+    assert name is not None
+    assert name.rstrip(b"\0").decode() == wanted.name
+
+
+def test_a_restart_with_nothing_changed_writes_nothing(
+    tables: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner, _ = start(tables)
+    program.apply(planner.plan(everything(), 1.0), tables)
+    before = contents(tables)
+    for method in ("put", "put_many", "delete", "delete_many"):
+        monkeypatch.setattr(HashMap, method, forbidden)
+    monkeypatch.setattr(ArrayMap, "store_word", forbidden)
+    planner, repaired = start(tables, 2.0)
+    plan = planner.plan(everything(), 3.0)
+    program.apply(plan, tables)
+    assert (repaired, plan.writes()) == (0, {})
+    assert contents(tables) == before
+
+
+def forbidden(*_: object) -> None:
+    raise AssertionError("a restart wrote")
+
+
+def test_one_changed_endpoint_costs_its_service_alone(
+    tables: Instance, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planner, _ = start(tables)
+    program.apply(planner.plan(everything(), 1.0), tables)
+    before = contents(tables)
+    for method in ("put", "put_many", "delete", "delete_many"):
+        monkeypatch.setattr(HashMap, method, forbidden)
+    changed = port(500, shift=1)
+    plan = planner.plan({changed.name: changed}, 2.0)
+    program.apply(plan, tables)
+    writes = plan.writes()
+    with capsys.disabled():
+        print(f"\nstores for one changed endpoint of {SERVICES} x {ENDPOINTS}: {writes}")
+    # The local set lost and won nothing: endpoints 3, 6 and 9 stayed.
+    assert writes == {"backends": 1, "backend flags": 1, "slots": 10, "region words": 1}
+    differing = {name for name, old in before.items() if contents(tables)[name] != old}
+    assert differing == {"services", "backends", "slots", "backend_filter"}
+    assert changed_elements(before["services"], tables.services) == 1
+    assert changed_elements(before["backends"], tables.backends) == 2
+    assert changed_elements(before["slots"], tables.slots) == 10
+
+
+def changed_elements(before: bytes, table: ArrayMap) -> int:
+    size = table.records.dtype.itemsize
+    old = np.frombuffer(before, np.uint8).reshape(-1, size)
+    new = np.frombuffer(table.records.tobytes(), np.uint8).reshape(-1, size)
+    return int(np.count_nonzero((old != new).any(axis=1)))
+
+
+def test_everything_goes_and_ids_come_back(tables: Instance) -> None:
+    planner, _ = start(tables)
+    program.apply(planner.plan(everything(100), 1.0), tables)
+    program.apply(planner.plan(dict.fromkeys(everything(100)), 2.0), tables)
+    assert not list(tables.frontends.items())
+    nothing = np.zeros(0, bool)
+    freed = planner.recover(10.0, nothing, nothing)
+    assert (len(freed.services), len(freed.backends)) == (100, 100 * ENDPOINTS)
+    program.clear(freed, tables)
+    assert not list(tables.names.items())
+    assert not filterbits.backend_record_bits(tables.backends.records).size
+    assert not any(tables.services.records.tobytes())
+    # Started again, all ids are free at once, and generations go on.
+    planner, _ = start(tables, 11.0)
+    program.apply(planner.plan({port(1).name: port(1)}, 12.0), tables)
+    [base, length] = region_of(planner.services[port(1).name].cluster)
+    ids = tables.slots.records["backend"][base : base + length]
+    assert sorted(ids) == list(range(1, ENDPOINTS + 1))
+    assert set(tables.backends.records["generation"][ids].tolist()) == {2}
+
+
+def test_a_kill_between_any_two_steps_is_repaired(tables: Instance) -> None:
+    """The plan is cut short after each kind of write; what the next agent makes of it is right."""
+    steps = (
+        "names", "backend_ids", "slot_indices", "words", "frontends", "frontends_gone",
+        "words_emptied", "lowered",
+    )  # fmt: skip
+    now = 0.0
+    for number, step in enumerate(steps):
+        now += 10
+        planner, _ = programmed.read(tables, now)
+        changes: dict[str, ResolvedPort | None] = dict.fromkeys(planner.services)
+        changes |= {p.name: p for p in (port(i, shift=number) for i in range(number, 20))}
+        plan = planner.plan(changes, now)
+        program.apply(cut(plan, steps[steps.index(step) :]), tables)
+        planner, leftovers = programmed.read(tables, now)
+        programmed.repair(planner, leftovers, tables)
+        everyone: dict[str, ResolvedPort | None] = dict.fromkeys(planner.services)
+        program.apply(planner.plan(everyone | changes, now + 1), tables)
+        _, values = tables.frontends.read_all()
+        own = values[values["flags"] == consts.FRONTEND_CLUSTER_IP]
+        assert len(own) == 20 - number
+        serving = np.count_nonzero(tables.backends.records["flags"] & consts.BACKEND_SERVING)
+        assert serving == (20 - number) * ENDPOINTS
+        for value in own:
+            base, length = region_of(int(tables.services.records["cluster"][value["service"]]))
+            rows = tables.backends.records[tables.slots.records["backend"][base : base + length]]
+            first = 1 + number
+            last_bytes = [int(r["addr"].tobytes()[15]) for r in rows]
+            assert last_bytes == list(range(first, first + ENDPOINTS))
+
+
+def cut(plan: Plan, undone: tuple[str, ...]) -> Plan:
+    for name in undone:
+        getattr(plan, name).clear()
+        if name == "backend_ids":
+            plan.backend_identities.clear()
+            plan.backend_flags.clear()
+            plan.backend_services.clear()
+        if name == "slot_indices":
+            plan.slot_backends.clear()
+    return plan
