@@ -75,6 +75,7 @@ def kill_agents(lab: Lab, say: Say) -> Phase:
         say("Starting them again; meanwhile pod4 came back to dns, which they now find out.")
         for node in lab.nodes:
             lab.start_agent(node.name)
+        lab.wait_ready(timeout=TIMEOUT)
         wait(lab, DNS.key, ["pod4", "pod5"])
         _ask(lab, phase, "60", {"web": {"pod1", "pod3", "pod4"}, "dns": {"pod4", "pod5"}})
     return phase

@@ -67,8 +67,8 @@ class Lab:
         """Build the lab `name`: `nodes` nodes with `pods` pods on each, and an outside client.
 
         `manifests` is a file or directory whose objects are copied into the lab. Without `agent`
-        nothing serves the nodes; else this waits up to `wait` seconds until agents have attached
-        their programs (0: not at all). If a part fails, what was made is removed again. LbError if
+        nothing serves the nodes; else this waits up to `wait` seconds until the agents are ready
+        (0: not at all). If a part fails, what was made is removed again. LbError if
         a lab of that name exists.
         """
         plan = topology.plan(name, nodes, pods, cni)
@@ -84,7 +84,7 @@ class Lab:
         try:
             lab._build(manifests)
             if agent and wait:
-                lab.wait_attached(timeout=wait)
+                lab.wait_ready(timeout=wait)
         except BaseException:
             lab.down()
             raise
@@ -287,6 +287,12 @@ class Lab:
         from lbctl.lab import waiting  # as above
 
         waiting.wait_attached(self, nodes=nodes, timeout=timeout)
+
+    def wait_ready(self, nodes: Sequence[str] = (), timeout: float = 30.0) -> None:
+        """Wait until the agents last started say that they are ready."""
+        from lbctl.lab import waiting  # as above
+
+        waiting.wait_ready(self, nodes=nodes, timeout=timeout)
 
     def _manifest(self, name: str) -> Path:
         file = self.paths.manifests / name

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ebpf.errors import LbError
+from lbctl import status
 from lbctl.lab import cgroup, namespace, network
 from lbctl.lab.state import PINS, RUN, Paths, load
 
@@ -52,6 +53,10 @@ def _refuse_if_building(name: str) -> None:
 
 
 def _remove_pins(paths: Paths) -> None:
+    for pin_dir in sorted(paths.pins.glob("*")):
+        said = status.path_of(pin_dir)
+        for file in said.parent.glob(f"{said.stem}.*"):  # a killed agent may leave half of one
+            file.unlink(missing_ok=True)
     shutil.rmtree(paths.pins, ignore_errors=True)
     if paths.pins.exists():
         raise LbError(f"{paths.pins} could not be removed", f"rm -r {paths.pins}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from lbctl import status
 from lbctl.errors import LbError
 from lbctl.inspect import services
 from lbctl.inspect.opened import NotFound, open_instance
@@ -38,6 +39,23 @@ def wait_programmed(
     names = ", ".join(pod.name for pod in wanted) or "no pod"
     what = f"service {service} to lead to {names}"
     _wait(lab, nodes, lambda node: done(_rows(lab, node, service)), what, timeout)
+
+
+def wait_ready(lab: Lab, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT) -> None:
+    """Wait until the agents of the nodes named (or all) say that they are ready.
+
+    That is: every object read and programmed, and programs attached to all pods' links. What an
+    earlier agent of the node said does not count.
+    """
+
+    def ready(node: str) -> bool:
+        agent = lab.agent(node)
+        said = status.read(lab.pin_dir(node))
+        if agent is None or said is None:
+            return False
+        return said.ready and said.pid == agent.pid and agent.running
+
+    _wait(lab, nodes, ready, "the agent to be ready", timeout)
 
 
 def wait_attached(lab: Lab, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT) -> None:
