@@ -15,14 +15,13 @@ ADDR = Field("addr", 0, 16, 0, "struct", (Field("w", 0, 16, 4, "u32"),))
 
 
 def _fields(*described: tuple[str, str]) -> tuple[tuple[Field, ...], int]:
-    """Members one after the other; the descriptions below have no holes but explicit ones."""
+    """Members aligned as C does it, and the size of them all (the descriptions end aligned)."""
     fields, offset = [], 0
     for name, kind in described:
-        size = 16 if kind == "addr" else int(kind[1:]) // 8
-        if kind == "addr":
-            fields.append(Field(name, offset, 16, 0, "struct", ADDR.fields))
-        else:
-            fields.append(Field(name, offset, size, 0, kind))
+        members = ADDR.fields if kind == "addr" else ()
+        size = 16 if members else int(kind[1:]) // 8
+        offset = -(-offset // (4 if members else size)) * (4 if members else size)
+        fields.append(Field(name, offset, size, 0, "struct" if members else kind, members))
         offset += size
     return tuple(fields), offset
 
