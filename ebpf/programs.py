@@ -6,9 +6,11 @@ import hashlib
 import os
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from ebpf import bpffs, libbpf, maps
+from ebpf.attach import Attacher
 from ebpf.errors import CompileError, LbError
 from ebpf.instance import Instance
 from ebpf.layouts import Bundle, Field, MapSpec, Program, Record
@@ -133,12 +135,30 @@ def generation_key(bundle: Bundle, instance: Instance) -> str:
 
 
 def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
-    """Unpins the generations that `bundle` replaced; returns how many. Once no link runs them."""
+    """Unpins the generations that `bundle` replaced; returns how many.
+
+    One that an interface still runs (its replacement failed there) is kept: its program array would
+    lose its programs with the pin.
+    """
     kept = generation_key(bundle, instance)
-    others = [p for p in (instance.pin_dir / "programs").iterdir() if p.name != kept]
-    for path in others:
-        bpffs.remove_tree(path)
-    return len(others)
+    running = {item.prog_id for item in Attacher(instance.pin_dir, "tcx").attachments()}
+    dropped = 0
+    for path in (instance.pin_dir / "programs").iterdir():
+        if path.name != kept and not running & _pinned_programs(path):
+            bpffs.remove_tree(path)
+            dropped += 1
+    return dropped
+
+
+def _pinned_programs(directory: Path) -> set[int]:
+    """Ids of the entry programs of one generation."""
+    found = set()
+    for path in directory.iterdir():
+        if path.name.partition("~")[0] != PROGRAM_ARRAY:
+            fd = libbpf.obj_get(str(path))
+            found.add(int(libbpf.prog_info(fd).id))
+            os.close(fd)
+    return found
 
 
 def _array_spec(bundle: Bundle) -> MapSpec:

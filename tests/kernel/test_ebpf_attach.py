@@ -16,7 +16,7 @@ from ebpf.attach import Attacher
 from ebpf.clsact import Slot
 from ebpf.errors import InUseError, KernelError
 from ebpf.instance import Instance, Sizes
-from ebpf.programs import Generation, load_generation
+from ebpf.programs import Generation, drop_other_generations, load_generation
 
 pytestmark = pytest.mark.kernel
 
@@ -100,6 +100,21 @@ def test_replacing_misses_no_packet(setup: Setup, mode: str) -> None:
         assert setup.attach(attacher, program) == "replaced"
     setup.space.send(50)
     assert setup.seen() == 21 * 50
+
+
+def test_a_generation_that_still_runs_is_kept(setup: Setup, mode: str) -> None:
+    attacher = setup.attacher(mode)
+    setup.attach(attacher, "entry_call")
+    newer = small_bundle(OTHER="1")
+    with load_generation(newer, setup.instance):
+        drop = partial(drop_other_generations, newer, setup.instance)
+        assert setup.space.run(drop) == 0
+        setup.programs.close()
+        setup.space.send(3)
+        # What entry_call calls is only there while its generation's array is.
+        assert setup.instance.counters.read_sum().tolist() == [0, 3]
+        setup.space.run(attacher.detach_all)
+        assert setup.space.run(drop) == 1
 
 
 def test_detaching_stops_the_program(setup: Setup, mode: str) -> None:

@@ -42,10 +42,19 @@ def sources(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SOURCES, tmp_path / "ebpf_c"))
 
 
-def _one(text: str, directory: Path) -> Bundle:
+TRIVIAL = """
+#ifndef ANSWER
+#define ANSWER 7
+#endif
+int f(struct __sk_buff *skb) { return ANSWER; }
+"""
+
+
+def _one(text: str, directory: Path, *defines: tuple[str, str]) -> Bundle:
+    """A bundle of one unit with this text."""
     directory.mkdir(exist_ok=True)
     (directory / "one.c").write_text("#include <uapi/linux/bpf.h>\n" + text)
-    return compiler.bundle(directory=directory, units=(Unit("one", "one.c"),))
+    return compiler.bundle(defines=defines, directory=directory, units=(Unit("one", "one.c"),))
 
 
 def test_a_bundle_has_programs_maps_and_constants(cache: Path) -> None:
@@ -70,24 +79,29 @@ def test_a_bundle_has_programs_maps_and_constants(cache: Path) -> None:
     assert bundle.maps["services"].flags == maps.F_MMAPABLE
 
 
-def test_the_cache_spares_the_compiler(cache: Path, request: pytest.FixtureRequest) -> None:
-    first = small_bundle()
+def test_the_cache_spares_the_compiler(
+    cache: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    first = _one(TRIVIAL, tmp_path / "c")
     request.getfixturevalue("no_compiler")
-    assert small_bundle() == first
+    assert _one(TRIVIAL, tmp_path / "c") == first
 
 
-def test_a_define_is_another_bundle(cache: Path) -> None:
-    assert small_bundle().hash != small_bundle(WIDE="1").hash
+def test_a_define_is_another_bundle(cache: Path, tmp_path: Path) -> None:
+    one = _one(TRIVIAL, tmp_path / "c")
+    other = _one(TRIVIAL, tmp_path / "c", ("ANSWER", "8"))
+    assert one.hash != other.hash
+    assert one.programs["f"].insns != other.programs["f"].insns
     assert len(list(cache.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_a_damaged_cache_is_compiled_again(cache: Path, damage: bytes | None) -> None:
-    first = small_bundle()
+def test_a_damaged_cache_is_compiled_again(cache: Path, tmp_path: Path) -> None:
+    first = _one(TRIVIAL, tmp_path / "c")
     (path,) = cache.iterdir()
-    path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
-    assert small_bundle() == first
-    assert msgspec.msgpack.decode(path.read_bytes())["hash"] == first.hash
+    for damaged in (b"", b"garbage", path.read_bytes()[:-20]):
+        path.write_bytes(damaged)
+        assert _one(TRIVIAL, tmp_path / "c") == first
+        assert msgspec.msgpack.decode(path.read_bytes())["hash"] == first.hash
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
@@ -95,17 +109,19 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LBCTL_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert small_bundle().programs
+    assert list(_one(TRIVIAL, tmp_path / "c").programs) == ["f"]
 
 
-def test_old_bundles_are_forgotten(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_bundles_are_forgotten(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiler, "_KEPT_BUNDLES", 2)
     cache.mkdir()
     for number in range(4):
         (cache / f"{number}.bundle").write_text("")
         os.utime(cache / f"{number}.bundle", (number, number))
     (cache / "theirs").write_text("")
-    made = small_bundle()
+    made = _one(TRIVIAL, tmp_path / "c")
     assert {path.name for path in cache.iterdir()} == {"theirs", "3.bundle", f"{made.hash}.bundle"}
 
 
