@@ -74,6 +74,8 @@ INLINE int track_tcp(struct __sk_buff *skb, struct packet *p, struct flow_key *k
 			return TCP_GOES_ON;
 	} else if (f->state == FLOW_RESET) {
 		f->state = f->flags & (FLOW_FIN | FLOW_PEER_FIN) ? FLOW_CLOSING : FLOW_ESTABLISHED;
+		if (pair->state == FLOW_RESET)
+			pair->state = f->state;
 	}
 	if (p->tcp_flags & TCP_FIN)
 		note_fin(p, &tcp, f, pair);
