@@ -59,7 +59,8 @@ def _assert_sums6(ip: Any, frame: bytes) -> None:
     layout = model.parse(frame)
     segment = frame[layout.transport : layout.end]
     if layout.protocol in (model.TCP, model.UDP, model.ICMP6):
-        assert in6_chksum(layout.protocol, ip, segment) == 0, f"transport checksum of {ip!r}"
+        sum6: Any = in6_chksum
+        assert sum6(layout.protocol, ip, segment) == 0, f"transport checksum of {ip!r}"
     if layout.protocol == model.UDP:
         assert ip[UDP].chksum != 0, "UDP over IPv6 without checksum"
     elif layout.protocol == model.SCTP:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import checks
 import model
@@ -62,7 +63,11 @@ class Conversation:
 
     def request(self, flags: str = "S", payload: bytes = b"", **tcp: int) -> bytes:
         """The frame that the client would send next."""
-        tcp = {"seq": self.seq, "ack": self.peer_seq if "A" in flags else 0, **tcp}
+        fields: dict[str, Any] = {
+            "seq": self.seq,
+            "ack": self.peer_seq if "A" in flags else 0,
+            **tcp,
+        }
         return packets.frame(
             self.shape,
             self.client,
@@ -71,15 +76,19 @@ class Conversation:
             self.service.port,
             payload,
             flags=flags,
-            **tcp,
+            **fields,
         )
 
     def reply(self, flags: str = "SA", payload: bytes = b"", **tcp: int) -> bytes:
         """The frame that the backend would send next."""
         assert self.backend is not None
-        tcp = {"seq": self.peer_seq, "ack": self.seq if "A" in flags else 0, **tcp}
+        fields: dict[str, Any] = {
+            "seq": self.peer_seq,
+            "ack": self.seq if "A" in flags else 0,
+            **tcp,
+        }
         return packets.frame(
-            self.shape, *self.backend, self.client, self.seen_port, payload, flags=flags, **tcp
+            self.shape, *self.backend, self.client, self.seen_port, payload, flags=flags, **fields
         )
 
     def up(self, flags: str = "S", payload: bytes = b"", **tcp: int) -> Outcome:
@@ -95,7 +104,7 @@ class Conversation:
         assert outcome.frame == expected
         checks.assert_sums(outcome.frame)
         if "seq" not in tcp:
-            self.seq += len(payload) + ("S" in flags) + ("F" in flags)
+            self.seq = (self.seq + len(payload) + ("S" in flags) + ("F" in flags)) % (1 << 32)
         return outcome
 
     def down(self, flags: str = "SA", payload: bytes = b"", **tcp: int) -> Outcome:
@@ -108,6 +117,7 @@ class Conversation:
         checks.assert_sums(outcome.frame)
         if "seq" not in tcp:
             self.peer_seq += len(payload) + ("S" in flags) + ("F" in flags)
+            self.peer_seq %= 1 << 32
         return outcome
 
     def forget(self) -> None:
@@ -135,6 +145,24 @@ class Conversation:
         assert found, f"reached {out.dst.hex()}:{out.dport}, which is no backend"
         self.backend, self.seen_port = found[0], out.sport
 
-    def entries(self) -> list[str]:
-        """States of the entries in the tables, sorted."""
-        return sorted(flow.state for flow in self.world.flows(self.shape.family))
+    def close_from_client(self) -> None:
+        """FINs and their acknowledgements, the client's first."""
+        self.up("FA")
+        self.down("A")
+        self.down("FA")
+        self.up("A")
+
+    def close_from_backend(self) -> None:
+        """FINs and their acknowledgements, the backend's first: it keeps the tuple in TIME_WAIT."""
+        self.down("FA")
+        self.up("A")
+        self.up("FA")
+        self.down("A")
+
+    @property
+    def state(self) -> str:
+        """The flow's state, which the forward entry has (the reply entry may learn it later); that
+        of the reply entry if it is alone, and "gone" if there is none."""
+        entries = self.world.flows(self.shape.family)
+        found = [f.state for f in sorted(entries, key=lambda f: f.reply) if f.state != "side"]
+        return found[0] if found else "gone"

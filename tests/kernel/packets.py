@@ -99,7 +99,7 @@ def transport(shape: Shape, sport: int, dport: int, payload: bytes, **tcp: Any) 
     if shape.protocol == "tcp":
         return TCP(sport=sport, dport=dport, **tcp) / payload
     if shape.protocol == "udp":
-        return UDP(sport=sport, dport=dport, **({"chksum": 0} if shape.zero else {})) / payload
+        return UDP(sport=sport, dport=dport, chksum=0 if shape.zero else None) / payload
     return SCTP(sport=sport, dport=dport, tag=9) / SCTPChunkData(
         data=payload, beginning=1, ending=1
     )

@@ -28,7 +28,7 @@ def test_there_and_back(world: World, shape: Shape, flags: int) -> None:
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)
 def test_choice_is_uniform(world: World, shape: Shape) -> None:
-    """Chi-square over 6 backends and 3000 flows: 5 degrees of freedom, 30 is 1 in 10^5."""
+    """Chi-square over 6 backends and 3000 flows: 5 degrees of freedom, 40 is 1 in 10^7."""
     addresses = [
         (("10.2.0.%d" if shape.family == 4 else "fd00:2::%d") % n, 8000) for n in range(1, 7)
     ]
@@ -39,7 +39,7 @@ def test_choice_is_uniform(world: World, shape: Shape) -> None:
     seen = Counter(model.tuple_of(out).dst for _, out in world.run_many("entry_from_pod", frames))
     assert seen.keys() == {model.packed(ip) for ip, _ in addresses}
     expected = len(frames) / len(addresses)
-    assert sum((n - expected) ** 2 / expected for n in seen.values()) < 30
+    assert sum((n - expected) ** 2 / expected for n in seen.values()) < 40
 
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)

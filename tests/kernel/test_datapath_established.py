@@ -1,0 +1,157 @@
+"""Packets of flows that exist: they follow their flow, whatever becomes of everything else."""
+
+import model
+import pytest
+from conversation import PORT, SERVICE, Conversation, serve
+from packets import PLAIN, SHAPES, TCP_SHAPES, Shape
+from world import World, tick
+
+from ebpf.testrun import CHECKSUM_COMPLETE
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.mark.parametrize("flags", [0, CHECKSUM_COMPLETE], ids=["plain", "complete"])
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_payloads_of_every_size(world: World, shape: Shape, flags: int) -> None:
+    """Odd, even, empty, all zero bits, all one bits, and as large as a frame gets here."""
+    talk = Conversation(world, shape, serve(world, shape), flags=flags).open()
+    for size in (0, 1, 2, 3, 17, 536, 1399, 1400, 3000):
+        for byte in (b"\0", b"\xff", b"a"):
+            talk.up("A", byte * size)
+            talk.down("PA", byte * size)
+    assert len(world.flows(shape.family)) == 2
+
+
+@pytest.mark.parametrize(
+    "shape", [s for s in SHAPES if s.protocol != "sctp" and not s.zero], ids=str
+)
+def test_sums_at_the_edge_of_their_range(world: World, shape: Shape) -> None:
+    """Sums that become 0 or 0xffff on either side of the translation: 0 is special for UDP.
+
+    SCTP has no part in this: its CRC covers no address.
+    """
+    talk = Conversation(world, shape, serve(world, shape, count=1)).open()
+    for target in (0x0000, 0x0001, 0xFFFE, 0xFFFF):
+        talk.up("A", _payload_for(talk.request("A", b"\0\0"), target))
+        talk.down("A", _payload_for(talk.reply("A", b"\0\0"), target))
+
+
+def _payload_for(frame: bytes, target: int) -> bytes:
+    """Two bytes that, in place of two zero ones, give the frame this transport checksum."""
+    layout = model.parse(frame)
+    at = layout.transport + model.CHECKSUM_AT[layout.protocol]
+    have = int.from_bytes(frame[at : at + 2], "big")
+    return ((have - target) % 0xFFFF).to_bytes(2, "big")
+
+
+def test_payload_for_reaches_the_edge() -> None:
+    """The helper above does what it says, or the test above would test nothing."""
+    frame = bytes(12) + b"\x08\x00" + bytes.fromhex("4500001e000000004011 0000 0a000001 0a000002")
+    frame += bytes.fromhex("1111 2222 000a 0000 0000")
+    frame = model.rewrite(frame[:40] + b"\1\1" + frame[42:])
+    patched = model.rewrite(frame[:-2] + _payload_for(frame, 0xFFFF))
+    assert patched[40:42] == b"\xff\xff"
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_survives_the_removal_of_its_endpoint(world: World, shape: Shape) -> None:
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    assert talk.backend
+    others = [e for e in talk.service.backends if e != talk.backend]
+    world.set_backends(talk.service, others)
+    _still_talks(talk)
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_survives_the_loss_of_all_endpoints(world: World, shape: Shape) -> None:
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    world.set_backends(talk.service, [])
+    _still_talks(talk)
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_survives_the_removal_of_its_port(world: World, shape: Shape) -> None:
+    """The address stays a live ClusterIP that refuses this port from now on, to others."""
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    world.remove_frontend(SERVICE[shape.family], PORT, talk.service.protocol)
+    _still_talks(talk)
+    other = Conversation(world, shape, talk.service, sport=40001)
+    assert world.from_pod(other.request("S")).reasons == {"unknown_port": 1}
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_survives_the_removal_of_its_service(world: World, shape: Shape) -> None:
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    world.remove_service(talk.service)
+    _still_talks(talk)
+    other = Conversation(world, shape, talk.service, sport=40001)
+    assert world.from_pod(other.request("S")).reasons == {"unallocated": 1}
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_survives_the_reuse_of_its_backend_id(world: World, shape: Shape) -> None:
+    """An established flow stores its address; what the id means by now is nothing to it."""
+    service = serve(world, shape, count=1)
+    talk = Conversation(world, shape, service).open()
+    assert talk.backend
+    address = {4: "10.9.9.9", 6: "fd00:9::9"}[shape.family]
+    world.reuse_backend_id(service, talk.backend, (address, 1))
+    service.backends[talk.backend] = 0
+    _still_talks(talk)
+
+
+def _still_talks(talk: Conversation) -> None:
+    talk.up("PA", b"request")
+    talk.down("PA", b"answer")
+    talk.close_from_client()
+    assert not talk.world.flows()
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_both_directions_keep_a_flow_alive(world: World, shape: Shape) -> None:
+    """`seen` follows the clock in the entry of the direction that the packet took."""
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    world.age(100)
+    before = tick()
+    talk.down("A", b"x")
+    seen = {flow.reply: flow.seen for flow in world.flows()}
+    assert before <= seen[True] <= tick()
+    talk.up("A", b"x")
+    assert all(before <= flow.seen <= tick() for flow in world.flows())
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_replies_are_only_translated_for_their_own_tuple(world: World, shape: Shape) -> None:
+    """Another port of the backend, or of the client, is another conversation."""
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    assert talk.backend
+    reply = talk.reply("A", b"x")
+    strangers = [
+        model.rewrite(reply, sport=talk.backend[1] + 1),
+        model.rewrite(reply, dport=talk.sport + 1),
+        model.rewrite(reply, src=talk.client),
+        model.rewrite(reply, dst=talk.backend[0]),
+    ]
+    for frame in strangers:
+        outcome = world.to_pod(frame)
+        assert (outcome.verdict, outcome.frame) == (model.PASS, frame)
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_a_bit_of_the_filter_that_is_set_by_chance_changes_nothing(
+    world: World, shape: Shape
+) -> None:
+    """All bits set: every packet is looked up, none of these is ours."""
+    serve(world, shape)
+    for name in ("service_filter", "backend_filter"):
+        world.array(name).records[:] = 0xFFFFFFFFFFFFFFFF
+    elsewhere = {4: "203.0.113.5", 6: "2001:db8::5"}[shape.family]
+    other = world.add_service(elsewhere, 5000, shape.protocol, cluster_ip=False)
+    world.remove_service(other)
+    talk = Conversation(world, shape, other)
+    for flags in ("S", "A", "FA", "R", "SA"):
+        frame = talk.request(flags, b"x")
+        for outcome in (world.from_pod(frame), world.to_pod(frame)):
+            assert (outcome.verdict, outcome.frame) == (model.PASS, frame)
+    assert not world.flows()
