@@ -52,8 +52,8 @@ LATER = {
     "node to ClusterIP": 7,
     "node to external": 33,
     "outside to ClusterIP": 9,
-    "outside to external": 215,
-    "outside to nobody": 5,
+    "outside to external": 218,
+    "outside to nobody": 2,
 }
 
 

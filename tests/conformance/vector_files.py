@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+
+from lbctl.addresses import parse_address
 
 Json = dict[str, Any]
 
@@ -45,9 +47,10 @@ def own_cases() -> list[Case]:
 def kind_of(case: Case, step: Json, flow: Json) -> str:
     """What a flow is about: `pod to ClusterIP` is answered now, the other kinds are not yet."""
     source = _source(case.node, flow["source_ip"])
-    if flow["dest_ip"] in _cluster_ips(step):
+    destination = parse_address(flow["dest_ip"])
+    if destination in _cluster_ips(step):
         return f"{source} to ClusterIP"
-    if flow["dest_ip"] in _external(case):
+    if destination in _external(case):
         return f"{source} to external"
     # Nobody's address, or a ClusterIP that is gone: what a pod sends there must pass or be dropped
     # as if it were one.
@@ -80,12 +83,12 @@ def _services(step: Json) -> list[Json]:
     return [value for value in step["objects"] if value["kind"] == "Service"]
 
 
-def _cluster_ips(step: Json) -> set[str]:
+def _cluster_ips(step: Json) -> set[bytes]:
     specs = [service["spec"] for service in _services(step)]
-    return {ip for s in specs for ip in (*(s.get("clusterIPs") or ()), s.get("clusterIP"))}
+    return _parsed(ip for s in specs for ip in (*(s.get("clusterIPs") or ()), s.get("clusterIP")))
 
 
-def _external(case: Case) -> set[str]:
+def _external(case: Case) -> set[bytes]:
     """Node addresses, external IPs and load-balancer addresses of any step."""
     found = {*case.node["internal_ips"], *case.node.get("local_ips", ())}
     for step in case.steps:
@@ -93,4 +96,9 @@ def _external(case: Case) -> set[str]:
             found.update(service["spec"].get("externalIPs") or ())
             balancer = (service.get("status") or {}).get("loadBalancer") or {}
             found.update(i.get("ip", "") for i in balancer.get("ingress") or ())
-    return found
+    return _parsed(found)
+
+
+def _parsed(texts: Iterable[str | None]) -> set[bytes]:
+    """Those of the texts that are addresses (a headless service has the word None)."""
+    return {parse_address(text) for text in texts if text and text != "None"}
