@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from ebpf_support import SOURCES, UNITS, small_bundle
 
+from ebpf import __main__ as entry
 from ebpf import compiler, constants, filters, maps, source, testrun
 from ebpf.errors import CompileError, KernelError
 from ebpf.layouts import Bundle
@@ -277,3 +279,14 @@ def test_the_filters_hash_is_that_of_the_programs(cache: Path, tmp_path: Path, f
         (bit,) = filters.endpoint_bits(rows, np.frombuffer(port, np.uint16))
         assert (result.retval & 0xFFFFFFFF) >> (32 - filters.BACKEND_FILTER_BITS) == bit
     os.close(fd)
+
+
+@pytest.mark.parametrize("variant", ["live", "trace"])
+def test_the_real_programs_load(
+    variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ebpf", variant])
+    assert entry.main() == 0
+    listed = capsys.readouterr().out
+    for name in ("entry_from_pod", "entry_to_pod", "from_pod4", "to_pod6"):
+        assert name in listed
