@@ -16,9 +16,10 @@ from ebpf.errors import LbError
 from lbctl import consts
 from lbctl.addresses import format_endpoint
 from lbctl.alloc import Exhausted, IdPool, RegionPool
-from lbctl.claims import ADDRESS_BYTES, Claims, frontend_key
+from lbctl.claims import ADDRESS_BYTES, Claims
 from lbctl.contents import Contents, region_of, region_word
-from lbctl.resolve import Endpoint, ResolvedPort
+from lbctl.portsets import HeldSets, WantedSets, frontends_of
+from lbctl.resolved import ResolvedPort
 
 CLUSTER: Final = "cluster"
 LOCAL: Final = "local"
@@ -165,11 +166,11 @@ class Planner:
     ) -> Programmed:
         returning = None if before else self.retired.get(name)
         state = before or returning or Programmed(0)
-        frontends, warnings = _frontends(port)
-        sets = _Sets(self._contents, state)
-        wanted = _wanted(port)
-        fresh = [identity for identity in wanted if identity not in sets.held]
-        fresh_ids, words, regions = self._allocate(port, sets, fresh, frontends, now)
+        frontends, warnings = frontends_of(port)
+        sets = HeldSets(self._contents, state.cluster, state.local)
+        wanted = WantedSets(port)
+        fresh = [identity for identity in wanted.flags if identity not in sets.held]
+        fresh_ids, words, regions = self._allocate(wanted, sets, fresh, frontends, now)
         if not state.id:
             try:
                 state.id = self.service_ids.take()
@@ -185,12 +186,12 @@ class Planner:
         plan.warnings.extend(warnings)
         plan.backend_ids.extend(fresh_ids)
         plan.backend_identities.extend(fresh)
-        plan.backend_flags.extend(wanted[identity] for identity in fresh)
+        plan.backend_flags.extend([wanted.flags[identity] for identity in fresh])
         plan.backend_services.extend([state.id] * len(fresh))
         for base, ids in regions:
             plan.slot_indices.extend(range(base, base + len(ids)))
             plan.slot_backends.extend(ids)
-        self._change_flags(plan, sets, wanted, now)
+        self._change_flags(plan, sets, wanted.flags, now)
         self._switch(plan, state, words, now)
         self._configure(plan, state, port, new=before is None)
         state.frontends = frontends
@@ -198,8 +199,8 @@ class Planner:
 
     def _allocate(
         self,
-        port: ResolvedPort,
-        sets: "_Sets",
+        wanted: WantedSets,
+        sets: HeldSets,
         fresh: list[bytes],
         frontends: tuple[tuple[bytes, int], ...],
         now: float,
@@ -213,14 +214,14 @@ class Planner:
             raise Exhausted("frontends", self._sizes.frontends, 0, SERVICES_FLAG)
         fresh_ids = self.backend_ids.take_many(len(fresh))
         ids = dict(zip(fresh, fresh_ids, strict=True))
-        cluster = sets.ids_of(port.cluster, ids)
-        local = sets.ids_of(port.local, ids)
+        cluster = sets.ids_of(wanted.cluster, ids)
+        local = sets.ids_of(wanted.local, ids)
         existing = [(sets.cluster, sets.words[0]), (sets.local, sets.words[1])]
         regions: list[tuple[int, list[int]]] = []
         try:
-            cluster_word = self._place(cluster, port.cluster_drop, existing, regions, now)
+            cluster_word = self._place(cluster, wanted.cluster_drop, existing, regions, now)
             existing.append((cluster, cluster_word))
-            local_word = self._place(local, port.local_drop, existing, regions, now)
+            local_word = self._place(local, wanted.local_drop, existing, regions, now)
         except Exhausted:
             self._give_back(fresh_ids, regions)
             raise
@@ -250,7 +251,7 @@ class Planner:
             self.regions.give_back(base, len(members))
 
     def _change_flags(
-        self, plan: Plan, sets: "_Sets", wanted: dict[bytes, int], now: float
+        self, plan: Plan, sets: HeldSets, wanted: dict[bytes, int], now: float
     ) -> None:
         """A backend that stays gets bits before the switch and loses them after it."""
         for identity, (number, flags) in sets.held.items():
@@ -294,7 +295,7 @@ class Planner:
             (plan.new_settings if new else plan.settings).append((state.id, flags, affinity))
 
     def _remove(self, plan: Plan, name: str, state: Programmed, now: float) -> None:
-        for number, flags in _Sets(self._contents, state).held.values():
+        for number, flags in HeldSets(self._contents, state.cluster, state.local).held.values():
             self._retire(plan, number, flags, now)
         if state.cluster:
             plan.words_emptied.append((state.id, CLUSTER, 0))
@@ -338,58 +339,3 @@ class Planner:
             f"{place} is asked for by {names.get(owner, 'a service without a name')} and by "
             f"{names[loser]}: the former keeps it, as it had it first"
         )
-
-
-class _Sets:
-    """The sets of a service port as they are programmed."""
-
-    __slots__ = ("cluster", "held", "local", "words")
-
-    def __init__(self, contents: Contents, state: Programmed) -> None:
-        self.words = (state.cluster, state.local)
-        self.cluster = contents.region(state.cluster)
-        same = state.local == state.cluster
-        self.local = self.cluster if same else contents.region(state.local)
-        ids = self.cluster if same else list(dict.fromkeys(self.cluster + self.local))
-        self.held: dict[bytes, tuple[int, int]] = {}  # identity -> id, flags
-        if ids:
-            for number, (identity, flags) in zip(ids, contents.backends(ids), strict=True):
-                self.held[identity] = (number, flags)
-
-    def ids_of(self, endpoints: tuple[Endpoint, ...], fresh: dict[bytes, int]) -> list[int]:
-        held = self.held
-        identities = dict.fromkeys(map(_identity, endpoints))
-        return [fresh[i] if i in fresh else held[i][0] for i in identities]
-
-
-def _identity(endpoint: Endpoint) -> bytes:
-    return endpoint.address + endpoint.port.to_bytes(2, "big")
-
-
-def _wanted(port: ResolvedPort) -> dict[bytes, int]:
-    """Identity of every endpoint in either set, with its flags, in the order of the sets."""
-    plain = consts.BACKEND_SERVING | consts.BACKEND_IN_CLUSTER
-    here = plain | consts.BACKEND_LOCAL
-    wanted = {_identity(e): here if e.local else plain for e in port.cluster}
-    local = consts.BACKEND_SERVING | consts.BACKEND_IN_LOCAL | consts.BACKEND_LOCAL
-    for endpoint in port.local:
-        identity = _identity(endpoint)
-        wanted[identity] = wanted.get(identity, 0) | local
-    return wanted
-
-
-def _frontends(port: ResolvedPort) -> tuple[tuple[tuple[bytes, int], ...], list[str]]:
-    """Keys with flags, and warnings about those that are left out."""
-    found: dict[bytes, int] = {}
-    warnings = []
-    for frontend in port.frontends:
-        flags = int(frontend.kind)
-        if flags & consts.FRONTEND_SOURCE_RANGES:
-            place = format_endpoint(frontend.address, frontend.port)
-            warnings.append(
-                f"{port.name}: {place} is not served: loadBalancerSourceRanges are not yet enforced"
-            )
-            continue
-        key = frontend_key(frontend.address, frontend.port, frontend.protocol)
-        found[key] = found.get(key, 0) | flags
-    return tuple(found.items()), warnings
