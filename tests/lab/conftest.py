@@ -38,3 +38,9 @@ def make_lab(lab_name: str) -> Iterator[Callable[..., Lab]]:
     finally:
         for lab in made:
             lab.down()
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    """Two nodes with three pods each and running agents, shared by a module's tests."""
+    return make_lab("lab")

@@ -100,6 +100,16 @@ def test_a_pod_that_joins_can_call_services(served: Lab) -> None:
     served.remove_pod(pod.name)
 
 
+def test_other_modules_get_a_lab_that_is_ready(lab: Lab) -> None:
+    assert len(lab.nodes) == 2
+    assert len(lab.pods) == 6
+    for node in lab.nodes:
+        said = status.read(lab.pin_dir(node.name))
+        assert said is not None
+        assert said.ready
+        assert said.interfaces == 3
+
+
 def test_an_agent_that_cannot_start_fails_the_lab_with_its_own_words(lab_name: str) -> None:
     name = f"{lab_name[:30]}-bad"
     options = AgentOptions(extra=("--no-such-option",))
