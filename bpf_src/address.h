@@ -60,18 +60,19 @@ INLINE u32 filter_hash(const ip_addr *address, u16 port)
 	return h * 0x2c1b3c6d;
 }
 
-/* May this address have frontends, or flows to frontends that are gone? */
-INLINE bool maybe_service(const ip_addr *address)
+/* May this address have frontends, or flows to frontends that are gone? `kind` is 0 for any address
+ * of a service, 1 for a ClusterIP: those refuse the ports that nobody serves. */
+INLINE bool maybe_service(const ip_addr *address, u16 kind)
 {
-	u32 bit = filter_hash(address, 0) >> (32 - SERVICE_FILTER_BITS);
+	u32 bit = filter_hash(address, kind) >> (32 - SERVICE_FILTER_BITS);
 	u32 word = bit >> 6;
 	u64 *bits = service_filter.lookup(&word);
 
 	return bits && (*bits >> (bit & 63)) & 1;
 }
 
-/* May flows come back from this address and port? */
-INLINE bool maybe_backend(const ip_addr *address, u16 port)
+/* May this be a backend, so that flows come back from it, or a frontend that is no ClusterIP? */
+INLINE bool maybe_endpoint(const ip_addr *address, u16 port)
 {
 	u32 bit = filter_hash(address, port) >> (32 - BACKEND_FILTER_BITS);
 	u32 word = bit >> 6;
@@ -94,30 +95,59 @@ INLINE struct table_state *get_table_state(void)
 	return table_state.lookup(&zero);
 }
 
+/* A source port that only flows with a changed one use? Network byte order. */
+INLINE bool is_own_port(const struct config *c, u16 port)
+{
+	return (u16)(ntohs(port) - c->port_min) <= (u16)(c->port_max - c->port_min);
+}
+
+INLINE bool in_range(const struct cidr *range, const ip_addr *address)
+{
+#if FAMILY == 4
+	return (*address & range->mask.w[3]) == range->net.w[3];
+#else
+	return !(((address->w[0] & range->mask.w[0]) ^ range->net.w[0]) |
+		 ((address->w[1] & range->mask.w[1]) ^ range->net.w[1]) |
+		 ((address->w[2] & range->mask.w[2]) ^ range->net.w[2]) |
+		 ((address->w[3] & range->mask.w[3]) ^ range->net.w[3]));
+#endif
+}
+
+#if FAMILY == 4
+#define SERVICE_CIDRS(c) (c)->cidr4
+#define SERVICE_CIDR_COUNT(c) (c)->cidr_count4
+#define POD_CIDRS(c) (c)->pod_cidr4
+#define POD_CIDR_COUNT(c) (c)->pod_cidr_count4
+#define NODE_ADDRESS(c) (&(c)->node4)
+#else
+#define SERVICE_CIDRS(c) (c)->cidr6
+#define SERVICE_CIDR_COUNT(c) (c)->cidr_count6
+#define POD_CIDRS(c) (c)->pod_cidr6
+#define POD_CIDR_COUNT(c) (c)->pod_cidr_count6
+#define NODE_ADDRESS(c) (&(c)->node6)
+#endif
+
 /* Inside a range that only services have addresses in? */
 INLINE bool in_service_range(const struct config *c, const ip_addr *address)
 {
-#if FAMILY == 4
 #pragma unroll
 	for (u32 i = 0; i < MAX_SERVICE_CIDRS; i++) {
-		if (i >= c->cidr_count4)
+		if (i >= SERVICE_CIDR_COUNT(c))
 			return false;
-		if ((*address & c->cidr4[i].mask.w[3]) == c->cidr4[i].net.w[3])
+		if (in_range(&SERVICE_CIDRS(c)[i], address))
 			return true;
 	}
-#else
-#pragma unroll
-	for (u32 i = 0; i < MAX_SERVICE_CIDRS; i++) {
-		const struct cidr *r = &c->cidr6[i];
+	return false;
+}
 
-		if (i >= c->cidr_count6)
+INLINE bool in_pod_range(const struct config *c, const ip_addr *address)
+{
+#pragma unroll
+	for (u32 i = 0; i < MAX_POD_CIDRS; i++) {
+		if (i >= POD_CIDR_COUNT(c))
 			return false;
-		if (!(((address->w[0] & r->mask.w[0]) ^ r->net.w[0]) |
-		      ((address->w[1] & r->mask.w[1]) ^ r->net.w[1]) |
-		      ((address->w[2] & r->mask.w[2]) ^ r->net.w[2]) |
-		      ((address->w[3] & r->mask.w[3]) ^ r->net.w[3])))
+		if (in_range(&POD_CIDRS(c)[i], address))
 			return true;
 	}
-#endif
 	return false;
 }

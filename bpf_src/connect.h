@@ -131,35 +131,53 @@ INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, struct flow
 	return translate(skb, p, false, &choice->addr, choice->port, choice->client_port);
 }
 
-/* hairpin.h takes over from here. */
-INLINE int hand_to_hairpin(struct __sk_buff *skb, struct choice *choice)
+/* Would the reply not come back through this node, or not be told from the pod's own? Masquerade then;
+ * never where Kubernetes promises the client's address. */
+INLINE bool needs_masquerade(const struct config *c, const struct packet *p, u32 frontend_flags,
+			     const struct choice *choice)
 {
-	skb->cb[1] = choice->service;
-	skb->cb[2] = choice->backend;
-	return hand_to(skb, FAMILY_PROGRAM(HAIRPIN));
+	if (same_address(&p->src, &choice->addr))
+		return true;
+	if (choice->local || p->origin == ORIGIN_NODE)
+		return false;
+	if (!(frontend_flags & FRONTEND_CLUSTER_IP))
+		return p->origin == ORIGIN_NET;
+	if (c->flags & CONFIG_MASQUERADE_ALL)
+		return true;
+	return p->origin == ORIGIN_NET && POD_CIDR_COUNT(c) && !in_pod_range(c, &p->src);
 }
 
 INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
-			   u32 service)
+			   const struct frontend *frontend)
 {
+	struct request request = {.service = frontend->service, .frontend_flags = frontend->flags};
 	struct choice choice = {.client_port = p->sport};
-	int reason = choose_backend(service, &choice);
+	const struct config *c = get_config();
+	bool masquerade;
+	int reason;
 
+	if (!c)
+		return DROP;
+	widen(&request.client, &p->src);
+	request.outside = p->origin == ORIGIN_NET && !in_pod_range(c, &p->src);
+	reason = choose_backend(&request, &choice);
 	if (reason == REASON_NO_ENDPOINT)
 		return refuse(skb, reason);
 	if (reason) {
 		count(skb, reason);
 		return DROP;
 	}
+	masquerade = needs_masquerade(c, p, frontend->flags, &choice);
+	skb->cb[1] = choice.service;
 #ifdef TRACE
-	skb->cb[1] = service;
-	skb->cb[2] = same_address(&p->src, &choice.addr);
+	skb->cb[2] = masquerade;
 	count(skb, REASON_FORWARDED);
 	return translate(skb, p, false, &choice.addr, choice.port, choice.client_port);
 #else
-	if (same_address(&p->src, &choice.addr))
-		return hand_to_hairpin(skb, &choice);
-	return open_and_forward(skb, p, key, &choice);
+	if (!masquerade)
+		return open_and_forward(skb, p, key, &choice);
+	skb->cb[2] = choice.backend;
+	return hand_to(skb, FAMILY_PROGRAM(MASQUERADE));
 #endif
 }
 
@@ -212,8 +230,8 @@ INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 	if (!still_serving(f))
 		count(skb, REASON_FLOW_MOVED);
 	flush_counts(f);
-	if (f->flags & FLOW_HAIRPIN)
-		delete_hairpin_sides(key, f);
+	if (f->flags & FLOW_MASQUERADED)
+		delete_sides(key, f);
 	delete_flow(key);
 }
 
@@ -236,5 +254,5 @@ INLINE int connect(struct __sk_buff *skb)
 		return no_frontend(skb, &p);
 	if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return no_flow(skb, &p);
-	return connect_service(skb, &p, &key, frontend.service);
+	return connect_service(skb, &p, &key, &frontend);
 }

@@ -71,7 +71,7 @@ enum flow_flag {
 	    4,		 /* the other direction sent one; peer_fin holds the number that acks it */
 	FLOW_ACKED = 8,	 /* ... and this direction acknowledged it */
 	FLOW_REPLY = 16, /* entry for packets to the client: writes source, else destination */
-	FLOW_HAIRPIN = 32,  /* client and backend are one pod */
+	FLOW_MASQUERADED = 32, /* the backend sees the node's address; see masquerade.h */
 	FLOW_DIRECT = 64,   /* no service: only the client's port is changed, see flow.h */
 	FLOW_REPLIED = 128, /* the backend has answered */
 };
@@ -79,6 +79,10 @@ enum flow_flag {
 /* config.flags */
 enum config_flag {
 	CONFIG_PASS_MIDSTREAM = 1, /* kube-proxy may own TCP without a flow */
+	CONFIG_MASQUERADE_ALL = 2, /* ClusterIP traffic too */
+	CONFIG_SOCKET_HOST = 4,	   /* the socket hooks serve the node's own processes */
+	CONFIG_SOCKET_ALL = 8,	   /* ... and pods */
+	CONFIG_SOCKET_PEERS = 16,  /* TCP's getpeername shows the service */
 };
 
 /* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */
@@ -94,9 +98,15 @@ enum config_flag {
 #define SERVICE_FILTER_BITS 19 /* of an address: 64 KiB */
 #define BACKEND_FILTER_BITS 22 /* of address and port: 512 KiB */
 
+/* Where a packet comes from, which decides scope and masquerade. */
+enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
+#define BARE_LINK 4 /* added to the origin: a device without link header */
+
 #define MAX_SERVICE_CIDRS 4
+#define MAX_POD_CIDRS 4
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 8
+#define MASQUERADE_PORT_TRIES 32
 
 /* Slots of the program array: the parts a packet is handed to by tail call, per family. */
 enum program {
@@ -120,8 +130,12 @@ enum program {
 	PROGRAM_ICMP_TO_POD6,
 	PROGRAM_REFUSE4, /* answers with RST or port unreachable */
 	PROGRAM_REFUSE6,
-	PROGRAM_HAIRPIN4, /* a pod to itself */
-	PROGRAM_HAIRPIN6,
+	PROGRAM_MASQUERADE4, /* a new flow whose backend is to see the node's address */
+	PROGRAM_MASQUERADE6,
+	PROGRAM_FROM_NET4, /* from an uplink */
+	PROGRAM_FROM_NET6,
+	PROGRAM_TO_NET4,
+	PROGRAM_TO_NET6,
 	PROGRAM_MAX,
 };
 

@@ -48,3 +48,52 @@ PROGRAM(entry_to_pod)
 		programs.call(skb, PROGRAM_TO_POD6);
 	return TC_ACT_UNSPEC;
 }
+
+static __attribute__((always_inline)) inline int from_net(struct __sk_buff *skb, u16 type, u32 from)
+{
+	skb->cb[3] = from;
+	if (type == htons(ETH_P_IP))
+		programs.call(skb, PROGRAM_FROM_NET4);
+	else if (type == htons(ETH_P_IPV6))
+		programs.call(skb, PROGRAM_FROM_NET6);
+	return TC_ACT_UNSPEC;
+}
+
+static __attribute__((always_inline)) inline int to_net(struct __sk_buff *skb, u16 type, u32 to)
+{
+	skb->cb[3] = to;
+	if (type == htons(ETH_P_IP))
+		programs.call(skb, PROGRAM_TO_NET4);
+	else if (type == htons(ETH_P_IPV6))
+		programs.call(skb, PROGRAM_TO_NET6);
+	return TC_ACT_UNSPEC;
+}
+
+PROGRAM(entry_from_net)
+{
+	return from_net(skb, ethertype(skb), ORIGIN_NET);
+}
+
+PROGRAM(entry_to_net)
+{
+	return to_net(skb, ethertype(skb), ORIGIN_NET);
+}
+
+/* Tunnels without link header: the frame begins with the IP header. */
+PROGRAM(entry_from_tunnel)
+{
+	return from_net(skb, skb->protocol, ORIGIN_NET | BARE_LINK);
+}
+
+PROGRAM(entry_to_tunnel)
+{
+	return to_net(skb, skb->protocol, ORIGIN_NET | BARE_LINK);
+}
+
+#ifdef TRACE
+/* What starts on the node is chosen for at its sockets, by the same code; those hooks have no test run. */
+PROGRAM(entry_from_node)
+{
+	return from_net(skb, ethertype(skb), ORIGIN_NODE);
+}
+#endif

@@ -123,13 +123,13 @@ INLINE void delete_flow(struct flow_key *key)
 	FLOWS_LRU.delete(key);
 }
 
-/* A hairpin flow has two more entries; see hairpin.h. */
-INLINE void delete_hairpin_sides(const struct flow_key *key, const struct flow *f)
+/* A masqueraded flow has two more entries; see masquerade.h. */
+INLINE void delete_sides(const struct flow_key *key, const struct flow *f)
 {
 	struct flow_key side = {};
 	struct flow *out;
 
-	side.src = f->addr;
+	side.src = key->src;
 	side.sport = f->client_port;
 	side.dst = f->addr;
 	side.dport = f->port;
@@ -159,8 +159,8 @@ INLINE void end_flow(struct flow_key *key, bool keep_reply)
 		return;
 	flush_counts(f);
 	make_pair_key(&pair_key, key, f);
-	if (f->flags & FLOW_HAIRPIN)
-		delete_hairpin_sides(key, f);
+	if (f->flags & FLOW_MASQUERADED)
+		delete_sides(key, f);
 	pair = find_flow(&pair_key);
 	if (pair && is_pair(pair, key, f)) {
 		flush_counts(pair);
@@ -218,16 +218,6 @@ INLINE bool finished(const struct flow_key *key, const struct flow *f, u32 tick)
 	if (f->state == FLOW_CLOSING && f->flags & FLOW_FIN && f->flags & FLOW_PEER_FIN)
 		return true;
 	return idle(key, f, tick);
-}
-
-/* May the backend of this flow still carry it? */
-INLINE bool still_serving(const struct flow *f)
-{
-	u32 id = f->backend & BACKEND_ID_MASK;
-	struct backend *b = backends.lookup(&id);
-
-	return b && b->flags & BACKEND_SERVING &&
-	       b->generation == f->backend >> BACKEND_GENERATION_SHIFT;
 }
 
 /* Moves an established flow's entry out of the table that forgets. */

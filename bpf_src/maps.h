@@ -52,6 +52,20 @@ BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
 /* One entry. Programs add, the agent's sweep sets right. */
 BPF_F_TABLE("array", u32, struct table_state, table_state, 1, BPF_F_MMAPABLE);
 
+/* Session affinity. Programs write; the least recently used goes. */
+BPF_F_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1, 0);
+
+/* loadBalancerSourceRanges of the services that have any. Agent writes; nothing evicts. */
+BPF_F_TABLE("lpm_trie", struct source_range, u32, source_ranges, 1, BPF_F_NO_PREALLOC);
+
+/* By socket and service address: the backend of an unconnected UDP socket. Programs write; the least
+ * recently used goes, and its socket chooses anew. */
+BPF_F_TABLE("lru_hash", struct socket_key, u32, socket_choices, 1, 0);
+
+/* By socket and backend address: what the socket's owner called. Programs write and delete when the
+ * socket closes; the least recently used goes, and its socket sees the backend's address. */
+BPF_F_TABLE("lru_hash", struct socket_key, struct socket_peer, socket_peers, 1, 0);
+
 /* Service id to its name, for people. Agent writes; programs never look. */
 BPF_F_TABLE("hash", struct name_key, struct name, names, 1, 0);
 

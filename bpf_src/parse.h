@@ -15,7 +15,7 @@ struct packet {
 	__u8 proto;
 	__u8 tcp_flags;
 	__u8 fragment; /* enum fragment_kind; a later one has no ports of its own */
-	__u8 pad;
+	__u8 origin;   /* enum origin */
 	__u16 l3; /* offsets from the start of the frame */
 	__u16 l4;
 	__u32 l4_length; /* bytes from l4 to the end of the datagram, padding not counted */
@@ -67,7 +67,7 @@ INLINE void make_linear(struct __sk_buff *skb)
 
 /* Offset of the IP header. The kernel keeps an outer VLAN tag beside the frame; what is still in
  * the frame is followed twice. 0: not of this family. */
-INLINE u32 find_ip_header(struct __sk_buff *skb)
+INLINE int find_ip_header(struct __sk_buff *skb)
 {
 	void *data = packet_start(skb), *end = packet_end(skb);
 	struct ethhdr *eth = data;
@@ -75,18 +75,18 @@ INLINE u32 find_ip_header(struct __sk_buff *skb)
 	u16 type;
 
 	if (data + ETH_HLEN > end)
-		return 0;
+		return -1;
 	type = eth->h_proto;
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
 		if (type != htons(ETH_P_8021Q) && type != htons(ETH_P_8021AD))
 			break;
 		if (data + offset + 4 > end)
-			return 0;
+			return -1;
 		type = *(u16 *)(data + offset + 2);
 		offset += 4;
 	}
-	return type == htons(ETHERTYPE) ? offset : 0;
+	return type == htons(ETHERTYPE) ? offset : -1;
 }
 
 INLINE bool has_ports(u8 proto)
@@ -226,14 +226,20 @@ INLINE int parse_network(struct __sk_buff *skb, struct packet *p)
 }
 #endif
 
-/* Addresses only: enough to tell whether the packet concerns us. 0 or a reason. */
-INLINE int parse_addresses(struct __sk_buff *skb, struct packet *p)
+/* Addresses only: enough to tell whether the packet concerns us. `from` is an origin, with BARE_LINK
+ * where the device has no link header. 0 or a reason. */
+INLINE int parse_addresses(struct __sk_buff *skb, struct packet *p, u32 from)
 {
+	int l3 = 0;
+
 	__builtin_memset(p, 0, sizeof(*p));
+	p->origin = from & 3;
 	make_linear(skb);
-	p->l3 = find_ip_header(skb);
-	if (!p->l3)
+	if (!(from & BARE_LINK))
+		l3 = find_ip_header(skb);
+	if (l3 < 0)
 		return REASON_TRUNCATED;
+	p->l3 = l3;
 	return parse_network(skb, p);
 }
 
@@ -247,7 +253,7 @@ INLINE int parse_ports(struct __sk_buff *skb, struct packet *p)
  */
 INLINE void save_packet(struct __sk_buff *skb, const struct packet *p)
 {
-	skb->cb[3] = p->l4 | p->l3 << 14 | p->fragment << 20 | p->proto << 24;
+	skb->cb[3] = p->l4 | p->l3 << 14 | p->fragment << 20 | p->origin << 22 | p->proto << 24;
 	skb->cb[4] = p->sport | (u32)p->dport << 16;
 }
 
@@ -261,6 +267,7 @@ INLINE bool restore_packet(struct __sk_buff *skb, struct packet *p)
 	p->l4 = saved & 0x3fff;
 	p->l3 = saved >> 14 & 0x3f;
 	p->fragment = saved >> 20 & 3;
+	p->origin = saved >> 22 & 3;
 	p->proto = saved >> 24;
 	p->sport = ports;
 	p->dport = ports >> 16;

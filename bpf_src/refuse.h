@@ -42,11 +42,12 @@ INLINE bool checksum_pending(struct __sk_buff *skb, u32 offset)
 	return false;
 }
 
-INLINE void swap_macs(struct __sk_buff *skb)
+/* Nothing to swap on a device without link header. */
+INLINE void swap_macs(struct __sk_buff *skb, const struct packet *p)
 {
 	u8 macs[12], swapped[12];
 
-	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+	if (!p->l3 || bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		return;
 	__builtin_memcpy(swapped, macs + 6, 6);
 	__builtin_memcpy(swapped + 6, macs, 6);
@@ -132,7 +133,7 @@ INLINE int answer_reset(struct __sk_buff *skb, struct packet *p)
 	    bpf_skb_store_bytes(skb, p->l4, &tcp, sizeof(tcp), 0) ||
 	    answer_header(skb, p, sizeof(tcp)))
 		return DROP;
-	swap_macs(skb);
+	swap_macs(skb, p);
 	return send_back(skb);
 }
 
@@ -201,28 +202,39 @@ INLINE s64 sum_quote(struct __sk_buff *skb, struct packet *p, u32 headers, bool 
 	return (u32)fold(sum) + (u16)~held;
 }
 
+/* Moves the link header, with its VLAN tags, to the new front of the frame. */
+INLINE int move_link_header(struct __sk_buff *skb, u32 length, u32 by)
+{
+	u32 rest = (length - 12) & 15;
+	u8 link[16] = {};
+
+	if (!length)
+		return 0;
+	if (!rest || bpf_skb_load_bytes(skb, by, link, 12) ||
+	    bpf_skb_store_bytes(skb, 0, link, 12, 0) ||
+	    bpf_skb_load_bytes(skb, by + 12, link, rest))
+		return -EFAULT;
+	return bpf_skb_store_bytes(skb, 12, link, rest, 0);
+}
+
 /* Room for the new headers goes in front of the frame, so that nothing of the quote moves. */
 INLINE int answer_unreachable(struct __sk_buff *skb, struct packet *p)
 {
 	struct unreachable answer;
-	u32 headers = p->l4 - p->l3, link_rest = (p->l3 - 12) & 15;
+	u32 headers = p->l4 - p->l3;
 	bool pending = p->proto == IPPROTO_UDP && checksum_pending(skb, p->l4 + 6);
-	u8 link[16] = {};
 	s64 sum;
 
-	if (headers > QUOTE_MAX - QUOTED_TRANSPORT || !link_rest || p->l4_length < QUOTED_TRANSPORT)
+	if (headers > QUOTE_MAX - QUOTED_TRANSPORT || p->l4_length < QUOTED_TRANSPORT)
 		return DROP;
 	sum = sum_quote(skb, p, headers, pending);
 	if (sum < 0)
 		return DROP;
 	fill_unreachable(&answer, p, headers + QUOTED_TRANSPORT, sum);
-	swap_macs(skb);
+	swap_macs(skb, p);
 	if (bpf_skb_change_tail(skb, p->l4 + QUOTED_TRANSPORT, 0) ||
 	    bpf_skb_change_head(skb, sizeof(answer), 0) ||
-	    bpf_skb_load_bytes(skb, sizeof(answer), link, 12) ||
-	    bpf_skb_store_bytes(skb, 0, link, 12, 0) ||
-	    bpf_skb_load_bytes(skb, sizeof(answer) + 12, link, link_rest) ||
-	    bpf_skb_store_bytes(skb, 12, link, link_rest, 0) ||
+	    move_link_header(skb, p->l3, sizeof(answer)) ||
 	    bpf_skb_store_bytes(skb, p->l3, &answer, sizeof(answer), 0))
 		return DROP;
 	return send_back(skb);

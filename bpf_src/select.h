@@ -8,6 +8,7 @@ struct choice {
 	__u32 backend;	   /* id | generation << 24 */
 	__u32 service;
 	__u32 flags; /* enum flow_flag, for the entries to make */
+	__u32 local; /* on this node */
 };
 
 /* A hash element can be reused under its reader, and a walk over the bucket can be led astray: the
@@ -37,21 +38,101 @@ INLINE void make_frontend_key(struct frontend_key *key, const ip_addr *addr, u16
 	key->pad = 0;
 }
 
-/* One backend of the set, each as likely as any other. 0 or the reason why there is none. */
-INLINE int choose_backend(u32 service, struct choice *choice)
+/* Who asks for a backend, and by which kind of address. */
+struct request {
+	struct addr client;
+	__u32 service;
+	__u32 frontend_flags;
+	__u32 outside; /* from outside the cluster: the external policy applies */
+};
+
+INLINE bool uses_local_set(const struct service *s, const struct request *r)
 {
+	if (r->frontend_flags & FRONTEND_CLUSTER_IP)
+		return s->flags & SERVICE_INTERNAL_LOCAL;
+	return r->outside && s->flags & SERVICE_EXTERNAL_LOCAL;
+}
+
+/* loadBalancerSourceRanges: is the client in any of the service's ranges? */
+INLINE bool in_source_ranges(const struct request *r)
+{
+	struct source_range key = {.prefix_length = 32 + 128, .service = r->service};
+
+	key.client = r->client;
+	return source_ranges.lookup(&key);
+}
+
+INLINE bool current(const struct backend *b, u32 reference)
+{
+	return b->flags & BACKEND_SERVING &&
+	       b->generation == reference >> BACKEND_GENERATION_SHIFT;
+}
+
+INLINE void take_backend(struct choice *choice, const struct backend *b, u32 reference, u32 service)
+{
+	narrow(&choice->addr, &b->addr);
+	choice->port = b->port;
+	choice->backend = reference;
+	choice->service = service;
+	choice->local = b->flags & BACKEND_LOCAL;
+}
+
+#ifndef TRACE
+/* The backend this client had, if it may still use it. */
+INLINE bool affine_backend(const struct service *s, struct affinity_key *key, bool local,
+			   struct choice *choice)
+{
+	u32 tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT, id;
+	struct affinity *had = affinity.lookup(key);
+	struct backend *b;
+
+	if (!had || tick - had->seen > s->affinity)
+		return false;
+	id = had->backend & BACKEND_ID_MASK;
+	b = backends.lookup(&id);
+	if (!b || !current(b, had->backend) ||
+	    !(b->flags & (local ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER)))
+		return false;
+	had->seen = tick;
+	take_backend(choice, b, had->backend, key->service);
+	return true;
+}
+
+INLINE void remember_affinity(struct affinity_key *key, u32 reference)
+{
+	struct affinity value = {.backend = reference,
+				 .seen = bpf_ktime_get_coarse_ns() >> TICK_SHIFT};
+
+	affinity.update(key, &value);
+}
+#endif
+
+/* One backend of the set that the request may use, each as likely as any other; with affinity the one
+ * the client had. 0 or the reason why there is none. */
+INLINE int choose_backend(const struct request *r, struct choice *choice)
+{
+	u32 service = r->service, length, index, id, reference;
+	struct affinity_key key = {.service = service};
 	struct service *s = services.lookup(&service);
 	struct backend *b;
 	struct slot *slot;
+	bool local;
 	u64 region;
-	u32 length, index, id;
 
 	if (!s)
 		return REASON_INTERNAL;
-	region = *(volatile u64 *)(s->flags & SERVICE_INTERNAL_LOCAL ? &s->local : &s->cluster);
+	if (r->frontend_flags & FRONTEND_SOURCE_RANGES && !in_source_ranges(r))
+		return REASON_SOURCE_RANGE;
+	local = uses_local_set(s, r);
+	region = *(volatile u64 *)(local ? &s->local : &s->cluster);
 	length = region >> REGION_LENGTH_SHIFT & REGION_LENGTH_MASK;
 	if (!length)
 		return region & REGION_DROP ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
+	key.client = r->client;
+#ifndef TRACE
+	if (s->flags & SERVICE_AFFINITY && affine_backend(s, &key, local, choice))
+		return 0;
+#endif
 	index = (u32)region + (u32)((u64)bpf_get_prandom_u32() * length >> 32);
 	slot = slots.lookup(&index);
 	if (!slot)
@@ -60,9 +141,20 @@ INLINE int choose_backend(u32 service, struct choice *choice)
 	b = backends.lookup(&id);
 	if (!b)
 		return REASON_INTERNAL;
-	narrow(&choice->addr, &b->addr);
-	choice->port = b->port;
-	choice->backend = id | (u32)b->generation << BACKEND_GENERATION_SHIFT;
-	choice->service = service;
+	reference = id | (u32)b->generation << BACKEND_GENERATION_SHIFT;
+	take_backend(choice, b, reference, service);
+#ifndef TRACE
+	if (s->flags & SERVICE_AFFINITY)
+		remember_affinity(&key, reference);
+#endif
 	return 0;
+}
+
+/* May the backend of this flow still carry it? */
+INLINE bool still_serving(const struct flow *f)
+{
+	u32 id = f->backend & BACKEND_ID_MASK;
+	struct backend *b = backends.lookup(&id);
+
+	return b && current(b, f->backend);
 }

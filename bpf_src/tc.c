@@ -34,27 +34,24 @@
 #include "select.h"
 #include "fragment.h"
 #include "connect.h"
-#include "hairpin.h"
+#include "masquerade.h"
 #include "direct.h"
 #include "icmp.h"
 #include "established.h"
 
-/* A packet from a pod that is not for a service. */
-INLINE int not_service(struct __sk_buff *skb, struct packet *p)
+/* A packet that is not for a service. */
+INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct packet *p)
 {
-	const struct config *c = get_config();
-
-	if (c && in_service_range(c, &p->dst) && !(c->flags & CONFIG_PASS_MIDSTREAM)) {
+	if (in_service_range(c, &p->dst) && !(c->flags & CONFIG_PASS_MIDSTREAM)) {
 		count(skb, REASON_UNALLOCATED);
 		return DROP;
 	}
 #ifndef TRACE
-	if (has_ports(p->proto) && p->fragment == WHOLE && !parse_ports(skb, p) &&
-	    maybe_backend(&p->dst, p->dport)) {
+	if (p->origin == ORIGIN_POD && has_ports(p->proto) && p->fragment == WHOLE &&
+	    !parse_ports(skb, p) && maybe_endpoint(&p->dst, p->dport)) {
 		struct table_state *state = get_table_state();
 
-		if (p->proto != IPPROTO_TCP || starts_connection(p) ||
-		    (state && *has_direct(state))) {
+		if (p->proto != IPPROTO_TCP || starts_connection(p) || (state && *has_direct(state))) {
 			save_packet(skb, p);
 			return hand_to(skb, FAMILY_PROGRAM(DIRECT));
 		}
@@ -79,31 +76,88 @@ INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
-/* This one and to_pod write nothing, so that traffic that is none of ours is not copied for it. */
-PROGRAM(FAMILY_NAME(from_pod))
+/* A packet that comes in: whom does it concern? This and going_out() write nothing, so that traffic
+ * that is none of ours is not copied for it. */
+INLINE int coming_in(struct __sk_buff *skb, u32 from)
 {
+	const struct config *c = get_config();
 	struct packet p;
-	int reason = parse_addresses(skb, &p);
+	bool cluster_ip;
+	int reason = parse_addresses(skb, &p, from);
 
+	if (!c)
+		return PASS;
 	if (reason) {
 		count(skb, reason);
 		return PASS;
 	}
-	if (!maybe_service(&p.dst))
-		return not_service(skb, &p);
+	if (!maybe_service(&p.dst, 0))
+		return not_service(skb, c, &p);
+	cluster_ip = maybe_service(&p.dst, 1);
 	reason = ports_or_reason(skb, &p);
 	if (reason) {
+		/* An address that is also the node's own gets what the stack makes of it. */
 		count(skb, reason);
-		return DROP;
+		return cluster_ip ? DROP : PASS;
 	}
 	save_packet(skb, &p);
+#ifndef TRACE
+	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p))
+		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
+#endif
+	if (!cluster_ip && !maybe_endpoint(&p.dst, p.dport) && !is_own_port(c, p.dport))
+		return PASS;
 #ifdef TRACE
 	return hand_to_connect(skb, false);
 #else
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p))
-		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
 	return hand_to(skb, FAMILY_PROGRAM(SERVICE));
 #endif
+}
+
+/* A packet that goes out: may it be a reply, or one whose source is to change? */
+INLINE int going_out(struct __sk_buff *skb, u32 to)
+{
+	const struct config *c = get_config();
+	struct packet p;
+
+	if (!c || parse_addresses(skb, &p, to))
+		return PASS;
+	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
+		save_packet(skb, &p);
+		return hand_to(skb, FAMILY_PROGRAM(ICMP_TO_POD));
+	}
+	if (!has_ports(p.proto) || parse_ports(skb, &p))
+		return PASS;
+	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
+		return PASS;
+	if (!maybe_endpoint(&p.src, p.sport) && !is_own_port(c, p.sport) &&
+	    !same_address(&p.src, &p.dst))
+		return PASS;
+	save_packet(skb, &p);
+	if (p.fragment == FRAGMENT_FIRST)
+		remember_fragment(&p);
+	return hand_to(skb, FAMILY_PROGRAM(REPLY));
+}
+
+PROGRAM(FAMILY_NAME(from_pod))
+{
+	return coming_in(skb, ORIGIN_POD);
+}
+
+PROGRAM(FAMILY_NAME(to_pod))
+{
+	return going_out(skb, ORIGIN_POD);
+}
+
+/* The entry program says where from, and whether there is a link header. */
+PROGRAM(FAMILY_NAME(from_net))
+{
+	return coming_in(skb, skb->cb[3]);
+}
+
+PROGRAM(FAMILY_NAME(to_net))
+{
+	return going_out(skb, skb->cb[3]);
 }
 
 PROGRAM(FAMILY_NAME(service))
@@ -121,28 +175,6 @@ PROGRAM(FAMILY_NAME(service))
 		return hand_to_connect(skb, false);
 	verdict = established(skb, &p, &key, f, false);
 	return verdict == -EAGAIN ? hand_to_connect(skb, true) : verdict;
-}
-
-PROGRAM(FAMILY_NAME(to_pod))
-{
-	struct packet p;
-
-	if (parse_addresses(skb, &p))
-		return PASS;
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
-		save_packet(skb, &p);
-		return hand_to(skb, FAMILY_PROGRAM(ICMP_TO_POD));
-	}
-	if (!has_ports(p.proto) || parse_ports(skb, &p))
-		return PASS;
-	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
-		return PASS;
-	if (!maybe_backend(&p.src, p.sport) && !same_address(&p.src, &p.dst))
-		return PASS;
-	save_packet(skb, &p);
-	if (p.fragment == FRAGMENT_FIRST)
-		remember_fragment(&p);
-	return hand_to(skb, FAMILY_PROGRAM(REPLY));
 }
 
 PROGRAM(FAMILY_NAME(reply))
@@ -168,9 +200,9 @@ PROGRAM(FAMILY_NAME(connect))
 	return connect(skb);
 }
 
-PROGRAM(FAMILY_NAME(hairpin))
+PROGRAM(FAMILY_NAME(masquerade))
 {
-	return hairpin(skb);
+	return masquerade(skb);
 }
 
 PROGRAM(FAMILY_NAME(direct))

@@ -121,6 +121,11 @@ struct config {
 	struct addr node6;
 	struct cidr cidr4[MAX_SERVICE_CIDRS];
 	struct cidr cidr6[MAX_SERVICE_CIDRS];
+	__u64 host_netns; /* cookie of the node's network namespace */
+	__u32 pod_cidr_count4;
+	__u32 pod_cidr_count6;
+	struct cidr pod_cidr4[MAX_POD_CIDRS];
+	struct cidr pod_cidr6[MAX_POD_CIDRS];
 };
 
 /* Written by the programs; corrected by the agent's sweep. */
@@ -131,6 +136,39 @@ struct table_state {
 	__u32 overflowed6;
 	__u32 direct4; /* not zero: FLOW_DIRECT entries may exist */
 	__u32 direct6;
+};
+
+/* A client is its address, or a socket's network namespace. */
+struct affinity_key {
+	struct addr client;
+	__u32 service;
+};
+
+struct affinity {
+	__u32 backend; /* id | generation << 24 */
+	__u32 seen;    /* tick of the last new flow */
+};
+
+/* For the longest prefix: 32 bits of service, then the client's address. */
+struct source_range {
+	__u32 prefix_length;
+	__u32 service;
+	struct addr client;
+};
+
+/* What a socket was told to call, and by which name its owner knows that. */
+struct socket_key {
+	__u64 cookie;
+	struct addr addr;
+	__u16 port;
+	__u16 pad[3];
+};
+
+struct socket_peer {
+	struct addr addr; /* the service's */
+	__u16 port;
+	__u16 pad;
+	__u32 service;
 };
 
 struct name_key {

@@ -1,0 +1,92 @@
+/* A new flow whose backend is to see the node's address instead of the client's, so that the reply comes
+ * back here: from outside to a backend on another node, and a pod that reaches itself. The destination
+ * is written where the packet comes in, the source where it leaves (the IPv4 stack drops what enters
+ * with one of the node's own addresses as source); so there are two more entries:
+ *
+ *   client:cp -> service:sp      coming in: becomes client:np -> backend:bp (the flow's entry)
+ *   client:np -> backend:bp      going out: becomes node:np -> backend:bp (side entry)
+ *   backend:bp -> node:np        coming in: becomes backend:bp -> client:np (side entry)
+ *   backend:bp -> client:np      going out: becomes service:sp -> client:cp (the flow's reply entry)
+ *
+ * np is of the port range that the node uses for nothing else. */
+#pragma once
+
+/* The node's address of this family; the service's own where the agent knows none. */
+INLINE void masquerade_source(ip_addr *source, const struct config *c, const struct packet *p)
+{
+	narrow(source, NODE_ADDRESS(c));
+	if (is_zero(source))
+		*source = p->dst;
+}
+
+INLINE void make_side_key(struct flow_key *key, u8 proto, const ip_addr *src, u16 sport,
+			  const ip_addr *dst, u16 dport)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->src = *src;
+	key->dst = *dst;
+	key->sport = sport;
+	key->dport = dport;
+	key->proto = proto;
+}
+
+/* Adds both side entries under a port that is free; sets the choice's client port. */
+INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *choice)
+{
+	const struct config *c = get_config();
+	struct flow side = {.state = FLOW_SIDE, .service = choice->service, .seen = now()};
+	int error = -EEXIST;
+	struct flow_key key;
+	ip_addr node;
+
+	if (!c)
+		return -ENOENT;
+	masquerade_source(&node, c, p);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < MASQUERADE_PORT_TRIES; i++) {
+		u16 port = p->proto == IPPROTO_SCTP ? p->sport : random_port(c);
+
+		if (port == choice->port && same_address(&p->src, &choice->addr))
+			continue;
+		make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
+		side.addr = p->src;
+		side.port = port;
+		side.client_port = choice->port;
+		side.flags = 0;
+		error = add_flow(&key, &side);
+		if (error == -EEXIST)
+			continue;
+		if (error)
+			break;
+		make_side_key(&key, p->proto, &p->src, port, &choice->addr, choice->port);
+		side.addr = node;
+		side.flags = FLOW_REPLY;
+		error = add_flow(&key, &side);
+		if (!error) {
+			choice->client_port = port;
+			return 0;
+		}
+		make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
+		delete_flow(&key);
+	}
+	count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
+	return error;
+}
+
+INLINE int masquerade(struct __sk_buff *skb)
+{
+	u32 id = skb->cb[2] & BACKEND_ID_MASK;
+	struct backend *b = backends.lookup(&id);
+	struct choice choice = {};
+	struct flow_key key;
+	struct packet p;
+
+	if (!b || !restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
+		return DROP;
+	take_backend(&choice, b, skb->cb[2], skb->cb[1]);
+	choice.flags = FLOW_MASQUERADED;
+	make_key(&key, &p);
+	if (add_sides(skb, &p, &choice))
+		return DROP;
+	return open_and_forward(skb, &p, &key, &choice);
+}
