@@ -171,7 +171,7 @@ class Agent:
             self._facts_may_differ()
         if now >= self._next_routine:
             self._next_routine = now + ROUTINE_SECONDS
-            self._interfaces.refresh()
+            self._interfaces.refresh(thorough=True)
             self._facts_may_differ()
             self._reserve_ports()
         if self._takeover.poll(now):
@@ -290,7 +290,7 @@ class Agent:
         ]
         return msgspec.structs.replace(
             self._record,
-            ready=self._ready and not self._stopping,
+            ready=self._ready and not self._stopping and not self._interfaces.problems,
             synced=source.synced,
             services=reconciler.services,
             service_ports=len(reconciler.planner.services),

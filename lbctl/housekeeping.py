@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import structlog
 
+from ebpf.errors import LbError
 from lbctl import filterbits, program
 from lbctl.alloc import GRACE_SECONDS
 from lbctl.claims import ADDRESS_BYTES
@@ -67,7 +68,12 @@ class Housekeeper:
             if now < self._next:
                 return False
             self._running = self._sweep.run(now)
-        found = next(self._running)
+        try:
+            found = next(self._running)
+        except LbError as error:
+            self._log.error("the sweep failed", error=error.message, hint=error.hint)
+            self._running, self._next = None, now + SWEEP_SECONDS
+            return False
         if found is None:
             return False
         self._running = None

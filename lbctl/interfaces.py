@@ -73,18 +73,20 @@ class Interfaces:
         found = frozenset(_narrow(a) for a in addresses)
         if found != self._node_addresses:
             self._node_addresses = found
-            self._sort_links()
+            self._sort_links(thorough=False)
 
     def attach_all(self, generation: Generation) -> None:
         """Put these programs on all pod interfaces, now and from now on."""
         self._generation = generation
-        self._sort_links()
+        self._sort_links(thorough=True)
 
     def handle_events(self) -> None:
         """Take in what the kernel reports; new pods' interfaces get programs at once."""
         began = time.monotonic()
         changes = self._watch.read()
-        if changes.lost or changes.addresses or changes.routes:
+        if changes.lost:
+            self._stale = began - REFRESH_SECONDS  # a pod may be waiting
+        elif changes.addresses or changes.routes:
             self._stale = self._stale or began
         if changes.gone & self._attached.keys():
             self._forget(changes.gone)
@@ -97,19 +99,25 @@ class Interfaces:
         """When `refresh` has something to do, on the monotonic clock."""
         return None if self._stale is None else self._stale + REFRESH_SECONDS
 
-    def refresh(self) -> bool:
-        """Look at the whole network again. Returns whether its addresses changed."""
+    def refresh(self, thorough: bool = False) -> bool:
+        """Look at the whole network again, `thorough` also at what runs on each interface.
+
+        Returns whether addresses or default routes changed.
+        """
         self._stale = None
-        before = self.addresses()
+        before = self.network
         self.network = netlink.read_network()
-        self._sort_links()
-        return self.addresses() != before
+        self._sort_links(thorough)
+        return (self.network.addresses, self.network.default_routes) != (
+            before.addresses,
+            before.default_routes,
+        )
 
     def close(self) -> None:
         """Stop following; programs stay."""
         self._watch.close()
 
-    def _sort_links(self) -> None:
+    def _sort_links(self, thorough: bool) -> None:
         """Decide anew what each interface is, and make it so."""
         network = self.network
         self._uplinks = netlink.uplinks(
@@ -123,13 +131,24 @@ class Interfaces:
             return
         pods = netlink.pod_interfaces(network.links, self._uplinks, self._patterns)
         for link in pods:
-            self._attach(link)
+            if thorough or self._attached.get(link.ifindex) != link.ifname:
+                self._attach(link)
         wanted = {link.ifindex for link in pods}
+        if thorough or self._attached.keys() - wanted:
+            self._detach_others(wanted)
+        self._forget(self._attached.keys() - wanted)
+
+    def _detach_others(self, wanted: set[int]) -> None:
+        """Take programs off interfaces that are not a pod's, or no longer thought to be."""
         for item in self._attacher.attachments():
-            if item.ifindex and item.ifindex not in wanted:
+            if not item.ifindex or item.ifindex in wanted:
+                continue
+            try:
                 self._attacher.detach(item.ifname, item.direction)
+            except KernelError as error:
+                self._log.warning("cannot detach", interface=item.ifname, error=error.message)
+            else:
                 self._log.info("programs removed, no pod's interface", interface=item.ifname)
-        self._forget(set(self._attached) - wanted)
 
     def _attach(self, link: Link) -> bool:
         """Returns whether programs were attached that were not there."""
@@ -151,10 +170,16 @@ class Interfaces:
         return new
 
     def _forget(self, gone: Iterable[int]) -> None:
+        """These interfaces are gone; so are their programs, but for the pins."""
+        gone = list(gone)
         for index in gone:
             name = self._attached.pop(index, None)
             self._failed.pop(name or "", None)
-        self._attacher.prune()
+        if gone:
+            try:
+                self._attacher.prune()
+            except KernelError as error:
+                self._log.warning("cannot tidy the pins of links", error=error.message)
 
 
 def _wide(address: IPAddress) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,7 +65,8 @@ class Selection:
 class ApiServer:
     """The server, and the hand that disturbs it. Methods may be called from any thread."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, certificate: Path | None = None) -> None:
+        """`certificate`: a PEM file with certificate and key; the server then speaks TLS."""
         self.changed = threading.Condition()
         self.objects: dict[str, dict[tuple[str, str], Stored]] = {k: {} for k in _VERSIONS}
         self.history: dict[str, list[Change]] = {k: [] for k in _VERSIONS}
@@ -84,13 +86,21 @@ class ApiServer:
         self._open: set[socket.socket] = set()
         handler = type("Bound", (_Handler,), {"api": self})
         self._http = _Server(("127.0.0.1", port), handler)
+        self.certificate = certificate
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._http.socket = context.wrap_socket(
+                self._http.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         )
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+        scheme = "https" if self.certificate else "http"
+        return f"{scheme}://127.0.0.1:{self._http.server_address[1]}"
 
     def __enter__(self) -> ApiServer:
         self._thread.start()
@@ -109,12 +119,15 @@ class ApiServer:
     def kubeconfig(self, directory: Path, token_file: Path | None = None) -> Path:
         """A kubeconfig for this server, written into `directory`."""
         user: Json = {"tokenFile": str(token_file)} if token_file else {}
+        cluster: Json = {"server": self.url}
+        if self.certificate:
+            cluster["certificate-authority"] = str(self.certificate)
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "test", "cluster": cluster}],
             "users": [{"name": "test", "user": user}],
         }
         path = directory / "kubeconfig"

@@ -57,7 +57,7 @@ Exit codes:
     envvar="NODE_NAME",
     show_envvar=True,
     metavar="NAME",
-    help="Name of this node's object.  [default: the host's name]",
+    help="Name of this node's object.  [default: of --config, else the host's name]",
 )
 @click.option(
     "--api-server",
@@ -154,13 +154,14 @@ def command(
             "the agent needs root: it loads programs into the kernel", hint="Run it with sudo."
         )
     log_to_stderr(log_format, verbose)
-    name = node_name or os.uname().nodename.lower()
+    settings, override = _settings(config, service_cidrs, cluster_cidrs)
+    name = node_name or override or os.uname().nodename.lower()
     agent = Agent(
         Options(
             node_name=name,
             pin_dir=pin_dir,
             source_kind="manifests" if manifests else "kubernetes",
-            settings=_settings(config, service_cidrs, cluster_cidrs),
+            settings=settings,
             sizes=_sizes(services, endpoints, flows),
             uplinks=uplinks,
             pod_interfaces=pod_interfaces,
@@ -186,20 +187,24 @@ def _source(
 
 def _settings(
     config: Path | None, service_cidrs: Iterable[str], cluster_cidrs: Iterable[str]
-) -> NodeSettings:
-    """What the file says, and the command line over it."""
+) -> tuple[NodeSettings, str]:
+    """What the file says, and the command line over it; and the file's hostnameOverride."""
     import msgspec
+    import structlog
 
     from lbctl import kubeproxyconfig
-    from lbctl.node import NodeSettings
 
-    settings = kubeproxyconfig.load(config).settings if config else NodeSettings()
+    found = kubeproxyconfig.load(config) if config else kubeproxyconfig.KubeProxyConfig()
+    if found.ignored:
+        structlog.get_logger().info("settings that mean nothing here", fields=found.ignored)
+    services = _prefixes("--service-cidr", service_cidrs)
     pods = _prefixes("--cluster-cidr", cluster_cidrs)
-    return msgspec.structs.replace(
-        settings,
-        service_cidrs=_prefixes("--service-cidr", service_cidrs) or settings.service_cidrs,
-        cluster_cidrs=pods or settings.cluster_cidrs,
+    settings = msgspec.structs.replace(
+        found.settings,
+        service_cidrs=services or found.settings.service_cidrs,
+        cluster_cidrs=pods or found.settings.cluster_cidrs,
     )
+    return settings, found.hostname_override
 
 
 def _prefixes(option: str, texts: Iterable[str]) -> tuple[Prefix, ...]:

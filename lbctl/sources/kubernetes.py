@@ -82,27 +82,27 @@ class KubernetesSource:
             ),
             self._reflector(Resource(NODES, Node, "/api/v1/nodes", own_node), settings),
         )
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
 
     def _reflector(self, resource: Resource[Any], settings: Settings) -> Reflector[Any]:
         return Reflector(resource, self._client, self._store, settings)
 
     def start(self) -> None:
         """Begin to list and watch. Never fails: an API that is away may come."""
-        self._threads = [
+        self.threads = [
             threading.Thread(target=reflector.run, name="watch", daemon=True)
             for reflector in self._reflectors
         ]
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
 
     def stop(self) -> None:
         """End the threads, bounded."""
         for reflector in self._reflectors:
             reflector.stop()
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join(_LEAVES)
-        if not any(thread.is_alive() for thread in self._threads):
+        if not any(thread.is_alive() for thread in self.threads):
             self._store.close()
             self._client.close()
 
@@ -128,12 +128,8 @@ class ApiClient:
         self._lock = threading.Lock()
         self._configuration: Any = None
         self._pool: urllib3.PoolManager
+        self.url = ""  # the API server's address, without a slash at the end
         self.renew()
-
-    @property
-    def url(self) -> str:
-        """The API server's address."""
-        return str(self._configuration.host)
 
     def close(self) -> None:
         """Close idle connections."""
@@ -142,12 +138,14 @@ class ApiClient:
     def renew(self) -> None:
         """Read addresses, credentials and certificates again. Raises ConfigError."""
         configuration = _load(self._kubeconfig, self._api_server)
+        # Kept here, since reading a token again puts the configuration's own address back.
+        url = (self._api_server or str(configuration.host)).rstrip("/")
         configuration.retries = False
         configuration.socket_options = _KEEPALIVE
         configuration.connection_pool_maxsize = 4
         pool = _kubernetes("client.rest").RESTClientObject(configuration).pool_manager
         with self._lock:
-            self._configuration, self._pool = configuration, pool
+            self._configuration, self._pool, self.url = configuration, pool, url
 
     def get(self, path: str, query: Mapping[str, str], silence_seconds: float) -> ApiResponse:
         """Ask. Raises HttpError for a status that is no success, SourceError for no answer."""
@@ -156,7 +154,7 @@ class ApiClient:
         try:
             response = self._pool.request(
                 "GET",
-                self.url.rstrip("/") + path,
+                self.url + path,
                 fields=dict(query),
                 headers=self._headers(),
                 preload_content=False,
@@ -277,8 +275,6 @@ def _load(kubeconfig: Path | None, api_server: str | None) -> Any:
             f"no access to a Kubernetes API by {where}: {error}",
             hint="Give --kubeconfig FILE, or --manifests PATH to work without an API.",
         ) from error
-    if api_server:
-        configuration.host = api_server
     return configuration
 
 

@@ -2,6 +2,10 @@
 debootstrap, and then what an image must be able to do. Needs root, minutes, and about 1 GB.
 
 Usage: ./dev image [--keep]. Started again inside a mount namespace, so that no mount is left.
+
+Packages' scripts run as root in there. Nothing of this machine's files may be writable to them (a
+bind mount of /etc/ssl/certs once let one rewrite the machine's own certificates), so a stage gets
+copies, read-only mounts, and file systems of its own; `assert_apart` looks before anything runs.
 """
 
 import json
@@ -19,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 INSIDE = "LBCTL_IMAGE_TRIAL"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STEP_SECONDS = 1200
+DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
+LOCAL_CERTIFICATES = Path("/usr/local/share/ca-certificates")
+BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+BUNDLE_INSIDE = "/var/tmp/trial-ca.crt"
 
 
 def say(text: str) -> None:
@@ -54,24 +62,53 @@ class Stage:
 
     def mount(self) -> None:
         """What a container engine gives a build, and this machine's way to packages."""
-        for name in ("proc", "sys", "dev"):
-            run("mount", "--rbind", f"/{name}", str(self.path / name))
-        for name in ("/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs", *pip_places()):
-            source, target = Path(name), self.path / name.lstrip("/")
-            if not source.exists():
-                continue
-            if source.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                target.touch()
-            run("mount", "--bind", name, str(target))
+        for kind, name in (("proc", "proc"), ("sysfs", "sys")):
+            run("mount", "-t", kind, kind, self.inside(name))
+            # Of this mount only: a sysctl or a driver of the machine is none of the image's.
+            run("mount", "-o", "remount,bind,ro", self.inside(name))
+        run("mount", "-t", "bpf", "bpf", self.inside("sys/fs/bpf"))  # an instance of its own
+        run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", self.inside("dev"))
+        for name, minor in DEVICES.items():
+            run("mknod", "-m", "666", self.inside(f"dev/{name}"), "c", "1", str(minor))
+        Path(self.inside("dev/fd")).symlink_to("/proc/self/fd")
+        for name in ("/etc/resolv.conf", "/etc/pip.conf"):
+            if Path(name).exists():
+                # A link in there would be followed to a file out here.
+                Path(self.inside(name)).unlink(missing_ok=True)
+                shutil.copyfile(name, self.inside(name))
+        if LOCAL_CERTIFICATES.is_dir():
+            target = self.inside(str(LOCAL_CERTIFICATES))
+            shutil.copytree(LOCAL_CERTIFICATES, target, dirs_exist_ok=True)
+        if BUNDLE.exists():
+            shutil.copyfile(BUNDLE, self.inside(BUNDLE_INSIDE))
+        for name in pip_places():
+            Path(self.inside(name)).mkdir(parents=True, exist_ok=True)
+            run("mount", "--bind", name, self.inside(name))
+            run("mount", "-o", "remount,bind,ro", self.inside(name))
+        policy = Path(self.inside("usr/sbin/policy-rc.d"))
+        policy.write_text("#!/bin/sh\nexit 101\n")  # no package starts a service
+        policy.chmod(0o755)
+        self.assert_apart()
+
+    def inside(self, name: str) -> str:
+        """Where an absolute path of the stage lies on this machine."""
+        return str(self.path / name.lstrip("/"))
+
+    def assert_apart(self) -> None:
+        """Exits unless every mount in the stage is its own, or cannot be written."""
+        listed = run("findmnt", "-rno", "TARGET,FSTYPE,OPTIONS").stdout.splitlines()
+        for target, kind, options in (line.split(" ", 2) for line in listed):
+            if target.startswith(f"{self.path}/"):
+                own = kind in ("bpf", "tmpfs")
+                if not own and "ro" not in options.split(","):
+                    sys.exit(f"{target} ({kind}) would be writable from inside: {options}")
 
     def chroot(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a command inside, in the stage's directory."""
         pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         inside = f"cd {shlex.quote(self.workdir)} && exec {shlex.join(command)}"
+        if BUNDLE.exists():
+            pip["PIP_CERT"] = BUNDLE_INSIDE
         environment = {"PATH": PATH, "DEBIAN_FRONTEND": "noninteractive"} | pip | self.environment
         settings = [f"{name}={value}" for name, value in environment.items()]
         return run(
