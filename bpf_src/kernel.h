@@ -17,3 +17,9 @@
 #define EAGAIN 11
 #define EFAULT 14
 #define EEXIST 17
+#define ECONNREFUSED 111
+#define EHOSTUNREACH 113
+
+/* bcc declares these as 32 bits wide. */
+static u64 (*socket_cookie)(void *ctx) = (void *)BPF_FUNC_get_socket_cookie;
+static u64 (*netns_cookie)(void *ctx) = (void *)BPF_FUNC_get_netns_cookie;

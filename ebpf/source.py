@@ -37,7 +37,13 @@ def family_unit(family: str, file: str = "tc.c") -> Unit:
 
 
 # tc.c is compiled per family: one family's path is all that fits a program's stack.
-UNITS = (family_unit("4"), family_unit("6"), Unit("entry", "entry.c"))
+# The socket hooks see both families; their addresses are 16 bytes, as family 6 has them.
+UNITS = (
+    family_unit("4"),
+    family_unit("6"),
+    Unit("entry", "entry.c"),
+    Unit("sock", "sock.c", (("FAMILY", "6"),)),
+)
 
 
 def source_dir() -> Path:
