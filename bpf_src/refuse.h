@@ -246,5 +246,8 @@ INLINE int answer(struct __sk_buff *skb)
 
 	if (!restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
 		return DROP;
-	return p.proto == IPPROTO_TCP ? answer_reset(skb, &p) : answer_unreachable(skb, &p);
+	if (p.proto != IPPROTO_TCP)
+		return answer_unreachable(skb, &p);
+	/* A reset is never answered with one. */
+	return p.tcp_flags & TCP_RST ? DROP : answer_reset(skb, &p);
 }

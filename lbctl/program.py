@@ -6,7 +6,8 @@ thing is complete before anything points to it, and loses what it had only after
 place is reused only after a grace period (lbctl/alloc.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -20,23 +21,8 @@ _KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol
 
 def apply(plan: Plan, tables: Tables) -> None:
     """Carry out `plan`. Raises KernelError if a map update fails; what came before it is done."""
-    _put_names(plan, tables.names)
-    _settings(plan.new_settings, tables.services)
-    _write_backends(plan, tables.backends)
-    _set_flags(plan.raised, tables.backends)
-    filterbits.set_bits(tables.service_filter, filterbits.service_bits(plan.service_addresses))
-    filterbits.set_bits(tables.backend_filter, filterbits.backend_bits(plan.backend_identities))
-    if plan.slot_indices:
-        tables.slots.records["backend"][plan.slot_indices] = plan.slot_backends
-    for service, field, word in plan.words:
-        tables.services.store_word(service, field, word)
-    _settings(plan.settings, tables.services)
-    _put_frontends(plan, tables.frontends)
-    if plan.frontends_gone:
-        tables.frontends.delete_many(_frontend_keys(plan.frontends_gone, tables.frontends))
-    for service, field, word in plan.words_emptied:
-        tables.services.store_word(service, field, word)
-    _set_flags(plan.lowered, tables.backends)
+    for step in STEPS:
+        step(plan, tables)
 
 
 def clear(freed: Freed, tables: Tables) -> None:
@@ -58,14 +44,98 @@ def clear(freed: Freed, tables: Tables) -> None:
         tables.names.delete_many(keys)
 
 
-def _put_names(plan: Plan, names: HashTable) -> None:
+def put_names(plan: Plan, tables: Tables) -> None:
+    """Service ids get their names, so that they can be read back whatever comes next."""
     if not plan.names:
         return
+    names = tables.names
     keys = np.zeros(len(plan.names), names.spec.key.dtype)
     values = np.zeros(len(plan.names), names.spec.value.dtype)
     keys["service"] = [service for service, _ in plan.names]
     values["text"] = [text.encode() for _, text in plan.names]
     names.put_many(keys, values)
+
+
+def set_up_services(plan: Plan, tables: Tables) -> None:
+    """Flags and affinity of services that no address leads to yet."""
+    _settings(plan.new_settings, tables.services)
+
+
+def write_backends(plan: Plan, tables: Tables) -> None:
+    """New backends, and bits that others get; none of the new ones is in a set yet."""
+    ids = plan.backend_ids
+    if ids:
+        records = tables.backends.records
+        new = np.zeros(len(ids), records.dtype)
+        columns = address_columns(records.dtype, "addr", "port")
+        rows_as_bytes(new)[:, columns] = _matrix(plan.backend_identities, IDENTITY_BYTES)
+        new["flags"] = plan.backend_flags
+        new["service"] = plan.backend_services
+        new["generation"] = records["generation"][ids] + 1  # a u8, and meant to wrap
+        records[ids] = new
+    _set_flags(plan.raised, tables.backends)
+
+
+def set_filter_bits(plan: Plan, tables: Tables) -> None:
+    """Before the first packet can be for these addresses, or come from them."""
+    filterbits.set_bits(tables.service_filter, filterbits.service_bits(plan.service_addresses))
+    filterbits.set_bits(tables.backend_filter, filterbits.backend_bits(plan.backend_identities))
+
+
+def write_slots(plan: Plan, tables: Tables) -> None:
+    """Regions that no word names yet."""
+    if plan.slot_indices:
+        tables.slots.records["backend"][plan.slot_indices] = plan.slot_backends
+
+
+def switch(plan: Plan, tables: Tables) -> None:
+    """Each set in one store; then what else differs about its service."""
+    for service, field, word in plan.words:
+        tables.services.store_word(service, field, word)
+    _settings(plan.settings, tables.services)
+
+
+def put_frontends(plan: Plan, tables: Tables) -> None:
+    """Addresses lead to services that are complete by now."""
+    if not plan.frontends:
+        return
+    keys = _frontend_keys([key for key, _, _ in plan.frontends], tables.frontends)
+    values = np.zeros(len(keys), tables.frontends.spec.value.dtype)
+    values["self"] = keys
+    values["service"] = [service for _, service, _ in plan.frontends]
+    values["flags"] = [flags for _, _, flags in plan.frontends]
+    tables.frontends.put_many(keys, values)
+
+
+def delete_frontends(plan: Plan, tables: Tables) -> None:
+    """Addresses go while what they led to is still whole."""
+    if plan.frontends_gone:
+        tables.frontends.delete_many(_frontend_keys(plan.frontends_gone, tables.frontends))
+
+
+def empty_services(plan: Plan, tables: Tables) -> None:
+    """Services that no address leads to any more."""
+    for service, field, word in plan.words_emptied:
+        tables.services.store_word(service, field, word)
+
+
+def lower_flags(plan: Plan, tables: Tables) -> None:
+    """Backends that left a set, or all: new flows no longer find them, UDP flows move on."""
+    _set_flags(plan.lowered, tables.backends)
+
+
+STEPS: Final[tuple[Callable[[Plan, Tables], None], ...]] = (
+    put_names,
+    set_up_services,
+    write_backends,
+    set_filter_bits,
+    write_slots,
+    switch,
+    put_frontends,
+    delete_frontends,
+    empty_services,
+    lower_flags,
+)
 
 
 def _settings(settings: Sequence[tuple[int, int, int]], services: ArrayTable) -> None:
@@ -75,35 +145,10 @@ def _settings(settings: Sequence[tuple[int, int, int]], services: ArrayTable) ->
         services.records["flags"][ids] = flags
 
 
-def _write_backends(plan: Plan, backends: ArrayTable) -> None:
-    ids = plan.backend_ids
-    if not ids:
-        return
-    records = backends.records
-    new = np.zeros(len(ids), records.dtype)
-    columns = address_columns(records.dtype, "addr", "port")
-    rows_as_bytes(new)[:, columns] = _matrix(plan.backend_identities, IDENTITY_BYTES)
-    new["flags"] = plan.backend_flags
-    new["service"] = plan.backend_services
-    new["generation"] = records["generation"][ids] + 1  # a u8, and meant to wrap
-    records[ids] = new
-
-
 def _set_flags(flags: Sequence[tuple[int, int]], backends: ArrayTable) -> None:
     if flags:
         ids, values = (list(column) for column in zip(*flags, strict=True))
         backends.records["flags"][ids] = values
-
-
-def _put_frontends(plan: Plan, frontends: HashTable) -> None:
-    if not plan.frontends:
-        return
-    keys = _frontend_keys([key for key, _, _ in plan.frontends], frontends)
-    values = np.zeros(len(keys), frontends.spec.value.dtype)
-    values["self"] = keys
-    values["service"] = [service for _, service, _ in plan.frontends]
-    values["flags"] = [flags for _, _, flags in plan.frontends]
-    frontends.put_many(keys, values)
 
 
 def _frontend_keys(keys: list[bytes], frontends: HashTable) -> Records:

@@ -1,5 +1,6 @@
 """Prints records: as a table for people, as JSON or YAML for programs. Data only, on stdout."""
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -11,7 +12,7 @@ FORMATS = ("table", "wide", "json", "yaml")
 
 Row = TypeVar("Row")
 
-# Tables that are not printed to a terminal are never folded: something reads their lines.
+# What is not printed to a terminal is never folded: something reads its lines.
 UNFOLDED = 100_000
 
 
@@ -27,7 +28,10 @@ class Column(NamedTuple, Generic[Row]):
 def write(
     rows: Sequence[Row], columns: Sequence[Column[Row]], output: str, *, empty: str = ""
 ) -> None:
-    """Prints `rows` in one of FORMATS. `empty` is said on stderr when a table has no row."""
+    """Prints `rows` in one of FORMATS. `empty` is said on stderr when a table has no row.
+
+    Columns are aligned here: rich takes seconds for ten thousand rows.
+    """
     if write_data(rows, output):
         return
     if not rows:
@@ -35,14 +39,22 @@ def write(
             click.echo(empty, err=True)
         return
     shown = [column for column in columns if output == "wide" or not column.wide]
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in shown:
-        table.add_column(column.title, justify="right" if column.number else "left")
+    lines = [[column.title for column in shown]]
     for row in rows:
-        table.add_row(*(column.cell(row) for column in shown))
-    print_rich(table)
+        # A cell of several lines makes a row of several lines.
+        cells = (column.cell(row).split("\n") for column in shown)
+        lines += map(list, itertools.zip_longest(*cells, fillvalue=""))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    head, *body = (_align(line, widths, shown) for line in lines)
+    click.echo("\n".join([click.style(head, bold=True), *body]))
+
+
+def _align(cells: list[str], widths: list[int], columns: Sequence[Column[Row]]) -> str:
+    aligned = (
+        cell.rjust(width) if column.number else cell.ljust(width)
+        for cell, width, column in zip(cells, widths, columns, strict=True)
+    )
+    return "  ".join(aligned).rstrip()
 
 
 def write_data(value: object, output: str) -> bool:

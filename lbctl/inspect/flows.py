@@ -7,7 +7,7 @@ reaches itself has two more (bpf_src/hairpin.h).
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -92,10 +92,10 @@ Family = tuple[HashTable, HashTable]
 
 def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
     """Flows that match, in no order; they come and go meanwhile."""
-    known = names.all_names(tables.names)
+    name_of = names.reader(tables.names)
     for family in _families(tables):
         for entry, partner in _matching(family, wanted, reply=False):
-            yield _row(entry, partner, known)
+            yield _row(entry, partner, name_of)
 
 
 def entries_of(tables: FlowTables, wanted: FlowFilter) -> Iterator[list[Entry]]:
@@ -170,14 +170,14 @@ def _hairpin_sides(entry: Entry, family: Family) -> list[Entry]:
     return [side, *([back] if back else [])]
 
 
-def _row(entry: Entry, reply: Entry | None, known: dict[int, PortName]) -> FlowRow:
+def _row(entry: Entry, reply: Entry | None, name_of: Callable[[int], PortName]) -> FlowRow:
     key, flow = entry.tuple, entry.flow
-    service, proto = int(flow["service"]), int(key["proto"])
+    proto = int(key["proto"])
     packets_in, bytes_in = _counted(entry)
     packets_out, bytes_out = _counted(reply) if reply else (0, 0)
     seen = max(int(item.flow["seen"]) for item in (entry, reply) if item)
     return FlowRow(
-        service=known.get(service) or PortName.parse(f"service id {service}"),
+        service=name_of(int(flow["service"])),
         protocol=PROTOCOLS.get(proto, str(proto)),
         client=_endpoint(key["src"], key["sport"]),
         address=_endpoint(key["dst"], key["dport"]),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
+import numpy as np
 
 from lbctl import consts
 from lbctl.addresses import format_address, format_endpoint
@@ -151,18 +152,17 @@ def _policy(flags: int, local: int) -> str:
 
 def _addresses(frontends: HashTable, wanted: Iterable[int]) -> dict[int, list[AddressRow]]:
     """By service id, sorted. The map has no index by service, so this walks it, in batches."""
-    wanted = set(wanted)
+    ids = np.fromiter(wanted, np.uint32)
     found: dict[int, list[AddressRow]] = defaultdict(list)
     for keys, values in frontends.batches():
-        services = values["service"].tolist()
-        for i, service in enumerate(services):
-            if service not in wanted:
-                continue
-            flags = int(values["flags"][i])
-            if flags & FrontendKind.ADDRESS:
-                continue
-            address, port = keys["addr"][i].tobytes(), socket.ntohs(int(keys["port"][i]))
-            found[service].append(_address(address, port, flags))
+        marker = values["flags"] & FrontendKind.ADDRESS.value != 0
+        chosen = np.flatnonzero(np.isin(values["service"], ids) & ~marker)
+        keys, values = keys[chosen], values[chosen]
+        columns = (keys["port"], values["flags"], values["service"])
+        for address, port, flags, service in zip(
+            keys["addr"], *(column.tolist() for column in columns), strict=True
+        ):
+            found[service].append(_address(address.tobytes(), socket.ntohs(port), flags))
     for rows in found.values():
         rows.sort()
     return found

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import select
-import shutil
-import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,23 +10,13 @@ from typing import Any
 
 import pytest
 from apiserver import ApiServer
+from following import PATIENCE, QUICK, Follower, fill
 from k8s_objects import endpoint, endpoint_slice, node, port, service
 
-from lbctl.errors import ConfigError
-from lbctl.model import ObjectKey, ServiceObjects
+from lbctl.model import ObjectKey
 from lbctl.sources.kubernetes import KubernetesSource
-from lbctl.sources.objects import Update
 from lbctl.sources.watch import Backoff, Settings
 
-PATIENCE = 20.0
-QUICK = Settings(
-    page_size=3,
-    watch_seconds=30.0,
-    grace_seconds=1.0,
-    list_seconds=1.0,
-    backoff_first=0.02,
-    backoff_limit=0.1,
-)
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 
 
@@ -37,43 +24,6 @@ SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 def server() -> Iterator[ApiServer]:
     with ApiServer() as running:
         yield running
-
-
-class Follower:
-    """A consumer that keeps what it was told."""
-
-    def __init__(self, source: KubernetesSource) -> None:
-        self.source = source
-        self.services: dict[ObjectKey, ServiceObjects] = {}
-        self.last: Update | None = None
-        self.updates = 0
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Take updates until the condition holds."""
-        for _ in range(int(PATIENCE / 0.05)):
-            if condition():
-                return
-            self.take(0.05)
-        pytest.fail(f"never happened; status {self.source.status()}")
-
-    def take(self, timeout: float) -> None:
-        update = self.source.wait(timeout)
-        if update is None:
-            return
-        self.last = update
-        self.updates += 1
-        for key, value in update.services.items():
-            if value.service is None:
-                self.services.pop(key, None)
-            else:
-                self.services[key] = value
-
-    def names(self) -> list[str]:
-        return sorted(key.name for key in self.services)
-
-    def endpoints(self, name: str = "svc1") -> int:
-        found = self.services.get(ObjectKey("ns1", name))
-        return sum(len(s.endpoints) for s in found.slices) if found else -1
 
 
 Follow = Callable[..., Follower]
@@ -105,17 +55,8 @@ def _has_endpoints(follower: Follower, count: int) -> bool:
     return follower.endpoints() == count
 
 
-def _fill(server: ApiServer) -> None:
-    server.put(
-        node(zone="zone-a"),
-        node("worker-2"),
-        service(),
-        endpoint_slice(endpoints=[endpoint("10.0.0.1")]),
-    )
-
-
 def test_lists_then_follows(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     assert follower.names() == ["svc1"]
     assert follower.endpoints() == 1
@@ -153,7 +94,7 @@ def test_asks_as_kube_proxy_does(server: ApiServer, follow: Follow) -> None:
 def test_nothing_is_handed_out_before_every_kind_was_listed(
     server: ApiServer, follow: Follow
 ) -> None:
-    _fill(server)
+    fill(server)
     server.stall_lists.add(SLICES)
     follower = follow(wait=False)
     follower.until(lambda: [p for p, _ in server.requests].count("/api/v1/services") == 2)
@@ -197,7 +138,7 @@ def test_expired_version_lists_again(server: ApiServer, follow: Follow, as_event
 
 
 def test_dropped_connection_resumes_where_it_was(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     lists = sum("watch" not in q for _, q in server.requests)
     for number in range(2, 5):
@@ -209,7 +150,7 @@ def test_dropped_connection_resumes_where_it_was(server: ApiServer, follow: Foll
 
 def test_stalled_connection_is_noticed(server: ApiServer, follow: Follow) -> None:
     """Open, but nothing comes: given up after the time the server itself would have ended it."""
-    _fill(server)
+    fill(server)
     brief = Settings(watch_seconds=0.2, grace_seconds=0.3, backoff_first=0.02, backoff_limit=0.1)
     server.stall()
     follower = follow(brief)
@@ -223,7 +164,7 @@ def test_stalled_connection_is_noticed(server: ApiServer, follow: Follow) -> Non
 
 
 def test_api_away_keeps_everything_and_says_so(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     server.go_away()
     follower.until(lambda: follower.last is not None and not follower.last.status.connected)
@@ -240,7 +181,7 @@ def test_api_away_keeps_everything_and_says_so(server: ApiServer, follow: Follow
 
 
 def test_bookmarks_move_the_version(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     for kind in ("Service", "EndpointSlice", "Node"):
         server.bookmark(kind)
@@ -258,7 +199,7 @@ def test_bookmarks_move_the_version(server: ApiServer, follow: Follow) -> None:
 
 
 def test_duplicates_and_equal_objects_change_nothing(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     follower.until(lambda: follower.source.wait(0.2) is None)
     server.repeat("Service")
@@ -309,7 +250,7 @@ def test_undecodable_object_is_reported_and_skipped(server: ApiServer, follow: F
 
 
 def test_object_that_becomes_undecodable_stays_as_it_was(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     server.put(endpoint_slice(endpoints=[endpoint("10.0.0.300")]))
     follower.until(lambda: bool(follower.source.status().problems))
@@ -331,29 +272,15 @@ def test_object_that_becomes_undecodable_stays_as_it_was(server: ApiServer, foll
 
 
 def test_line_that_is_no_event_lists_again(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     server.emit("Service", b'{"type":"MODIF')
     server.put(service("svc2"))
     follower.until(lambda: follower.names() == ["svc1", "svc2"])
 
 
-def test_rotated_token_is_read_again(server: ApiServer, follow: Follow, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("first")
-    server.accepted_token = "first"
-    _fill(server)
-    follower = follow(token_file=token)
-    token.write_text("second")
-    server.accepted_token = "second"
-    server.drop()
-    server.put(service("svc2"))
-    follower.until(lambda: follower.names() == ["svc1", "svc2"])
-    assert server.tokens[-1].lower() == "bearer second"
-
-
 def test_busy_server_is_asked_again_and_says_why(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     server.fail(503, times=4)
     server.fail(403, times=2)
     follower = follow()
@@ -368,7 +295,7 @@ def test_forbidden_names_the_remedy(server: ApiServer, follow: Follow) -> None:
 
 
 def test_readable_when_something_changed(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     follower.until(lambda: follower.source.wait(0.2) is None)
     poll = select.poll()
@@ -381,7 +308,7 @@ def test_readable_when_something_changed(server: ApiServer, follow: Follow) -> N
 
 
 def test_changes_are_coalesced(server: ApiServer, follow: Follow) -> None:
-    _fill(server)
+    fill(server)
     follower = follow()
     follower.updates = 0
     for number in range(200):
@@ -394,103 +321,6 @@ def test_changes_are_coalesced(server: ApiServer, follow: Follow) -> None:
         )
     )
     assert follower.updates < 200
-
-
-def test_api_server_replaces_the_address(server: ApiServer, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("x")  # reading it again must not bring the address back
-    config = server.kubeconfig(tmp_path, tmp_path / "token")
-    config.write_bytes(config.read_bytes().replace(server.url.encode(), b"http://192.0.2.1:1"))
-    source = KubernetesSource("worker-1", kubeconfig=config, api_server=server.url, settings=QUICK)
-    source.start()
-    try:
-        follower = Follower(source)
-        follower.until(lambda: source.status().synced and source.status().connected)
-        server.drop()
-        server.put(service())
-        follower.until(lambda: follower.names() == ["svc1"])
-    finally:
-        source.stop()
-
-
-def test_credentials_of_a_pod(
-    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """--api-server alone: the service account's token, sent to the address that was given."""
-    from kubernetes.config import incluster_config
-
-    token, certificate = tmp_path / "token", tmp_path / "ca.crt"
-    token.write_text("of-the-pod")
-    certificate.write_text("not asked for over plain HTTP")
-    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
-    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    server.accepted_token = "of-the-pod"
-    source = KubernetesSource("worker-1", api_server=server.url, settings=QUICK)
-    source.start()
-    try:
-        follower = Follower(source)
-        follower.until(lambda: source.status().synced)
-    finally:
-        source.stop()
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A self-signed certificate for 127.0.0.1 with its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is missing")
-    path = tmp_path / "server.pem"
-    subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
-    subprocess.run(
-        [openssl, "req", "-x509", *key, *subject, *files],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
-    path.write_bytes((tmp_path / "cert.pem").read_bytes() + (tmp_path / "key.pem").read_bytes())
-    return path
-
-
-def test_over_tls(certificate: Path, tmp_path: Path) -> None:
-    """Lists, follows, survives a drop, and stops while a read is waiting."""
-    with ApiServer(certificate=certificate) as server:
-        _fill(server)
-        source = KubernetesSource(
-            "worker-1", kubeconfig=server.kubeconfig(tmp_path), settings=QUICK
-        )
-        source.start()
-        follower = Follower(source)
-        follower.until(lambda: follower.endpoints() == 1 and source.status().connected)
-        server.drop()
-        server.put(service("svc2"))
-        follower.until(lambda: follower.names() == ["svc1", "svc2"])
-        follower.until(lambda: source.status().connected)
-        source.stop()
-        assert not any(thread.is_alive() for thread in source.threads)
-
-
-def test_unknown_certificate_is_refused(certificate: Path, tmp_path: Path) -> None:
-    with ApiServer(certificate=certificate) as server:
-        config = server.kubeconfig(tmp_path)
-        other = str(ssl.get_default_verify_paths().openssl_cafile or certificate)
-        config.write_text(config.read_text().replace(str(certificate), other))
-        if not Path(other).exists():
-            pytest.skip(f"no certificates of authorities in {other}")
-        source = KubernetesSource("worker-1", kubeconfig=config, settings=QUICK)
-        source.start()
-        follower = Follower(source)
-        follower.until(lambda: "certificate" in source.status().last_error.lower())
-        assert not source.status().synced
-        source.stop()
-
-
-def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--manifests") as caught:
-        KubernetesSource("worker-1", kubeconfig=tmp_path / "none")
-    assert "none" in caught.value.message
 
 
 def test_backoff_is_bounded_and_jittered() -> None:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 import pytest
 from fake_tables import FakeTables
@@ -400,6 +401,47 @@ def check(node: Node, wanted: dict[str, ResolvedPort]) -> None:
     keys, values = node.tables.frontends.read_all()
     assert len(keys) == len(node.planner.claims)
     assert (values["self"] == keys).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_between_any_two_steps_a_packet_finds_the_old_or_the_new(seed: int) -> None:
+    chance = random.Random(100 + seed)
+    node = Node(FakeTables(services=64, endpoints=2000, slots=6000))
+    before: dict[str, ResolvedPort] = {}
+    for _ in range(60):
+        after = dict(before)
+        for port in chance.sample(mixed_ports(chance, 12), chance.randrange(1, 6)):
+            index = int(port.name.removeprefix("ns/s"))
+            own = (frontend(f"10.96.0.{index}", 80), frontend(f"10.96.1.{index}", 443))
+            members = port.cluster or endpoints("10.9.9.9")
+            after[port.name] = msgspec.structs.replace(
+                port, cluster=members, frontends=own[: chance.randrange(1, 3)]
+            )
+        for name in [n for n in after if chance.random() < 0.1]:
+            del after[name]
+        changes: dict[str, ResolvedPort | None] = dict.fromkeys(before)
+        node.now += 0.5
+        plan = node.planner.plan(changes | after, node.now)
+        for step in program.STEPS:
+            step(plan, node.tables)
+            for name in before.keys() | after.keys():
+                check_step(node, before.get(name), after.get(name))
+        before = after
+
+
+def check_step(node: Node, old: ResolvedPort | None, new: ResolvedPort | None) -> None:
+    """Addresses in both must lead to either set; others to theirs or nowhere."""
+    versions = [port for port in (old, new) if port]
+    for place in {f for port in versions for f in port.frontends}:
+        serving = [port for port in versions if place in port.frontends]
+        address = ".".join(map(str, place.address[12:]))
+        found = node.lookup(address, place.port)  # asserts that each backend serves
+        sets = [sorted_places(port.cluster) for port in versions]
+        assert found in sets or (found == "miss" and len(serving) < 2), (found, sets)
+
+
+def sorted_places(members: tuple[Endpoint, ...]) -> list[str]:
+    return [f"{'.'.join(map(str, e.address[12:]))}:{e.port}" for e in members]
 
 
 def full(node: Node) -> list[ResolvedPort]:

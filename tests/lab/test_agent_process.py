@@ -1,0 +1,359 @@
+"""The agent as a process, in a namespace of its own: starting, ending, interfaces, surroundings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from ebpf import bpffs, instance
+from ebpf.attach import Attacher
+from ebpf.hash_maps import HashMap
+from ebpf.instance import Instance
+from ebpf.maps import ArrayMap
+from lbctl import consts, status
+from lbctl.removal import survey
+from lbctl.status import StatusRecord
+
+pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUND = 60.0  # a first start compiles
+SERVICE = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "web", "namespace": "default"},
+    "spec": {
+        "type": "ClusterIP",
+        "clusterIP": "10.96.0.1",
+        "clusterIPs": ["10.96.0.1"],
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+    },
+}
+
+
+def slice_of(*addresses: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "web-1",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "web"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [a], "conditions": {"ready": True}} for a in addresses],
+    }
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
+
+
+def wait_for(what: Callable[[], object], seconds: float = BOUND) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+class Node:
+    """A namespace with an uplink, a pin directory, manifests, and agents one after the other."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.pin_dir = Path("/sys/fs/bpf") / name
+        self.manifests = directory / "manifests"
+        self.manifests.mkdir()
+        self.log = directory / "log"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.namespaces: list[str] = []
+        self.add_namespace(name)
+        self.add_namespace(f"{name}-out")
+        self.add_veth("uplink0", f"{name}-out")
+        ip("-n", name, "address", "add", "192.0.2.1/24", "dev", "uplink0")
+        ip("-n", name, "route", "add", "default", "via", "192.0.2.2")
+
+    def add_namespace(self, name: str) -> None:
+        ip("netns", "add", name)
+        self.namespaces.append(name)
+        ip("-n", name, "link", "set", "lo", "up")
+
+    def add_veth(self, name: str, peer_namespace: str) -> None:
+        ip(
+            "-n", self.name, "link", "add", name, "type", "veth",
+            "peer", "name", "eth0", "netns", peer_namespace,
+        )  # fmt: skip
+        ip("-n", peer_namespace, "link", "set", "eth0", "up")
+        ip("-n", self.name, "link", "set", name, "up")
+
+    def add_pod(self, name: str) -> None:
+        self.add_namespace(f"{self.name}-{name}")
+        self.add_veth(name, f"{self.name}-{name}")
+
+    def publish(self, *objects: dict[str, Any]) -> None:
+        fresh = self.manifests / ".fresh"
+        fresh.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}) + "\n")
+        fresh.rename(self.manifests / "objects.json")
+
+    def command(self, *more: str) -> list[str]:
+        return [
+            "nsenter", f"--net=/run/netns/{self.name}",
+            sys.executable, "-m", "lbctl", "agent",
+            "--manifests", str(self.manifests), "--node-name", "node1",
+            "--pin-dir", str(self.pin_dir),
+            "--services", "64", "--endpoints", "256", "--flows", "256", "-v", *more,
+        ]  # fmt: skip
+
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                self.command(*more), stderr=log, env=dict(os.environ, PYTHONPATH=str(ROOT))
+            )
+        self.processes.append(process)
+        return process
+
+    def status(self) -> StatusRecord | None:
+        return status.read(self.pin_dir)
+
+    def ready(self, process: subprocess.Popen[bytes]) -> bool:
+        assert process.poll() is None, self.log.read_text()
+        said = self.status()
+        return said is not None and said.pid == process.pid and said.ready
+
+    def started(self, *more: str) -> subprocess.Popen[bytes]:
+        process = self.start(*more)
+        wait_for(lambda: self.ready(process))
+        return process
+
+    def end(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
+        process.send_signal(number)
+        return process.wait(BOUND)
+
+    def in_namespace(self, *command: str) -> str:
+        done = subprocess.run(
+            ["nsenter", f"--net=/run/netns/{self.name}", *command],
+            check=True, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        return done.stdout
+
+    def attached(self) -> set[str]:
+        return {
+            f"{item.ifname}-{item.direction}"
+            for item in Attacher(self.pin_dir, mode="tcx").attachments()
+            if item.prog_id
+        }
+
+    def contents(self) -> dict[str, Any]:
+        """Every map's bytes, by name."""
+        found: dict[str, Any] = {}
+        with Instance.open(self.pin_dir) as opened:
+            for name in opened.map_names():
+                table = opened.map(name)
+                if isinstance(table, ArrayMap):
+                    found[name] = table.records.tobytes()
+                elif isinstance(table, HashMap):
+                    found[name] = dict(table.items())
+        return found
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(BOUND)
+        if self.pin_dir.is_dir():
+            instance.remove(self.pin_dir)
+        status.remove(self.pin_dir)
+        for name in self.namespaces:
+            ip("netns", "delete", name)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    bpffs.mount()
+    made = Node(f"ag-{os.getpid()}", tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_fresh_instance_waits_for_objects_before_it_acts(node: Node) -> None:
+    node.add_pod("pod1")
+    (node.manifests / "objects.json").mkdir()  # nothing readable yet
+    process = node.start()
+    wait_for(node.pin_dir.joinpath("programs").is_dir)
+    wait_for(lambda: "agent started" in node.log.read_text())
+    assert process.poll() is None
+    (node.manifests / "objects.json").rmdir()
+    node.publish(SERVICE, slice_of("10.0.0.1", "10.0.0.2"))
+    wait_for(lambda: (s := node.status()) and s.ready and s.services == 1)
+    said = node.status()
+    assert said is not None
+    assert (said.service_ports, said.endpoints, said.interfaces) == (1, 2, 1)
+    assert said.last_apply.endswith("+00:00")
+    assert said.tables["backends"].entries == 2
+    assert node.attached() == {"pod1-ingress", "pod1-egress"}  # the uplink is a veth, and is not
+
+
+def test_a_restart_writes_nothing(node: Node) -> None:
+    node.add_pod("pod1")
+    node.publish(SERVICE, slice_of("10.0.0.1"))
+    process = node.started()
+    node.end(process, signal.SIGKILL)
+    before, running = node.contents(), node.attached()
+    process = node.started()
+    assert node.contents() == before
+    assert node.attached() == running
+    log = node.log.read_text()
+    assert log.count("data path configured") == 1
+    assert node.end(process, signal.SIGINT) == 0
+    assert node.contents() == before
+    assert node.attached() == running
+    said = node.status()
+    assert said is not None
+    assert not said.ready
+    assert status.running_agent(node.pin_dir) == 0
+
+
+def test_what_changed_meanwhile_is_applied_by_the_next_agent(node: Node) -> None:
+    node.publish(SERVICE, slice_of("10.0.0.1"))
+    node.end(node.started(), signal.SIGKILL)
+    node.add_pod("pod1")
+    node.publish(SERVICE, slice_of("10.0.0.2", "10.0.0.3"))
+    node.started()
+    assert node.attached() == {"pod1-ingress", "pod1-egress"}
+    with Instance.open(node.pin_dir) as opened:
+        rows = opened.backends.records
+        serving = rows[rows["flags"] & consts.BACKEND_SERVING != 0]
+        assert sorted(r["addr"].tobytes()[-1] for r in serving) == [2, 3]
+    node.publish()
+    wait_for(lambda: (s := node.status()) and s.services == 0)
+    with Instance.open(node.pin_dir) as opened:
+        assert not list(opened.frontends.items())
+
+
+def test_a_second_agent_says_who_holds_the_instance(node: Node) -> None:
+    node.publish(SERVICE)
+    process = node.started()
+    assert status.running_agent(node.pin_dir) == process.pid
+    done = subprocess.run(
+        node.command(), capture_output=True, text=True, timeout=BOUND,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)), check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert f"process {process.pid}" in done.stderr
+    assert node.ready(process)
+
+
+def test_pods_are_followed(node: Node) -> None:
+    node.publish(SERVICE)
+    node.started()
+    assert node.attached() == set()
+    node.add_pod("pod1")
+    wait_for(lambda: node.attached() == {"pod1-ingress", "pod1-egress"}, 5)
+    node.add_pod("pod2")
+    wait_for(lambda: len(node.attached()) == 4, 5)
+    ip("-n", node.name, "link", "delete", "pod1")
+    wait_for(lambda: not (node.pin_dir / "links" / "pod1-ingress").exists(), 5)
+    assert survey(node.pin_dir).interfaces == ("pod2",)
+    assert "programs attached" in node.log.read_text()
+
+
+def test_pod_interfaces_can_be_named(node: Node) -> None:
+    node.publish(SERVICE)
+    node.add_pod("pod1")
+    node.add_pod("cali7")
+    node.started("--pod-interface", "cali*", "--pod-interface", "eni*")
+    assert node.attached() == {"cali7-ingress", "cali7-egress"}
+
+
+def test_an_uplink_that_was_taken_for_a_pods_is_released(node: Node) -> None:
+    node.publish(SERVICE)
+    node.add_pod("second0")
+    node.started()
+    assert node.attached() == {"second0-ingress", "second0-egress"}
+    ip("-n", node.name, "route", "add", "default", "dev", "second0", "metric", "9")
+    wait_for(lambda: node.attached() == set(), 10)
+
+
+def test_kube_proxys_connections_are_let_alone_while_its_rules_exist(node: Node) -> None:
+    node.publish(SERVICE)
+    node.in_namespace("iptables-nft", "-t", "nat", "-N", "KUBE-SERVICES")
+    node.end(node.started())
+    assert config_flags(node) == consts.CONFIG_PASS_MIDSTREAM
+    node.in_namespace("iptables-nft", "-t", "nat", "-X", "KUBE-SERVICES")
+    node.end(node.started())
+    assert config_flags(node) == 0
+    node.end(node.started("--takeover", "on"))
+    assert config_flags(node) == consts.CONFIG_PASS_MIDSTREAM
+
+
+def config_flags(node: Node) -> int:
+    with Instance.open(node.pin_dir) as opened:
+        return int(opened.config.records["flags"][0])
+
+
+def test_the_node_is_known_by_its_default_route_without_a_node_object(node: Node) -> None:
+    node.publish(SERVICE)
+    node.started()
+    with Instance.open(node.pin_dir) as opened:
+        assert opened.config.records["node4"][0].tobytes()[12:] == bytes([192, 0, 2, 1])
+        assert not np.any(opened.config.records["node6"][0]["w"])
+
+
+def test_ports_are_reserved_in_this_namespace_alone(node: Node) -> None:
+    def reserved() -> str:
+        return node.in_namespace("sysctl", "-n", "net.ipv4.ip_local_reserved_ports").strip()
+
+    machine = Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text()
+    node.in_namespace("sysctl", "-w", "net.ipv4.ip_local_reserved_ports=9000-9010")
+    node.publish(SERVICE)
+    node.end(node.started())
+    assert reserved() == "9000-9010,61000-61999"
+    node.end(node.started())
+    assert reserved() == "9000-9010,61000-61999"
+    assert Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text() == machine
+
+
+def test_a_broken_manifest_removes_nothing_and_is_reported(node: Node) -> None:
+    node.publish(SERVICE, slice_of("10.0.0.1"))
+    process = node.started()
+    (node.manifests / ".x").write_text('{"apiVersion": "v1", "kind": "Service", "metadata": 3}\n')
+    (node.manifests / ".x").rename(node.manifests / "objects.json")
+    wait_for(lambda: (s := node.status()) and s.source.problems)
+    said = node.status()
+    assert said is not None
+    assert said.services == 1
+    assert "objects.json" in said.source.problems[0]
+    # A restart cannot read it either, and keeps what is programmed.
+    node.end(process)
+    process = node.start()
+    wait_for(lambda: (s := node.status()) and s.pid == process.pid and s.synced)
+    with Instance.open(node.pin_dir) as opened:
+        assert len(list(opened.frontends.items())) == 2
+
+
+def test_a_path_that_is_not_there_is_an_error_at_once(node: Node) -> None:
+    node.manifests.rmdir()
+    process = node.start()
+    assert process.wait(BOUND) == 1
+    assert str(node.manifests) in node.log.read_text()
+
+
+def test_the_log_can_be_json(node: Node) -> None:
+    node.publish(SERVICE)
+    node.end(node.started("--log-format", "json"))
+    lines = [msgspec.json.decode(line) for line in node.log.read_bytes().splitlines()]
+    assert {"agent started", "first sync done"} <= {line["event"] for line in lines}

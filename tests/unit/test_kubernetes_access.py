@@ -1,0 +1,140 @@
+"""How the Kubernetes source finds its server and proves who it is."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from apiserver import ApiServer
+from following import QUICK, Follower, fill
+from k8s_objects import service
+
+from lbctl.errors import ConfigError
+from lbctl.sources.kubernetes import KubernetesSource
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer() as running:
+        yield running
+
+
+def test_rotated_token_is_read_again(server: ApiServer, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    server.accepted_token = "first"
+    fill(server)
+    source = KubernetesSource(
+        "worker-1", kubeconfig=server.kubeconfig(tmp_path, token), settings=QUICK
+    )
+    source.start()
+    follower = Follower(source)
+    follower.until(lambda: source.status().synced and source.status().connected)
+    token.write_text("second")
+    server.accepted_token = "second"
+    server.drop()
+    server.put(service("svc2"))
+    follower.until(lambda: follower.names() == ["svc1", "svc2"])
+    assert server.tokens[-1].lower() == "bearer second"
+    source.stop()
+
+
+def test_api_server_replaces_the_address(server: ApiServer, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("x")  # reading it again must not bring the address back
+    config = server.kubeconfig(tmp_path, tmp_path / "token")
+    config.write_bytes(config.read_bytes().replace(server.url.encode(), b"http://192.0.2.1:1"))
+    source = KubernetesSource("worker-1", kubeconfig=config, api_server=server.url, settings=QUICK)
+    source.start()
+    try:
+        follower = Follower(source)
+        follower.until(lambda: source.status().synced and source.status().connected)
+        server.drop()
+        server.put(service())
+        follower.until(lambda: follower.names() == ["svc1"])
+    finally:
+        source.stop()
+
+
+def test_credentials_of_a_pod(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--api-server alone: the service account's token, sent to the address that was given."""
+    from kubernetes.config import incluster_config
+
+    token, certificate = tmp_path / "token", tmp_path / "ca.crt"
+    token.write_text("of-the-pod")
+    certificate.write_text("not asked for over plain HTTP")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    server.accepted_token = "of-the-pod"
+    source = KubernetesSource("worker-1", api_server=server.url, settings=QUICK)
+    source.start()
+    try:
+        follower = Follower(source)
+        follower.until(lambda: source.status().synced)
+    finally:
+        source.stop()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is missing")
+    path = tmp_path / "server.pem"
+    subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run(
+        [openssl, "req", "-x509", *key, *subject, *files],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    path.write_bytes((tmp_path / "cert.pem").read_bytes() + (tmp_path / "key.pem").read_bytes())
+    return path
+
+
+def test_over_tls(certificate: Path, tmp_path: Path) -> None:
+    """Lists, follows, survives a drop, and stops while a read is waiting."""
+    with ApiServer(certificate=certificate) as server:
+        fill(server)
+        source = KubernetesSource(
+            "worker-1", kubeconfig=server.kubeconfig(tmp_path), settings=QUICK
+        )
+        source.start()
+        follower = Follower(source)
+        follower.until(lambda: follower.endpoints() == 1 and source.status().connected)
+        server.drop()
+        server.put(service("svc2"))
+        follower.until(lambda: follower.names() == ["svc1", "svc2"])
+        follower.until(lambda: source.status().connected)
+        source.stop()
+        assert not any(thread.is_alive() for thread in source.threads)
+
+
+def test_unknown_certificate_is_refused(certificate: Path, tmp_path: Path) -> None:
+    with ApiServer(certificate=certificate) as server:
+        config = server.kubeconfig(tmp_path)
+        other = str(ssl.get_default_verify_paths().openssl_cafile or certificate)
+        config.write_text(config.read_text().replace(str(certificate), other))
+        if not Path(other).exists():
+            pytest.skip(f"no certificates of authorities in {other}")
+        source = KubernetesSource("worker-1", kubeconfig=config, settings=QUICK)
+        source.start()
+        follower = Follower(source)
+        follower.until(lambda: "certificate" in source.status().last_error.lower())
+        assert not source.status().synced
+        source.stop()
+
+
+def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--manifests") as caught:
+        KubernetesSource("worker-1", kubeconfig=tmp_path / "none")
+    assert "none" in caught.value.message
