@@ -220,14 +220,17 @@ def check(image: Stage) -> None:
     print(traced.stdout, end="")
     assert traced.returncode == 0, "trace failed"
     assert '"verdict": "forward"' in traced.stdout
-    size = sum(path.lstat().st_size for path in walk(image.path))
+    size = sum(path.lstat().st_size for path in files(image))
     say(f"the image's files take {size >> 20} MB")
 
 
-def walk(root: Path) -> list[Path]:
-    """Every file of the image itself, mounts aside."""
-    found = run("find", str(root), "-xdev", "-type", "f").stdout.splitlines()
-    return [Path(line) for line in found]
+def files(image: Stage) -> list[Path]:
+    """Every file of the image itself, what is mounted into it aside."""
+    pruned = [
+        word for name in pip_places() for word in ("-path", image.inside(name), "-prune", "-o")
+    ]
+    found = run("find", str(image.path), "-xdev", *pruned, "-type", "f", "-print")
+    return [Path(line) for line in found.stdout.splitlines()]
 
 
 def unmount(directory: Path) -> None:

@@ -14,6 +14,7 @@ from lbctl.claims import frontend_key, marker_key
 from lbctl.contents import region_of
 from lbctl.plan import Plan, Planner
 from lbctl.resolved import Endpoint, Frontend, FrontendKind, ResolvedPort
+from lbctl.tables import Records
 
 TCP = 6
 NONE_SEEN = np.zeros(0, bool)
@@ -92,6 +93,9 @@ class Node:
             return "miss"
         entry = self.tables.frontends.spec.value.unpack(value)
         assert entry["self"] == key
+        assert has_bits(
+            self.tables.service_filter.records, filterbits.service_bits([entry["self"][:16]])
+        )
         word = int(self.tables.services.records[field][entry["service"]])
         base, length = region_of(word)
         if not length:
@@ -101,10 +105,18 @@ class Node:
             row = self.tables.backends.records[backend]
             assert row["flags"] & consts.BACKEND_SERVING
             assert row["service"] == entry["service"]
+            assert has_bits(
+                self.tables.backend_filter.records,
+                filterbits.backend_bits([row["addr"].tobytes() + row["port"].tobytes()]),
+            )
             address_bytes = row["addr"].tobytes()
             number = int.from_bytes(row["port"].tobytes(), "big")
             found.append(f"{'.'.join(map(str, address_bytes[12:]))}:{number}")
         return found
+
+
+def has_bits(words: Records, bits: filterbits.Bits) -> bool:
+    return bool(((words[bits >> 6] >> (bits & 63).astype(np.uint64)) & np.uint64(1)).all())
 
 
 @pytest.fixture
