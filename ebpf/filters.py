@@ -18,9 +18,12 @@ SERVICE_FILTER_BITS = _CONSTANTS["SERVICE_FILTER_BITS"]
 BACKEND_FILTER_BITS = _CONSTANTS["BACKEND_FILTER_BITS"]
 
 
-def address_bits(addresses: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """Bit numbers in `service_filter`, one per row of an (n, 16) array of address bytes."""
-    return _hash(addresses, np.zeros(len(addresses), np.uint32)) >> np.uint32(
+def address_bits(addresses: npt.NDArray[np.uint8], kind: int = 0) -> npt.NDArray[np.uint32]:
+    """Bit numbers in `service_filter`, one per row of an (n, 16) array of address bytes.
+
+    `kind` 0 stands for any address of a service, 1 for a ClusterIP; see maybe_service() in C.
+    """
+    return _hash(addresses, np.full(len(addresses), kind, np.uint32)) >> np.uint32(
         32 - SERVICE_FILTER_BITS
     )
 
@@ -28,7 +31,8 @@ def address_bits(addresses: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
 def endpoint_bits(
     addresses: npt.NDArray[np.uint8], ports: npt.NDArray[Any]
 ) -> npt.NDArray[np.uint32]:
-    """Bit numbers in `backend_filter` for (n, 16) address bytes and n ports.
+    """Bit numbers in `backend_filter` for (n, 16) address bytes and n ports: of backends, and of
+    frontends that are no ClusterIP.
 
     Ports are as the records hold them: 16 bits loaded from network byte order.
     """

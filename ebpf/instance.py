@@ -36,6 +36,10 @@ class Instance:
     """
 
     frontends: HashMap
+    source_ranges: HashMap
+    affinity: HashMap
+    socket_choices: HashMap
+    socket_peers: HashMap
     names: HashMap
     services: ArrayMap
     slots: ArrayMap

@@ -17,6 +17,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _IFF_UP = 1
 _IFF_LOOPBACK = 8
+_ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _SCOPE_GLOBAL = 0
 _TABLE_MAIN = 254
 _ROUTE_UNICAST = 1
@@ -42,6 +43,7 @@ class Link(msgspec.Struct, frozen=True):
     master: int
     peer: int
     peer_netns: int | None
+    bare: bool = False  # frames begin with the IP header, as in tunnels of layer 3
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -216,6 +218,7 @@ def _link(message: Any) -> Link:
         master=message.get_attr("IFLA_MASTER") or 0,
         peer=message.get_attr("IFLA_LINK") or 0,
         peer_netns=message.get_attr("IFLA_LINK_NETNSID"),
+        bare=message["ifi_type"] not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
     )
 
 

@@ -10,6 +10,7 @@ _SERVICES = 65536
 _ENDPOINTS = 262144
 _FLOWS = 131072
 _FRAGMENTS = 8192
+_SOCKETS = 65536  # of the node's own processes, with a service as peer
 _GIB = 1 << 30
 
 # Which of the three numbers a full map wants raised.
@@ -71,6 +72,10 @@ class Sizes(msgspec.Struct, frozen=True):
             "backends": 2 * self.endpoints,
             "service_filter": _words(enums.get("SERVICE_FILTER_BITS", 6)),
             "backend_filter": _words(enums.get("BACKEND_FILTER_BITS", 6)),
+            "source_ranges": self.services,
+            "affinity": self.flows,
+            "socket_choices": _SOCKETS,
+            "socket_peers": _SOCKETS,
             "counters": enums.get("REASON_MAX", 1),
             "config": 1,
             "table_state": 1,

@@ -259,7 +259,7 @@ class Agent:
         moment, in a data path that is running."""
         settings = DataPathSettings(self._takeover.present, self._instance.flows4.max_entries)
         primary = tuple(a for a in (self._facts.primary4, self._facts.primary6) if a)
-        # The bits of hairpin flows' addresses come before the addresses.
+        # The bits of masqueraded flows' addresses come before the addresses.
         self._reconciler.housekeeper.set_node_addresses(primary)
         changed = nodeconfig.store(self._instance.config, self._facts, settings)
         if changed:

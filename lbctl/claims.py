@@ -56,9 +56,9 @@ class Claims:
         owner = self._owner.get(key)
         return None if owner is None else owner >> 16
 
-    def addresses(self) -> set[bytes]:
-        """Every address with a frontend."""
-        return {key[:ADDRESS_BYTES] for key in self._owner}
+    def frontends(self) -> Iterator[tuple[bytes, int]]:
+        """Every key that is owned, with its flags; markers too."""
+        return ((key, owner & 0xFFFF) for key, owner in self._owner.items())
 
     def adopt(self, key: bytes, service: int, flags: int) -> None:
         """A frontend that is programmed already, with a service that is known."""

@@ -1,11 +1,12 @@
 """The two bit filters: which bits stand for what is programmed, and storing those that differ."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ebpf import filters
+from lbctl import consts
 from lbctl.claims import ADDRESS_BYTES
 from lbctl.contents import IDENTITY_BYTES
 from lbctl.tables import ArrayTable, Records
@@ -13,10 +14,28 @@ from lbctl.tables import ArrayTable, Records
 Bits = npt.NDArray[np.uint32]
 
 
-def service_bits(addresses: Sequence[bytes]) -> Bits:
-    """Bit numbers of 16-byte addresses in `service_filter`."""
+# Frontends of these kinds say something about the whole address: every port of it is answered for.
+_CLUSTER_IP = consts.FRONTEND_CLUSTER_IP | consts.FRONTEND_ADDRESS
+
+
+def service_bits(addresses: Sequence[bytes], cluster_ip: bool = False) -> Bits:
+    """Bit numbers of 16-byte addresses in `service_filter`, as any service's or as ClusterIPs."""
     rows = np.frombuffer(b"".join(addresses), np.uint8).reshape(-1, ADDRESS_BYTES)
-    return filters.address_bits(rows)
+    return filters.address_bits(rows, int(cluster_ip))
+
+
+def frontend_bits(frontends: Iterable[tuple[bytes, int]]) -> tuple[Bits, Bits]:
+    """Bit numbers in `service_filter` and in `backend_filter` for frontends: key and flags."""
+    addresses, cluster_ips, endpoints = set(), set(), []
+    for key, flags in frontends:
+        address = key[:ADDRESS_BYTES]
+        addresses.add(address)
+        if flags & _CLUSTER_IP:
+            cluster_ips.add(address)
+        else:
+            endpoints.append(key[:IDENTITY_BYTES])
+    services = [service_bits(sorted(addresses)), service_bits(sorted(cluster_ips), cluster_ip=True)]
+    return np.concatenate(services), backend_bits(endpoints)
 
 
 def backend_bits(identities: Sequence[bytes]) -> Bits:

@@ -1,5 +1,6 @@
 """Between changes: sweeping, giving ids back, clearing filter bits, and how full each map is."""
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 
@@ -7,9 +8,8 @@ import numpy as np
 import structlog
 
 from ebpf.errors import LbError
-from lbctl import filterbits, program
+from lbctl import consts, filterbits, program
 from lbctl.alloc import GRACE_SECONDS
-from lbctl.claims import ADDRESS_BYTES
 from lbctl.plan import Plan, Planner
 from lbctl.status import TableUse
 from lbctl.sweep import Found, Sweep
@@ -41,19 +41,19 @@ class Housekeeper:
         self._next = 0.0
         self._last: Found | None = None
         self._node_addresses: tuple[bytes, ...] = ()
-        self._gone: deque[tuple[float, bytes]] = deque()  # frontends' addresses, for the filter
+        self._gone: deque[tuple[float, bytes]] = deque()  # frontends' keys, for the filters
         self._filters_stale = True
         self._warned: dict[str, float] = {}
         self._log = structlog.get_logger()
 
     def note(self, plan: Plan, now: float) -> None:
         """A plan was carried out: what it removed has filter bits that may go one day."""
-        self._gone.extend((now, key[:ADDRESS_BYTES]) for key in plan.frontends_gone)
+        self._gone.extend((now, key) for key in plan.frontends_gone)
         if plan.frontends_gone or plan.lowered:
             self._filters_stale = True
 
     def set_node_addresses(self, addresses: tuple[bytes, ...]) -> None:
-        """Addresses that hairpin flows use as source: they need their bits now."""
+        """Addresses that masqueraded flows use as source: they need their bits now."""
         self._node_addresses = addresses
         bits = filterbits.service_bits(addresses)
         filterbits.set_bits(self._tables.service_filter, bits)
@@ -145,15 +145,21 @@ class Housekeeper:
         """Only bits that a change or a flow has needed since the sweep began stay."""
         while self._gone and self._gone[0][0] + GRACE_SECONDS <= found.began:
             self._gone.popleft()
-        addresses = self.planner.claims.addresses()
-        addresses.update(address for _, address in self._gone)
-        addresses.update(self._node_addresses)
+        # What is gone had either kind of bits; nobody remembers which.
+        gone = [(key, kind) for _, key in self._gone for kind in (0, consts.FRONTEND_CLUSTER_IP)]
+        frontends = itertools.chain(self.planner.claims.frontends(), gone)
+        services, endpoints = filterbits.frontend_bits(frontends)
         bits = [
-            filterbits.service_bits(sorted(addresses)),
+            services,
+            filterbits.service_bits(self._node_addresses),
             np.flatnonzero(found.addresses).astype(np.uint32),
         ]
         # The node's own addresses were others a moment ago, perhaps; their flows hold their bits.
         filterbits.replace_bits(self._tables.service_filter, np.concatenate(bits))
-        backends = filterbits.backend_record_bits(self._tables.backends.records)
-        filterbits.replace_bits(self._tables.backend_filter, backends)
+        bits = [
+            endpoints,
+            filterbits.backend_record_bits(self._tables.backends.records),
+            np.flatnonzero(found.endpoints).astype(np.uint32),
+        ]
+        filterbits.replace_bits(self._tables.backend_filter, np.concatenate(bits))
         self._filters_stale = bool(self._gone)

@@ -1,8 +1,8 @@
-"""Programs on the pods' interfaces: which ones those are, and following them."""
+"""Programs on pods' interfaces and on uplinks: which ones those are, and following them."""
 
 import errno
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from ipaddress import ip_address
 
 import structlog
@@ -15,7 +15,9 @@ from ebpf.programs import Generation
 from lbctl.addresses import IPV4, family_of, is_link_local
 
 # Of the veth's host side: what comes in there comes from the pod.
-_HOOKS = {"ingress": "entry_from_pod", "egress": "entry_to_pod"}
+_POD_HOOKS = {"ingress": "entry_from_pod", "egress": "entry_to_pod"}
+_UPLINK_HOOKS = {"ingress": "entry_from_net", "egress": "entry_to_net"}
+_TUNNEL_HOOKS = {"ingress": "entry_from_tunnel", "egress": "entry_to_tunnel"}
 # Between looks at the whole network after addresses or routes changed.
 REFRESH_SECONDS = 1.0
 
@@ -32,7 +34,7 @@ class Interfaces:
         self._generation: Generation | None = None
         self._node_addresses: frozenset[IPAddress] = frozenset()
         self._uplinks: frozenset[int] = frozenset()
-        self._attached: dict[int, str] = {}
+        self._attached: dict[int, tuple[str, str]] = {}  # index to name and program at ingress
         self._failed: dict[str, str] = {}
         self._stale: float | None = None  # since when the network may differ from what we know
         self._log = structlog.get_logger()
@@ -41,12 +43,12 @@ class Interfaces:
 
     @property
     def attached(self) -> int:
-        """Pod interfaces with programs."""
+        """Interfaces with programs."""
         return len(self._attached)
 
     @property
     def problems(self) -> list[str]:
-        """Why pod interfaces are without programs."""
+        """Why interfaces are without programs."""
         return sorted(self._failed.values())
 
     def fileno(self) -> int:
@@ -76,7 +78,7 @@ class Interfaces:
             self._sort_links(thorough=False)
 
     def attach_all(self, generation: Generation) -> None:
-        """Put these programs on all pod interfaces, now and from now on."""
+        """Put these programs on all pod interfaces and uplinks, now and from now on."""
         self._generation = generation
         self._sort_links(thorough=True)
 
@@ -91,7 +93,7 @@ class Interfaces:
         if changes.gone & self._attached.keys():
             self._forget(changes.gone)
         for link in netlink.pod_interfaces(changes.links, self._uplinks, self._patterns):
-            if self._attach(link):
+            if self._attach(link, _POD_HOOKS):
                 spent = round((time.monotonic() - began) * 1000, 2)
                 self._log.info("programs attached", interface=link.ifname, milliseconds=spent)
 
@@ -129,17 +131,24 @@ class Interfaces:
         )
         if self._generation is None:
             return
-        pods = netlink.pod_interfaces(network.links, self._uplinks, self._patterns)
-        for link in pods:
-            if thorough or self._attached.get(link.ifindex) != link.ifname:
-                self._attach(link)
-        wanted = {link.ifindex for link in pods}
-        if thorough or self._attached.keys() - wanted:
+        wanted: dict[int, str] = {}
+        for link, hooks in self._wanted_hooks(network):
+            wanted[link.ifindex] = hooks["ingress"]
+            if thorough or self._attached.get(link.ifindex) != (link.ifname, hooks["ingress"]):
+                self._attach(link, hooks)
+        if thorough or self._attached.keys() - wanted.keys():
             self._detach_others(wanted)
-        self._forget(self._attached.keys() - wanted)
+        self._forget(self._attached.keys() - wanted.keys())
 
-    def _detach_others(self, wanted: set[int]) -> None:
-        """Take programs off interfaces that are not a pod's, or no longer thought to be."""
+    def _wanted_hooks(self, network: Network) -> Iterator[tuple[Link, dict[str, str]]]:
+        for link in network.links:
+            if link.ifindex in self._uplinks:
+                yield link, _TUNNEL_HOOKS if link.bare else _UPLINK_HOOKS
+        for link in netlink.pod_interfaces(network.links, self._uplinks, self._patterns):
+            yield link, _POD_HOOKS
+
+    def _detach_others(self, wanted: Collection[int]) -> None:
+        """Take programs off interfaces that are neither a pod's nor an uplink, any more."""
         for item in self._attacher.attachments():
             if not item.ifindex or item.ifindex in wanted:
                 continue
@@ -148,15 +157,15 @@ class Interfaces:
             except KernelError as error:
                 self._log.warning("cannot detach", interface=item.ifname, error=error.message)
             else:
-                self._log.info("programs removed, no pod's interface", interface=item.ifname)
+                self._log.info("programs removed, not our interface", interface=item.ifname)
 
-    def _attach(self, link: Link) -> bool:
+    def _attach(self, link: Link, hooks: dict[str, str]) -> bool:
         """Returns whether programs were attached that were not there."""
         if self._generation is None:
             return False
         new = False
         try:
-            for direction, program in _HOOKS.items():
+            for direction, program in hooks.items():
                 fd = self._generation.fds[program]
                 done = self._attacher.attach(link.ifname, link.ifindex, direction, fd)
                 new |= done == "attached"
@@ -166,15 +175,15 @@ class Interfaces:
                 self._log.error("cannot attach", interface=link.ifname, error=error.message)
             return False
         self._failed.pop(link.ifname, None)
-        self._attached[link.ifindex] = link.ifname
+        self._attached[link.ifindex] = (link.ifname, hooks["ingress"])
         return new
 
     def _forget(self, gone: Iterable[int]) -> None:
         """These interfaces are gone; so are their programs, but for the pins."""
         gone = list(gone)
         for index in gone:
-            name = self._attached.pop(index, None)
-            self._failed.pop(name or "", None)
+            name, _ = self._attached.pop(index, ("", ""))
+            self._failed.pop(name, None)
         if gone:
             try:
                 self._attacher.prune()

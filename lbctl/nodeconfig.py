@@ -1,5 +1,6 @@
 """The `config` record: timeouts, limits, service ranges and the node's own addresses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ TIMEOUTS: Final = {
     "datagram_stream_timeout": 120,
 }
 # Above the ports the kernel gives out by itself (32768-60999), and reserved besides.
-PORTS: Final = (61000, 61999)
+PORTS: Final = (61000, 65535)
 # Share of a TCP table that handshakes may fill.
 FLOW_LIMIT = 0.75
 
@@ -36,6 +37,8 @@ class DataPathSettings:
     pass_midstream: bool  # kube-proxy may own TCP connections without a flow
     tcp_entries: int  # of a family's TCP table
     ports: tuple[int, int] = PORTS
+    socket_flags: int = 0  # CONFIG_SOCKET_*
+    host_netns: int = 0  # cookie of the node's network namespace
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:
@@ -46,11 +49,13 @@ def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> lis
     wanted = _record(table.records.dtype, node, settings)
     current = table.records
     changed = [n for n in wanted.dtype.names or () if (wanted[n] != current[n]).any()]
-    if any(name.startswith("cidr") for name in changed):
-        # Never a range that is half the old and half the new one.
-        current["cidr_count4"] = current["cidr_count6"] = 0
-        changed = [n for n in changed if not n.startswith("cidr_count")]
-        changed += ["cidr_count4", "cidr_count6"]
+    for kind in _RANGES:
+        counts = [f"{kind}_count4", f"{kind}_count6"]
+        if any(name.startswith(kind) for name in changed):
+            # Never a range that is half the old and half the new one.
+            for name in counts:
+                current[name] = 0
+            changed = [n for n in changed if n not in counts] + counts
     for name in changed:
         current[name] = wanted[name]
     return changed
@@ -58,7 +63,12 @@ def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> lis
 
 def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -> npt.NDArray[Any]:
     record = np.zeros(1, dtype)
-    record["flags"] = consts.CONFIG_PASS_MIDSTREAM * settings.pass_midstream
+    record["flags"] = (
+        consts.CONFIG_PASS_MIDSTREAM * settings.pass_midstream
+        | consts.CONFIG_MASQUERADE_ALL * node.masquerade_all
+        | settings.socket_flags
+    )
+    record["host_netns"] = settings.host_netns
     record["flow_limit"] = int(settings.tcp_entries * FLOW_LIMIT)
     for name, seconds in TIMEOUTS.items():
         record[name] = consts.ticks(seconds)
@@ -67,17 +77,33 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
         primary = node.primary(family)
         if primary is not None:
             _put(record[f"node{family}"][0], primary)
-        ranges = of_family(node.service_cidrs, family)
-        if len(ranges) > consts.MAX_SERVICE_CIDRS:
-            raise ConfigError(
-                f"--service-cidr is given {len(ranges)} times for IPv{family}",
-                hint=f"The programs know up to {consts.MAX_SERVICE_CIDRS} ranges per family.",
-            )
-        for index, prefix in enumerate(ranges):
-            _put(record[f"cidr{family}"][0, index]["net"], prefix.address)
-            _put(record[f"cidr{family}"][0, index]["mask"], _mask(prefix))
-        record[f"cidr_count{family}"] = len(ranges)
+        _put_ranges(record, f"cidr{family}", f"cidr_count{family}", node.service_cidrs, family)
+        name, count = f"pod_cidr{family}", f"pod_cidr_count{family}"
+        _put_ranges(record, name, count, node.cluster_cidrs, family)
     return record
+
+
+# Field of the record, entries it has room for, and what sets it.
+_RANGES: Final = {
+    "cidr": (consts.MAX_SERVICE_CIDRS, "--service-cidr"),
+    "pod_cidr": (consts.MAX_POD_CIDRS, "--cluster-cidr (or clusterCIDR)"),
+}
+
+
+def _put_ranges(
+    record: npt.NDArray[Any], name: str, count: str, prefixes: Sequence[Prefix], family: int
+) -> None:
+    ranges = of_family(prefixes, family)
+    room, option = _RANGES[name.rstrip("46")]
+    if len(ranges) > room:
+        raise ConfigError(
+            f"{option} names {len(ranges)} ranges of IPv{family}",
+            hint=f"The programs know up to {room} ranges per family.",
+        )
+    for index, prefix in enumerate(ranges):
+        _put(record[name][0, index]["net"], prefix.address)
+        _put(record[name][0, index]["mask"], _mask(prefix))
+    record[count] = len(ranges)
 
 
 def _put(address: Any, raw: bytes) -> None:

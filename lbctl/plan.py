@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ebpf.errors import LbError
 from lbctl import consts
-from lbctl.addresses import format_endpoint
+from lbctl.addresses import Prefix, format_endpoint
 from lbctl.alloc import Exhausted, IdPool, RegionPool
 from lbctl.claims import ADDRESS_BYTES, Claims
 from lbctl.contents import Contents, region_of, region_word
@@ -40,13 +40,15 @@ class Plan:
     backend_flags: list[int] = field(default_factory=list)
     backend_services: list[int] = field(default_factory=list)
     raised: list[tuple[int, int]] = field(default_factory=list)  # backend, flags before the switch
-    service_addresses: list[bytes] = field(default_factory=list)  # of frontends; for the filter
     slot_indices: list[int] = field(default_factory=list)
     slot_backends: list[int] = field(default_factory=list)
     words: list[tuple[int, str, int]] = field(default_factory=list)  # service, field, region word
     settings: list[tuple[int, int, int]] = field(default_factory=list)
+    # Service and range: loadBalancerSourceRanges.
+    ranges: list[tuple[int, Prefix]] = field(default_factory=list)
     frontends: list[tuple[bytes, int, int]] = field(default_factory=list)  # key, service, flags
     frontends_gone: list[bytes] = field(default_factory=list)
+    ranges_gone: list[tuple[int, Prefix]] = field(default_factory=list)
     words_emptied: list[tuple[int, str, int]] = field(default_factory=list)
     lowered: list[tuple[int, int]] = field(default_factory=list)  # backend, flags after the switch
     # Not writes:
@@ -62,6 +64,7 @@ class Plan:
             "backend flags": len(self.raised) + len(self.lowered),
             "slots": len(self.slot_indices),
             "region words": len(self.words) + len(self.words_emptied),
+            "source ranges": len(self.ranges) + len(self.ranges_gone),
             "frontends": len(self.frontends) + len(self.frontends_gone),
         }
         return {kind: count for kind, count in counts.items() if count}
@@ -96,6 +99,7 @@ class Programmed:
     flags: int = 0
     affinity: int = 0  # ticks
     frontends: tuple[tuple[bytes, int], ...] = ()  # asked for: key and flags
+    ranges: tuple[Prefix, ...] = ()
 
 
 class Planner:
@@ -166,7 +170,7 @@ class Planner:
     ) -> Programmed:
         returning = None if before else self.retired.get(name)
         state = before or returning or Programmed(0)
-        frontends, warnings = frontends_of(port)
+        frontends = frontends_of(port)
         sets = HeldSets(self._contents, state.cluster, state.local)
         wanted = WantedSets(port)
         fresh = [identity for identity in wanted.flags if identity not in sets.held]
@@ -183,7 +187,6 @@ class Planner:
             del self.retired[name]
         self.services[name] = state
 
-        plan.warnings.extend(warnings)
         plan.backend_ids.extend(fresh_ids)
         plan.backend_identities.extend(fresh)
         plan.backend_flags.extend([wanted.flags[identity] for identity in fresh])
@@ -194,6 +197,7 @@ class Planner:
         self._change_flags(plan, sets, wanted.flags, now)
         self._switch(plan, state, words, now)
         self._configure(plan, state, port, new=before is None)
+        self._set_ranges(plan, state, port.source_ranges)
         state.frontends = frontends
         return state
 
@@ -294,6 +298,14 @@ class Planner:
             state.flags, state.affinity = flags, affinity
             (plan.new_settings if new else plan.settings).append((state.id, flags, affinity))
 
+    def _set_ranges(self, plan: Plan, state: Programmed, wanted: tuple[Prefix, ...]) -> None:
+        """New ranges come before the frontends that ask for them, old ones go after."""
+        if wanted != state.ranges:
+            had, want = set(state.ranges), set(wanted)
+            plan.ranges.extend((state.id, r) for r in wanted if r not in had)
+            plan.ranges_gone.extend((state.id, r) for r in state.ranges if r not in want)
+            state.ranges = wanted
+
     def _remove(self, plan: Plan, name: str, state: Programmed, now: float) -> None:
         for number, flags in HeldSets(self._contents, state.cluster, state.local).held.values():
             self._retire(plan, number, flags, now)
@@ -304,6 +316,7 @@ class Planner:
         self._release_regions({region_of(state.cluster), region_of(state.local)}, now)
         state.cluster = state.local = 0
         state.frontends = ()
+        self._set_ranges(plan, state, ())
         del self.services[name]
         self.retired[name] = state
         self.service_ids.release(state.id, now)
@@ -329,7 +342,6 @@ class Planner:
             else:
                 service, flags = self.claims.unpack(owner_now)
                 plan.frontends.append((key, service, flags))
-                plan.service_addresses.append(key[:ADDRESS_BYTES])
 
     def _conflict(self, key: bytes, owner: int, loser: int) -> str:
         names = {state.id: name for name, state in self.services.items()}

@@ -1,7 +1,6 @@
 """The endpoint sets and addresses of one service port: as they are wanted, and as programmed."""
 
 from lbctl import consts
-from lbctl.addresses import format_endpoint
 from lbctl.claims import frontend_key
 from lbctl.contents import Contents
 from lbctl.resolved import Endpoint, ResolvedPort
@@ -55,18 +54,10 @@ def _identity(endpoint: Endpoint) -> bytes:
     return endpoint.address + endpoint.port.to_bytes(2, "big")
 
 
-def frontends_of(port: ResolvedPort) -> tuple[tuple[tuple[bytes, int], ...], list[str]]:
-    """Keys with flags, and warnings about those that are left out."""
+def frontends_of(port: ResolvedPort) -> tuple[tuple[bytes, int], ...]:
+    """Keys with flags."""
     found: dict[bytes, int] = {}
-    warnings = []
     for frontend in port.frontends:
-        flags = int(frontend.kind)
-        if flags & consts.FRONTEND_SOURCE_RANGES:
-            place = format_endpoint(frontend.address, frontend.port)
-            warnings.append(
-                f"{port.name}: {place} is not served: loadBalancerSourceRanges are not yet enforced"
-            )
-            continue
         key = frontend_key(frontend.address, frontend.port, frontend.protocol)
-        found[key] = found.get(key, 0) | flags
-    return tuple(found.items()), warnings
+        found[key] = found.get(key, 0) | int(frontend.kind)
+    return tuple(found.items())

@@ -12,10 +12,12 @@ from typing import Final
 import numpy as np
 
 from lbctl import filterbits
+from lbctl.addresses import Prefix
 from lbctl.contents import IDENTITY_BYTES, address_columns, rows_as_bytes
 from lbctl.plan import Freed, Plan
 from lbctl.tables import ArrayTable, HashTable, Records, Tables
 
+SERVICE_BITS = 32  # of a source range's key, before the address
 _KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol
 
 
@@ -78,7 +80,9 @@ def write_backends(plan: Plan, tables: Tables) -> None:
 
 def set_filter_bits(plan: Plan, tables: Tables) -> None:
     """Before the first packet can be for these addresses, or come from them."""
-    filterbits.set_bits(tables.service_filter, filterbits.service_bits(plan.service_addresses))
+    services, endpoints = filterbits.frontend_bits((key, flags) for key, _, flags in plan.frontends)
+    filterbits.set_bits(tables.service_filter, services)
+    filterbits.set_bits(tables.backend_filter, endpoints)
     filterbits.set_bits(tables.backend_filter, filterbits.backend_bits(plan.backend_identities))
 
 
@@ -93,6 +97,19 @@ def switch(plan: Plan, tables: Tables) -> None:
     for service, field, word in plan.words:
         tables.services.store_word(service, field, word)
     _settings(plan.settings, tables.services)
+
+
+def put_ranges(plan: Plan, tables: Tables) -> None:
+    """Who may call comes before the address that asks."""
+    if plan.ranges:
+        keys = _range_keys(plan.ranges, tables.source_ranges)
+        tables.source_ranges.put_many(keys, np.ones(len(keys), np.uint32))
+
+
+def delete_ranges(plan: Plan, tables: Tables) -> None:
+    """Clients that may no longer call."""
+    if plan.ranges_gone:
+        tables.source_ranges.delete_many(_range_keys(plan.ranges_gone, tables.source_ranges))
 
 
 def put_frontends(plan: Plan, tables: Tables) -> None:
@@ -131,8 +148,10 @@ STEPS: Final[tuple[Callable[[Plan, Tables], None], ...]] = (
     set_filter_bits,
     write_slots,
     switch,
+    put_ranges,
     put_frontends,
     delete_frontends,
+    delete_ranges,
     empty_services,
     lower_flags,
 )
@@ -149,6 +168,16 @@ def _set_flags(flags: Sequence[tuple[int, int]], backends: ArrayTable) -> None:
     if flags:
         ids, values = (list(column) for column in zip(*flags, strict=True))
         backends.records["flags"][ids] = values
+
+
+def _range_keys(ranges: Sequence[tuple[int, Prefix]], table: HashTable) -> Records:
+    """Keys of the trie: the service's 32 bits, then the prefix of the client's address."""
+    keys = np.zeros(len(ranges), table.spec.key.dtype)
+    keys["service"] = [service for service, _ in ranges]
+    keys["prefix_length"] = [SERVICE_BITS + prefix.length for _, prefix in ranges]
+    raw = b"".join(prefix.address for _, prefix in ranges)
+    keys["client"]["w"] = np.frombuffer(raw, np.uint32).reshape(-1, 4)
+    return keys
 
 
 def _frontend_keys(keys: list[bytes], frontends: HashTable) -> Records:

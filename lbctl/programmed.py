@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lbctl import consts, filterbits
+from lbctl import consts, filterbits, program
+from lbctl.addresses import Prefix
 from lbctl.claims import ADDRESS_BYTES
 from lbctl.contents import UNKNOWN, ArrayContents, address_columns, rows_as_bytes
-from lbctl.plan import Planner, Programmed, Sizes
+from lbctl.plan import Plan, Planner, Programmed, Sizes
 from lbctl.tables import Records, Tables
 
 Numbers = npt.NDArray[np.int64]
@@ -28,6 +29,7 @@ class Leftovers:
     names: list[int] = field(default_factory=list)  # names of impossible ids
     unknown: list[str] = field(default_factory=list)  # services whose sets do not add up
     strays: int = 0  # frontends of nobody
+    ranges: list[tuple[int, Prefix]] = field(default_factory=list)  # source ranges of nobody
 
     def describe(self) -> Iterator[str]:
         """Sentences for the log."""
@@ -56,22 +58,24 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     used = _read_regions(tables, planner, leftovers, now)
     _rest_ids(tables, planner, leftovers, used, now)
     _read_frontends(tables, planner, by_id, leftovers)
+    _read_ranges(tables, by_id, leftovers)
     return planner, leftovers
 
 
 def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:
     """Finish what was interrupted, as far as it deletes nothing. Returns the number of stores."""
-    stored = len(leftovers.lowered) + len(leftovers.names)
+    stored = len(leftovers.lowered) + len(leftovers.names) + len(leftovers.ranges)
     for number, flags in leftovers.lowered:
         tables.backends.records["flags"][number] = flags
     for number in leftovers.names:
         key = np.zeros(1, tables.names.spec.key.dtype)
         key["service"] = number
         tables.names.delete_many(key)
-    addresses = sorted(planner.claims.addresses())
-    stored += filterbits.set_bits(tables.service_filter, filterbits.service_bits(addresses))
+    program.delete_ranges(Plan(ranges_gone=leftovers.ranges), tables)
+    services, called = filterbits.frontend_bits(planner.claims.frontends())
+    stored += filterbits.set_bits(tables.service_filter, services)
     endpoints = filterbits.backend_record_bits(tables.backends.records)
-    return stored + filterbits.set_bits(tables.backend_filter, endpoints)
+    return stored + filterbits.set_bits(tables.backend_filter, np.concatenate([called, endpoints]))
 
 
 def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[int, Programmed]:
@@ -96,6 +100,20 @@ def _read_services(tables: Tables, by_id: dict[int, Programmed]) -> None:
     columns = (records[name].tolist() for name in ("cluster", "local", "flags", "affinity"))
     for state, cluster, local, flags, affinity in zip(by_id.values(), *columns, strict=True):
         state.cluster, state.local, state.flags, state.affinity = cluster, local, flags, affinity
+
+
+def _read_ranges(tables: Tables, by_id: dict[int, Programmed], leftovers: Leftovers) -> None:
+    """Source ranges by service; those of nobody are removed by `repair`."""
+    found: dict[int, list[Prefix]] = {}
+    keys, _ = tables.source_ranges.read_all()
+    for key in keys:
+        number, length = int(key["service"]), int(key["prefix_length"]) - program.SERVICE_BITS
+        found.setdefault(number, []).append(Prefix(key["client"]["w"].tobytes(), length))
+    for number, ranges in found.items():
+        if number in by_id:
+            by_id[number].ranges = tuple(sorted(ranges))
+        else:
+            leftovers.ranges.extend((number, prefix) for prefix in ranges)
 
 
 def _read_regions(

@@ -37,6 +37,7 @@ class Found:
     services: npt.NDArray[np.bool_]  # by service id: has flows
     backends: npt.NDArray[np.bool_]  # by backend id
     addresses: npt.NDArray[np.bool_]  # by bit of service_filter: flows go to such an address
+    endpoints: npt.NDArray[np.bool_]  # by bit of backend_filter: ... and to such a port of it
     entries: dict[str, int] = field(default_factory=dict)  # by map name
     ended: int = 0  # entries deleted
 
@@ -61,6 +62,7 @@ class Sweep:
             np.zeros(tables.services.max_entries, bool),
             np.zeros(tables.backends.max_entries, bool),
             np.zeros(1 << consts.SERVICE_FILTER_BITS, bool),
+            np.zeros(1 << consts.BACKEND_FILTER_BITS, bool),
         )
         for family in FAMILIES:
             yield from self._sweep_family(family, found)
@@ -111,7 +113,9 @@ class Sweep:
         direct = values["flags"] & consts.FLOW_DIRECT != 0
         from_pod = ~direct & ~flowrecords.is_reply(values)
         rows = flowrecords.wide_addresses(keys["dst"][from_pod])
-        found.addresses[filters.address_bits(rows)] = True
+        for kind in (0, 1):  # whether it was a ClusterIP is not known any more
+            found.addresses[filters.address_bits(rows, kind)] = True
+        found.endpoints[filters.endpoint_bits(rows, keys["dport"][from_pod])] = True
         watched[f"direct{family}"] |= bool(direct.any())
         if name.endswith("_lru"):
             watched[f"overflowed{family}"] |= bool((keys["proto"] == consts.IPPROTO_TCP).any())

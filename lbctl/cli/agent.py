@@ -27,7 +27,7 @@ Examples:
   lbctl agent --manifests ./manifests --node-name node1
 
 It serves the network namespace it runs in. SIGTERM and SIGINT end it, and leave the data path as it
-is; `lbctl cleanup` alone removes that. It reserves ports 61000-61999 in
+is; `lbctl cleanup` alone removes that. It reserves ports 61000-65535 in
 net.ipv4.ip_local_reserved_ports for connections whose source port it has to change.
 
 \b

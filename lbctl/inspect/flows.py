@@ -158,7 +158,7 @@ def _get(family: Family, key: bytes) -> Entry | None:
 def _hairpin_sides(entry: Entry, family: Family) -> list[Entry]:
     """The helper entries of a hairpin flow, given its forward entry (delete_hairpin_sides())."""
     flow, proto = entry.flow, int(entry.tuple["proto"])
-    if not int(flow["flags"]) & consts.FLOW_HAIRPIN:
+    if not int(flow["flags"]) & consts.FLOW_MASQUERADED:
         return []
     pack = entry.table.spec.key.pack
     pod, port, seen_as = flow["addr"].tobytes(), int(flow["port"]), int(flow["client_port"])
@@ -199,7 +199,7 @@ def _row(entry: Entry, reply: Entry | None, name_of: Callable[[int], PortName]) 
 def _kind(flags: int) -> str:
     if flags & consts.FLOW_DIRECT:
         return "direct"
-    return "hairpin" if flags & consts.FLOW_HAIRPIN else "service"
+    return "hairpin" if flags & consts.FLOW_MASQUERADED else "service"
 
 
 def _counted(entry: Entry) -> tuple[int, int]:

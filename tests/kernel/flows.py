@@ -47,7 +47,7 @@ class Flows:
         self.tables = tables
         names = ("SYN", "ESTABLISHED", "CLOSING", "RESET", "TIME_WAIT", "DATAGRAM", "SIDE")
         self._states = {enums[f"FLOW_{name}"]: name.lower() for name in names}
-        bits = ("FIN", "FIRST", "PEER_FIN", "ACKED", "REPLY", "HAIRPIN", "DIRECT", "REPLIED")
+        bits = ("FIN", "FIRST", "PEER_FIN", "ACKED", "REPLY", "MASQUERADED", "DIRECT", "REPLIED")
         self._flags = {enums[f"FLOW_{name}"]: name.lower() for name in bits}
         self._id_mask = enums["BACKEND_ID_MASK"]
 

@@ -274,7 +274,8 @@ class World:
 
     def _mark_address(self, address: str) -> None:
         row = np.frombuffer(mapped(address), np.uint8).reshape(1, 16)
-        self._set_bit("service_filter", int(filters.address_bits(row)[0]))
+        for kind in (0, 1):
+            self._set_bit("service_filter", int(filters.address_bits(row, kind)[0]))
 
     def mark_endpoint(self, endpoint: Endpoint) -> None:
         row = np.frombuffer(mapped(endpoint[0]), np.uint8).reshape(1, 16)

@@ -142,7 +142,8 @@ def _populate(bench: Bench) -> None:
         served = np.frombuffer(mapped(service), dtype=np.uint8).reshape(1, 16)
         serving = np.frombuffer(mapped(backend), dtype=np.uint8).reshape(1, 16)
         target = np.array([socket.htons(TARGET)])
-        _set_bit(bench.array("service_filter"), int(filters.address_bits(served)[0]))
+        for kind in (0, 1):
+            _set_bit(bench.array("service_filter"), int(filters.address_bits(served, kind)[0]))
         _set_bit(bench.array("backend_filter"), int(filters.endpoint_bits(serving, target)[0]))
     config = bench.array("config").records
     config["flow_limit"] = FLOWS * 2

@@ -170,7 +170,7 @@ def test_flush_spares_an_entry_that_only_looks_like_the_partner(tables: FakeTabl
 def test_flush_of_a_hairpin_flow_takes_its_helpers_along(tables: FakeTables) -> None:
     pod, seen_as, node = ("10.1.0.2", 45000), 61000, ("192.0.2.1", 61000)
     add_flow(tables.flows4, TCP, pod, WEB_AT, ("10.1.0.2", 8080), service=1, seen_as=seen_as,
-             flags=consts.FLOW_HAIRPIN)  # fmt: skip
+             flags=consts.FLOW_MASQUERADED)  # fmt: skip
     spec = tables.flows4.spec
     helper = {"state": consts.FLOW_SIDE, "client_port": socket.htons(8080)}
     raw, node_raw = socket.inet_aton(pod[0]), socket.inet_aton(node[0])

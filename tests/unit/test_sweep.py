@@ -193,10 +193,10 @@ def test_side_entries_live_as_long_as_their_flow(tables: FakeTables) -> None:
     flows, age = Flows(tables), limit("established_timeout") - 1
     pod, node, service = "10.0.0.9", "172.18.0.1", "10.96.0.1"
     old = {"seen": NOW - age}
-    flows.put((pod, 4000), (service, 80), (pod, 80), 61001, flags=consts.FLOW_HAIRPIN, **old)
+    flows.put((pod, 4000), (service, 80), (pod, 80), 61001, flags=consts.FLOW_MASQUERADED, **old)
     reply = flows.put(
         (pod, 80), (pod, 61001), (service, 80), 4000,
-        flags=consts.FLOW_HAIRPIN | consts.FLOW_REPLY, **old,
+        flags=consts.FLOW_MASQUERADED | consts.FLOW_REPLY, **old,
     )  # fmt: skip
     side = {"state": consts.FLOW_SIDE, "backend": 0} | old
     flows.put((pod, 61001), (pod, 80), (node, 61001), 80, flags=consts.FLOW_REPLY, **side)
