@@ -46,9 +46,9 @@ def set_bits(table: ArrayTable, bits: Bits) -> int:
 
 def replace_bits(table: ArrayTable, bits: Bits) -> int:
     """Set exactly these bits; returns how many words had to be stored."""
-    words, masks = _words(bits)
-    wanted = np.zeros(len(table.records), np.uint64)
-    wanted[words] = masks
+    flags = np.zeros(64 * len(table.records), bool)
+    flags[bits] = True
+    wanted = np.packbits(flags, bitorder="little").view("<u8")
     different = np.flatnonzero(wanted != table.records)
     table.records[different] = wanted[different]
     return len(different)

@@ -149,7 +149,7 @@ class Housekeeper:
         addresses.update(address for _, address in self._gone)
         addresses.update(self._node_addresses)
         bits = [
-            filterbits.service_bits(sorted(addresses)),
+            filterbits.service_bits(list(addresses)),
             np.flatnonzero(found.addresses).astype(np.uint32),
         ]
         # The node's own addresses were others a moment ago, perhaps; their flows hold their bits.
