@@ -34,7 +34,7 @@ def frontend_bits(frontends: Iterable[tuple[bytes, int]]) -> tuple[Bits, Bits]:
             cluster_ips.add(address)
         else:
             endpoints.append(key[:IDENTITY_BYTES])
-    services = [service_bits(sorted(addresses)), service_bits(sorted(cluster_ips), cluster_ip=True)]
+    services = [service_bits(list(addresses)), service_bits(list(cluster_ips), cluster_ip=True)]
     return np.concatenate(services), backend_bits(endpoints)
 
 
@@ -65,9 +65,9 @@ def set_bits(table: ArrayTable, bits: Bits) -> int:
 
 def replace_bits(table: ArrayTable, bits: Bits) -> int:
     """Set exactly these bits; returns how many words had to be stored."""
-    words, masks = _words(bits)
-    wanted = np.zeros(len(table.records), np.uint64)
-    wanted[words] = masks
+    flags = np.zeros(64 * len(table.records), bool)
+    flags[bits] = True
+    wanted = np.packbits(flags, bitorder="little").view("<u8")
     different = np.flatnonzero(wanted != table.records)
     table.records[different] = wanted[different]
     return len(different)

@@ -75,6 +75,15 @@ CIDR = (
     Field("net", 0, 16, 0, "struct", ADDR.fields),
     Field("mask", 16, 16, 0, "struct", ADDR.fields),
 )
+RANGE = Record(
+    "source_range",
+    24,
+    (
+        Field("prefix_length", 0, 4, 0, "u32"),
+        Field("service", 4, 4, 0, "u32"),
+        Field("client", 8, 16, 0, "struct", ADDR.fields),
+    ),
+)
 CONFIG_NUMBERS = (
     "flags",
     "flow_limit",
@@ -88,7 +97,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    336,
+    608,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 36, 2, 0, "u16"),
@@ -99,6 +108,11 @@ CONFIG = Record(
         Field("node6", 64, 16, 0, "struct", ADDR.fields),
         Field("cidr4", 80, 128, 4, "struct", CIDR),
         Field("cidr6", 208, 128, 4, "struct", CIDR),
+        Field("host_netns", 336, 8, 0, "u64"),
+        Field("pod_cidr_count4", 344, 4, 0, "u32"),
+        Field("pod_cidr_count6", 348, 4, 0, "u32"),
+        Field("pod_cidr4", 352, 128, 4, "struct", CIDR),
+        Field("pod_cidr6", 480, 128, 4, "struct", CIDR),
     ),
 )
 
@@ -194,6 +208,7 @@ class FakeTables:
 
     def __init__(self, services: int = 64, endpoints: int = 256, slots: int = 1024) -> None:
         self.frontends = FakeHash("frontends", FRONTEND_KEY, FRONTEND, 8 * services)
+        self.source_ranges = FakeHash("source_ranges", RANGE, number("u32"), services)
         self.names = FakeHash("names", NAME_KEY, NAME, services)
         self.services = FakeArray("services", SERVICE, services)
         self.slots = FakeArray("slots", SLOT, slots)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
+
+import numpy as np
 
 from ebpf.instance import Instance
 from ebpf.layouts import Bundle
+from lbctl.addresses import FAMILIES, family_of
 from lbctl.trace import programs
+from lbctl.trace.flows import Arrival, Flow
 from lbctl.trace.world import World
 
 
@@ -25,6 +30,30 @@ class LiveWorld(World):
             super().__init__(programs.load(bundle, fds), instance.names, bundle)
             undo.pop_all()
 
+    def origin(self, flow: Flow) -> Arrival:
+        """By the addresses and ranges that the node's own maps hold."""
+        config = self._instance.config.records[0]
+        if flow.source in _own_addresses(config):
+            return "node"
+        return "pod" if not _knows_pods(config) or _is_pod(config, flow.source) else "uplink"
+
     def close(self) -> None:
         super().close()
         self._instance.close()
+
+
+def _own_addresses(config: Any) -> set[bytes]:
+    return {config[f"node{family}"]["w"].tobytes() for family in FAMILIES}
+
+
+def _knows_pods(config: Any) -> bool:
+    return any(int(config[f"pod_cidr_count{family}"]) for family in FAMILIES)
+
+
+def _is_pod(config: Any, address: bytes) -> bool:
+    """Inside one of the pod ranges of the config record."""
+    wanted = np.frombuffer(address, np.uint32)
+    family = family_of(address)
+    ranges = config[f"pod_cidr{family}"][: int(config[f"pod_cidr_count{family}"])]
+    matching = (wanted & ranges["mask"]["w"]) == ranges["net"]["w"]
+    return bool(matching.all(axis=1).any())

@@ -17,6 +17,7 @@ from lbctl.reconcile import Reconciler
 from lbctl.resolve import resolve
 from lbctl.sources.objects import SourceStatus, Update
 from lbctl.trace import programs
+from lbctl.trace.flows import Arrival, Flow
 from lbctl.trace.world import World
 
 _SPARE = 4  # times what is there now, since what leaves rests for a while before its reuse
@@ -27,6 +28,7 @@ class PrivateMaps:
     """Unpinned maps of a bundle, as attributes by name like those of an instance."""
 
     frontends: HashMap
+    source_ranges: HashMap
     names: HashMap
     services: ArrayMap
     slots: ArrayMap
@@ -81,6 +83,7 @@ class PrivateWorld(World):
             self.maps.close()
             raise
         super().__init__(generation, self.maps.names, bundle)
+        self._node = node
         self._reconciler = Reconciler(self.maps, node)
         self._known: set[ObjectKey] = set()
 
@@ -92,6 +95,7 @@ class PrivateWorld(World):
         """
         settings = DataPathSettings(pass_midstream=False, tcp_entries=_SMALL)
         nodeconfig.store(self.maps.config, node, settings)
+        self._node = node
         wanted = {s.service.key: s for s in services if s.service is not None}
         gone = dict.fromkeys(self._known - wanted.keys(), ServiceObjects(None))
         self._known = set(wanted)
@@ -102,6 +106,13 @@ class PrivateWorld(World):
         self._reconciler.apply(complete=True)
         if self._reconciler.retry_at() is not None:
             raise LbError("not everything fits: " + " ".join(self._reconciler.warnings()))
+
+    def origin(self, flow: Flow) -> Arrival:
+        """Where the flow enters, unless it says so: by its source, as the node sees it."""
+        if flow.source in self._node.addresses:
+            return "node"
+        inside = any(flow.source in prefix for prefix in self._node.cluster_cidrs)
+        return "pod" if inside else "uplink"
 
     def warnings(self) -> list[str]:
         """Sentences about the objects as they are now."""

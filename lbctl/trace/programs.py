@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from ebpf import compiler
 from ebpf.layouts import Bundle
 from ebpf.programs import PROGRAM_ARRAY, Generation
+from lbctl.trace.flows import Arrival
 
-ENTRY = "entry_from_pod"
+# By where a flow enters. What starts on the node is chosen for by the same code at its sockets.
+ENTRIES: Final[Mapping[Arrival, str]] = {
+    "pod": "entry_from_pod",
+    "uplink": "entry_from_net",
+    "node": "entry_from_node",
+}
 # What the entry hands packets to. The rest of the bundle handles flows that exist, and writes to
 # the flow tables; what is not loaded cannot.
-_PARTS = tuple(f"{part}{family}" for part in ("from_pod", "connect", "refuse") for family in "46")
+_PARTS = tuple(
+    f"{part}{family}" for part in ("from_pod", "from_net", "connect", "refuse") for family in "46"
+)
 
 
 def trace_bundle() -> Bundle:
     """The trace variant, reduced to what a trace runs. From the cache; raises CompileError."""
     bundle = compiler.bundle("trace")
-    wanted = {name: bundle.programs[name] for name in (ENTRY, *_PARTS)}
+    wanted = {name: bundle.programs[name] for name in (*ENTRIES.values(), *_PARTS)}
     return msgspec.structs.replace(bundle, programs=wanted)
 
 

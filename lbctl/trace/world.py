@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
@@ -11,10 +12,10 @@ from ebpf.maps import HashMap
 from ebpf.programs import Generation
 from lbctl.trace import asking, programs
 from lbctl.trace.asking import Traced
-from lbctl.trace.flows import Flow
+from lbctl.trace.flows import Arrival, Flow
 
 
-class World:
+class World(abc.ABC):
     """Takes over the programs, not the maps. Close it, or use it as a context manager."""
 
     def __init__(self, generation: Generation, names: HashMap, bundle: Bundle) -> None:
@@ -24,8 +25,15 @@ class World:
 
     def ask(self, flows: Iterable[Flow], samples: int) -> list[Traced]:
         """An answer per flow, in their order, from `samples` packets each. Raises KernelError."""
-        entry = self._generation.fds[programs.ENTRY]
-        return [asking.ask(f, entry, samples, self._reasons, self._name_of) for f in flows]
+        return [self._ask(flow, samples) for flow in flows]
+
+    @abc.abstractmethod
+    def origin(self, flow: Flow) -> Arrival:
+        """Where a flow enters that does not say so."""
+
+    def _ask(self, flow: Flow, samples: int) -> Traced:
+        entry = self._generation.fds[programs.ENTRIES[flow.arrives or self.origin(flow)]]
+        return asking.ask(flow, entry, samples, self._reasons, self._name_of)
 
     def close(self) -> None:
         """Lets go of programs and descriptors; pinned maps stay."""

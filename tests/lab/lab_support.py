@@ -213,6 +213,13 @@ def _line(sock: socket.socket) -> bytes:
     return line
 
 
+def hear_back(sock: socket.socket, address: str, port: int) -> bytes:
+    """Connect, say something once, and return what comes back."""
+    sock.connect((address, port))
+    sock.sendall(b"anyone there?")
+    return sock.recv(1000)
+
+
 # Services
 
 

@@ -20,6 +20,7 @@ from lab_support import (
     client,
     connected,
     counted,
+    hear_back,
     inside,
     new_socket,
     publish,
@@ -54,13 +55,6 @@ def offload(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
     lab.exec("pod1", ["ethtool", "-K", "eth0", "tx", request.param], check=True)
     yield request.param
     lab.exec("pod1", ["ethtool", "-K", "eth0", "tx", "on"], check=True)
-
-
-def hear_back(sock: socket.socket, address: str, port: int) -> bytes:
-    """Connect, say something once, and return what comes back."""
-    sock.connect((address, port))
-    sock.sendall(b"anyone there?")
-    return sock.recv(1000)
 
 
 REFUSALS = {
