@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,34 +44,16 @@ def own_cases() -> list[Case]:
     return [case for file in sorted(OURS.glob("*.json")) for case in read(file)]
 
 
-def kind_of(case: Case, step: Json, flow: Json) -> str:
-    """What a flow is about: `pod to ClusterIP` is answered now, the other kinds are not yet."""
-    source = _source(case.node, flow["source_ip"])
-    destination = parse_address(flow["dest_ip"])
-    if destination in _cluster_ips(step):
-        return f"{source} to ClusterIP"
-    if destination in _external(case):
-        return f"{source} to external"
-    # Nobody's address, or a ClusterIP that is gone: what a pod sends there must pass or be dropped
-    # as if it were one.
-    return f"{source} to ClusterIP" if source == "pod" else f"{source} to nobody"
-
-
-def answered_now(case: Case, step: Json, flow: Json) -> bool:
-    """The flows under test: from a pod, to a service's ClusterIP or to nobody's address."""
-    return kind_of(case, step, flow) == "pod to ClusterIP"
-
-
-def selected(cases: list[Case]) -> Iterator[tuple[Case, int, list[Json]]]:
-    """(case, number of step, flows answered now), steps without any left out."""
+def asked(cases: list[Case]) -> Iterator[tuple[Case, int, list[Json]]]:
+    """(case, number of step, flows), steps without any left out."""
     for case in cases:
         for number, step in enumerate(case.steps):
-            flows = [flow for flow in step["flows"] if answered_now(case, step, flow)]
-            if flows:
-                yield case, number, flows
+            if step["flows"]:
+                yield case, number, step["flows"]
 
 
-def _source(node: Json, address: str) -> str:
+def source_kind(node: Json, address: str) -> str:
+    """pod, node or outside, as the vectors' README has it."""
     if address in {*node["internal_ips"], *node.get("local_ips", ())}:
         return "node"
     pods = node["cluster_cidr"]
@@ -79,26 +61,22 @@ def _source(node: Json, address: str) -> str:
     return "pod" if any(ipaddress.ip_address(address) in n for n in networks) else "outside"
 
 
-def _services(step: Json) -> list[Json]:
-    return [value for value in step["objects"] if value["kind"] == "Service"]
+def must_masquerade(case: Case, step: Json, flow: Json) -> list[bool]:
+    """Per expected backend of a flow that kube-proxy masquerades: whether we have to as well.
+
+    For hairpin, and for traffic from outside to a backend on another node; else the reply comes
+    back through this node anyway, and keeping the source is as good.
+    """
+    source = parse_address(flow["source_ip"])
+    outside = source_kind(case.node, flow["source_ip"]) == "outside"
+    here = set(_local_endpoints(case, step))
+    hosts = [b.rpartition(":")[0].strip("[]") for b in sorted(flow["expect"]["backends"])]
+    backends = [parse_address(host) for host in hosts]
+    return [backend == source or (outside and backend not in here) for backend in backends]
 
 
-def _cluster_ips(step: Json) -> set[bytes]:
-    specs = [service["spec"] for service in _services(step)]
-    return _parsed(ip for s in specs for ip in (*(s.get("clusterIPs") or ()), s.get("clusterIP")))
-
-
-def _external(case: Case) -> set[bytes]:
-    """Node addresses, external IPs and load-balancer addresses of any step."""
-    found = {*case.node["internal_ips"], *case.node.get("local_ips", ())}
-    for step in case.steps:
-        for service in _services(step):
-            found.update(service["spec"].get("externalIPs") or ())
-            balancer = (service.get("status") or {}).get("loadBalancer") or {}
-            found.update(i.get("ip", "") for i in balancer.get("ingress") or ())
-    return _parsed(found)
-
-
-def _parsed(texts: Iterable[str | None]) -> set[bytes]:
-    """Those of the texts that are addresses (a headless service has the word None)."""
-    return {parse_address(text) for text in texts if text and text != "None"}
+def _local_endpoints(case: Case, step: Json) -> Iterator[bytes]:
+    for value in step["objects"]:
+        for endpoint in value.get("endpoints") or ():
+            if endpoint.get("nodeName") == case.node["name"]:
+                yield from (parse_address(a) for a in endpoint["addresses"])

@@ -9,7 +9,7 @@ import pytest
 from fake_tables import FakeTables
 
 from lbctl import consts, filterbits, program, programmed
-from lbctl.addresses import parse_address
+from lbctl.addresses import parse_address, parse_prefix
 from lbctl.claims import frontend_key, marker_key
 from lbctl.contents import region_of
 from lbctl.plan import Plan, Planner
@@ -299,11 +299,20 @@ def test_changed_flags_of_an_address_are_written(node: Node) -> None:
     assert plan.frontends_gone == [marker_key(parse_address("10.96.0.1"))]
 
 
-def test_addresses_guarded_by_source_ranges_are_left_out_loudly(node: Node) -> None:
+def test_source_ranges_come_before_the_address_and_go_after_it(node: Node) -> None:
     kind = FrontendKind.LOAD_BALANCER | FrontendKind.SOURCE_RANGES
-    plan = node.apply(resolved("a/web", endpoints("10.0.0.1"), (frontend("192.0.2.9", 80, kind),)))
-    assert node.lookup("192.0.2.9") == "miss"
-    assert "a/web" in plan.warnings[0]
+    guarded = (frontend("192.0.2.9", 80, kind),)
+    ranges = (parse_prefix("198.51.100.0/24"), parse_prefix("203.0.113.0/24"))
+    port = resolved("a/web", endpoints("10.0.0.1"), guarded)
+    plan = node.apply(msgspec.structs.replace(port, source_ranges=ranges))
+    assert plan.ranges == [(1, r) for r in ranges]
+    assert len(node.tables.source_ranges.entries) == 2
+    plan = node.apply(msgspec.structs.replace(port, source_ranges=ranges[1:]))
+    assert plan.ranges_gone == [(1, ranges[0])]
+    assert not plan.ranges
+    plan = node.apply(gone=["a/web"])
+    assert plan.ranges_gone == [(1, ranges[1])]
+    assert not node.tables.source_ranges.entries
 
 
 def test_what_does_not_fit_changes_nothing_and_names_the_flag() -> None:
