@@ -1,0 +1,194 @@
+"""Fragments: the first carries the ports, those that follow go where it went."""
+
+import checks
+import model
+import packets
+import pytest
+from conversation import CLIENT, PORT, SERVICE, Conversation, serve
+from packets import Shape
+from scapy.layers.inet import IP, fragment
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, fragment6
+from scapy.layers.l2 import Ether
+from world import Outcome, World
+
+from ebpf.testrun import CHECKSUM_COMPLETE
+
+pytestmark = pytest.mark.kernel
+SHAPES = [
+    *(Shape(family, protocol) for family in (4, 6) for protocol in ("udp", "tcp", "sctp")),
+    Shape(4, "udp", zero=True),
+    Shape(4, "udp", "options"),
+    Shape(6, "udp", "hop"),
+    Shape(4, "udp", vlans=1),
+    Shape(6, "udp", vlans=2),
+]
+EACH = pytest.mark.parametrize("shape", SHAPES, ids=str)
+SUMS = pytest.mark.parametrize("flags", [0, CHECKSUM_COMPLETE], ids=["plain", "complete"])
+
+
+def pieces(frame: bytes, number: int) -> list[bytes]:
+    """The frame's packet in fragments with at most about 600 bytes each, in order."""
+    packet = Ether(frame)
+    link = frame[: model.parse(frame).network]
+    if IP in packet:
+        ip = packet[IP]
+        ip.id = number
+        del ip.chksum
+        return [link + bytes(part) for part in fragment(ip, 600)]
+    ip = packet[IPv6]
+    layout = model.parse(frame)
+    headers = frame[layout.network : layout.transport]
+    # scapy fragments where an empty fragment header says so; ours goes behind the others.
+    bare = IPv6(src=ip.src, dst=ip.dst) / IPv6ExtHdrFragment(id=number, nh=layout.protocol)
+    parts = [bytes(p) for p in fragment6(bare / frame[layout.transport : layout.end], 600)]
+    return [link + _with_headers(headers, part) for part in parts]
+
+
+def _with_headers(headers: bytes, part: bytes) -> bytes:
+    """IPv6 fragment `part` with the chain `headers` (IPv6 header first) before its own."""
+    rest = part[40:]
+    if len(headers) == 40:
+        return part
+    chain = bytearray(headers)
+    chain[40] = 44  # the one extension header is followed by the fragment header
+    chain[4:6] = (len(headers) - 40 + len(rest)).to_bytes(2, "big")
+    return bytes(chain) + rest
+
+
+def whole(parts: list[bytes]) -> bytes:
+    """Fragments put together again: one frame with one packet."""
+    layouts = [model.parse(part) for part in parts]
+    body = b"".join(p[at.transport : at.end] for p, at in zip(parts, layouts, strict=True))
+    first, at = bytearray(parts[0]), layouts[0]
+    if at.family == 4:
+        first[at.network + 2 : at.network + 4] = (at.transport - at.network + len(body)).to_bytes(
+            2, "big"
+        )
+        first[at.network + 6 : at.network + 8] = b"\0\0"
+        model.fix_ipv4_sum(first, at.network, at.transport)
+        return bytes(first[: at.transport]) + body
+    length = at.transport - at.network - 40 + len(body)
+    first[at.network + 4 : at.network + 6] = length.to_bytes(2, "big")
+    first[at.transport - 6 : at.transport - 4] = b"\0\0"
+    return bytes(first[: at.transport]) + body
+
+
+def _forwarded(outcome: Outcome, expected: bytes) -> bytes:
+    assert (outcome.verdict, outcome.frame) == (model.PASS, expected)
+    if IP in Ether(expected):
+        checks.assert_sums(expected)
+    return outcome.frame
+
+
+@SUMS
+@EACH
+def test_a_new_flow_in_fragments(world: World, shape: Shape, flags: int) -> None:
+    """The first one chooses, the rest follow, and the datagram is whole and right at the end."""
+    talk = Conversation(world, shape, serve(world, shape))
+    parts = pieces(talk.request("S", b"0123456789" * 160), number=321)
+    assert len(parts) >= 3
+    first = world.from_pod(parts[0], flags)
+    talk._learn(first)
+    assert talk.backend
+    address, port = talk.backend
+    out = [_forwarded(first, model.rewrite(parts[0], dst=address, dport=port))]
+    for part in parts[1:]:
+        out.append(_forwarded(world.from_pod(part, flags), model.rewrite(part, dst=address)))
+    checks.assert_sums(whole(out))
+
+
+@SUMS
+@EACH
+def test_answers_in_fragments(world: World, shape: Shape, flags: int) -> None:
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    service = talk.address
+    parts = pieces(talk.reply("A", b"9876543210" * 160), number=4321)
+    out = [
+        _forwarded(world.to_pod(parts[0], flags), model.rewrite(parts[0], src=service, sport=PORT))
+    ]
+    for part in parts[1:]:
+        out.append(_forwarded(world.to_pod(part, flags), model.rewrite(part, src=service)))
+    checks.assert_sums(whole(out))
+
+
+@EACH
+def test_datagrams_under_way_at_once(world: World, shape: Shape) -> None:
+    """Several ports of one client, their fragments interleaved: told apart by their id."""
+    service = serve(world, shape)
+    talks = [Conversation(world, shape, service, sport=40000 + n).open() for n in range(8)]
+    sets = [pieces(talk.request("A", b"x" * 1300), number=100 + n) for n, talk in enumerate(talks)]
+    for index in range(len(sets[0])):
+        for talk, parts in zip(talks, sets, strict=True):
+            assert talk.backend
+            address, port = talk.backend
+            expected = model.rewrite(parts[index], dst=address, dport=port)
+            _forwarded(world.from_pod(parts[index]), expected)
+
+
+@EACH
+def test_a_later_fragment_alone_is_dropped(world: World, shape: Shape) -> None:
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    parts = pieces(talk.request("A", b"x" * 1300), number=77)
+    for part in parts[1:]:
+        outcome = world.from_pod(part)
+        assert (outcome.verdict, outcome.reasons) == (model.DROP, {"fragment_unmatched": 1})
+    world.from_pod(parts[0])
+    others = pieces(talk.request("A", b"x" * 1300), number=78)
+    assert world.from_pod(others[1]).reasons == {"fragment_unmatched": 1}
+    elsewhere = model.rewrite(parts[1], src={4: "10.1.0.77", 6: "fd00:1::77"}[shape.family])
+    assert world.from_pod(elsewhere).reasons == {"fragment_unmatched": 1}
+
+
+@EACH
+def test_of_other_traffic_are_untouched(world: World, shape: Shape) -> None:
+    serve(world, shape)
+    elsewhere = {4: "198.51.100.9", 6: "2001:db8::9"}[shape.family]
+    frame = packets.frame(shape, CLIENT[shape.family], 5, elsewhere, PORT, b"x" * 1300, flags="A")
+    for part in pieces(frame, number=5):
+        for outcome in (world.from_pod(part), world.to_pod(part)):
+            assert (outcome.verdict, outcome.frame) == (model.PASS, part)
+
+
+@EACH
+def test_of_a_backends_own_traffic_are_untouched(world: World, shape: Shape) -> None:
+    """A backend that talks to the client of itself, from its service port or another."""
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    assert talk.backend
+    for port in (talk.backend[1], 7777):
+        frame = packets.frame(shape, talk.backend[0], port, talk.client, 9, b"x" * 1300, flags="A")
+        for part in pieces(frame, number=port):
+            outcome = world.to_pod(part)
+            assert (outcome.verdict, outcome.frame) == (model.PASS, part)
+
+
+@EACH
+def test_to_a_service_without_endpoints(world: World, shape: Shape) -> None:
+    """The first is refused like any packet; the others are dropped, never answered."""
+    talk = Conversation(world, shape, serve(world, shape, count=0))
+    parts = pieces(talk.request("S", b"x" * 1300), number=9)
+    assert world.from_pod(parts[0]).verdict == model.REDIRECT
+    for part in parts[1:]:
+        assert world.from_pod(part).verdict == model.DROP
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_first_fragment_without_all_of_its_header(world: World, family: int) -> None:
+    """Eight bytes of a TCP header (RFC 1858): the flags are missing, nobody may guess them."""
+    shape = Shape(family, "tcp")
+    talk = Conversation(world, shape, serve(world, shape))
+    frame = talk.request("S", b"x" * 100)
+    at = model.parse(frame)
+    if family == 4:
+        tiny = bytearray(frame[: at.transport + 8])
+        tiny[at.network + 2 : at.network + 4] = (28).to_bytes(2, "big")
+        tiny[at.network + 6] = 0x20
+        model.fix_ipv4_sum(tiny, at.network, at.transport)
+    else:
+        tiny = bytearray(frame[: at.transport])
+        tiny[at.network + 4 : at.network + 6] = (16).to_bytes(2, "big")
+        tiny[at.network + 6] = 44
+        tiny += bytes([6, 0, 0, 1, 0, 0, 0, 9]) + frame[at.transport : at.transport + 8]
+    outcome = world.from_pod(bytes(tiny))
+    assert (outcome.verdict, outcome.reasons) == (model.DROP, {"truncated": 1})
+    assert SERVICE[family] == talk.address
+    assert not world.flows()
