@@ -86,8 +86,12 @@ PROGRAM(FAMILY_NAME(from_pod))
 	int reason = parse_addresses(skb, &p);
 
 	if (reason) {
-		count(skb, reason);
-		return PASS;
+		/* If only extension headers are at fault, the addresses are known. */
+		bool ours = p.l4 && maybe_service(&p.dst);
+
+		if (ours || !p.l4)
+			count(skb, reason);
+		return ours ? DROP : PASS;
 	}
 	if (!maybe_service(&p.dst))
 		return not_service(skb, &p);
