@@ -22,6 +22,7 @@ struct packet {
 	__u32 id;	 /* of a fragment */
 };
 
+#define SCTP_HEADER_LENGTH 12
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -110,12 +111,24 @@ INLINE int parse_transport(struct __sk_buff *skb, struct packet *p)
 		p->sport = tcp->source;
 		p->dport = tcp->dest;
 		p->tcp_flags = *((u8 *)tcp + 13);
-	} else if (has_ports(p->proto)) {
+	} else if (p->proto == IPPROTO_UDP) {
+		struct udphdr *udp = data + l4;
+		u32 length;
+
+		if ((void *)(udp + 1) > end)
+			return REASON_TRUNCATED;
+		length = ntohs(udp->len);
+		if (p->l4_length < sizeof(*udp) || length < sizeof(*udp) ||
+		    (length > p->l4_length && p->fragment == WHOLE))
+			return REASON_MALFORMED;
+		p->sport = udp->source;
+		p->dport = udp->dest;
+	} else if (p->proto == IPPROTO_SCTP) {
 		u16 *ports = data + l4;
 
-		if ((void *)ports + 8 > end)
+		if ((void *)ports + SCTP_HEADER_LENGTH > end)
 			return REASON_TRUNCATED;
-		if (p->l4_length < 8)
+		if (p->l4_length < SCTP_HEADER_LENGTH)
 			return REASON_MALFORMED;
 		p->sport = ports[0];
 		p->dport = ports[1];
@@ -135,7 +148,7 @@ INLINE int parse_network(struct __sk_buff *skb, struct packet *p)
 	if (ip->version != 4 || header < sizeof(*ip))
 		return REASON_MALFORMED;
 	total = ntohs(ip->tot_len);
-	if (!total) /* a GSO packet above 64 KiB */
+	if (!total && skb->gso_size) /* a GSO packet above 64 KiB */
 		total = skb->len - p->l3;
 	if (total < header)
 		return REASON_MALFORMED;
@@ -211,7 +224,7 @@ INLINE int parse_network(struct __sk_buff *skb, struct packet *p)
 	if (ip->version != 6)
 		return REASON_MALFORMED;
 	length = ntohs(ip->payload_len);
-	if (!length) /* a GSO packet above 64 KiB, or nothing */
+	if (!length && skb->gso_size) /* a GSO packet above 64 KiB */
 		length = skb->len - p->l3 - IP_HEADER_LENGTH;
 	if (length + p->l3 + IP_HEADER_LENGTH > skb->len)
 		return REASON_TRUNCATED;

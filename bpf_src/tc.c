@@ -88,8 +88,12 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 	if (!c)
 		return PASS;
 	if (reason) {
-		count(skb, reason);
-		return PASS;
+		/* If only extension headers are at fault, the addresses are known. */
+		bool ours = p.l4 && maybe_service(&p.dst);
+
+		if (ours || !p.l4)
+			count(skb, reason);
+		return ours ? DROP : PASS;
 	}
 	if (!maybe_service(&p.dst, 0))
 		return not_service(skb, c, &p);

@@ -48,9 +48,8 @@ INLINE struct flow *settle(struct flow_key *key, struct flow *f)
 /* What the flow's end means for its entries, once the packet is accounted for. */
 enum tcp_end { TCP_GOES_ON, TCP_ENDED, TCP_ENDED_BACKEND_WAITS };
 
-/* Follows a remarkable packet. `key` and `f` are those of the packet's direction. */
-INLINE int track_tcp(struct __sk_buff *skb, struct packet *p, struct flow_key *key, struct flow *f,
-		     struct flow *pair)
+/* Follows a remarkable packet. `f` is the entry of the packet's direction. */
+INLINE int track_tcp(struct __sk_buff *skb, struct packet *p, struct flow *f, struct flow *pair)
 {
 	struct table_state *state = get_table_state();
 	bool pressed = state && under_pressure(state);
@@ -68,11 +67,7 @@ INLINE int track_tcp(struct __sk_buff *skb, struct packet *p, struct flow_key *k
 	}
 	if (p->tcp_flags & TCP_SYN)
 		return TCP_GOES_ON;
-	if (f->state == FLOW_SYN) {
-		f = settle(key, f);
-		if (!f)
-			return TCP_GOES_ON;
-	} else if (f->state == FLOW_RESET) {
+	if (f->state == FLOW_RESET) {
 		f->state = f->flags & (FLOW_FIN | FLOW_PEER_FIN) ? FLOW_CLOSING : FLOW_ESTABLISHED;
 		if (pair->state == FLOW_RESET)
 			pair->state = f->state;
@@ -115,7 +110,12 @@ INLINE int track(struct __sk_buff *skb)
 	make_pair_key(&pair_key, &key, f);
 	pair = find_flow(&pair_key);
 	if (pair && is_pair(pair, &key, f)) {
-		end = track_tcp(skb, &p, &key, f, pair);
+		if (f->state == FLOW_SYN && !(p.tcp_flags & (TCP_SYN | TCP_RST))) {
+			/* Both: the backend may have nothing to say for a long time. */
+			f = settle(&key, f);
+			pair = settle(&pair_key, pair);
+		}
+		end = f && pair ? track_tcp(skb, &p, f, pair) : TCP_GOES_ON;
 		if (reply)
 			key = pair_key;
 		if (end != TCP_GOES_ON)

@@ -26,9 +26,12 @@ from ebpf.instance import Instance
 from ebpf.sizes import Sizes
 from lbctl import nodeconfig, reserve, status, takeover
 from lbctl.addresses import FAMILIES, family_of
+from lbctl.bindaddress import Bind
+from lbctl.health.monitor import Health
+from lbctl.healthports import listening_addresses
 from lbctl.interfaces import Interfaces
 from lbctl.model import Node
-from lbctl.node import NodeFacts, NodeSettings, node_facts
+from lbctl.node import NodeFacts, NodeSettings, is_leaving, node_facts
 from lbctl.nodeconfig import DataPathSettings
 from lbctl.reconcile import Reconciler
 from lbctl.sources.objects import Source
@@ -51,6 +54,7 @@ class Options(msgspec.Struct, frozen=True):
     uplinks: tuple[str, ...] = ()
     pod_interfaces: tuple[str, ...] = ()
     takeover: str = "auto"
+    healthz: Bind | None = None  # where to answer /healthz and /livez
 
 
 class Agent:
@@ -76,10 +80,14 @@ class Agent:
         self._written_at = 0.0
         self._next_routine = 0.0
         self._reserve_problem = ""
+        self._health = Health()
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
         with ExitStack() as undo:
+            undo.callback(self._health.stop)
+            self._health.set_places(self._options.healthz, ())
+            self._health.start()
             self._open(undo)
             self._log.info("agent started", node=self._options.node_name, pid=os.getpid())
             self._source.start()
@@ -110,6 +118,7 @@ class Agent:
             # Of an earlier agent, whose maps are complete. A fresh instance waits for the first
             # list: without it every service would be refused.
             self._attach()
+            self._health.ready()
 
     def _attach(self) -> None:
         self._programs_wanted = True
@@ -135,6 +144,7 @@ class Agent:
                 handle()
             self._timers()
             self._write_status()
+            self._health.turned()
 
     def _handle_signals(self, undo: ExitStack) -> socket.socket:
         """A signal ends the wait through a pair of sockets, whenever it arrives."""
@@ -194,17 +204,22 @@ class Agent:
             self._node = update.node
             self._interfaces.set_node_addresses(self._node.internal_ips if self._node else ())
             self._facts_may_differ(apply=False)
+            self._health.set_eligible(not is_leaving(self._node))
         self._reconciler.take(update)
         self._complete = update.complete
         if update.synced:
             self._apply()
+            self._health.take(update.services, self._facts)
 
     def _apply(self) -> None:
         first = not self._reconciler.synced
         began = time.monotonic()
+        self._health.queued()
         if first:
             self._store_config()
         wrote = self._reconciler.apply(self._complete)
+        if not self._reconciler.refused:
+            self._health.written()
         spent = time.monotonic() - began
         if wrote or first:
             self._record = msgspec.structs.replace(
@@ -218,6 +233,8 @@ class Agent:
         if not self._programs_wanted:
             self._attach()
         self._ready = True
+        self._health.ready()
+        self._health.set_places(self._options.healthz, self._health_addresses())
         self._log.info(
             "first sync done",
             services=self._reconciler.services,
@@ -240,6 +257,7 @@ class Agent:
         self._reconciler.set_node(facts)
         if self._reconciler.synced:
             self._store_config()
+            self._health.set_places(self._options.healthz, self._health_addresses())
             if apply:
                 self._apply()
 
@@ -253,6 +271,9 @@ class Agent:
         settings = msgspec.structs.replace(settings, primary_addresses=primary)
         addresses = self._interfaces.addresses()
         return node_facts(self._options.node_name, self._node, addresses, settings)
+
+    def _health_addresses(self) -> tuple[bytes, ...]:
+        return listening_addresses(self._options.settings, self._facts)
 
     def _store_config(self) -> None:
         """Not before the first list: without the Node object it might say something else for a
@@ -287,6 +308,7 @@ class Agent:
             *reconciler.warnings(),
             *reconciler.housekeeper.warnings(),
             *filter(None, [self._reserve_problem]),
+            *self._health.problems(),
         ]
         return msgspec.structs.replace(
             self._record,

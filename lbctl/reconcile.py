@@ -59,6 +59,11 @@ class Reconciler:
         """When `retry` has something to do, on the monotonic clock."""
         return self._retry
 
+    @property
+    def refused(self) -> bool:
+        """Whether a map refused an update of the last `apply`: then much is not written."""
+        return "maps" in self._problems
+
     def set_node(self, node: NodeFacts) -> None:
         """Facts about the node; if they differ, every service is looked at again."""
         if node != self._node:
@@ -82,6 +87,7 @@ class Reconciler:
         keys = list(self._dirty)
         self._dirty.clear()
         self._retry = None
+        self._problems.pop("maps", None)
         step = len(keys) or 1 if self.synced or self.had_services else _FIRST_BATCH
         wrote = False
         for start in range(0, len(keys), step):

@@ -1,5 +1,8 @@
 """Fragments: the first carries the ports, those that follow go where it went."""
 
+from collections.abc import Callable
+from typing import Any
+
 import checks
 import model
 import packets
@@ -14,6 +17,9 @@ from world import Outcome, World
 from ebpf.testrun import CHECKSUM_COMPLETE
 
 pytestmark = pytest.mark.kernel
+# scapy's functions without types.
+_split4: Callable[..., list[Any]] = fragment
+_split6: Callable[..., list[Any]] = fragment6
 SHAPES = [
     *(Shape(family, protocol) for family in (4, 6) for protocol in ("udp", "tcp", "sctp")),
     Shape(4, "udp", zero=True),
@@ -34,13 +40,13 @@ def pieces(frame: bytes, number: int) -> list[bytes]:
         ip = packet[IP]
         ip.id = number
         del ip.chksum
-        return [link + bytes(part) for part in fragment(ip, 600)]
+        return [link + bytes(part) for part in _split4(ip, 600)]
     ip = packet[IPv6]
     layout = model.parse(frame)
     headers = frame[layout.network : layout.transport]
     # scapy fragments where an empty fragment header says so; ours goes behind the others.
     bare = IPv6(src=ip.src, dst=ip.dst) / IPv6ExtHdrFragment(id=number, nh=layout.protocol)
-    parts = [bytes(p) for p in fragment6(bare / frame[layout.transport : layout.end], 600)]
+    parts = [bytes(p) for p in _split6(bare / frame[layout.transport : layout.end], 600)]
     return [link + _with_headers(headers, part) for part in parts]
 
 

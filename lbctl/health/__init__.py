@@ -1,0 +1,1 @@
+"""HTTP servers that say how this node is doing: /healthz, /livez, and health-check node ports."""

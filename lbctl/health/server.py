@@ -1,0 +1,208 @@
+"""All listening sockets of the health servers, and one thread that serves them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import structlog
+
+from lbctl.addresses import IPV6, family_of, format_address
+from lbctl.bindaddress import ANY4, ANY6, Bind
+from lbctl.health.connection import Connection, Handler
+
+RETRY_SECONDS = 2.0
+CONNECTION_SECONDS = 10.0
+MAX_CONNECTIONS = 256
+_BACKLOG = 128
+
+
+class Endpoint(NamedTuple):
+    """What answers at a place; `name` is for messages ("healthCheckNodePort of ns/svc")."""
+
+    name: str
+    handler: Handler
+
+
+class Server:
+    """Listens wherever it is told to, now and after changes, in the network namespace of the thread
+    that calls `start`. A place that cannot be had is reported and tried again."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger()
+        self._wanted: Mapping[Bind, Endpoint] = MappingProxyType({})
+        self._selector = selectors.DefaultSelector()
+        self._wakeup, self._waker = socket.socketpair()
+        for end in (self._wakeup, self._waker):
+            end.setblocking(False)
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._listening: dict[Bind, socket.socket] = {}
+        self._connections: dict[int, Connection] = {}  # by file descriptor, oldest first
+        self._failed: dict[Bind, str] = {}
+        self._retry = 0.0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and close every socket."""
+        self._stopping = True
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join(RETRY_SECONDS)
+        for sock in (*self._listening.values(), self._wakeup, self._waker):
+            sock.close()
+        for connection in self._connections.values():
+            connection.close()
+        self._selector.close()
+
+    def serve(self, wanted: Mapping[Bind, Endpoint]) -> None:
+        """Listen at exactly these places from now on. Sockets that stay are not touched."""
+        self._wanted = dict(wanted)  # replaced as a whole: the thread reads it without a lock
+        self._wake()
+
+    def problems(self) -> list[str]:
+        """Sentences about places that cannot be had now."""
+        return sorted(self._failed.copy().values())
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b"\0")
+        except BlockingIOError:
+            return  # it has plenty of reasons to wake up already
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for key, _ in self._selector.select(self._timeout()):
+                if isinstance(key.data, Connection):
+                    self._proceed(key.data)
+                elif isinstance(key.data, Bind):
+                    self._accept(key.data)
+                else:
+                    self._wakeup.recv(4096)
+            self._expire()
+            self._listen()
+
+    def _timeout(self) -> float | None:
+        times = [connection.deadline for connection in self._connections.values()][:1]
+        if self._failed:
+            times.append(self._retry)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    # Listening
+
+    def _listen(self) -> None:
+        """Have the sockets that are wanted. Others go first: new ones may need their ports."""
+        wanted = self._wanted
+        for bind in self._listening.keys() - wanted.keys():
+            sock = self._listening.pop(bind)
+            self._selector.unregister(sock)
+            sock.close()
+        for bind in self._failed.keys() - wanted.keys():
+            del self._failed[bind]
+        now = time.monotonic()
+        retry = now >= self._retry
+        for bind, endpoint in wanted.items():
+            if bind not in self._listening and (retry or bind not in self._failed):
+                self._open(bind, endpoint.name)
+        if retry:
+            self._retry = now + RETRY_SECONDS
+
+    def _open(self, bind: Bind, name: str) -> None:
+        try:
+            sock = listening_socket(bind)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT and bind.address == ANY6 and not bind.both:
+                return  # "all IPv6 addresses" of a node without IPv6
+            problem = explain(bind, name, error)
+            if self._failed.get(bind) != problem:
+                self._log.warning(problem)
+            self._failed[bind] = problem
+            return
+        self._failed.pop(bind, None)
+        self._listening[bind] = sock
+        self._selector.register(sock, selectors.EVENT_READ, bind)
+        self._log.info("listening", on=str(bind), serving=name)
+
+    # Connections
+
+    def _accept(self, bind: Bind) -> None:
+        endpoint = self._wanted.get(bind)
+        if endpoint is None:
+            return
+        try:
+            sock, _ = self._listening[bind].accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            self._log.warning("cannot accept", on=str(bind), error=os.strerror(error.errno or 0))
+            time.sleep(0.1)  # out of file descriptors: it stays readable meanwhile
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            self._drop(next(iter(self._connections.values())))
+        deadline = time.monotonic() + CONNECTION_SECONDS
+        connection = Connection(sock, endpoint.handler, deadline)
+        self._connections[sock.fileno()] = connection
+        self._selector.register(sock, connection.events, connection)
+
+    def _proceed(self, connection: Connection) -> None:
+        before = connection.events
+        if not connection.proceed():
+            self._drop(connection)
+        elif connection.events != before:
+            self._selector.modify(connection.sock, connection.events, connection)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for connection in list(self._connections.values()):
+            if connection.deadline > now:
+                break
+            self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        if self._connections.pop(connection.sock.fileno(), None) is not None:
+            self._selector.unregister(connection.sock)
+            connection.close()
+
+
+def listening_socket(bind: Bind) -> socket.socket:
+    """A non-blocking listening socket in this thread's network namespace. Raises OSError."""
+    try:
+        sock = socket.socket(
+            socket.AF_INET6 if family_of(bind.address) == IPV6 else socket.AF_INET,
+            socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+        )
+    except OSError as error:
+        if bind.both and error.errno == errno.EAFNOSUPPORT:
+            return listening_socket(Bind(ANY4, bind.port))
+        raise
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not bind.both))
+        sock.bind((format_address(bind.address), bind.port))
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def explain(bind: Bind, name: str, error: OSError) -> str:
+    """Why a place cannot be had, and what to do."""
+    reason = {
+        errno.EADDRINUSE: "another process listens there (`ss -ltnp` names it; a running "
+        "kube-proxy does until it is stopped)",
+        errno.EADDRNOTAVAIL: "this node does not have the address now",
+        errno.EACCES: "this process may not use the port",
+    }.get(error.errno or 0, os.strerror(error.errno or 0))
+    return f"cannot listen on {bind} for {name}: {reason}; trying again"

@@ -1,0 +1,311 @@
+"""The health servers on loopback: answers, listening, and clients that misbehave."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from k8s_objects import endpoint
+from test_healthports import KEY, NODE, balancer, objects
+
+from lbctl.addresses import parse_address
+from lbctl.bindaddress import ANY6, Bind
+from lbctl.health import answers, connection, monitor, server
+from lbctl.health.answers import Answer, Condition
+from lbctl.health.monitor import Health
+from lbctl.health.server import Endpoint, Server
+from lbctl.model import ServiceObjects
+
+LOOPBACK = parse_address("127.0.0.1")
+BOUND = 10.0
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def ask(
+    port: int, path: str = "/", method: str = "GET", host: str = "127.0.0.1"
+) -> tuple[int, dict[str, str], bytes]:
+    client = http.client.HTTPConnection(host, port, timeout=BOUND)
+    try:
+        client.request(method, path)
+        answer = client.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+    finally:
+        client.close()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def eventually(what: Callable[[], object]) -> None:
+    end = time.monotonic() + BOUND
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def health() -> Iterator[Health]:
+    made = Health()
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def http_server() -> Iterator[Server]:
+    made = Server()
+    made.start()
+    yield made
+    made.stop()
+
+
+def fixed(text: bytes) -> Endpoint:
+    return Endpoint("test", lambda path: Answer(HTTPStatus.OK, text + path.encode()))
+
+
+# Answers
+
+
+def test_a_service_with_endpoints() -> None:
+    answer = answers.service_answer(KEY, 2, True)
+    assert answer.status == HTTPStatus.OK
+    assert json.loads(answer.body) == {
+        "service": {"namespace": "ns1", "name": "svc1"},
+        "localEndpoints": 2,
+        "serviceProxyHealthy": True,
+    }
+    assert dict(answer.headers) == {
+        "Content-Type": "application/json",
+        "X-Content-Type-Options": "nosniff",
+        "X-Load-Balancing-Endpoint-Weight": "2",
+    }
+
+
+@pytest.mark.parametrize(("count", "healthy"), [(0, True), (2, False), (0, False)])
+def test_a_service_without_endpoints_or_a_sick_proxy(count: int, healthy: bool) -> None:
+    answer = answers.service_answer(KEY, count, healthy)
+    assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert json.loads(answer.body)["localEndpoints"] == count
+    assert json.loads(answer.body)["serviceProxyHealthy"] is healthy
+
+
+def condition(**changes: Any) -> Condition:
+    given: dict[str, Any] = {"healthy": True, "ready": True, "eligible": True} | changes
+    return Condition(**given, updated=1_700_000_000.0, now=1_700_000_100.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "healthz", "livez"),
+    [
+        ({}, 200, 200),
+        ({"eligible": False}, 503, 200),
+        ({"ready": False}, 503, 200),
+        ({"healthy": False}, 503, 503),
+    ],
+)
+def test_health_and_life(changes: dict[str, bool], healthz: int, livez: int) -> None:
+    assert answers.healthz(condition(**changes)).status == healthz
+    assert answers.livez(condition(**changes)).status == livez
+
+
+def test_times() -> None:
+    body = json.loads(answers.healthz(condition()).body)
+    assert body == {
+        "lastUpdated": "2023-11-14T22:15:00.500Z",
+        "currentTime": "2023-11-14T22:15:00.500Z",
+        "nodeEligible": True,
+    }
+    stale = json.loads(answers.livez(condition(healthy=False)).body)
+    assert stale == {
+        "lastUpdated": "2023-11-14T22:13:20.000Z",
+        "currentTime": "2023-11-14T22:15:00.500Z",
+    }
+
+
+# What the loop reports
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    return [1000.0]
+
+
+@pytest.fixture
+def timed(clock: list[float]) -> Iterator[Health]:
+    made = Health(lambda: clock[0])
+    yield made
+    made.stop()
+
+
+def test_a_change_that_stays_unwritten_is_stale(timed: Health, clock: list[float]) -> None:
+    assert timed.condition().healthy
+    timed.queued()
+    clock[0] += monitor.STALE_SECONDS - 1
+    timed.queued()  # more of it makes the first no younger
+    assert timed.condition().healthy
+    clock[0] += 2
+    assert not timed.condition().healthy
+    timed.written()
+    assert timed.condition().healthy
+    assert timed.condition().updated > 0
+
+
+def test_a_loop_that_hangs_is_not_healthy(timed: Health, clock: list[float]) -> None:
+    clock[0] += monitor.SILENT_SECONDS + 1
+    assert not timed.condition().healthy
+    timed.turned()
+    assert timed.condition().healthy
+
+
+def test_before_anything_is_served_it_lives_but_is_not_ready(health: Health) -> None:
+    port = free_port()
+    health.set_places(Bind(LOOPBACK, port), ())
+    eventually(lambda: listens(port))
+    assert (ask(port, "/livez")[0], ask(port, "/healthz")[0]) == (200, 503)
+    health.ready()
+    assert ask(port, "/healthz?verbose")[0] == 200
+    health.set_eligible(False)
+    status, _, body = ask(port, "/healthz")
+    assert (status, json.loads(body)["nodeEligible"]) == (503, False)
+    assert ask(port, "/livez")[0] == 200
+    assert ask(port, "/metrics")[0] == 404
+
+
+def test_a_service_comes_changes_and_goes(health: Health) -> None:
+    port = free_port()
+    health.set_places(None, (LOOPBACK,))
+    health.take({KEY: objects(balancer(port=port), endpoint("10.0.0.1"))}, NODE)
+    eventually(lambda: listens(port))
+    status, headers, body = ask(port, "/any/path")
+    assert (status, headers["X-Load-Balancing-Endpoint-Weight"]) == (200, "1")
+    assert json.loads(body)["localEndpoints"] == 1
+    health.take({KEY: objects(balancer(port=port))}, NODE)
+    assert ask(port)[0] == 503
+    other = free_port()
+    health.take({KEY: objects(balancer(port=other), endpoint("10.0.0.1"))}, NODE)
+    eventually(lambda: listens(other) and not listens(port))
+    health.take({KEY: ServiceObjects(None)}, NODE)
+    eventually(lambda: not listens(other))
+
+
+# The server
+
+
+def test_both_families_on_the_unspecified_address(http_server: Server) -> None:
+    port = free_port()
+    http_server.serve({Bind(ANY6, port, both=True): fixed(b"")})
+    eventually(lambda: listens(port))
+    for host in ("127.0.0.1", "::1"):
+        assert ask(port, "/x", host=host)[2] == b"/x"
+
+
+def test_sockets_that_stay_are_not_touched(http_server: Server) -> None:
+    port, other = free_port(), free_port()
+    http_server.serve({Bind(LOOPBACK, port): fixed(b"one")})
+    eventually(lambda: listens(port))
+    before = http_server._listening[Bind(LOOPBACK, port)]
+    http_server.serve({Bind(LOOPBACK, port): fixed(b"two"), Bind(LOOPBACK, other): fixed(b"")})
+    eventually(lambda: listens(other))
+    assert http_server._listening[Bind(LOOPBACK, port)] is before
+    assert ask(port)[2] == b"two/"
+
+
+def test_a_port_in_use_is_reported_and_taken_when_free(
+    http_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "RETRY_SECONDS", 0.05)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        free = free_port()
+        http_server.serve({Bind(LOOPBACK, port): fixed(b""), Bind(LOOPBACK, free): fixed(b"")})
+        eventually(lambda: listens(free))  # the others do not wait
+        eventually(http_server.problems)
+        (problem,) = http_server.problems()
+        assert f"cannot listen on 127.0.0.1:{port} for test: another process" in problem
+    eventually(lambda: not http_server.problems())
+    assert ask(port)[0] == 200
+
+
+def test_an_address_the_node_does_not_have() -> None:
+    bind = Bind(parse_address("192.0.2.77"), 10256)
+    with pytest.raises(OSError, match="Cannot assign") as caught:
+        server.listening_socket(bind)
+    assert "this node does not have the address now" in server.explain(bind, "x", caught.value)
+
+
+def test_head_and_other_methods(http_server: Server) -> None:
+    port = free_port()
+    http_server.serve({Bind(LOOPBACK, port): fixed(b"body")})
+    eventually(lambda: listens(port))
+    status, headers, body = ask(port, "/", "HEAD")
+    assert (status, headers["Content-Length"], body) == (200, "5", b"")
+    status, headers, _ = ask(port, "/", "POST")
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"GET x HTTP/1.1\r\n\r\n", 400),
+        (b"\xff\xfe /\x00 HTTP/1.1\r\n\r\n", 405),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * connection.MAX_HEAD, 431),
+    ],
+)
+def test_what_is_no_request(http_server: Server, sent: bytes, status: int) -> None:
+    port = free_port()
+    http_server.serve({Bind(LOOPBACK, port): fixed(b"")})
+    eventually(lambda: listens(port))
+    with socket.create_connection(("127.0.0.1", port), BOUND) as client:
+        client.sendall(sent)
+        assert client.recv(4096).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_a_request_in_pieces(http_server: Server) -> None:
+    port = free_port()
+    http_server.serve({Bind(LOOPBACK, port): fixed(b"")})
+    eventually(lambda: listens(port))
+    with socket.create_connection(("127.0.0.1", port), BOUND) as client:
+        for piece in (b"GET /slow", b"ly HTTP/1.1\r\nHost: x", b"\r\n\r", b"\n"):
+            client.sendall(piece)
+            ask(port)  # a turn of the loop in between
+        assert client.recv(4096).endswith(b"\r\n\r\n/slowly")
+
+
+def test_idle_clients_give_way(http_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    port = free_port()
+    http_server.serve({Bind(LOOPBACK, port): fixed(b"")})
+    eventually(lambda: listens(port))
+    idle = [socket.create_connection(("127.0.0.1", port), BOUND) for _ in range(3)]
+    try:
+        assert ask(port)[0] == 200
+        assert idle[0].recv(1) == b""
+    finally:
+        for client in idle:
+            client.close()
+
+
+def test_idle_clients_are_sent_away(http_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTION_SECONDS", 0.05)
+    port = free_port()
+    http_server.serve({Bind(LOOPBACK, port): fixed(b"")})
+    eventually(lambda: listens(port))
+    with socket.create_connection(("127.0.0.1", port), BOUND) as client:
+        assert client.recv(1) == b""
