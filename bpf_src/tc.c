@@ -89,7 +89,7 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 		return PASS;
 	if (reason) {
 		/* If only extension headers are at fault, the addresses are known. */
-		bool ours = p.l4 && maybe_service(&p.dst);
+		bool ours = p.l4 && maybe_service(&p.dst, 1);
 
 		if (ours || !p.l4)
 			count(skb, reason);

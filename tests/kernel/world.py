@@ -97,7 +97,7 @@ class World:
             **(sizes or {}),
         }
         specs = {name: spec for name, spec in self.bundle.maps.items() if name != "programs"}
-        self.maps = {name: maps.create(spec, wanted[name]) for name, spec in specs.items()}
+        self.maps = {name: maps.create(spec, wanted.get(name, 64)) for name, spec in specs.items()}
         fds = {name: made.fd for name, made in self.maps.items()}
         self.programs = Generation.load(self.bundle, fds)
         self.reasons = {

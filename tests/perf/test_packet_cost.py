@@ -28,8 +28,8 @@ BOUNDS = {
 INSTRUCTIONS = {
     "entry_from_pod": 60,
     "entry_to_pod": 60,
-    "from_pod4": 560,
-    "from_pod6": 1000,
+    "from_pod4": 860,
+    "from_pod6": 1300,
     "to_pod4": 380,
     "to_pod6": 760,
     "service4": 1000,

@@ -238,7 +238,10 @@ def test_it_says_what_flows_refer_to(tables: FakeTables) -> None:
     assert np.flatnonzero(found.services).tolist() == [5, 6]
     assert np.flatnonzero(found.backends).tolist() == [17, 18]
     service = np.frombuffer(parse_address("10.96.0.1"), np.uint8).reshape(1, 16)
-    assert np.flatnonzero(found.addresses).tolist() == filters.address_bits(service).tolist()
+    bits = [int(filters.address_bits(service, kind)[0]) for kind in (0, 1)]
+    assert np.flatnonzero(found.addresses).tolist() == sorted(bits)
+    port = np.array([socket.htons(80)])
+    assert np.flatnonzero(found.endpoints).tolist() == filters.endpoint_bits(service, port).tolist()
 
 
 def consts_generation_shift() -> int:
