@@ -36,6 +36,7 @@ class DataPathSettings:
     pass_midstream: bool  # kube-proxy may own TCP connections without a flow
     tcp_entries: int  # of a family's TCP table
     ports: tuple[int, int] = PORTS
+    timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:
@@ -60,7 +61,7 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
     record = np.zeros(1, dtype)
     record["flags"] = consts.CONFIG_PASS_MIDSTREAM * settings.pass_midstream
     record["flow_limit"] = int(settings.tcp_entries * FLOW_LIMIT)
-    for name, seconds in TIMEOUTS.items():
+    for name, seconds in (*TIMEOUTS.items(), *settings.timeouts):
         record[name] = consts.ticks(seconds)
     record["port_min"], record["port_max"] = settings.ports
     for family in (IPV4, IPV6):
