@@ -23,6 +23,9 @@ INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
 	if (same_address(&held->addr, &reply->addr) && held->port == reply->port &&
 	    held->client_port == reply->client_port)
 		return true;
+	/* Both side entries under this port are ours, so those of the one that holds it are gone. */
+	if (held->flags & reply->flags & FLOW_MASQUERADED)
+		return true;
 	return held->state == FLOW_RESET || idle(key, held, tick);
 }
 
@@ -216,22 +219,21 @@ INLINE int no_flow(struct __sk_buff *skb, struct packet *p)
 }
 
 /* The flow that stands in the way of a new one: finished TCP, or UDP whose backend went away, whose
- * replies may still be under way and keep their entry. */
+ * replies may still be under way and keep their entry. Those of a masqueraded flow need all four, and
+ * its port must not stay half taken. */
 INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 {
 	struct flow *f = find_flow(key);
 
 	if (!f)
 		return;
-	if (f->state != FLOW_DATAGRAM) {
+	if (f->state == FLOW_DATAGRAM && !still_serving(f))
+		count(skb, REASON_FLOW_MOVED);
+	if (f->state != FLOW_DATAGRAM || f->flags & FLOW_MASQUERADED) {
 		end_flow(key, false);
 		return;
 	}
-	if (!still_serving(f))
-		count(skb, REASON_FLOW_MOVED);
 	flush_counts(f);
-	if (f->flags & FLOW_MASQUERADED)
-		delete_sides(key, f);
 	delete_flow(key);
 }
 

@@ -106,7 +106,7 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define MAX_POD_CIDRS 4
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 8
-#define MASQUERADE_PORT_TRIES 12
+#define MASQUERADE_PORT_TRIES 16
 
 /* Slots of the program array: the parts a packet is handed to by tail call, per family. */
 enum program {

@@ -30,21 +30,25 @@ INLINE void make_side_key(struct flow_key *key, u8 proto, const ip_addr *src, u1
 	key->proto = proto;
 }
 
-/* Adds both side entries under a port that is free; sets the choice's client port. */
+/* Adds both side entries under a port that is free; sets the choice's client port. UDP flows hold
+ * theirs until they time out, so many may be taken: the next ones are tried after a random one. */
 INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *choice)
 {
 	const struct config *c = get_config();
 	struct flow side = {.state = FLOW_SIDE, .service = choice->service, .seen = now()};
+	u32 span, start = bpf_get_prandom_u32() >> 1;
 	int error = -EEXIST;
 	struct flow_key key;
 	ip_addr node;
 
 	if (!c)
 		return -ENOENT;
+	span = c->port_max - c->port_min + 1;
 	masquerade_source(&node, c, p);
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MASQUERADE_PORT_TRIES; i++) {
-		u16 port = p->proto == IPPROTO_SCTP ? p->sport : random_port(c);
+		u16 port = p->proto == IPPROTO_SCTP ? p->sport
+						    : htons(c->port_min + (start + i) % span);
 
 		if (port == choice->port && same_address(&p->src, &choice->addr))
 			continue;

@@ -27,6 +27,8 @@ from ebpf.sizes import Sizes
 from lbctl import nodeconfig, reserve, status, takeover
 from lbctl.addresses import FAMILIES, family_of
 from lbctl.bindaddress import Bind
+from lbctl.configwatch import Watch
+from lbctl.errors import ConfigError
 from lbctl.health.monitor import Health
 from lbctl.healthports import listening_addresses
 from lbctl.interfaces import Interfaces
@@ -55,13 +57,16 @@ class Options(msgspec.Struct, frozen=True):
     pod_interfaces: tuple[str, ...] = ()
     takeover: str = "auto"
     healthz: Bind | None = None  # where to answer /healthz and /livez
+    timeouts: tuple[tuple[str, float], ...] = ()  # seconds, by their names in nodeconfig
 
 
 class Agent:
     """One instance's control plane. `run` once."""
 
-    def __init__(self, options: Options, source: Source) -> None:
+    def __init__(self, options: Options, source: Source, config: Watch | None = None) -> None:
+        """`config` follows the file that `options` are from, if there is one."""
         self._options = options
+        self._config = config
         self._source = source
         self._log = structlog.get_logger()
         self._stopping = False
@@ -170,6 +175,8 @@ class Agent:
             self._reconciler.retry_at(),
             self._interfaces.next_refresh(),
         ]
+        if self._config:
+            times.append(self._config.due())
         if self._current_record() != self._written:
             times.append(self._written_at + STATUS_SECONDS)
         return max(0.0, min(t for t in times if t is not None) - time.monotonic())
@@ -184,6 +191,8 @@ class Agent:
             self._interfaces.refresh(thorough=True)
             self._facts_may_differ()
             self._reserve_ports()
+        if self._config:
+            self._take_settings(self._config, now)
         if self._takeover.poll(now):
             self._log.info("kube-proxy's rules", present=self._takeover.present)
             if self._reconciler.synced:
@@ -261,6 +270,36 @@ class Agent:
             if apply:
                 self._apply()
 
+    def _take_settings(self, config: Watch, now: float) -> None:
+        """What changed in the file, as far as a running agent can take it over. Programs reach new
+        interfaces before they leave others; records change field by field."""
+        found = config.poll(now)
+        if found is None:
+            return
+        before = self._options
+        self._options = msgspec.structs.replace(
+            before,
+            settings=found.node,
+            timeouts=found.timeouts,
+            uplinks=found.uplinks,
+            pod_interfaces=found.pod_interfaces,
+            healthz=found.healthz,
+        )
+        try:
+            self._use_settings()
+        except ConfigError as error:
+            self._options = before
+            self._use_settings()
+            config.refused(error.message)
+
+    def _use_settings(self) -> None:
+        options = self._options
+        self._interfaces.set_patterns(options.uplinks, options.pod_interfaces)
+        self._facts_may_differ()
+        if self._reconciler.synced:
+            self._store_config()
+            self._health.set_places(options.healthz, self._health_addresses())
+
     def _current_facts(self) -> NodeFacts:
         """Of the Node object and the interfaces; these alone where the object names no address."""
         settings = self._options.settings
@@ -278,7 +317,11 @@ class Agent:
     def _store_config(self) -> None:
         """Not before the first list: without the Node object it might say something else for a
         moment, in a data path that is running."""
-        settings = DataPathSettings(self._takeover.present, self._instance.flows4.max_entries)
+        settings = DataPathSettings(
+            self._takeover.present,
+            self._instance.flows4.max_entries,
+            timeouts=self._options.timeouts,
+        )
         primary = tuple(a for a in (self._facts.primary4, self._facts.primary6) if a)
         # The bits of masqueraded flows' addresses come before the addresses.
         self._reconciler.housekeeper.set_node_addresses(primary)
@@ -309,6 +352,7 @@ class Agent:
             *reconciler.housekeeper.warnings(),
             *filter(None, [self._reserve_problem]),
             *self._health.problems(),
+            *(self._config.problems() if self._config else ()),
         ]
         return msgspec.structs.replace(
             self._record,

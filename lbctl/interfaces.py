@@ -77,6 +77,12 @@ class Interfaces:
             self._node_addresses = found
             self._sort_links(thorough=False)
 
+    def set_patterns(self, uplinks: Collection[str], pods: Collection[str]) -> None:
+        """Other names of uplinks and of pods' interfaces than so far."""
+        if (uplinks, pods) != (self._named_uplinks, self._patterns):
+            self._named_uplinks, self._patterns = uplinks, pods
+            self._sort_links(thorough=False)
+
     def attach_all(self, generation: Generation) -> None:
         """Put these programs on all pod interfaces and uplinks, now and from now on."""
         self._generation = generation

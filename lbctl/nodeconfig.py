@@ -37,8 +37,12 @@ class DataPathSettings:
     pass_midstream: bool  # kube-proxy may own TCP connections without a flow
     tcp_entries: int  # of a family's TCP table
     ports: tuple[int, int] = PORTS
+<<<<<<< HEAD
     socket_flags: int = 0  # CONFIG_SOCKET_*
     host_netns: int = 0  # cookie of the node's network namespace
+=======
+    timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
+>>>>>>> main
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:
@@ -70,7 +74,7 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
     )
     record["host_netns"] = settings.host_netns
     record["flow_limit"] = int(settings.tcp_entries * FLOW_LIMIT)
-    for name, seconds in TIMEOUTS.items():
+    for name, seconds in (*TIMEOUTS.items(), *settings.timeouts):
         record[name] = consts.ticks(seconds)
     record["port_min"], record["port_max"] = settings.ports
     for family in (IPV4, IPV6):

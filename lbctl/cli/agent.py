@@ -13,11 +13,9 @@ import click
 from lbctl.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ebpf.sizes import Sizes
-    from lbctl.addresses import Prefix
-    from lbctl.node import NodeSettings
+    from lbctl.configwatch import Watch
+    from lbctl.settings import Flags, Settings
     from lbctl.sources.objects import Source
 
 EPILOG = """\b
@@ -37,6 +35,8 @@ Exit codes:
   2  used wrongly
   4  another agent holds the pin directory; the message says which process
 """
+
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
 @click.command(epilog=EPILOG)
@@ -89,7 +89,14 @@ Exit codes:
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A KubeProxyConfiguration to take settings from.",
+    help="A KubeProxyConfiguration, an AgentConfiguration or both, followed while it changes. "
+    "Options win over it.",
+)
+@click.option(
+    "--healthz-bind-address",
+    metavar="ADDRESS:PORT",
+    help="Where to answer /healthz and /livez; [::] means both families, off none.  "
+    "[default: of --config, else 0.0.0.0:10256]",
 )
 @click.option(
     "--service-cidr",
@@ -111,17 +118,13 @@ Exit codes:
 @click.option(
     "--takeover",
     type=click.Choice(("auto", "on", "off")),
-    default="auto",
-    show_default=True,
     help="Leave TCP connections alone that kube-proxy may own: while its rules are there, always, "
-    "never.",
+    "never.  [default: auto]",
 )
 @click.option(
     "--log-format",
     type=click.Choice(("text", "json")),
-    default="text",
-    show_default=True,
-    help="How to write the log, on stderr.",
+    help="How to write the log, on stderr.  [default: text]",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Log every change.")
 def command(
@@ -134,13 +137,14 @@ def command(
     uplinks: tuple[str, ...],
     pod_interfaces: tuple[str, ...],
     config: Path | None,
+    healthz_bind_address: str | None,
     service_cidrs: tuple[str, ...],
     cluster_cidrs: tuple[str, ...],
     services: int | None,
     endpoints: int | None,
     flows: int | None,
-    takeover: str,
-    log_format: str,
+    takeover: str | None,
+    log_format: str | None,
     verbose: bool,
 ) -> None:
     """Keep this node's service translation equal to what the API says."""
@@ -153,28 +157,62 @@ def command(
         raise UsageError(
             "the agent needs root: it loads programs into the kernel", hint="Run it with sudo."
         )
-    log_to_stderr(log_format, verbose)
-    settings, override = _settings(config, service_cidrs, cluster_cidrs)
-    name = node_name or override or os.uname().nodename.lower()
+    from lbctl.settings import Flags
+
+    flags = Flags(
+        node_name=node_name,
+        manifests=manifests,
+        kubeconfig=kubeconfig,
+        api_server=api_server,
+        uplinks=uplinks,
+        pod_interfaces=pod_interfaces,
+        service_cidrs=service_cidrs,
+        cluster_cidrs=cluster_cidrs,
+        healthz_bind_address=healthz_bind_address,
+        services=services,
+        endpoints=endpoints,
+        flows=flows,
+        takeover=takeover,
+        log_format=log_format,
+    )
+    found, watch = _settings(flags, config, verbose)
+    name = found.node_name or os.uname().nodename.lower()
     agent = Agent(
         Options(
             node_name=name,
             pin_dir=pin_dir,
             source_kind="manifests" if manifests else "kubernetes",
-            settings=settings,
-            sizes=_sizes(services, endpoints, flows),
-            uplinks=uplinks,
-            pod_interfaces=pod_interfaces,
-            takeover=takeover,
+            settings=found.node,
+            sizes=_sizes(found.services, found.endpoints, found.flows),
+            uplinks=found.uplinks,
+            pod_interfaces=found.pod_interfaces,
+            takeover=found.takeover,
+            healthz=found.healthz,
+            timeouts=found.timeouts,
         ),
-        _source(name, manifests, kubeconfig, api_server),
+        _source(name, manifests, found),
+        watch,
     )
     agent.run()
 
 
-def _source(
-    node_name: str, manifests: Path | None, kubeconfig: Path | None, api_server: str | None
-) -> Source:
+def _settings(flags: Flags, config: Path | None, verbose: bool) -> tuple[Settings, Watch | None]:
+    """What holds from the start, and who follows the file. Sets up the log on the way."""
+    import structlog
+
+    from lbctl import configfile, settings
+    from lbctl.configwatch import Watch
+
+    file = configfile.read(config) if config else configfile.ConfigFile()
+    found = settings.settle(flags, file)
+    log_to_stderr(found.log_format, verbose)
+    ignored = settings.ignored(file)
+    if ignored:
+        structlog.get_logger().info("settings that mean nothing here", fields=ignored)
+    return found, Watch(config, flags, found, file) if config else None
+
+
+def _source(node_name: str, manifests: Path | None, found: Settings) -> Source:
     """Imported here: the API client is 21 MB that an agent of manifests can do without."""
     if manifests is not None:
         from lbctl.sources.manifests import ManifestSource
@@ -182,39 +220,22 @@ def _source(
         return ManifestSource(manifests, node_name)
     from lbctl.sources.kubernetes import KubernetesSource
 
-    return KubernetesSource(node_name, kubeconfig=kubeconfig, api_server=api_server)
+    kubeconfig = found.kubeconfig or _usable(found.file_kubeconfig)
+    return KubernetesSource(node_name, kubeconfig=kubeconfig, api_server=found.api_server)
 
 
-def _settings(
-    config: Path | None, service_cidrs: Iterable[str], cluster_cidrs: Iterable[str]
-) -> tuple[NodeSettings, str]:
-    """What the file says, and the command line over it; and the file's hostnameOverride."""
-    import msgspec
+def _usable(kubeconfig: Path | None) -> Path | None:
+    """The file's clientConnection.kubeconfig. In a pod of ours it names a file of kube-proxy's pod,
+    and the service account takes its place."""
+    if kubeconfig is None or kubeconfig.exists() or not _SERVICE_ACCOUNT.exists():
+        return kubeconfig
     import structlog
 
-    from lbctl import kubeproxyconfig
-
-    found = kubeproxyconfig.load(config) if config else kubeproxyconfig.KubeProxyConfig()
-    if found.ignored:
-        structlog.get_logger().info("settings that mean nothing here", fields=found.ignored)
-    services = _prefixes("--service-cidr", service_cidrs)
-    pods = _prefixes("--cluster-cidr", cluster_cidrs)
-    settings = msgspec.structs.replace(
-        found.settings,
-        service_cidrs=services or found.settings.service_cidrs,
-        cluster_cidrs=pods or found.settings.cluster_cidrs,
+    structlog.get_logger().info(
+        "clientConnection.kubeconfig is not there; going by the service account",
+        path=str(kubeconfig),
     )
-    return settings, found.hostname_override
-
-
-def _prefixes(option: str, texts: Iterable[str]) -> tuple[Prefix, ...]:
-    from lbctl.addresses import parse_prefix
-    from lbctl.errors import UsageError
-
-    try:
-        return tuple(parse_prefix(part) for text in texts for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from error
+    return None
 
 
 def _sizes(services: int | None, endpoints: int | None, flows: int | None) -> Sizes | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from lbctl import kubeproxyconfig
+from lbctl import configfile
 from lbctl.addresses import Prefix, parse_address, parse_prefix
+from lbctl.configfile import ConfigFile
 from lbctl.errors import UsageError
-from lbctl.kubeproxyconfig import KubeProxyConfig
 from lbctl.model import Node
 from lbctl.node import NodeFacts, node_facts
 
@@ -27,7 +27,8 @@ def node(
 
     What is missing or ignored is told to `say`. Raises ConfigError, UsageError.
     """
-    read = kubeproxyconfig.load(config) if config is not None else KubeProxyConfig()
+    file = configfile.read(config) if config is not None else ConfigFile()
+    read = file.kube_proxy
     if read.ignored:
         say(f"fields of --config that mean nothing here: {', '.join(read.ignored)}")
     name = name or read.hostname_override or _only(nodes)
@@ -35,7 +36,8 @@ def node(
         known = f": there is {', '.join(sorted(nodes))}" if nodes else ""
         say(f"no Node object is called {name}{known}; addresses and zone are unknown")
     settings = msgspec.structs.replace(
-        read.settings, service_cidrs=tuple(_prefix(text) for text in service_cidrs)
+        read.settings,
+        service_cidrs=tuple(_prefix(t) for t in service_cidrs) or file.agent.service_prefixes,
     )
     return node_facts(name, nodes.get(name), [_address(ip) for ip in local_ips], settings)
 

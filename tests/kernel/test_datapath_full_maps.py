@@ -17,8 +17,13 @@ LRU_ROOM = 1024
 
 @pytest.fixture(scope="module")
 def tiny_world() -> Iterator[World]:
-    """Tables of 64 flow entries; handshakes leave the plain one alone from 48 on."""
-    made = World(dict.fromkeys(("flows4", "flows6", "flows4_lru", "flows6_lru"), ROOM))
+    """64 entries in the plain tables, which handshakes leave alone from 48 on.
+
+    The LRU tables are larger: below some hundred entries the kernel's LRU is none, since each CPU
+    keeps that many aside.
+    """
+    sizes = {"flows4": ROOM, "flows6": ROOM, "flows4_lru": LRU_ROOM, "flows6_lru": LRU_ROOM}
+    made = World(sizes)
     yield made
     made.close()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import cost
 import pytest
-from cost import Bench
+
+from lbctl.bench import packetcost as cost
+from lbctl.bench.packetcost import Bench
 
 pytestmark = [pytest.mark.kernel, pytest.mark.perf]
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from lbctl.addresses import parse_prefix
+from lbctl.addresses import parse_address, parse_prefix
+from lbctl.bindaddress import Bind, parse_bind
+from lbctl.configfile import read
 from lbctl.errors import ConfigError
-from lbctl.kubeproxyconfig import API_VERSION, KIND, KubeProxyConfig, load, parse
+from lbctl.kubeproxyconfig import API_VERSION, KIND, KubeProxyConfig, parse
 from lbctl.node import NodeSettings
 
 # As kubeadm writes it: everything present, nearly everything unset.
@@ -23,12 +25,27 @@ clientConnection:
   contentType: ""
   kubeconfig: /var/lib/kube-proxy/kubeconfig.conf
   qps: 0
+featureGates: null
+healthzBindAddress: ""
+logging:
+  flushFrequency: 0
+  options:
+    json:
+      infoBufferSize: "0"
+    text:
+      infoBufferSize: "0"
+  verbosity: 0
+metricsBindAddress: ""
 clusterCIDR: 10.244.0.0/16,fd00:10:244::/56
 configSyncPeriod: 0s
 conntrack:
   maxPerCore: null
   min: null
   tcpBeLiberal: false
+  tcpCloseWaitTimeout: null
+  tcpEstablishedTimeout: null
+  udpStreamTimeout: 0s
+  udpTimeout: 0s
 detectLocal:
   bridgeInterface: ""
   interfaceNamePrefix: ""
@@ -41,6 +58,15 @@ iptables:
   masqueradeBit: null
   minSyncPeriod: 1s
   syncPeriod: 0s
+ipvs:
+  excludeCIDRs: null
+  minSyncPeriod: 0s
+  scheduler: ""
+  strictARP: false
+  syncPeriod: 0s
+  tcpFinTimeout: 0s
+  tcpTimeout: 0s
+  udpTimeout: 0s
 kind: KubeProxyConfiguration
 mode: ""
 nftables:
@@ -48,6 +74,13 @@ nftables:
 nodePortAddresses: null
 oomScoreAdj: null
 portRange: ""
+showHiddenMetricsForVersion: ""
+winkernel:
+  enableDSR: false
+  forwardHealthCheckVip: false
+  networkName: ""
+  rootHnsEndpointName: ""
+  sourceVip: ""
 """
 
 
@@ -58,11 +91,13 @@ def _parse(**fields: Any) -> KubeProxyConfig:
 def test_a_file_of_kubeadm(tmp_path: Path) -> None:
     path = tmp_path / "config.conf"
     path.write_text(KUBEADM)
-    found = load(path)
+    found = read(path).kube_proxy
     pods = (parse_prefix("10.244.0.0/16"), parse_prefix("fd00:10:244::/56"))
     assert found.settings == NodeSettings(cluster_cidrs=pods)
     assert (found.mode, found.hostname_override) == ("", "")
-    assert found.ignored == ("bindAddress", "clientConnection", "iptables.minSyncPeriod")
+    assert found.kubeconfig == "/var/lib/kube-proxy/kubeconfig.conf"
+    assert (found.healthz, found.timeouts, found.pod_interfaces) == (None, (), ())
+    assert found.ignored == ("iptables.minSyncPeriod",)
 
 
 def test_nothing_said_means_the_defaults() -> None:
@@ -103,10 +138,81 @@ def test_masquerade_all(fields: dict[str, Any], expected: bool) -> None:
 
 
 def test_local_mode_and_host_name() -> None:
-    found = _parse(detectLocalMode="NodeCIDR", hostnameOverride="worker-7")
+    found = _parse(detectLocalMode="NodeCIDR", hostnameOverride=" Worker-7 ")
     assert found.settings.pods_from_node_cidrs
     assert found.hostname_override == "worker-7"
     assert not _parse(detectLocalMode="ClusterCIDR").settings.pods_from_node_cidrs
+
+
+@pytest.mark.parametrize(
+    ("text", "primary"), [("0.0.0.0", ()), ("::", ()), ("10.1.2.3", ("10.1.2.3",))]
+)
+def test_an_address_to_bind_to_is_the_nodes(text: str, primary: tuple[str, ...]) -> None:
+    expected = tuple(map(parse_address, primary))
+    assert _parse(bindAddress=text).settings.primary_addresses == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"healthzBindAddress": "127.0.0.1"}, parse_bind("127.0.0.1:10256", 0)),
+        ({"healthzBindAddress": "[fd00::1]:99"}, parse_bind("[fd00::1]:99", 0)),
+        ({"bindAddress": "10.0.0.1"}, None),
+        ({"bindAddress": "fd00::1"}, parse_bind("[::]:10256", 0)),
+    ],
+)
+def test_where_health_is_asked_for(fields: dict[str, Any], expected: Bind | None) -> None:
+    assert _parse(**fields).healthz == expected
+
+
+def test_timeouts_of_conntrack() -> None:
+    section = {
+        "tcpEstablishedTimeout": "24h0m0s",
+        "tcpCloseWaitTimeout": "1h30m",
+        "udpTimeout": "250ms",
+        "udpStreamTimeout": "0s",
+        "tcpBeLiberal": True,
+        "maxPerCore": 0,
+    }
+    found = _parse(conntrack=section)
+    assert dict(found.timeouts) == {
+        "established_timeout": 86400,
+        "closing_timeout": 5400,
+        "datagram_timeout": 0.25,
+    }
+    assert found.ignored == ("conntrack.tcpBeLiberal",)
+
+
+def test_interfaces_of_pods() -> None:
+    prefix = _parse(
+        detectLocalMode="InterfaceNamePrefix", detectLocal={"interfaceNamePrefix": "cali"}
+    )
+    assert prefix.pod_interfaces == ("cali*",)
+    odd = _parse(detectLocalMode="InterfaceNamePrefix", detectLocal={"interfaceNamePrefix": "a*"})
+    assert odd.pod_interfaces == ("a[*]*",)
+    bridge = _parse(detectLocalMode="BridgeInterface", detectLocal={"bridgeInterface": "cni0"})
+    assert (bridge.pod_interfaces, bridge.ignored) == ((), ())
+
+
+def test_what_means_nothing_is_named() -> None:
+    found = _parse(
+        clientConnection={"kubeconfig": "/x", "qps": 50, "burst": 100},
+        configSyncPeriod="15m0s",
+        featureGates={"Some": True},
+        ipvs={"scheduler": "rr"},
+        metricsBindAddress="0.0.0.0:10249",
+        oomScoreAdj=-999,
+    )
+    assert found.kubeconfig == "/x"
+    assert found.ignored == (
+        "clientConnection.burst",
+        "clientConnection.qps",
+        "configSyncPeriod",
+        "featureGates",
+        "ipvs",
+        "metricsBindAddress",
+        "oomScoreAdj",
+    )
 
 
 def test_fields_nobody_knows_are_named() -> None:
@@ -128,6 +234,14 @@ def test_fields_nobody_knows_are_named() -> None:
         ({"nodePortAddresses": ["10.0.0.0/40"]}, "nodePortAddresses: '10.0.0.0/40'"),
         ({"iptables": {"masqueradeAll": "yes"}}, "iptables.masqueradeAll: expected bool"),
         ({"nftables": []}, "nftables: expected object"),
+        ({"bindAddress": "eth0"}, "bindAddress: 'eth0'"),
+        ({"healthzBindAddress": "0.0.0.0:x"}, "healthzBindAddress: '0.0.0.0:x'"),
+        ({"conntrack": {"udpTimeout": "30"}}, "conntrack.udpTimeout: '30' is not a duration"),
+        ({"conntrack": {"udpTimeout": "900000h"}}, "conntrack.udpTimeout: '900000h' is longer"),
+        ({"conntrack": {"udpTimeout": "-1s"}}, "conntrack.udpTimeout: '-1s' is not"),
+        ({"conntrack": {"udpTimeout": 30}}, "conntrack.udpTimeout: expected str"),
+        ({"detectLocalMode": "BridgeInterface"}, "detectLocal.bridgeInterface"),
+        ({"detectLocalMode": "InterfaceNamePrefix"}, "detectLocal.interfaceNamePrefix"),
     ],
 )
 def test_what_is_wrong_names_the_field(fields: dict[str, Any], says: str) -> None:
@@ -144,11 +258,11 @@ def test_what_is_no_configuration() -> None:
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        load(tmp_path / "none.yaml")
+        read(tmp_path / "none.yaml")
     path = tmp_path / "bad.yaml"
     path.write_text("mode: [")
     with pytest.raises(ConfigError, match=r"bad\.yaml: not YAML"):
-        load(path)
+        read(path)
     path.write_text(f"apiVersion: {API_VERSION}\nkind: {KIND}\nmode: 3\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml: mode: expected str"):
-        load(path)
+        read(path)

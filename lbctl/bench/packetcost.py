@@ -1,8 +1,8 @@
 """What a packet costs in the kernel: nanoseconds above an empty program, by kind of packet.
 
-Run it (`python tests/perf/cost.py`) for the table of docs/benchmarks.md. The method is
-BPF_PROG_TEST_RUN with a driver that restores the headers between runs; cases are interleaved, the
-CPU is pinned, the figures are minimum and median over the rounds.
+The method is BPF_PROG_TEST_RUN with a driver that restores the headers between runs; floor,
+yardstick and case take turns, the figures are minimum and median over the rounds. The caller pins
+the CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from ebpf import compiler, filters, libbpf, maps, testrun
@@ -23,6 +24,7 @@ from ebpf.layouts import Bundle
 from ebpf.maps import ArrayMap, HashMap, ProgramArray
 from ebpf.programs import Generation, load
 from ebpf.source import Unit
+from lbctl.bench.records import PacketCost, Record, summary
 
 DRIVER = Path(__file__).parent / "driver"
 CLIENT4, SERVICE4, BACKEND4 = "10.244.1.2", "10.96.0.10", "10.244.2.3"
@@ -279,6 +281,7 @@ class Cost:
     minimum: float
     median: float
     lookup: float
+    above: tuple[float, ...]  # each round's, above the floor of the same round
 
     @property
     def lookups(self) -> float:
@@ -304,26 +307,50 @@ def measure(bench: Bench, case: Case, rounds: int, repeat: int | None = None) ->
         min(costs) - min(floors),
         statistics.median(costs) - floor,
         statistics.median(lookups) - floor,
+        tuple(case - bare for case, bare in zip(costs, floors, strict=True)),
     )
 
 
-def main() -> None:
-    """Prints the table."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+class Costs(msgspec.Struct, frozen=True):
+    """All kinds of packet, in ns; per program its static and verified instructions; the records."""
+
+    costs: list[PacketCost]
+    instructions: dict[str, tuple[int, int]]
+    records: list[Record]
+
+
+# What the records are about: the two directions of an established IPv4 TCP connection.
+HEADLINES = ("established, IPv4", "established reply, IPv4")
+HEADLINE_PROGRAMS = ("entry_from_pod", "from_pod4", "entry_to_pod", "to_pod4")
+
+
+def all_costs(rounds: int, progress: Callable[[str], None]) -> Costs:
+    """Measures every case. LbError if the programs do not compile or load."""
+    costs: list[PacketCost] = []
+    above: list[float] = []
+    floor = 0.0
     with bench() as made:
-        print(f"{'packet':28} {'floor':>6} {'min':>6} {'median':>7}   (ns)   in hash lookups")
         for case in CASES:
-            cost = measure(made, case, 15 if case.repeat > 100000 else 5)
+            progress(case.name)
+            cost = measure(made, case, rounds if case.repeat > 100_000 else min(rounds, 5))
             made.clear_flows()
-            print(
-                f"{cost.name:28} {cost.floor:6.0f} {cost.minimum:6.0f} {cost.median:7.0f}"
-                f"          {cost.lookups:4.1f}"
-            )
-        print("instructions: static, verified")
-        for name, fd in {**made.generation.fds, **made.generation.tails}.items():
-            static = len(made.bundle.programs[name].insns) // 8
-            print(f"  {name:20} {static:6} {libbpf.verified(fd):7}")
-
-
-if __name__ == "__main__":
-    main()
+            costs.append(PacketCost(case.name, round(cost.minimum, 1), round(cost.median, 1)))
+            if case.name in HEADLINES:
+                above += cost.above
+                floor = cost.floor
+        programs = {**made.generation.fds, **made.generation.tails}
+        instructions = {
+            name: (len(made.bundle.programs[name].insns) // 8, libbpf.verified(fd))
+            for name, fd in programs.items()
+        }
+    total = sum(instructions[name][0] for name in HEADLINE_PROGRAMS if name in instructions)
+    nanoseconds = summary("lbctl-tc", 1, "packet_ns", above)
+    ratio = round((floor + nanoseconds.p50) / floor, 4) if floor else None
+    return Costs(
+        costs,
+        instructions,
+        [
+            msgspec.structs.replace(nanoseconds, ratio_to_floor=ratio),
+            summary("lbctl-tc", 1, "packet_instructions", [total]),
+        ],
+    )

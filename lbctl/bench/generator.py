@@ -1,0 +1,167 @@
+"""Runs the connection generator: connect.c where a compiler is, else its twin in Python."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from lbctl.bench.world import World
+from lbctl.errors import LbError
+from lbctl.lab import agents, namespace
+
+SOURCE = Path(__file__).with_name("connect.c")
+COMPILE_TIMEOUT = 60.0
+WATCH_SECONDS = 30
+MOST_FAILED = 0.01  # of the connections of a turn
+
+Mode = Literal["connect", "cycle", "roundtrip"]
+Target = tuple[str, int]
+
+
+class Aim(msgspec.Struct, frozen=True):
+    """What a client connects to, and the port the endpoints have."""
+
+    targets: tuple[Target, ...]
+    port: int
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """One turn: nanoseconds per connection or round trip, and the thread's CPU time for all."""
+
+    ns: np.ndarray
+    cpu_ns: int
+
+
+class Generator:
+    """Connects from a peer's client to the server, on one CPU (-1: any)."""
+
+    def __init__(self, world: World, cpu: int) -> None:
+        self._world = world
+        self._cpu = cpu
+        self._program = _compile(world.run)
+        self.compiled = self._program is not None
+
+    def run(self, peer: str, mode: Mode, aim: Aim, count: int) -> Timing:
+        """`count` connections (or round trips of one) to the targets in turn. LbError if more than
+        one in a hundred fails."""
+        # Each connection that fails takes a second.
+        limit = 20.0 + count * 0.05
+        argv = self._argv(peer, mode, self._cpu, aim.port, count)
+        done = self._world.run_in(
+            self._world.sites[peer].client, peer, argv, _lines(aim.targets), limit
+        )
+        if done.returncode:
+            raise LbError(f"{peer}: {mode}: {done.stderr.strip() or f'exit {done.returncode}'}")
+        *numbers, cpu = done.stdout.splitlines()
+        ns = np.array(numbers, dtype=np.int64)
+        failed = int(np.count_nonzero(ns < 0))
+        if failed > MOST_FAILED * len(ns):
+            raise LbError(f"{peer}: {failed} of {len(ns)} connections failed")
+        return Timing(ns[ns >= 0], int(cpu.split()[1]))
+
+    @contextmanager
+    def watching(self, peer: str, aim: Aim, address: str) -> Iterator[Watch]:
+        """Connects to the aim until `address` answers; enters once a first connection worked."""
+        argv = self._argv(peer, "watch", self._cpu, aim.port, WATCH_SECONDS, address)
+        command = self._world.command(peer, argv, self._world.sites[peer].client)
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=agents.environment(),
+        ) as child:
+            assert child.stdin is not None
+            child.stdin.write(_lines(aim.targets))
+            child.stdin.close()
+            child.stdin = None
+            try:
+                watch = Watch(peer, child)
+                watch.line("a first connection")
+                yield watch
+            finally:
+                child.kill()
+
+    @contextmanager
+    def serving_http(self, port: int) -> Iterator[None]:
+        """An HTTP server on the endpoints' port while the block runs. Needs the compiled one."""
+        peer = next(iter(self._world.sites))
+        with subprocess.Popen(
+            self._world.command(peer, self._argv(peer, "http", -1, port, 0), self._world.server),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            try:
+                Watch("server", child).line("the HTTP server")
+                yield
+            finally:
+                child.kill()
+
+    def _argv(self, peer: str, mode: str, cpu: int, port: int, count: int, *more: str) -> list[str]:
+        client = namespace.path_of(self._world.sites[peer].client)
+        server = namespace.path_of(self._world.server)
+        own = [sys.executable, "-m", "lbctl.bench.generator_py"]
+        program = [str(self._program)] if self._program else own
+        numbers = [str(cpu), str(port), str(count)]
+        return [*program, mode, str(client), str(server), *numbers, *more]
+
+
+class Watch:
+    """A generator that waits for something to change."""
+
+    def __init__(self, peer: str, child: subprocess.Popen[str]) -> None:
+        self._peer = peer
+        self._child = child
+
+    def line(self, what: str) -> str:
+        """The next line it says. LbError if it ends, or says nothing for long enough."""
+        assert self._child.stdout is not None
+        ready, _, _ = select.select([self._child.stdout], [], [], WATCH_SECONDS + 5)
+        said = self._child.stdout.readline().strip() if ready else ""
+        if not said:
+            self._child.kill()
+            _, errors = self._child.communicate()
+            raise LbError(f"{self._peer}: waited in vain for {what}: {errors.strip()}")
+        return said
+
+    def seen_at(self) -> float:
+        """When a connection reached the address: seconds of the monotonic clock."""
+        return int(self.line("a connection to the new endpoint")) / 1e9
+
+
+def monotonic() -> float:
+    """The clock of `Watch.seen_at`."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def _lines(targets: Sequence[Target]) -> str:
+    return "".join(f"{address} {port}\n" for address, port in targets)
+
+
+def _compile(directory: Path) -> Path | None:
+    """The compiled connect.c; None if there is no compiler (or no libc headers) here."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+    if compiler is None:
+        return None
+    program = directory / "connect"
+    done = subprocess.run(
+        [compiler, "-O2", "-o", str(program), str(SOURCE)],
+        capture_output=True,
+        text=True,
+        timeout=COMPILE_TIMEOUT,
+        check=False,
+    )
+    return program if done.returncode == 0 else None

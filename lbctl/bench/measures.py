@@ -1,0 +1,276 @@
+"""The measuring itself: peers take turns, so that all see the same machine."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from lbctl.bench.dataset import TARGET_PORT, Dataset
+from lbctl.bench.generator import Aim, Generator, monotonic
+from lbctl.bench.peers import Peer
+from lbctl.bench.records import FLOOR, Distribution, Record, Results, summary
+from lbctl.bench.world import World
+from lbctl.errors import LbError
+
+PACKETS_PER_ROUNDTRIP = 2
+_WRK_CONNECTIONS = 8
+_START_SECONDS = 10.0
+
+
+class Effort(msgspec.Struct, frozen=True):
+    """How much is done: turns, and per turn connections, round trips, seconds of load tools."""
+
+    turns: int = 20
+    connections: int = 300
+    roundtrips: int = 2000
+    load_turns: int = 3
+    load_seconds: int = 2
+    changes: int = 20
+    change_seconds: float = 15.0  # per peer: slow ones get fewer changes
+
+    @classmethod
+    def quick(cls) -> Effort:
+        return cls(
+            turns=8,
+            connections=150,
+            roundtrips=1000,
+            load_turns=1,
+            load_seconds=1,
+            changes=6,
+            change_seconds=4.0,
+        )
+
+
+class Measuring(msgspec.Struct, frozen=True):
+    """All that the measures of one number of services share. The rule-less peer comes first."""
+
+    world: World
+    data: Dataset
+    peers: tuple[Peer, ...]
+    aims: Mapping[str, Aim]
+    generator: Generator
+    effort: Effort
+    results: Results
+    progress: Callable[[str], None]
+
+    @property
+    def services(self) -> int:
+        return self.data.services
+
+    def rotated(self, turn: int) -> Sequence[Peer]:
+        """The peers, another one first in each turn."""
+        first = turn % len(self.peers)
+        return (*self.peers[first:], *self.peers[:first])
+
+    def miss(self, peer: str, measures: Sequence[str], reason: str) -> None:
+        for measure in measures:
+            self.results.miss(peer, self.services, measure, reason)
+
+
+Samples = dict[str, list[np.ndarray]]
+
+
+def connections(run: Measuring) -> None:
+    """connect_latency, connection_rate, roundtrip_added and cpu_per_packet of all peers."""
+    latency: Samples = {}
+    rate: dict[str, list[float]] = {}
+    trips: Samples = {}
+    cpu: dict[str, list[float]] = {}
+    failed: set[str] = set()
+    effort = run.effort
+    for turn in range(effort.turns):
+        run.progress(f"connections, turn {turn + 1} of {effort.turns}")
+        for peer in run.rotated(turn):
+            name, aim = peer.name, run.aims[peer.name]
+            if name in failed:
+                continue
+            try:
+                one = run.generator.run(name, "connect", aim, effort.connections)
+                whole = run.generator.run(name, "cycle", aim, effort.connections)
+                trip = run.generator.run(name, "roundtrip", aim, effort.roundtrips)
+            except LbError as error:
+                if name == FLOOR:
+                    raise
+                failed.add(name)
+                run.miss(name, CONNECTION_MEASURES, error.message)
+                continue
+            latency.setdefault(name, []).append(one.ns / 1e3)
+            rate.setdefault(name, []).append(len(whole.ns) * 1e9 / float(whole.ns.sum()))
+            trips.setdefault(name, []).append(trip.ns / 1e3)
+            packets = PACKETS_PER_ROUNDTRIP * len(trip.ns)
+            cpu.setdefault(name, []).append(trip.cpu_ns / 1e3 / packets)
+    for peer in run.peers:
+        if peer.name not in failed:
+            run.results.add(_of_connections(run, peer.name, latency, rate, trips, cpu))
+
+
+CONNECTION_MEASURES = ("connect_latency", "connection_rate", "roundtrip_added", "cpu_per_packet")
+
+
+def _of_connections(
+    run: Measuring,
+    name: str,
+    latency: Samples,
+    rate: Mapping[str, list[float]],
+    trips: Samples,
+    cpu: Mapping[str, list[float]],
+) -> list[Record]:
+    count = run.services
+    connects, floor = np.concatenate(latency[name]), np.concatenate(latency[FLOOR])
+    percentiles = tuple(round(float(v), 3) for v in np.percentile(connects, np.arange(101)))
+    known = run.results.about.distributions
+    known[:] = [d for d in known if (d.peer, d.services) != (name, count)]
+    known.append(Distribution(name, count, percentiles))
+    # Against the floor of the same turn: what disturbed one disturbed the other.
+    medians = [float(np.median(turn)) for turn in trips[name]]
+    bare = [float(np.median(turn)) for turn in trips[FLOOR]]
+    if name == FLOOR:
+        added = [abs(value - statistics.median(bare)) for value in bare]
+    else:
+        added = [mine - theirs for mine, theirs in zip(medians, bare, strict=True)]
+    trip = summary(name, count, "roundtrip_added", added)
+    return [
+        summary(name, count, "connect_latency", connects, floor),
+        summary(name, count, "connection_rate", rate[name], rate[FLOOR]),
+        msgspec.structs.replace(
+            trip, ratio_to_floor=round(statistics.median(medians) / statistics.median(bare), 4)
+        ),
+        summary(name, count, "cpu_per_packet", cpu[name], cpu[FLOOR]),
+    ]
+
+
+# Load tools
+
+
+def loads(run: Measuring) -> None:
+    """request_rate by wrk and throughput by iperf3, where they are installed."""
+    if shutil.which("wrk") is None:
+        _miss_all(run, "request_rate", "wrk is not installed (package wrk)")
+    elif not run.generator.compiled:
+        _miss_all(run, "request_rate", "needs a C compiler, for the HTTP server (package gcc)")
+    else:
+        with run.generator.serving_http(TARGET_PORT):
+            _load_turns(run, "request_rate", _requests)
+    if shutil.which("iperf3") is None:
+        _miss_all(run, "throughput", "iperf3 is not installed (package iperf3)")
+    else:
+        _load_turns(run, "throughput", _throughput)
+
+
+def _miss_all(run: Measuring, measure: str, reason: str) -> None:
+    for peer in run.peers:
+        run.miss(peer.name, [measure], reason)
+
+
+def _load_turns(run: Measuring, measure: str, once: Callable[[Measuring, str], float]) -> None:
+    samples: dict[str, list[float]] = {}
+    failed: set[str] = set()
+    for turn in range(run.effort.load_turns):
+        for peer in run.rotated(turn):
+            if peer.name in failed or peer.saved:
+                continue
+            run.progress(f"{measure}, turn {turn + 1} of {run.effort.load_turns}: {peer.name}")
+            try:
+                samples.setdefault(peer.name, []).append(once(run, peer.name))
+            except (LbError, subprocess.TimeoutExpired) as error:
+                failed.add(peer.name)
+                run.miss(peer.name, [measure], str(error))
+    for peer in run.peers:
+        if peer.saved:
+            run.miss(peer.name, [measure], "not measured with saved rules")
+        elif peer.name not in failed:
+            floor = samples.get(FLOOR)
+            record = summary(peer.name, run.services, measure, samples[peer.name], floor)
+            run.results.add([record])
+
+
+def _requests(run: Measuring, peer: str) -> float:
+    """Requests per second over a few kept-alive connections."""
+    address, port = run.aims[peer].targets[0]
+    seconds = run.effort.load_seconds
+    tool = ["wrk", "-t1", f"-c{_WRK_CONNECTIONS}", f"-d{seconds}s", f"http://{address}:{port}/"]
+    client = run.world.sites[peer].client
+    done = run.world.run_in(client, peer, tool, timeout=seconds + _START_SECONDS)
+    for line in done.stdout.splitlines():
+        if line.startswith("Requests/sec:"):
+            if (rate := float(line.split()[1])) > 0:
+                return rate
+            raise LbError("wrk: no request was answered")
+    raise LbError(f"wrk: {done.stderr.strip() or done.stdout.strip()}")
+
+
+class _Received(msgspec.Struct):
+    bits_per_second: float
+
+
+class _End(msgspec.Struct):
+    sum_received: _Received
+
+
+class _Iperf(msgspec.Struct):
+    end: _End
+
+
+def _throughput(run: Measuring, peer: str) -> float:
+    """Gbit/s of one connection, as the receiver counts them."""
+    address, port = run.aims[peer].targets[0]
+    seconds, listen = run.effort.load_seconds, run.aims[peer].port
+    serve = ["iperf3", "-s", "-1", "--forceflush", "-p", str(listen)]
+    command = run.world.command(peer, serve, run.world.server)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            while "listening" not in (line := server.stdout.readline()):
+                if not line:
+                    raise LbError("iperf3: the server does not start")
+            tool = ["iperf3", "-c", address, "-p", str(port), "-t", str(seconds), "-J"]
+            client = run.world.sites[peer].client
+            done = run.world.run_in(client, peer, tool, timeout=seconds + _START_SECONDS)
+        finally:
+            server.kill()
+    try:
+        found = msgspec.json.decode(done.stdout, type=_Iperf)
+    except msgspec.DecodeError:
+        raise LbError(f"iperf3: {done.stdout.strip()[-200:]} {done.stderr.strip()}") from None
+    return found.end.sum_received.bits_per_second / 1e9
+
+
+# Changes
+
+
+def changes(run: Measuring) -> None:
+    """change_time: from replacing a service's endpoints by one until a connection reaches it."""
+    for peer in run.peers:
+        if peer.name == FLOOR:
+            continue
+        try:
+            times = _changes_of(run, peer)
+        except LbError as error:
+            run.miss(peer.name, ["change_time"], error.message)
+            continue
+        run.results.add([summary(peer.name, run.services, "change_time", times)])
+
+
+def _changes_of(run: Measuring, peer: Peer) -> list[float]:
+    """Milliseconds of each change; at least one."""
+    data = run.data
+    target = data.targets_of([data.changing])[0]
+    aim = Aim((target,), run.aims[peer.name].port)
+    old = data.backends(data.changing)
+    end = time.monotonic() + run.effort.change_seconds
+    times: list[float] = []
+    while len(times) < run.effort.changes and (not times or time.monotonic() < end):
+        run.progress(f"change {len(times) + 1} of {run.effort.changes}: {peer.name}")
+        new = [data.replacement(len(times))]
+        with run.generator.watching(peer.name, aim, new[0]) as watch:
+            start = monotonic()
+            peer.change(old, new)
+            times.append((watch.seen_at() - start) * 1e3)
+        old = new
+    return times

@@ -1,0 +1,237 @@
+"""A whole run: builds the sites, loads the peers, measures, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from lbctl.bench import machine, measures
+from lbctl.bench.dataset import TARGET_PORT, Dataset
+from lbctl.bench.generator import Aim, Generator
+from lbctl.bench.measures import CONNECTION_MEASURES, Effort, Measuring
+from lbctl.bench.ours import Agent
+from lbctl.bench.peers import NOT_YET, Bare, LoadedOtherwise, Peer, Unavailable, rule_peers
+from lbctl.bench.records import ALL, FLOOR, PEERS, RATES, Record, Results, summary
+from lbctl.bench.saved import Saved
+from lbctl.bench.world import World
+from lbctl.errors import LbError
+
+Progress = Callable[[str], None]
+
+PER_SERVICES = (
+    *CONNECTION_MEASURES,
+    "request_rate",
+    "throughput",
+    "load_time",
+    "change_time",
+    "agent_memory",
+    "kernel_memory",
+)
+PACKETS = ("packet_ns", "packet_instructions")
+# What the floor and rules cannot have, so that nobody waits for it.
+_NOT_OF_THE_FLOOR = {"load_time", "change_time", "agent_memory", "kernel_memory"}
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a run is asked for. `cpu`: where the generator stays, -1 for anywhere."""
+
+    services: tuple[int, ...] = (1, 100, 1000, 10000)
+    endpoints: int = 3
+    targets: int = 16
+    peers: tuple[str, ...] = PEERS
+    measures: tuple[str, ...] = (*PER_SERVICES, *PACKETS)
+    effort: Effort = Effort()
+    timeout: float = 300.0
+    cpu: int = -1
+    name: str = "bench"
+    saved: Saved | None = None
+
+
+def run(options: Options, results: Results, progress: Progress) -> None:
+    """Measure what `results` do not have yet. LbError; interruption cleans up and goes on up."""
+    results.about.machine = machine.facts()
+    found = [peer for peer in all_peers(options.saved) if peer.name in options.peers]
+    peers = []
+    for peer in found:
+        if reason := peer.unavailable():
+            results.miss(peer.name, 0, ALL, reason)
+        else:
+            peers.append(peer)
+    if any(measure in PACKETS for measure in options.measures):
+        _packets(options, results, progress)
+    for count in options.services:
+        data = Dataset(count, options.endpoints)
+        wanted = [m for m in PER_SERVICES if m in options.measures]
+        if _lacks(results, peers, count, wanted):
+            _one_size(options, data, peers, results, progress)
+        results.save_about()
+    results.about.method = machine.method(options, results)
+    results.save_about()
+
+
+def all_peers(saved: Saved | None) -> list[Peer]:
+    """Every peer there is, in the order of the tables."""
+    made: list[Peer] = [
+        Bare(),
+        *rule_peers(saved),
+        Agent("lbctl-tc"),
+        Unavailable("lbctl-socket", f"{NOT_YET}: the agent attaches no socket programs"),
+        Unavailable("lbctl-xdp", f"{NOT_YET}: the agent attaches no XDP programs"),
+    ]
+    return sorted(made, key=lambda peer: PEERS.index(peer.name))
+
+
+def _lacks(results: Results, peers: Sequence[Peer], count: int, wanted: Sequence[str]) -> bool:
+    """Whether something is still to be measured; what a peer can never have does not count."""
+    for peer in peers:
+        for measure in wanted:
+            if peer.name == FLOOR and measure in _NOT_OF_THE_FLOOR:
+                continue
+            if measure == "agent_memory" and not isinstance(peer, Agent):
+                continue
+            if not results.has(peer.name, count, measure):
+                return True
+    return False
+
+
+def _one_size(
+    options: Options,
+    data: Dataset,
+    peers: Sequence[Peer],
+    results: Results,
+    progress: Progress,
+) -> None:
+    """All measures of one number of services, with all peers side by side."""
+
+    def say(text: str) -> None:
+        progress(f"{data.services} services: {text}")
+
+    wanted = set(options.measures)
+    names = [FLOOR, *(peer.name for peer in peers if peer.name != FLOOR)]
+    with World(options.name, names) as world:
+        try:
+            loaded = _load(options, world, data, peers, results, say)
+            generator = Generator(world, options.cpu)
+            results.about.machine["generator"] = (
+                "C" if generator.compiled else "Python: no C compiler here; ratios are too small"
+            )
+            aims = {peer.name: _aim(options, data, peer) for peer in loaded}
+            _prepare_saved(options, world)
+            measuring = Measuring(
+                world, data, tuple(loaded), aims, generator, options.effort, results, say
+            )
+            if wanted & set(CONNECTION_MEASURES):
+                measures.connections(measuring)
+            if wanted & {"request_rate", "throughput"}:
+                measures.loads(measuring)
+            if "change_time" in wanted:
+                measures.changes(measuring)
+            _memory(loaded, data, results)
+        finally:
+            for peer in peers:
+                peer.stop()
+
+
+def _load(
+    options: Options,
+    world: World,
+    data: Dataset,
+    peers: Sequence[Peer],
+    results: Results,
+    say: Progress,
+) -> list[Peer]:
+    """The peers that are ready to be measured; the floor is the first of them, asked for or not."""
+    loaded: list[Peer] = [Bare()]
+    for peer in peers:
+        if peer.name == FLOOR:
+            continue
+        say(f"loading {peer.name}")
+        try:
+            took = peer.load(world, data, options.timeout)
+        except LoadedOtherwise as error:
+            results.miss(peer.name, data.services, "load_time", error.message)
+        except LbError as error:
+            results.miss(peer.name, data.services, ALL, error.message)
+            continue
+        else:
+            if took is not None:
+                results.add([summary(peer.name, data.services, "load_time", [took])])
+        loaded.append(peer)
+    return loaded
+
+
+def _aim(options: Options, data: Dataset, peer: Peer) -> Aim:
+    """Where a peer's client connects to: the floor's to endpoints, others' to services."""
+    if peer.saved and options.saved:
+        found = options.saved.services
+        count = min(options.targets, len(found))
+        return Aim(
+            tuple(found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)),
+            options.saved.port,
+        )
+    if peer.name == FLOOR:
+        return Aim(tuple(data.endpoint_targets(options.targets)), TARGET_PORT)
+    return Aim(tuple(data.targets(options.targets)), TARGET_PORT)
+
+
+def _prepare_saved(options: Options, world: World) -> None:
+    if options.saved:
+        world.answer_on(options.saved.endpoints)
+
+
+def _memory(peers: Sequence[Peer], data: Dataset, results: Results) -> None:
+    for peer in peers:
+        if peer.name == FLOOR:
+            continue
+        kernel = peer.kernel_memory()
+        if kernel is None:
+            reason = "nothing counts the kernel memory of rules here (memory cgroup)"
+            results.miss(peer.name, data.services, "kernel_memory", reason)
+        else:
+            results.add([summary(peer.name, data.services, "kernel_memory", [kernel / 1e6])])
+        agent = peer.agent_memory()
+        if agent is None:
+            reason = "rules are loaded directly: no agent runs"
+            results.miss(peer.name, data.services, "agent_memory", reason)
+        else:
+            results.add([summary(peer.name, data.services, "agent_memory", [agent / 1e6])])
+
+
+def _packets(options: Options, results: Results, progress: Progress) -> None:
+    """packet_ns and packet_instructions: of ours only, and the same for any number of services."""
+    for peer in PEERS:
+        if peer in options.peers and peer != "lbctl-tc":
+            for measure in PACKETS:
+                reason = (
+                    "netfilter and routing have no test run that a packet could be timed in"
+                    if not peer.startswith("lbctl")
+                    else f"{NOT_YET}: no such programs"
+                )
+                results.miss(peer, 0, measure, reason)
+    if "lbctl-tc" not in options.peers or all(results.has("lbctl-tc", 1, m) for m in PACKETS):
+        return
+    from lbctl.bench import packetcost  # compiles
+
+    rounds = max(3, options.effort.turns // 2)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {options.cpu} if options.cpu >= 0 else before)
+    try:
+        found = packetcost.all_costs(rounds, lambda name: progress(f"packets: {name}"))
+    except LbError as error:
+        for measure in PACKETS:
+            results.miss("lbctl-tc", 0, measure, error.message)
+        return
+    finally:
+        os.sched_setaffinity(0, before)
+    results.about.packets = found.costs
+    results.about.instructions = found.instructions
+    results.add(found.records)
+
+
+def worse(record: Record) -> bool:
+    """Whether a record's ratio says that it is worse than the floor."""
+    if record.ratio_to_floor is None:
+        return False
+    return record.ratio_to_floor < 1 if record.measure in RATES else record.ratio_to_floor > 1
