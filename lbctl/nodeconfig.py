@@ -37,12 +37,9 @@ class DataPathSettings:
     pass_midstream: bool  # kube-proxy may own TCP connections without a flow
     tcp_entries: int  # of a family's TCP table
     ports: tuple[int, int] = PORTS
-<<<<<<< HEAD
     socket_flags: int = 0  # CONFIG_SOCKET_*
     host_netns: int = 0  # cookie of the node's network namespace
-=======
     timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
->>>>>>> main
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:

@@ -220,23 +220,23 @@ class World:
         """Frontends, then regions, then backends, as the agent does."""
         for address in service.addresses:
             self.remove_frontend(address, service.port, service.protocol)
-            self.hash("frontends").delete(self._frontend_key(address, 0, 0))
+            self.hash("frontends").delete(self.frontend_key(address, 0, 0))
         for name in ("cluster", "local"):
             self.array("services").store_word(service.id, name, 0)
         for endpoint in service.backends:
             self.stop_serving(service, endpoint)
 
     def remove_frontend(self, address: str, port: int, protocol: int) -> None:
-        assert self.hash("frontends").delete(self._frontend_key(address, port, protocol))
+        assert self.hash("frontends").delete(self.frontend_key(address, port, protocol))
 
-    def _frontend_key(self, address: str, port: int, protocol: int) -> bytes:
+    def frontend_key(self, address: str, port: int, protocol: int) -> bytes:
         spec = self.hash("frontends").spec.key
         return spec.pack(addr=mapped(address), port=socket.htons(port), proto=protocol)
 
     def _put_frontend(
         self, address: str, port: int, protocol: int, service: int, flags: int
     ) -> None:
-        key = self._frontend_key(address, port, protocol)
+        key = self.frontend_key(address, port, protocol)
         value = np.zeros(1, self.hash("frontends").spec.value.dtype)
         value["self"] = np.frombuffer(key, value["self"].dtype)
         value["service"], value["flags"] = service, flags
