@@ -65,8 +65,8 @@ def method(options: Options, results: Results) -> list[str]:
         "of this machine; all peers of a number of services are loaded at the same time and take "
         "turns, a different one first in each turn.",
         f"A service has {options.endpoints} endpoints. Connections go to {options.targets} "
-        f"services evenly spaced over all, port {PORT}, which leads to port {TARGET_PORT}. The floor "
-        "connects to the endpoints themselves through a node without any rule.",
+        f"services evenly spaced over all, port {PORT}, which leads to port {TARGET_PORT}. The "
+        "floor connects to the endpoints themselves through a node without any rule.",
         f"The generator ({generator}) runs {pinned} and opens both ends of a connection in one "
         "thread, so that a packet's whole way is inside one system call and no scheduler is timed. "
         f"Per peer: {effort.turns} turns of {effort.connections} connections for latency, as many "

@@ -30,7 +30,7 @@ class Effort(msgspec.Struct, frozen=True):
     connections: int = 300
     roundtrips: int = 2000
     load_turns: int = 3
-    load_seconds: int = 2
+    load_seconds: int = 1
     changes: int = 20
     change_seconds: float = 15.0  # per peer: slow ones get fewer changes
 
@@ -57,7 +57,7 @@ class Measuring(msgspec.Struct, frozen=True):
     generator: Generator
     effort: Effort
     results: Results
-    progress: Callable[[str], None]
+    progress: Callable[[str, str], None]  # what is being done, and how far it is
 
     @property
     def services(self) -> int:
@@ -85,7 +85,7 @@ def connections(run: Measuring) -> None:
     failed: set[str] = set()
     effort = run.effort
     for turn in range(effort.turns):
-        run.progress(f"connections, turn {turn + 1} of {effort.turns}")
+        run.progress("connections", f"turn {turn + 1} of {effort.turns}")
         for peer in run.rotated(turn):
             name, aim = peer.name, run.aims[peer.name]
             if name in failed:
@@ -175,7 +175,7 @@ def _load_turns(run: Measuring, measure: str, once: Callable[[Measuring, str], f
         for peer in run.rotated(turn):
             if peer.name in failed or peer.saved:
                 continue
-            run.progress(f"{measure}, turn {turn + 1} of {run.effort.load_turns}: {peer.name}")
+            run.progress(measure, f"turn {turn + 1} of {run.effort.load_turns}, {peer.name}")
             try:
                 samples.setdefault(peer.name, []).append(once(run, peer.name))
             except (LbError, subprocess.TimeoutExpired) as error:
@@ -266,7 +266,7 @@ def _changes_of(run: Measuring, peer: Peer) -> list[float]:
     end = time.monotonic() + run.effort.change_seconds
     times: list[float] = []
     while len(times) < run.effort.changes and (not times or time.monotonic() < end):
-        run.progress(f"change {len(times) + 1} of {run.effort.changes}: {peer.name}")
+        run.progress(f"changes, {peer.name}", f"{len(times) + 1} of {run.effort.changes}")
         new = [data.replacement(len(times))]
         with run.generator.watching(peer.name, aim, new[0]) as watch:
             start = monotonic()

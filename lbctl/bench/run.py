@@ -18,7 +18,7 @@ from lbctl.bench.saved import Saved
 from lbctl.bench.world import World
 from lbctl.errors import LbError
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, str], None]  # what is being done, and how far it is
 
 PER_SERVICES = (
     *CONNECTION_MEASURES,
@@ -51,7 +51,7 @@ class Options(msgspec.Struct, frozen=True):
 
 def run(options: Options, results: Results, progress: Progress) -> None:
     """Measure what `results` do not have yet. LbError; interruption cleans up and goes on up."""
-    results.about.machine = machine.facts()
+    results.about.machine |= machine.facts()
     found = [peer for peer in all_peers(options.saved) if peer.name in options.peers]
     peers = []
     for peer in found:
@@ -105,8 +105,8 @@ def _one_size(
 ) -> None:
     """All measures of one number of services, with all peers side by side."""
 
-    def say(text: str) -> None:
-        progress(f"{data.services} services: {text}")
+    def say(what: str, detail: str) -> None:
+        progress(f"{data.services:,} services: {what}", detail)
 
     wanted = set(options.measures)
     names = [FLOOR, *(peer.name for peer in peers if peer.name != FLOOR)]
@@ -147,7 +147,7 @@ def _load(
     for peer in peers:
         if peer.name == FLOOR:
             continue
-        say(f"loading {peer.name}")
+        say(f"loading {peer.name}", "")
         try:
             took = peer.load(world, data, options.timeout)
         except LoadedOtherwise as error:
@@ -218,7 +218,7 @@ def _packets(options: Options, results: Results, progress: Progress) -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {options.cpu} if options.cpu >= 0 else before)
     try:
-        found = packetcost.all_costs(rounds, lambda name: progress(f"packets: {name}"))
+        found = packetcost.all_costs(rounds, lambda name: progress("packets", name))
     except LbError as error:
         for measure in PACKETS:
             results.miss("lbctl-tc", 0, measure, error.message)

@@ -186,8 +186,7 @@ class World:
         for pin_dir in pins.glob("*"):
             status.remove(pin_dir)
         _remove_tree(pins)
-        if PINS.is_dir() and not any(PINS.iterdir()):
-            PINS.rmdir()
+        _remove_if_empty(PINS)
 
     def _take_name(self) -> None:
         """The lock, held while this process lives, tells a running run from a killed one's rest."""
@@ -207,6 +206,7 @@ class World:
             (RUN / f"{self.name}.lock").unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
+            _remove_if_empty(RUN)
 
     def _build(self) -> None:
         self.run.mkdir(parents=True)
@@ -281,6 +281,11 @@ def _remove_groups(root: Path) -> None:
     if root.is_dir():
         for path in (*root.glob("*/"), root):
             path.rmdir()
+
+
+def _remove_if_empty(directory: Path) -> None:
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def _remove_tree(path: Path) -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "cleanup": "Remove everything an instance pinned or attached.",
     "lab": "A cluster of network namespaces on this machine, to try things on.",
     "demo": "Watch it work: real traffic through a small lab, with nothing lost.",
+    "bench": "Measure what a service costs here, beside iptables, nftables and nothing at all.",
 }
 
 EXIT_CODES = {

@@ -1,0 +1,214 @@
+"""`lbctl bench`: what a service costs here, with us, with rules, and without anything."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from lbctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from lbctl.bench.records import Results
+    from lbctl.bench.run import Options
+
+TERMINATED = 128 + signal.SIGTERM
+FULL_SERVICES = "1,100,1000,10000"
+QUICK_SERVICES = "1,100,1000"
+
+EPILOG = """\b
+Examples:
+  lbctl bench --quick --report bench.html           two minutes
+  lbctl bench --json run.jsonl --report bench.html  a quarter of an hour
+  lbctl bench --resume run.jsonl                    goes on where that was interrupted
+  lbctl bench --services 10000 --peers none,nftables,lbctl-tc --measures connect_latency
+  lbctl bench --rules saved-by-iptables-save --services 1
+
+It works in network namespaces of its own, which it removes, and leaves the machine's network,
+rules and settings alone. Figures are worth what else the machine does meanwhile: run it alone.
+"""
+
+
+def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
+    try:
+        return sorted({int(word) for word in (value or "").split(",") if word})
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers like 1,100,1000") from None
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--services",
+    callback=_numbers,
+    metavar="LIST",
+    help=f"Numbers of services.  [default: {FULL_SERVICES}; with --quick {QUICK_SERVICES}]",
+)
+@click.option(
+    "--endpoints", type=click.IntRange(1), default=3, show_default=True, help="Per service."
+)
+@click.option("--peers", default="", metavar="LIST", help="Which peers.  [default: all]")
+@click.option("--measures", default="", metavar="LIST", help="Which measures.  [default: all]")
+@click.option("--quick", is_flag=True, help="Fewer turns: about two minutes.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the raw data as JSON lines, as they come; FILE.about.json has the rest.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Measure what that --json file does not have yet, and add it.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a report: one self-contained .html file with plots, or .md.",
+)
+@click.option(
+    "--plots",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the plots there, as SVG and PNG.",
+)
+@click.option(
+    "--rules",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Rules saved on a node, by iptables-save or nft, instead of generated ones.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default=True,
+    help="Seconds that loading a peer may take; what is not finished then is reported so.",
+)
+@click.option(
+    "--cpu", type=int, help="CPU of the connection generator.  [default: the last; -1: any]"
+)
+@click.option("--name", default="bench", show_default=True, help="Part of the namespaces' names.")
+def command(
+    services: list[int],
+    endpoints: int,
+    peers: str,
+    measures: str,
+    quick: bool,
+    json_file: Path | None,
+    resume: Path | None,
+    report: Path | None,
+    plots: Path | None,
+    rules: Path | None,
+    timeout: float,
+    cpu: int | None,
+    name: str,
+) -> None:
+    """Measure what a service costs: a connection, a packet, a change, memory.
+
+    Side by side in one run, on nodes of their own, in turns: no load balancer at all, kube-proxy's
+    rules in iptables (both variants) and nftables, and lbctl. What cannot run here is reported with
+    the reason. Needs root.
+    """
+    from lbctl.bench import report as reports
+    from lbctl.bench import run as runs
+    from lbctl.bench import saved
+    from lbctl.bench.measures import Effort
+    from lbctl.bench.records import PEERS
+    from lbctl.cli.lab import require_root
+
+    chosen = runs.Options(
+        services=tuple(
+            services or map(int, (QUICK_SERVICES if quick else FULL_SERVICES).split(","))
+        ),
+        endpoints=endpoints,
+        peers=_chosen("--peers", peers, PEERS),
+        measures=_chosen("--measures", measures, (*runs.PER_SERVICES, *runs.PACKETS)),
+        effort=Effort.quick() if quick else Effort(),
+        timeout=timeout,
+        cpu=max(os.sched_getaffinity(0)) if cpu is None else cpu,
+        name=name,
+        saved=saved.read(rules) if rules else None,
+    )
+    if report:
+        reports.check_path(report)
+    results = _results(json_file, resume)
+    require_root()
+    _measure(chosen, results)
+    reports.show(results)
+    if report:
+        reports.write(results, report)
+        click.echo(f"report: {report}", err=True)
+    if plots:
+        for path in reports.write_plots(results, plots):
+            click.echo(f"plot: {path}", err=True)
+
+
+def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a list; all there are for an empty one. UsageError names an unknown one."""
+    words = tuple(word for word in text.split(",") if word)
+    for word in words:
+        if word not in known:
+            raise UsageError(f"{option}: there is no {word!r}", f"There are: {', '.join(known)}")
+    return words or known
+
+
+def _results(json_file: Path | None, resume: Path | None) -> Results:
+    from lbctl.bench.records import Results
+
+    if json_file and resume:
+        raise UsageError("--json and --resume exclude each other: --resume adds to its own file")
+    if resume:
+        return Results.resume(resume)
+    if json_file and json_file.exists():
+        raise UsageError(
+            f"--json: {json_file} exists", f"Go on with it: --resume {json_file}; or remove it."
+        )
+    return Results(json_file)
+
+
+def _measure(options: Options, results: Results) -> None:
+    from lbctl.bench import run as runs
+
+    # As with Ctrl-C: unwind, and thereby clean up.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with _progress() as progress:
+            runs.run(options, results, progress)
+    finally:
+        results.save_about()
+        if sys.exc_info()[0] is not None and results.path is not None and results.records:
+            click.echo(f"What was measured is kept; go on: --resume {results.path}", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, str], None]]:
+    """Shows what is going on: one changing line on a terminal, else a line per step."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    if console.is_terminal:
+        with console.status("starting") as status:
+            yield lambda what, detail: status.update(f"{what}  {detail}")
+        return
+    said: list[str] = []
+
+    def say(what: str, _detail: str) -> None:
+        if said[-1:] != [what]:
+            said[:] = [what]
+            click.echo(what, err=True)
+
+    yield say
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)
