@@ -26,16 +26,16 @@ from ebpf.instance import Instance
 from ebpf.sizes import Sizes
 from lbctl import nodeconfig, reserve, status, takeover
 from lbctl.addresses import FAMILIES, family_of
-from lbctl.bindaddress import Bind
 from lbctl.configwatch import Watch
 from lbctl.errors import ConfigError
 from lbctl.health.monitor import Health
 from lbctl.healthports import listening_addresses
 from lbctl.interfaces import Interfaces
 from lbctl.model import Node
-from lbctl.node import NodeFacts, NodeSettings, is_leaving, node_facts
+from lbctl.node import NodeFacts, is_leaving, node_facts
 from lbctl.nodeconfig import DataPathSettings
 from lbctl.reconcile import Reconciler
+from lbctl.settings import Settings
 from lbctl.sources.objects import Source
 from lbctl.status import SourceState, StatusRecord
 
@@ -46,18 +46,13 @@ STATUS_SECONDS = 1.0
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What the command line says."""
+    """What the command line says, and what it settles with the file."""
 
     node_name: str
     pin_dir: Path
     source_kind: str  # manifests or kubernetes
-    settings: NodeSettings = NodeSettings()
+    settings: Settings
     sizes: Sizes | None = None
-    uplinks: tuple[str, ...] = ()
-    pod_interfaces: tuple[str, ...] = ()
-    takeover: str = "auto"
-    healthz: Bind | None = None  # where to answer /healthz and /livez
-    timeouts: tuple[tuple[str, float], ...] = ()  # seconds, by their names in nodeconfig
 
 
 class Agent:
@@ -66,6 +61,7 @@ class Agent:
     def __init__(self, options: Options, source: Source, config: Watch | None = None) -> None:
         """`config` follows the file that `options` are from, if there is one."""
         self._options = options
+        self._settings = options.settings
         self._config = config
         self._source = source
         self._log = structlog.get_logger()
@@ -91,7 +87,7 @@ class Agent:
         """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
         with ExitStack() as undo:
             undo.callback(self._health.stop)
-            self._health.set_places(self._options.healthz, ())
+            self._health.set_places(self._settings.healthz, ())
             self._health.start()
             self._open(undo)
             self._log.info("agent started", node=self._options.node_name, pid=os.getpid())
@@ -110,9 +106,10 @@ class Agent:
         undo.callback(self._instance.close)
         attacher = Attacher(options.pin_dir)
         attached_before = bool(attacher.attachments())
-        self._interfaces = Interfaces(attacher, options.uplinks, options.pod_interfaces)
+        settings = options.settings
+        self._interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces)
         undo.callback(self._interfaces.close)
-        self._takeover = takeover.Watcher(options.takeover)
+        self._takeover = takeover.Watcher(settings.takeover)
         undo.callback(self._takeover.stop)
         self._facts = self._current_facts()
         self._reconciler = Reconciler(self._instance, self._facts)
@@ -243,7 +240,7 @@ class Agent:
             self._attach()
         self._ready = True
         self._health.ready()
-        self._health.set_places(self._options.healthz, self._health_addresses())
+        self._set_health_places()
         self._log.info(
             "first sync done",
             services=self._reconciler.services,
@@ -266,7 +263,7 @@ class Agent:
         self._reconciler.set_node(facts)
         if self._reconciler.synced:
             self._store_config()
-            self._health.set_places(self._options.healthz, self._health_addresses())
+            self._set_health_places()
             if apply:
                 self._apply()
 
@@ -276,33 +273,24 @@ class Agent:
         found = config.poll(now)
         if found is None:
             return
-        before = self._options
-        self._options = msgspec.structs.replace(
-            before,
-            settings=found.node,
-            timeouts=found.timeouts,
-            uplinks=found.uplinks,
-            pod_interfaces=found.pod_interfaces,
-            healthz=found.healthz,
-        )
+        before, self._settings = self._settings, found
         try:
             self._use_settings()
         except ConfigError as error:
-            self._options = before
+            self._settings = before
             self._use_settings()
             config.refused(error.message)
 
     def _use_settings(self) -> None:
-        options = self._options
-        self._interfaces.set_patterns(options.uplinks, options.pod_interfaces)
+        self._interfaces.set_patterns(self._settings.uplinks, self._settings.pod_interfaces)
         self._facts_may_differ()
         if self._reconciler.synced:
             self._store_config()
-            self._health.set_places(options.healthz, self._health_addresses())
+            self._set_health_places()
 
     def _current_facts(self) -> NodeFacts:
         """Of the Node object and the interfaces; these alone where the object names no address."""
-        settings = self._options.settings
+        settings = self._settings.node
         declared = self._node.internal_ips + self._node.external_ips if self._node else ()
         named = {family_of(address) for address in (*settings.primary_addresses, *declared)}
         found = [self._interfaces.primary(f) for f in FAMILIES if f not in named]
@@ -311,8 +299,9 @@ class Agent:
         addresses = self._interfaces.addresses()
         return node_facts(self._options.node_name, self._node, addresses, settings)
 
-    def _health_addresses(self) -> tuple[bytes, ...]:
-        return listening_addresses(self._options.settings, self._facts)
+    def _set_health_places(self) -> None:
+        addresses = listening_addresses(self._settings.node, self._facts)
+        self._health.set_places(self._settings.healthz, addresses)
 
     def _store_config(self) -> None:
         """Not before the first list: without the Node object it might say something else for a
@@ -320,7 +309,7 @@ class Agent:
         settings = DataPathSettings(
             self._takeover.present,
             self._instance.flows4.max_entries,
-            timeouts=self._options.timeouts,
+            timeouts=self._settings.timeouts,
         )
         primary = tuple(a for a in (self._facts.primary4, self._facts.primary6) if a)
         # The bits of masqueraded flows' addresses come before the addresses.

@@ -33,6 +33,7 @@ class Flags(msgspec.Struct, frozen=True):
     endpoints: int | None = None
     flows: int | None = None
     takeover: str | None = None
+    socket_lb: str | None = None
     log_format: str | None = None
 
 
@@ -53,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
     endpoints: int | None = None
     flows: int | None = None
     takeover: str = "auto"
+    socket_lb: str = "host"
     log_format: str = "text"
 
 
@@ -80,6 +82,7 @@ _START_FIELDS = {
     "endpoints": "endpoints",
     "flows": "flows",
     "takeover": "takeover",
+    "socket_lb": "socketLB",
     "log_format": "logFormat",
 }
 
@@ -111,6 +114,7 @@ def settle(flags: Flags, file: ConfigFile) -> Settings:
         endpoints=flags.endpoints or own.endpoints,
         flows=flags.flows or own.flows,
         takeover=flags.takeover or own.takeover or "auto",
+        socket_lb=flags.socket_lb or own.socket_lb or "host",
         log_format=flags.log_format or own.log_format or "text",
     )
 
