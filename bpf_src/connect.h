@@ -23,7 +23,8 @@ INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
 	if (same_address(&held->addr, &reply->addr) && held->port == reply->port &&
 	    held->client_port == reply->client_port)
 		return true;
-	/* Both side entries under this port are ours, so those of the one that holds it are gone. */
+	/* Both side entries under this port are ours, so those of the one that holds it are gone.
+	 */
 	if (held->flags & reply->flags & FLOW_MASQUERADED)
 		return true;
 	return held->state == FLOW_RESET || idle(key, held, tick);
@@ -33,8 +34,17 @@ INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
  * it. */
 INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick)
 {
-	int error = add_flow(key, reply);
 	struct flow *held;
+	int error;
+
+	/* What goes straight to the backend is noted in the LRU table, also for TCP; see direct.h.
+	 */
+	if (key->proto == IPPROTO_TCP) {
+		held = FLOWS_LRU.lookup(key);
+		if (held && held->flags & FLOW_DIRECT && !entry_idle(held, tick))
+			return -EEXIST;
+	}
+	error = add_flow(key, reply);
 
 	if (error != -EEXIST)
 		return error;
@@ -134,8 +144,8 @@ INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, struct flow
 	return translate(skb, p, false, &choice->addr, choice->port, choice->client_port);
 }
 
-/* Would the reply not come back through this node, or not be told from the pod's own? Masquerade then;
- * never where Kubernetes promises the client's address. */
+/* Would the reply not come back through this node, or not be told from the pod's own? Masquerade
+ * then; never where Kubernetes promises the client's address. */
 INLINE bool needs_masquerade(const struct config *c, const struct packet *p, u32 frontend_flags,
 			     const struct choice *choice)
 {
@@ -219,8 +229,8 @@ INLINE int no_flow(struct __sk_buff *skb, struct packet *p)
 }
 
 /* The flow that stands in the way of a new one: finished TCP, or UDP whose backend went away, whose
- * replies may still be under way and keep their entry. Those of a masqueraded flow need all four, and
- * its port must not stay half taken. */
+ * replies may still be under way and keep their entry. Those of a masqueraded flow need all four,
+ * and its port must not stay half taken. */
 INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 {
 	struct flow *f = find_flow(key);
@@ -230,7 +240,7 @@ INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 	if (f->state == FLOW_DATAGRAM && !still_serving(f))
 		count(skb, REASON_FLOW_MOVED);
 	if (f->state != FLOW_DATAGRAM || f->flags & FLOW_MASQUERADED) {
-		end_flow(key, false);
+		end_flow(key, false, false);
 		return;
 	}
 	flush_counts(f);

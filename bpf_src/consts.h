@@ -72,8 +72,8 @@ enum flow_flag {
 	FLOW_ACKED = 8,	 /* ... and this direction acknowledged it */
 	FLOW_REPLY = 16, /* entry for packets to the client: writes source, else destination */
 	FLOW_MASQUERADED = 32, /* the backend sees the node's address; see masquerade.h */
-	FLOW_DIRECT = 64,   /* no service: only the client's port is changed, see flow.h */
-	FLOW_REPLIED = 128, /* the backend has answered */
+	FLOW_DIRECT = 64,      /* no service: only the client's port is changed, see flow.h */
+	FLOW_REPLIED = 128,    /* the backend has answered */
 };
 
 /* config.flags */

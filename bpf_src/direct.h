@@ -1,6 +1,8 @@
 /* Traffic of a pod straight to an address and port that is also some service's backend. If the same
  * client port is in use for a flow through that service, the replies could not be told apart: the
- * direct flow then gets another source port. */
+ * direct flow then gets another source port. If not, its tuple is noted (in the LRU table, by a SYN
+ * or the first datagram), and it is the service's flow that gets another port when it comes later.
+ */
 #pragma once
 
 INLINE int translate_direct(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
@@ -32,6 +34,25 @@ INLINE void drop_leftover(struct flow_key *reply_key, struct flow *held)
 	delete_flow(reply_key);
 }
 
+/* Nobody uses this tuple: note that this conversation does, so that a flow through a service keeps
+ * away from it. The note changes nothing if it is found as a flow. */
+INLINE void note_direct(struct flow_key *reply_key, const struct packet *p, u32 tick)
+{
+	struct flow note = {.flags = FLOW_DIRECT | FLOW_REPLY, .seen = tick};
+
+	note.addr = p->dst;
+	note.port = p->dport;
+	note.client_port = p->sport;
+	note.state = p->proto == IPPROTO_TCP ? FLOW_ESTABLISHED : FLOW_DATAGRAM;
+	FLOWS_LRU.update(reply_key, &note);
+}
+
+INLINE bool is_note(const struct flow *f, const struct packet *p)
+{
+	return f->flags & FLOW_DIRECT && same_address(&f->addr, &p->dst) && f->port == p->dport &&
+	       f->client_port == p->sport;
+}
+
 INLINE int direct(struct __sk_buff *skb)
 {
 	struct table_state *state = get_table_state();
@@ -54,7 +75,7 @@ INLINE int direct(struct __sk_buff *skb)
 		return translate(skb, &p, false, &addr, port, client_port);
 	}
 	if (f)
-		end_flow(&key, false);
+		end_flow(&key, false, false);
 	else if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return PASS;
 	reply_key.src = p.dst;
@@ -63,11 +84,19 @@ INLINE int direct(struct __sk_buff *skb)
 	reply_key.dport = p.sport;
 	reply_key.proto = p.proto;
 	f = find_flow(&reply_key);
-	if (!f || !(f->flags & FLOW_REPLY) || f->state == FLOW_SIDE)
-		return PASS;
-	if (f->state == FLOW_RESET || idle(&reply_key, f, tick)) {
-		drop_leftover(&reply_key, f);
+	if (f && f->state != FLOW_RESET && is_note(f, &p)) {
+		f->seen = tick;
 		return PASS;
 	}
+	if (f && (f->state == FLOW_RESET || (f->flags & FLOW_REPLY && idle(&reply_key, f, tick)))) {
+		drop_leftover(&reply_key, f);
+		f = 0;
+	}
+	if (!f) {
+		note_direct(&reply_key, &p, tick);
+		return PASS;
+	}
+	if (!(f->flags & FLOW_REPLY) || f->state == FLOW_SIDE)
+		return PASS;
 	return translate_direct(skb, &p, &key, f);
 }

@@ -91,7 +91,8 @@ PROGRAM(entry_to_tunnel)
 }
 
 #ifdef TRACE
-/* What starts on the node is chosen for at its sockets, by the same code; those hooks have no test run. */
+/* What starts on the node is chosen for at its sockets, by the same code; those hooks have no test
+ * run. */
 PROGRAM(entry_from_node)
 {
 	return from_net(skb, ethertype(skb), ORIGIN_NODE);

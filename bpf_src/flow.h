@@ -123,8 +123,9 @@ INLINE void delete_flow(struct flow_key *key)
 	FLOWS_LRU.delete(key);
 }
 
-/* A masqueraded flow has two more entries; see masquerade.h. */
-INLINE void delete_sides(const struct flow_key *key, const struct flow *f)
+/* A masqueraded flow has two more entries; see masquerade.h. With `packet_follows` the packet that
+ * ends the flow still has to leave through the one that goes out, which then goes with it. */
+INLINE void delete_sides(const struct flow_key *key, const struct flow *f, bool packet_follows)
 {
 	struct flow_key side = {};
 	struct flow *out;
@@ -143,14 +144,17 @@ INLINE void delete_sides(const struct flow_key *key, const struct flow *f)
 		back.dst = out->addr;
 		back.dport = out->port;
 		back.proto = key->proto;
-		delete_flow(&side);
+		if (packet_follows)
+			out->flags |= FLOW_FIN;
+		else
+			delete_flow(&side);
 		delete_flow(&back);
 	}
 }
 
 /* Ends a flow, given its forward key. `keep_reply` leaves the reply entry in TIME_WAIT, so that
  * nobody else gets its tuple while the backend still holds it. */
-INLINE void end_flow(struct flow_key *key, bool keep_reply)
+INLINE void end_flow(struct flow_key *key, bool keep_reply, bool packet_follows)
 {
 	struct flow *f = find_flow(key), *pair;
 	struct flow_key pair_key;
@@ -160,7 +164,7 @@ INLINE void end_flow(struct flow_key *key, bool keep_reply)
 	flush_counts(f);
 	make_pair_key(&pair_key, key, f);
 	if (f->flags & FLOW_MASQUERADED)
-		delete_sides(key, f);
+		delete_sides(key, f, packet_follows);
 	pair = find_flow(&pair_key);
 	if (pair && is_pair(pair, key, f)) {
 		flush_counts(pair);

@@ -58,8 +58,8 @@ BPF_F_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1, 0);
 /* loadBalancerSourceRanges of the services that have any. Agent writes; nothing evicts. */
 BPF_F_TABLE("lpm_trie", struct source_range, u32, source_ranges, 1, BPF_F_NO_PREALLOC);
 
-/* By socket and service address: the backend of an unconnected UDP socket. Programs write; the least
- * recently used goes, and its socket chooses anew. */
+/* By socket and service address: the backend of an unconnected UDP socket. Programs write; the
+ * least recently used goes, and its socket chooses anew. */
 BPF_F_TABLE("lru_hash", struct socket_key, u32, socket_choices, 1, 0);
 
 /* By socket and backend address: what the socket's owner called. Programs write and delete when the

@@ -1,12 +1,13 @@
-/* A new flow whose backend is to see the node's address instead of the client's, so that the reply comes
- * back here: from outside to a backend on another node, and a pod that reaches itself. The destination
- * is written where the packet comes in, the source where it leaves (the IPv4 stack drops what enters
- * with one of the node's own addresses as source); so there are two more entries:
+/* A new flow whose backend is to see the node's address instead of the client's, so that the reply
+ * comes back here: from outside to a backend on another node, and a pod that reaches itself. The
+ * destination is written where the packet comes in, the source where it leaves (the IPv4 stack
+ * drops what enters with one of the node's own addresses as source); so there are two more entries:
  *
  *   client:cp -> service:sp      coming in: becomes client:np -> backend:bp (the flow's entry)
  *   client:np -> backend:bp      going out: becomes node:np -> backend:bp (side entry)
  *   backend:bp -> node:np        coming in: becomes backend:bp -> client:np (side entry)
- *   backend:bp -> client:np      going out: becomes service:sp -> client:cp (the flow's reply entry)
+ *   backend:bp -> client:np      going out: becomes service:sp -> client:cp (the flow's reply
+ * entry)
  *
  * np is of the port range that the node uses for nothing else. */
 #pragma once
@@ -47,8 +48,8 @@ INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *cho
 	masquerade_source(&node, c, p);
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MASQUERADE_PORT_TRIES; i++) {
-		u16 port = p->proto == IPPROTO_SCTP ? p->sport
-						    : htons(c->port_min + (start + i) % span);
+		u16 port =
+		    p->proto == IPPROTO_SCTP ? p->sport : htons(c->port_min + (start + i) % span);
 
 		if (port == choice->port && same_address(&p->src, &choice->addr))
 			continue;

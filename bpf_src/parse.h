@@ -16,7 +16,7 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 fragment; /* enum fragment_kind; a later one has no ports of its own */
 	__u8 origin;   /* enum origin */
-	__u16 l3; /* offsets from the start of the frame */
+	__u16 l3;      /* offsets from the start of the frame */
 	__u16 l4;
 	__u32 l4_length; /* bytes from l4 to the end of the datagram, padding not counted */
 	__u32 id;	 /* of a fragment */
@@ -239,8 +239,8 @@ INLINE int parse_network(struct __sk_buff *skb, struct packet *p)
 }
 #endif
 
-/* Addresses only: enough to tell whether the packet concerns us. `from` is an origin, with BARE_LINK
- * where the device has no link header. 0 or a reason. */
+/* Addresses only: enough to tell whether the packet concerns us. `from` is an origin, with
+ * BARE_LINK where the device has no link header. 0 or a reason. */
 INLINE int parse_addresses(struct __sk_buff *skb, struct packet *p, u32 from)
 {
 	int l3 = 0;

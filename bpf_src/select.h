@@ -64,8 +64,7 @@ INLINE bool in_source_ranges(const struct request *r)
 
 INLINE bool current(const struct backend *b, u32 reference)
 {
-	return b->flags & BACKEND_SERVING &&
-	       b->generation == reference >> BACKEND_GENERATION_SHIFT;
+	return b->flags & BACKEND_SERVING && b->generation == reference >> BACKEND_GENERATION_SHIFT;
 }
 
 INLINE void take_backend(struct choice *choice, const struct backend *b, u32 reference, u32 service)
@@ -107,8 +106,8 @@ INLINE void remember_affinity(struct affinity_key *key, u32 reference)
 }
 #endif
 
-/* One backend of the set that the request may use, each as likely as any other; with affinity the one
- * the client had. 0 or the reason why there is none. */
+/* One backend of the set that the request may use, each as likely as any other; with affinity the
+ * one the client had. 0 or the reason why there is none. */
 INLINE int choose_backend(const struct request *r, struct choice *choice)
 {
 	u32 service = r->service, length, index, id, reference;

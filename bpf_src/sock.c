@@ -1,8 +1,9 @@
-/* Traffic that starts on the node (and in pods, if enabled): the socket is told a backend's address when
- * it connects or sends, so that nothing is left to do per packet. The same choice as on the wire.
+/* Traffic that starts on the node (and in pods, if enabled): the socket is told a backend's address
+ * when it connects or sends, so that nothing is left to do per packet. The same choice as on the
+ * wire.
  *
- * Addresses are 16 bytes throughout (FAMILY is 6 here): IPv4 sockets, IPv6 sockets, and IPv6 sockets
- * that speak IPv4 meet in the same records. */
+ * Addresses are 16 bytes throughout (FAMILY is 6 here): IPv4 sockets, IPv6 sockets, and IPv6
+ * sockets that speak IPv4 meet in the same records. */
 #include <uapi/linux/bpf.h>
 #include <linux/in.h>
 #include "kernel.h"
@@ -136,15 +137,15 @@ INLINE bool keep_choice(const struct call *call, const struct socket_key *key, u
 	return true;
 }
 
-/* Where the client's address is what affinity goes by on the wire, here it is the namespace; and source
- * ranges see the node by its primary address. */
+/* Where the client's address is what affinity goes by on the wire, here it is the namespace; and
+ * source ranges see the node by its primary address. */
 INLINE void identify(struct request *r, const struct call *call, const struct config *c)
 {
 	r->client.w[0] = call->netns;
 	r->client.w[1] = call->netns >> 32;
 	if (r->frontend_flags & FRONTEND_SOURCE_RANGES)
-		r->client = call->addr.w[2] == htonl(0xffff) && !call->addr.w[0] ? c->node4
-										: c->node6;
+		r->client =
+		    call->addr.w[2] == htonl(0xffff) && !call->addr.w[0] ? c->node4 : c->node6;
 }
 
 #define NOT_OURS 2

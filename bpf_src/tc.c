@@ -51,7 +51,8 @@ INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct pac
 	    !parse_ports(skb, p) && maybe_endpoint(&p->dst, p->dport)) {
 		struct table_state *state = get_table_state();
 
-		if (p->proto != IPPROTO_TCP || starts_connection(p) || (state && *has_direct(state))) {
+		if (p->proto != IPPROTO_TCP || starts_connection(p) ||
+		    (state && *has_direct(state))) {
 			save_packet(skb, p);
 			return hand_to(skb, FAMILY_PROGRAM(DIRECT));
 		}

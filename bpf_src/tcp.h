@@ -119,7 +119,7 @@ INLINE int track(struct __sk_buff *skb)
 		if (reply)
 			key = pair_key;
 		if (end != TCP_GOES_ON)
-			end_flow(&key, end == TCP_ENDED_BACKEND_WAITS);
+			end_flow(&key, end == TCP_ENDED_BACKEND_WAITS, !reply);
 	}
 	return translate(skb, &p, reply, &addr, port, client_port);
 }

@@ -116,7 +116,8 @@ class Sweep:
         for kind in (0, 1):  # whether it was a ClusterIP is not known any more
             found.addresses[filters.address_bits(rows, kind)] = True
         found.endpoints[filters.endpoint_bits(rows, keys["dport"][from_pod])] = True
-        watched[f"direct{family}"] |= bool(direct.any())
+        # Mere notes of direct conversations change nothing, so nobody need look for them.
+        watched[f"direct{family}"] |= bool((direct & ~flowrecords.is_reply(values)).any())
         if name.endswith("_lru"):
             watched[f"overflowed{family}"] |= bool((keys["proto"] == consts.IPPROTO_TCP).any())
 
