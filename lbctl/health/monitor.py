@@ -113,10 +113,11 @@ class Health:
             endpoint = Endpoint(f"healthCheckNodePort of {key}", _Service(self, key, count))
             wanted.update((Bind(address, port), endpoint) for address in self._addresses)
         if self._bind is not None:
-            wanted[self._bind] = Endpoint("/healthz and /livez", self._general)
+            wanted[self._bind] = Endpoint("/healthz and /livez", self.general)
         self._server.serve(wanted)
 
-    def _general(self, path: str) -> Answer:
+    def general(self, path: str) -> Answer:
+        """What a path of /healthz and /livez gets."""
         if path == "/healthz":
             return answers.healthz(self.condition())
         if path == "/livez":

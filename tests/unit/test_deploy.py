@@ -1,15 +1,20 @@
 """deploy/: the manifests agree with each other, with the image, and with the code they run."""
 
 import re
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lbctl import configfile, settings
+from lbctl.bindaddress import parse_bind
 from lbctl.cli.agent import command as agent
-from lbctl.cli.main import command as lbctl
 from lbctl.cli.options import DEFAULT_PIN_DIR
+from lbctl.configfile import ConfigFile
+from lbctl.health.monitor import Health
+from lbctl.settings import Flags
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -21,6 +26,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 KUSTOMIZATION = documents("kustomization.yaml")[0]
+GENERATORS: list[dict[str, Any]] = KUSTOMIZATION["configMapGenerator"]
 OBJECTS = [found for name in KUSTOMIZATION["resources"] for found in documents(name)]
 
 
@@ -35,8 +41,8 @@ AGENT: dict[str, Any] = POD["containers"][0]
 
 def test_the_kustomization_lists_every_file() -> None:
     listed = set(KUSTOMIZATION["resources"])
-    for generator in KUSTOMIZATION["configMapGenerator"]:
-        listed |= set(generator["envs"])
+    for generator in GENERATORS:
+        listed |= {*generator.get("envs", ()), *generator.get("files", ())}
     present = {path.name for path in DEPLOY.iterdir() if path.is_file()}
     assert listed == present - {"kustomization.yaml"}
 
@@ -75,10 +81,12 @@ def test_rights_are_exactly_what_the_source_asks_for() -> None:
 
 @pytest.mark.parametrize("container", [*POD["containers"], *POD["initContainers"]])
 def test_every_mount_has_its_volume(container: dict[str, Any]) -> None:
-    volumes = {volume["name"]: volume["hostPath"]["path"] for volume in POD["volumes"]}
+    volumes = {volume["name"]: volume for volume in POD["volumes"]}
     for mount in container["volumeMounts"]:
-        # The same place inside as outside: paths in messages then hold for both.
-        assert volumes[mount["name"]] == mount["mountPath"]
+        volume = volumes[mount["name"]]
+        if "hostPath" in volume:
+            # The same place inside as outside: paths in messages then hold for both.
+            assert volume["hostPath"]["path"] == mount["mountPath"]
 
 
 def test_every_volume_is_mounted() -> None:
@@ -107,18 +115,41 @@ def test_the_agent_knows_its_arguments() -> None:
     assert context.params["kubeconfig"] is None
 
 
-def test_the_probe_is_a_command() -> None:
-    program, noun, *args = AGENT["readinessProbe"]["exec"]["command"]
-    assert program == "lbctl"
-    status = lbctl.get_command(lbctl.make_context("lbctl", ["status"]), noun)
-    assert status is not None
-    params = status.make_context(noun, list(args)).params
-    assert params["check"] is True
-    assert str(params["pin_dir"]) == DEFAULT_PIN_DIR
+def test_the_probes_ask_where_the_agent_answers() -> None:
+    context = agent.make_context("agent", list(AGENT["args"][1:]))
+    bind = parse_bind(context.params["healthz_bind_address"], 0)
+    assert bind.both
+    for probe, path in (("readinessProbe", "/healthz"), ("livenessProbe", "/livez")):
+        assert AGENT[probe]["httpGet"] == {"path": path, "port": bind.port}
+    health = Health()
+    try:
+        health.ready()
+        for probe in ("readinessProbe", "livenessProbe"):
+            assert health.general(AGENT[probe]["httpGet"]["path"]).status == HTTPStatus.OK
+    finally:
+        health.stop()
+
+
+def test_the_configuration_is_mounted_where_it_is_read() -> None:
+    path = agent.make_context("agent", list(AGENT["args"][1:])).params["config"]
+    volume = next(item for item in POD["volumes"] if item["name"] == "config")
+    generator = next(g for g in GENERATORS if g["name"] == volume["configMap"]["name"])
+    assert generator["files"] == [path.name]
+    # Otherwise every change would be a new object, and a restart.
+    assert generator["options"] == {"disableNameSuffixHash": True}
+    mount = next(item for item in AGENT["volumeMounts"] if item["name"] == "config")
+    assert mount["mountPath"] == str(path.parent)
+    assert "subPath" not in mount
+
+
+def test_the_configuration_says_nothing_yet() -> None:
+    found = configfile.read(DEPLOY / "config.yaml")
+    assert settings.settle(Flags(), found) == settings.settle(Flags(), ConfigFile())
+    assert settings.ignored(found) == ()
 
 
 def test_the_api_server_comes_from_the_file_to_edit() -> None:
-    (generator,) = KUSTOMIZATION["configMapGenerator"]
+    (generator,) = (g for g in GENERATORS if "envs" in g)
     variable = next(item for item in AGENT["env"] if item["name"] == "KUBERNETES_API_SERVER")
     reference = variable["valueFrom"]["configMapKeyRef"]
     assert reference["name"] == generator["name"]
