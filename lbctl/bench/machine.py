@@ -72,7 +72,9 @@ def method(options: Options, results: Results) -> list[str]:
         f"Per peer: {effort.turns} turns of {effort.connections} connections for latency, as many "
         f"for the rate, and {effort.roundtrips} round trips of one byte.",
         "connect_latency is connect() alone; connection_rate counts whole connections (open, "
-        "accept, a byte each way, close), one after another. roundtrip_added is the median of a "
+        "accept, a byte each way, close), one after another. Ratios are of a peer's turn to the "
+        "floor's same turn, then the median of those: what disturbs one disturbs the other.",
+        "roundtrip_added is the median of a "
         "turn less the floor's median of the same turn; the floor's own row is how far its turns "
         "differ from each other, which is the noise. cpu_per_packet is the CPU time of everything, "
         "both ends included, per packet passing the node.",

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from lbctl.bench.dataset import TARGET_PORT, Dataset
-from lbctl.bench.generator import Aim, Generator, monotonic
+from lbctl.bench.generator import Aim, Generator, Mode, Timing, monotonic
 from lbctl.bench.peers import Peer
 from lbctl.bench.records import FLOOR, Distribution, Record, Results, summary
 from lbctl.bench.world import World
@@ -26,24 +26,28 @@ _START_SECONDS = 10.0
 class Effort(msgspec.Struct, frozen=True):
     """How much is done: turns, and per turn connections, round trips, seconds of load tools."""
 
-    turns: int = 20
-    connections: int = 300
-    roundtrips: int = 2000
+    turns: int = 40
+    connections: int = 150
+    roundtrips: int = 1000
     load_turns: int = 3
     load_seconds: int = 1
     changes: int = 20
     change_seconds: float = 15.0  # per peer: slow ones get fewer changes
+    packet_rounds: int = 15
+    packet_repeat: int = 1_000_000
 
     @classmethod
     def quick(cls) -> Effort:
         return cls(
-            turns=8,
-            connections=150,
-            roundtrips=1000,
+            turns=12,
+            connections=100,
+            roundtrips=500,
             load_turns=1,
             load_seconds=1,
             changes=6,
             change_seconds=4.0,
+            packet_rounds=5,
+            packet_repeat=100_000,
         )
 
 
@@ -73,76 +77,80 @@ class Measuring(msgspec.Struct, frozen=True):
             self.results.miss(peer, self.services, measure, reason)
 
 
-Samples = dict[str, list[np.ndarray]]
+CONNECTION_MEASURES = ("connect_latency", "connection_rate", "roundtrip_added", "cpu_per_packet")
+_MODES: tuple[Mode, ...] = ("connect", "cycle", "roundtrip")
+
+
+class _Turns(msgspec.Struct):
+    """What one peer's turns gave: microseconds per connection and round trip, connections per
+    second, CPU microseconds per packet. All peers have the same number of turns."""
+
+    latency: list[np.ndarray] = []
+    rate: list[float] = []
+    trip: list[float] = []  # medians
+    cpu: list[float] = []
+
+    def add(self, mode: Mode, timing: Timing) -> None:
+        if mode == "connect":
+            self.latency.append(timing.ns / 1e3)
+        elif mode == "cycle":
+            self.rate.append(len(timing.ns) * 1e9 / float(timing.ns.sum()))
+        else:
+            self.trip.append(float(np.median(timing.ns)) / 1e3)
+            self.cpu.append(timing.cpu_ns / 1e3 / (PACKETS_PER_ROUNDTRIP * len(timing.ns)))
 
 
 def connections(run: Measuring) -> None:
     """connect_latency, connection_rate, roundtrip_added and cpu_per_packet of all peers."""
-    latency: Samples = {}
-    rate: dict[str, list[float]] = {}
-    trips: Samples = {}
-    cpu: dict[str, list[float]] = {}
-    failed: set[str] = set()
+    turns = {peer.name: _Turns() for peer in run.peers}
     effort = run.effort
     for turn in range(effort.turns):
         run.progress("connections", f"turn {turn + 1} of {effort.turns}")
-        for peer in run.rotated(turn):
-            name, aim = peer.name, run.aims[peer.name]
-            if name in failed:
-                continue
-            try:
-                one = run.generator.run(name, "connect", aim, effort.connections)
-                whole = run.generator.run(name, "cycle", aim, effort.connections)
-                trip = run.generator.run(name, "roundtrip", aim, effort.roundtrips)
-            except LbError as error:
-                if name == FLOOR:
-                    raise
-                failed.add(name)
-                run.miss(name, CONNECTION_MEASURES, error.message)
-                continue
-            latency.setdefault(name, []).append(one.ns / 1e3)
-            rate.setdefault(name, []).append(len(whole.ns) * 1e9 / float(whole.ns.sum()))
-            trips.setdefault(name, []).append(trip.ns / 1e3)
-            packets = PACKETS_PER_ROUNDTRIP * len(trip.ns)
-            cpu.setdefault(name, []).append(trip.cpu_ns / 1e3 / packets)
-    for peer in run.peers:
-        if peer.name not in failed:
-            run.results.add(_of_connections(run, peer.name, latency, rate, trips, cpu))
+        for mode in _MODES:
+            count = effort.roundtrips if mode == "roundtrip" else effort.connections
+            for peer in run.rotated(turn):
+                if peer.name not in turns:
+                    continue
+                try:
+                    timing = run.generator.run(peer.name, mode, run.aims[peer.name], count)
+                except (LbError, subprocess.TimeoutExpired) as error:
+                    if peer.name == FLOOR:
+                        raise
+                    del turns[peer.name]
+                    run.miss(peer.name, CONNECTION_MEASURES, str(error))
+                else:
+                    turns[peer.name].add(mode, timing)
+    for name, mine in turns.items():
+        run.results.add(_of_connections(run, name, mine, turns[FLOOR]))
 
 
-CONNECTION_MEASURES = ("connect_latency", "connection_rate", "roundtrip_added", "cpu_per_packet")
-
-
-def _of_connections(
-    run: Measuring,
-    name: str,
-    latency: Samples,
-    rate: Mapping[str, list[float]],
-    trips: Samples,
-    cpu: Mapping[str, list[float]],
-) -> list[Record]:
+def _of_connections(run: Measuring, name: str, mine: _Turns, floor: _Turns) -> list[Record]:
+    """Ratios and differences are to the floor of the same turn, and then the median of those: what
+    disturbed one disturbed the other."""
     count = run.services
-    connects, floor = np.concatenate(latency[name]), np.concatenate(latency[FLOOR])
+    connects = np.concatenate(mine.latency)
     percentiles = tuple(round(float(v), 3) for v in np.percentile(connects, np.arange(101)))
     known = run.results.about.distributions
     known[:] = [d for d in known if (d.peer, d.services) != (name, count)]
     known.append(Distribution(name, count, percentiles))
-    # Against the floor of the same turn: what disturbed one disturbed the other.
-    medians = [float(np.median(turn)) for turn in trips[name]]
-    bare = [float(np.median(turn)) for turn in trips[FLOOR]]
     if name == FLOOR:
-        added = [abs(value - statistics.median(bare)) for value in bare]
+        middle = statistics.median(floor.trip)
+        added = [abs(value - middle) for value in floor.trip]
     else:
-        added = [mine - theirs for mine, theirs in zip(medians, bare, strict=True)]
-    trip = summary(name, count, "roundtrip_added", added)
+        added = [a - b for a, b in zip(mine.trip, floor.trip, strict=True)]
+    medians = [float(np.median(turn)) for turn in mine.latency]
+    bare = [float(np.median(turn)) for turn in floor.latency]
     return [
-        summary(name, count, "connect_latency", connects, floor),
-        summary(name, count, "connection_rate", rate[name], rate[FLOOR]),
-        msgspec.structs.replace(
-            trip, ratio_to_floor=round(statistics.median(medians) / statistics.median(bare), 4)
-        ),
-        summary(name, count, "cpu_per_packet", cpu[name], cpu[FLOOR]),
+        summary(name, count, "connect_latency", connects, paired(medians, bare)),
+        summary(name, count, "connection_rate", mine.rate, paired(mine.rate, floor.rate)),
+        summary(name, count, "roundtrip_added", added, paired(mine.trip, floor.trip)),
+        summary(name, count, "cpu_per_packet", mine.cpu, paired(mine.cpu, floor.cpu)),
     ]
+
+
+def paired(mine: Sequence[float], floor: Sequence[float]) -> float:
+    """The median of the ratios of turns."""
+    return statistics.median(a / b for a, b in zip(mine, floor, strict=True))
 
 
 # Load tools
@@ -185,9 +193,9 @@ def _load_turns(run: Measuring, measure: str, once: Callable[[Measuring, str], f
         if peer.saved:
             run.miss(peer.name, [measure], "not measured with saved rules")
         elif peer.name not in failed:
-            floor = samples.get(FLOOR)
-            record = summary(peer.name, run.services, measure, samples[peer.name], floor)
-            run.results.add([record])
+            mine, floor = samples[peer.name], samples.get(FLOOR, [])
+            ratio = paired(mine, floor) if len(mine) == len(floor) else None
+            run.results.add([summary(peer.name, run.services, measure, mine, ratio)])
 
 
 def _requests(run: Measuring, peer: str) -> float:

@@ -21,7 +21,15 @@ LOG_LINES = 10
 END_TIMEOUT = 10.0
 # Room beyond what is needed: an agent that is nearly full warns.
 _SPARE = 1.4
+_SOCKETS = "--socket-lb"
 _LEAST_SERVICES, _LEAST_ENDPOINTS = 4096, 16384
+
+
+def _has_option(name: str) -> bool:
+    """Whether `lbctl agent` has an option, and with it what the option is about."""
+    from lbctl.cli.agent import command
+
+    return any(name in option.opts for option in command.params)
 
 
 class Agent:
@@ -32,13 +40,16 @@ class Agent:
 
     saved = False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, socket_lb: str = "off") -> None:
         self.name = name
+        self._socket_lb = socket_lb
         self._world: World | None = None
         self._data: Dataset | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def unavailable(self) -> str:
+        if self._socket_lb != "off" and not _has_option(_SOCKETS):
+            return "not in this version: the agent attaches no socket programs"
         return ""
 
     def load(self, world: World, data: Dataset, timeout: float) -> float | None:
@@ -71,7 +82,8 @@ class Agent:
             *("--manifests", str(self._manifests())),
             *("--node-name", NODE),
             *("--pin-dir", str(self._world.pin_dir(self.name))),
-            *("--cgroup", str(self._world.cgroup(self.name))),
+            *("--cgroup", str(self._world.pods_cgroup(self.name))),
+            *((_SOCKETS, self._socket_lb) if _has_option(_SOCKETS) else ()),
             *("--pod-interface", POD_INTERFACE),
             *("--uplink", UPLINK),
             *("--service-cidr", SERVICE_CIDR),

@@ -166,17 +166,12 @@ def summary(
     services: int,
     measure: str,
     samples: Sequence[float] | np.ndarray,
-    floor: Sequence[float] | np.ndarray | None = None,
+    ratio: float | None = None,
 ) -> Record:
-    """The record of `samples` (in the measure's unit, at least one); `floor` are those of the node
-    without rules, taken in the same turns."""
+    """The record of `samples` (in the measure's unit, at least one); `ratio` is to the floor."""
     values = np.asarray(samples, dtype=float)
     wanted = (50, 10, 1) if measure in RATES else (50, 90, 99)
     p50, p90, p99 = (float(value) for value in np.percentile(values, wanted))
-    ratio = None
-    if floor is not None and len(floor):
-        base = float(np.median(np.asarray(floor, dtype=float)))
-        ratio = round(p50 / base, 4) if base else None
     return Record(
         peer,
         services,
@@ -186,7 +181,7 @@ def summary(
         _short(p90),
         _short(p99),
         len(values),
-        ratio,
+        None if ratio is None else round(ratio, 4),
     )
 
 

@@ -37,14 +37,13 @@ def show(results: Results) -> None:
     from lbctl.cli.output import print_rich
 
     for table in _all_tables(results):
-        shown = RichTable(
-            title=table.title, title_justify="left", box=None, padding=(0, 2, 0, 0), min_width=60
-        )
-        text = table is not None and table.title == "Not measured"
+        shown = RichTable(box=None, padding=(0, 2, 0, 0))
+        text = table.title == tables.NOT_MEASURED
         for index, head in enumerate(table.head):
             shown.add_column(head, justify="left" if text or not index else "right")
         for row in table.rows:
             shown.add_row(*row)
+        print_rich(table.title)
         print_rich(shown)
         print_rich("")
     for name, value in results.about.machine.items():
@@ -116,7 +115,7 @@ def _html_list(title: str, sentences: list[str]) -> str:
 
 
 def _html_table(table: Table) -> str:
-    kind = " class=text" if table.title == "Not measured" else ""
+    kind = " class=text" if table.title == tables.NOT_MEASURED else ""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in table.head)
     rows = ""
     for row in table.rows:

@@ -30,6 +30,10 @@ PER_SERVICES = (
     "kernel_memory",
 )
 PACKETS = ("packet_ns", "packet_instructions")
+_NO_TEST_RUN = {
+    False: "netfilter and routing have no test run that a packet could be timed in",
+    True: "socket programs have no test run in the kernel, and there are no XDP programs",
+}
 # What the floor and rules cannot have, so that nobody waits for it.
 _NOT_OF_THE_FLOOR = {"load_time", "change_time", "agent_memory", "kernel_memory"}
 
@@ -77,7 +81,7 @@ def all_peers(saved: Saved | None) -> list[Peer]:
         Bare(),
         *rule_peers(saved),
         Agent("lbctl-tc"),
-        Unavailable("lbctl-socket", f"{NOT_YET}: the agent attaches no socket programs"),
+        Agent("lbctl-socket", socket_lb="all"),
         Unavailable("lbctl-xdp", f"{NOT_YET}: the agent attaches no XDP programs"),
     ]
     return sorted(made, key=lambda peer: PEERS.index(peer.name))
@@ -204,21 +208,16 @@ def _packets(options: Options, results: Results, progress: Progress) -> None:
     for peer in PEERS:
         if peer in options.peers and peer != "lbctl-tc":
             for measure in PACKETS:
-                reason = (
-                    "netfilter and routing have no test run that a packet could be timed in"
-                    if not peer.startswith("lbctl")
-                    else f"{NOT_YET}: no such programs"
-                )
-                results.miss(peer, 0, measure, reason)
+                results.miss(peer, 0, measure, _NO_TEST_RUN[peer.startswith("lbctl")])
     if "lbctl-tc" not in options.peers or all(results.has("lbctl-tc", 1, m) for m in PACKETS):
         return
     from lbctl.bench import packetcost  # compiles
 
-    rounds = max(3, options.effort.turns // 2)
+    rounds, repeat = options.effort.packet_rounds, options.effort.packet_repeat
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {options.cpu} if options.cpu >= 0 else before)
     try:
-        found = packetcost.all_costs(rounds, lambda name: progress("packets", name))
+        found = packetcost.all_costs(rounds, repeat, lambda name: progress("packets", name))
     except LbError as error:
         for measure in PACKETS:
             results.miss("lbctl-tc", 0, measure, error.message)

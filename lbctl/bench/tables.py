@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbctl.bench.records import ALL, FLOOR, PEERS, RATES, UNITS, About, Record
+from lbctl.bench.records import ALL, FLOOR, PEERS, RATES, UNITS, About, Missing, Record
 
 MEANING = {
     "connect_latency": "Time of connect()",
@@ -23,6 +23,7 @@ MEANING = {
     "kernel_memory": "Kernel memory of rules or maps",
 }
 OURS = "lbctl-"
+NOT_MEASURED = "Not measured"
 # Differences below this are not told apart from noise.
 SAME = 0.03
 
@@ -113,19 +114,26 @@ def of_packets(about: About) -> list[Table]:
 
 
 def of_missing(about: About) -> Table | None:
-    """What was not measured, with the reason; measures missing for one reason share a row."""
-    grouped: dict[tuple[str, str, str], list[str]] = {}
+    """What was not measured, with the reason; what is missing for one reason shares a row."""
+    reasons: dict[str, list[Missing]] = {}
     for found in about.missing:
-        what = "everything" if found.measure == ALL else found.measure
-        sizes = grouped.setdefault((found.peer, what, found.reason), [])
-        sizes.append(f"{found.services:,}" if found.services else "any")
-    if not grouped:
+        reasons.setdefault(found.reason, []).append(found)
+    if not reasons:
         return None
     rows = tuple(
-        (peer, what, ", ".join(dict.fromkeys(sizes)), reason)
-        for (peer, what, reason), sizes in grouped.items()
+        (
+            _listed(one.peer for one in found),
+            _listed("everything" if one.measure == ALL else one.measure for one in found),
+            _listed(f"{one.services:,}" if one.services else "any" for one in found),
+            reason,
+        )
+        for reason, found in reasons.items()
     )
-    return Table("Not measured", ("peer", "measure", "services", "reason"), rows)
+    return Table(NOT_MEASURED, ("peers", "measures", "services", "reason"), rows)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
 
 
 def verdicts(records: Sequence[Record]) -> list[str]:
@@ -152,13 +160,20 @@ def _loss(measure: str, ours: str, other: str, records: Sequence[Record]) -> str
     theirs = {r.services: r for r in records if (r.peer, r.measure) == (other, measure)}
     lost = []
     for services in sorted(mine.keys() & theirs.keys()):
-        a, b = mine[services].p50, theirs[services].p50
-        worse = a < b * (1 - SAME) if measure in RATES else a > b * (1 + SAME)
-        if worse:
-            lost.append(f"{number(a)} against {number(b)} at {services:,}")
+        a, b = mine[services], theirs[services]
+        if _worse(measure, a, b):
+            lost.append(f"{cell(a)} against {cell(b)} at {services:,}")
     if not lost:
         return ""
     return f"{ours} loses to {other} in {measure} ({UNITS[measure]}): {'; '.join(lost)} services."
+
+
+def _worse(measure: str, mine: Record, other: Record) -> bool:
+    """By the ratio to the floor where there is one: it leaves out what disturbed both."""
+    a, b = mine.p50, other.p50
+    if measure != "roundtrip_added" and mine.ratio_to_floor and other.ratio_to_floor:
+        a, b = mine.ratio_to_floor, other.ratio_to_floor
+    return a < b * (1 - SAME) if measure in RATES else a > b * (1 + SAME)
 
 
 def markdown(table: Table) -> str:

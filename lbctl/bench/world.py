@@ -109,16 +109,20 @@ class World:
     def pin_dir(self, peer: str) -> Path:
         return PINS / self.name / peer
 
-    def cgroup(self, peer: str) -> Path:
-        return self._cgroup / peer
+    def pods_cgroup(self, peer: str) -> Path:
+        """The cgroup (version 2) of a peer's client, which socket programs may be attached to."""
+        return self._cgroup / peer / "pods"
 
     # Programs
 
     def command(self, peer: str, argv: Sequence[str], place: str | None = None) -> list[str]:
-        """The command line that runs `argv` on the peer's node (or in the namespace `place`), its
-        memory and the kernel's for it counted as the peer's."""
-        groups = " ".join(str(group) for group in self._groups(peer))
+        """The command line that runs `argv` on the peer's node, or in the namespace `place`.
+
+        What runs on a node has its memory counted as the peer's, also the kernel's for it.
+        """
         net = str(namespace.path_of(place or self.sites[peer].node))
+        client = place == self.sites[peer].client
+        groups = " ".join(map(str, [self.pods_cgroup(peer)] if client else self._groups(peer)))
         return ["sh", "-c", _LAUNCH, "sh", groups, net, *argv]
 
     def run_on(
@@ -146,7 +150,7 @@ class World:
         if self._memory is not None:  # version 1
             file = self._memory / f"lbctl-bench-{self.name}" / peer / "memory.kmem.usage_in_bytes"
             return int(file.read_text()) if file.exists() else None
-        statistics = self.cgroup(peer) / "memory.stat"
+        statistics = self._cgroup / peer / "memory.stat"
         if statistics.exists():
             for line in statistics.read_text().splitlines():
                 if line.startswith("kernel "):
@@ -154,7 +158,7 @@ class World:
         return None
 
     def _groups(self, peer: str) -> list[Path]:
-        found = [self.cgroup(peer)]
+        found = [self._cgroup / peer]
         if self._memory is not None:
             found.append(self._memory / f"lbctl-bench-{self.name}" / peer)
         return found
@@ -215,6 +219,7 @@ class World:
         for site in sites:
             for group in self._groups(site.peer):
                 group.mkdir(parents=True)
+            self.pods_cgroup(site.peer).mkdir()
         names = [self.server, *(name for site in sites for name in (site.client, site.node))]
         namespace.ip_batch([f"netns add {name}" for name in names])
         for name in names:

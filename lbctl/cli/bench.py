@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,11 +202,12 @@ def _progress() -> Iterator[Callable[[str, str], None]]:
             yield lambda what, detail: status.update(f"{what}  {detail}")
         return
     said: list[str] = []
+    start = time.monotonic()
 
     def say(what: str, _detail: str) -> None:
         if said[-1:] != [what]:
             said[:] = [what]
-            click.echo(what, err=True)
+            click.echo(f"{time.monotonic() - start:5.0f} s  {what}", err=True)
 
     yield say
 
