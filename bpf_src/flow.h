@@ -123,33 +123,45 @@ INLINE void delete_flow(struct flow_key *key)
 	FLOWS_LRU.delete(key);
 }
 
-/* A masqueraded flow has two more entries; see masquerade.h. With `packet_follows` the packet that
- * ends the flow still has to leave through the one that goes out, which then goes with it. */
-INLINE void delete_sides(const struct flow_key *key, const struct flow *f, bool packet_follows)
+/* The two more entries of a masqueraded flow (masquerade.h), given its forward entry: their keys,
+ * and the one that packets to the backend go out by. */
+INLINE struct flow *find_sides(const struct flow_key *key, const struct flow *f,
+			       struct flow_key *out_key, struct flow_key *back_key)
 {
-	struct flow_key side = {};
 	struct flow *out;
 
-	side.src = key->src;
-	side.sport = f->client_port;
-	side.dst = f->addr;
-	side.dport = f->port;
-	side.proto = key->proto;
-	out = find_flow(&side);
-	if (out && out->state == FLOW_SIDE) {
-		struct flow_key back = {};
+	__builtin_memset(out_key, 0, sizeof(*out_key));
+	out_key->src = key->src;
+	out_key->sport = f->client_port;
+	out_key->dst = f->addr;
+	out_key->dport = f->port;
+	out_key->proto = key->proto;
+	out = find_flow(out_key);
+	if (!out || out->state != FLOW_SIDE)
+		return 0;
+	__builtin_memset(back_key, 0, sizeof(*back_key));
+	back_key->src = out_key->dst;
+	back_key->sport = out_key->dport;
+	back_key->dst = out->addr;
+	back_key->dport = out->port;
+	back_key->proto = key->proto;
+	return out;
+}
 
-		back.src = side.dst;
-		back.sport = side.dport;
-		back.dst = out->addr;
-		back.dport = out->port;
-		back.proto = key->proto;
-		if (packet_follows)
-			out->flags |= FLOW_FIN;
-		else
-			delete_flow(&side);
-		delete_flow(&back);
-	}
+/* With `packet_follows` the packet that ends the flow still has to leave through the entry that
+ * goes out, which then goes with it. */
+INLINE void delete_sides(const struct flow_key *key, const struct flow *f, bool packet_follows)
+{
+	struct flow_key out_key, back_key;
+	struct flow *out = find_sides(key, f, &out_key, &back_key);
+
+	if (!out)
+		return;
+	if (packet_follows)
+		out->flags |= FLOW_FIN;
+	else
+		delete_flow(&out_key);
+	delete_flow(&back_key);
 }
 
 /* Ends a flow, given its forward key. `keep_reply` leaves the reply entry in TIME_WAIT, so that

@@ -37,10 +37,17 @@ INLINE void note_fin(struct packet *p, const struct tcphdr *tcp, struct flow *f,
 	pair->peer_fin = ntohl(tcp->seq) + p->l4_length - tcp->doff * 4 + 1;
 }
 
-/* The handshake is over. An entry among those that may be forgotten moves to where it stays. */
+/* The handshake is over. Entries among those that may be forgotten move to where they stay. */
 INLINE struct flow *settle(struct flow_key *key, struct flow *f)
 {
+	struct flow_key out_key, back_key;
+
 	f->state = FLOW_ESTABLISHED;
+	if (f->flags & FLOW_MASQUERADED && !(f->flags & FLOW_REPLY) &&
+	    find_sides(key, f, &out_key, &back_key)) {
+		promote(&out_key);
+		promote(&back_key);
+	}
 	promote(key);
 	return find_flow(key);
 }
