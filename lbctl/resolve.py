@@ -65,13 +65,15 @@ def health_check(
     service: Service, slices: Sequence[EndpointSlice], node: NodeFacts
 ) -> tuple[int, int] | None:
     """Health-check node port and the number of distinct local ready addresses it reports, for a
-    load balancer with external policy Local (rule 25); None for every other service."""
+    load balancer with external policy Local (rule 25); None for every other service.
+
+    A pod with an address of each family counts once: the family with more of them is taken."""
     families = families_of(service)
     wanted = service.type == "LoadBalancer" and service.external_local
     if not (families and wanted and service.health_check_node_port):
         return None
-    ready = local_ready_addresses(service, slices, families, node.name)
-    return service.health_check_node_port, len(ready)
+    ready = (local_ready_addresses(service, slices, (f,), node.name) for f in families)
+    return service.health_check_node_port, max(map(len, ready))
 
 
 def _distinct(ports: Sequence[ServicePort]) -> Iterator[ServicePort]:

@@ -112,24 +112,23 @@ def test_a_node_is_healthy(checked: Lab) -> None:
 
 
 def test_local_endpoints_are_counted_until_the_last_one_leaves(checked: Lab) -> None:
-    # An endpoint has an address of each family here, hence 2 for each pod.
     publish(checked, *pods(checked, "pod1", "pod2", "pod3"))
-    eventually(lambda: count(checked, "node1") == (200, 4))
-    eventually(lambda: [count(checked, "node2", f) for f in (0, 1)] == [(200, 2)] * 2)
+    eventually(lambda: count(checked, "node1") == (200, 2))
+    eventually(lambda: [count(checked, "node2", f) for f in (0, 1)] == [(200, 1)] * 2)
     leaving = [
         Endpoint(pod, ready=False, terminating=True) for pod in pods(checked, "pod1", "pod3")
     ]
     publish(checked, *leaving, *pods(checked, "pod2"))
     eventually(lambda: count(checked, "node1") == (503, 0))  # they serve still, but do not count
     publish(checked, *pods(checked, "pod2"))
-    eventually(lambda: count(checked, "node2") == (200, 2))
+    eventually(lambda: count(checked, "node2") == (200, 1))
     assert count(checked, "node1") == (503, 0)
 
 
 def test_the_port_moves_and_goes_with_its_service(checked: Lab) -> None:
     publish(checked, *pods(checked, "pod1"))
     address = checked.node("node1").ipv4
-    eventually(lambda: count(checked, "node1") == (200, 2))
+    eventually(lambda: count(checked, "node1") == (200, 1))
     publish(checked, *pods(checked, "pod1"), healthCheckNodePort=CHECK + 1)
     eventually(lambda: ask(checked, address, CHECK + 1)[0] == 200)
     with pytest.raises(ConnectionRefusedError):
@@ -180,7 +179,7 @@ def test_a_port_in_use_is_said_and_taken_later(checked: Lab) -> None:
     with inside(checked, "node1", hold):
         publish(checked, *pods(checked, "pod1"))
         eventually(warned)
-        eventually(lambda: count(checked, "node1", 1) == (200, 2))  # the other family has it
+        eventually(lambda: count(checked, "node1", 1) == (200, 1))  # the other family has it
     eventually(lambda: not refused(checked, address, CHECK) and count(checked, "node1")[0] == 200)
     eventually(lambda: not warned())
     checked.withdraw("balanced")

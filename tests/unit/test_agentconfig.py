@@ -13,6 +13,7 @@ from lbctl.addresses import parse_prefix
 from lbctl.agentconfig import API_VERSION, KIND, AgentConfig, parse
 from lbctl.cli.agent import command
 from lbctl.errors import ConfigError
+from lbctl.trace import situation
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "agent-config.yaml"
 OURS = f"apiVersion: {API_VERSION}\nkind: {KIND}\n"
@@ -135,3 +136,14 @@ def test_the_example_says_everything_we_read() -> None:
         }
         assert same <= {"api_version", "kind", "ignored", "mode"}, same
     assert agentconfig.parse(msgspec.to_builtins(file.agent)) == file.agent
+
+
+def test_trace_reads_both_documents(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{THEIRS}oomScoreAdj: 1\n---\n{OURS}serviceCIDRs: [10.96.0.0/16]\n")
+    said: list[str] = []
+    facts = situation.node({}, "n", path, [], [], said.append)
+    assert facts.service_cidrs == (parse_prefix("10.96.0.0/16"),)
+    assert "oomScoreAdj" in said[0]
+    facts = situation.node({}, "n", path, [], ["10.97.0.0/16"], said.append)
+    assert facts.service_cidrs == (parse_prefix("10.97.0.0/16"),)

@@ -44,6 +44,20 @@ def test_local_ready_addresses_are_counted() -> None:
     assert health_ports({KEY: known}, NODE) == {KEY: (32001, 2)}
 
 
+def test_a_pod_with_both_families_counts_once() -> None:
+    value = balancer(clusterIPs=["172.30.0.41", "fd00::41"])
+    parts = [
+        as_slice(endpoint_slice(endpoints=[endpoint("10.0.0.1"), endpoint("10.0.0.2")])),
+        as_slice(
+            endpoint_slice("six", endpoints=[endpoint("fd00::1")], address_type="IPv6"),
+        ),
+    ]
+    known = ServiceObjects(as_service(value), tuple(parts))
+    assert health_ports({KEY: known}, NODE) == {KEY: (32001, 2)}
+    only_six = ServiceObjects(as_service(value), (parts[1],))
+    assert health_ports({KEY: only_six}, NODE) == {KEY: (32001, 1)}
+
+
 @pytest.mark.parametrize(
     "spec",
     [
