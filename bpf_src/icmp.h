@@ -15,9 +15,11 @@ INLINE bool is_icmp_error(struct __sk_buff *skb, const struct packet *p)
 #endif
 }
 
-/* The quoted packet: addresses, ports and offsets within the outer frame. */
+/* The quoted packet: addresses, ports and offsets within the outer frame. `l4_length` is how much
+ * of its transport header and payload is quoted. */
 INLINE bool parse_quote(struct __sk_buff *skb, const struct packet *outer, struct packet *inner)
 {
+	u32 end = outer->l4 + outer->l4_length;
 	u16 ports[2];
 
 	__builtin_memset(inner, 0, sizeof(*inner));
@@ -45,8 +47,10 @@ INLINE bool parse_quote(struct __sk_buff *skb, const struct packet *outer, struc
 	if (skip_extensions(skb, inner) || inner->fragment == FRAGMENT_LATER)
 		return false;
 #endif
-	if (!has_ports(inner->proto) || bpf_skb_load_bytes(skb, inner->l4, ports, sizeof(ports)))
+	if (!has_ports(inner->proto) || inner->l4 + sizeof(ports) > end ||
+	    bpf_skb_load_bytes(skb, inner->l4, ports, sizeof(ports)))
 		return false;
+	inner->l4_length = end - inner->l4;
 	inner->sport = ports[0];
 	inner->dport = ports[1];
 	return true;
@@ -66,7 +70,8 @@ INLINE int rewrite_quote(struct __sk_buff *skb, u32 icmp_check, struct packet *i
 	int error = 0;
 
 	/* The quote may end before TCP's checksum, which is none of our business then. */
-	if (check_offset && !bpf_skb_load_bytes(skb, check_offset, &check, 2) &&
+	if (check_offset && check_offset + 2 <= inner->l4 + inner->l4_length &&
+	    !bpf_skb_load_bytes(skb, check_offset, &check, 2) &&
 	    (check || inner->proto == IPPROTO_TCP)) {
 		changed += (u16)~check;
 		check = adjusted(check, fold((u64)address + port));

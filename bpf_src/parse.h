@@ -178,8 +178,10 @@ INLINE int skip_extensions(struct __sk_buff *skb, struct packet *p)
 		u8 header[8];
 		u32 length;
 
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT) {
+		/* What follows a later fragment's header is payload, whatever it looks like. */
+		if (p->fragment == FRAGMENT_LATER ||
+		    (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING &&
+		     next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)) {
 			u32 passed = offset - p->l3 - IP_HEADER_LENGTH;
 
 			if (passed > p->l4_length)
@@ -196,14 +198,9 @@ INLINE int skip_extensions(struct __sk_buff *skb, struct packet *p)
 		length = 8;
 		if (next == IPPROTO_FRAGMENT) {
 			p->id = *(u32 *)(header + 4);
-			if (ntohs(*(u16 *)(header + 2)) & ~7) {
-				/* What follows is payload, whatever it looks like. */
+			if (ntohs(*(u16 *)(header + 2)) & ~7)
 				p->fragment = FRAGMENT_LATER;
-				p->proto = header[0];
-				p->l4 = offset + 8;
-				return 0;
-			}
-			if (header[3] & 1)
+			else if (header[3] & 1)
 				p->fragment = FRAGMENT_FIRST;
 		} else {
 			length = (header[1] + 1) * 8;
