@@ -6,6 +6,7 @@ import model
 import pytest
 from conversation import SECOND, Conversation, serve
 from flows import Flow
+from hairpin import Loop
 from packets import TCP_SHAPES, UDP_SHAPES, Shape
 from world import World
 
@@ -93,6 +94,20 @@ def test_a_connection_beyond_the_limit_survives_a_burst(
     late.up("PA", b"thanks")
     late.close_from_client()
     assert not _entries(small, late)
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_a_hairpin_connection_beyond_the_limit_survives_a_burst(small: World, shape: Shape) -> None:
+    """All four of its entries move to the plain table."""
+    for talk in _talks(small, shape, LIMIT // 2):
+        talk.open()
+    loop = Loop.start(small, shape, SECOND[shape.family])
+    loop.request("S")
+    loop.answer("SA")
+    loop.request("A")
+    _burst(small, Conversation(small, shape, serve(small, shape)))
+    loop.answer("PA", b"the first word")
+    loop.request("PA", b"thanks")
 
 
 def _entries(world: World, talk: Conversation) -> list[Flow]:
