@@ -99,6 +99,8 @@ class Agent:
         while True:
             said = status.read(self._world.pin_dir(self.name))
             if said and said.ready and said.services == self._data.services:
+                if said.socket_lb not in ("", self._socket_lb):
+                    raise LbError(f"the agent's socket programs are {said.socket_lb!r}")
                 return
             if self._process.poll() is not None:
                 raise LbError(f"the agent ended: {self._log_end()}")

@@ -1,0 +1,179 @@
+"""A small real run of the benchmark: records of every peer, reasons of the absent, nothing left."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lbctl.bench import generator, run, saved
+from lbctl.bench.dataset import Dataset
+from lbctl.bench.iptables_rules import full
+from lbctl.bench.measures import CONNECTION_MEASURES, Effort
+from lbctl.bench.records import RATES, Record, Results, read_records
+from lbctl.bench.world import PINS, RUN, World
+from lbctl.errors import LbError
+from lbctl.lab import cgroup, namespace
+
+pytestmark = [pytest.mark.lab]
+
+NAME = f"t{os.getpid()}"
+RAN = ("none", "nftables", "lbctl-tc")
+TINY = Effort(turns=2, connections=20, roundtrips=20, load_turns=1, changes=2, change_seconds=5)
+
+
+OPTIONS = run.Options(
+    services=(1, 10),
+    peers=(*RAN, "iptables-legacy", "ipvs"),
+    measures=(*CONNECTION_MEASURES, "load_time", "change_time", "kernel_memory"),
+    effort=TINY,
+    timeout=60.0,
+    name=NAME,
+)
+
+
+def options(**changes: Any) -> run.Options:
+    return msgspec.structs.replace(OPTIONS, **changes)
+
+
+def quiet(_what: str, _detail: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    left = [name for name in namespace.existing() if NAME in name]
+    pins, files = PINS / NAME, RUN / NAME
+    group = cgroup.mount() / f"lbctl-bench-{NAME}"
+    found = [*left, *(path for path in (pins, files, group) if path.exists())]
+    World(NAME, []).remove()
+    assert not found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A run on a machine without iptables-legacy."""
+    patch = pytest.MonkeyPatch()
+    which = shutil.which
+    patch.setattr(shutil, "which", lambda name: None if "legacy" in name else which(name))
+    results = Results(tmp_path_factory.mktemp("bench") / "run.jsonl")
+    try:
+        run.run(options(), results, quiet)
+    finally:
+        patch.undo()
+    return results
+
+
+def record(results: Results, peer: str, services: int, measure: str) -> Record:
+    (found,) = (r for r in results.records if r.key == (peer, services, measure))
+    return found
+
+
+@pytest.mark.parametrize("services", [1, 10])
+@pytest.mark.parametrize("peer", RAN)
+def test_connections_are_measured_through_every_peer(
+    finished: Results, peer: str, services: int
+) -> None:
+    latency = record(finished, peer, services, "connect_latency")
+    assert latency.n == TINY.turns * TINY.connections
+    assert 0 < latency.p50 <= latency.p90 <= latency.p99
+    for measure in CONNECTION_MEASURES:
+        found = record(finished, peer, services, measure)
+        assert found.ratio_to_floor is not None
+        assert math.isfinite(found.ratio_to_floor)
+        if peer == "none":
+            assert found.ratio_to_floor == 1
+        if measure in RATES:
+            assert found.p50 >= found.p99
+
+
+@pytest.mark.parametrize("peer", ["nftables", "lbctl-tc"])
+def test_loading_changes_and_memory_are_measured(finished: Results, peer: str) -> None:
+    assert record(finished, peer, 10, "load_time").p50 > 0
+    changes = record(finished, peer, 10, "change_time")
+    assert changes.n >= 1
+    assert changes.p50 > 0
+
+
+def test_the_memory_of_maps_is_counted(finished: Results) -> None:
+    assert record(finished, "lbctl-tc", 10, "kernel_memory").p50 > 1
+
+
+def test_who_could_not_run_is_reported_with_the_reason(finished: Results) -> None:
+    reasons = {missing.peer: missing.reason for missing in finished.about.missing}
+    assert "iptables-legacy-restore is not installed" in reasons["iptables-legacy"]
+    assert "IPVS" in reasons["ipvs"]
+    assert not {r.peer for r in finished.records} & {"iptables-legacy", "ipvs"}
+
+
+def test_records_are_in_the_file(finished: Results) -> None:
+    assert finished.path is not None
+    assert read_records(finished.path) == finished.records
+
+
+def test_a_finished_run_resumed_measures_nothing(finished: Results) -> None:
+    assert finished.path is not None
+    results = Results.resume(finished.path)
+    said: list[str] = []
+    run.run(options(peers=RAN), results, lambda what, _: said.append(what))
+    assert said == []
+    assert results.records == finished.records
+
+
+def test_an_interrupted_run_leaves_only_its_records(tmp_path: Path) -> None:
+    results = Results(tmp_path / "run.jsonl")
+
+    def interrupt(what: str, detail: str) -> None:
+        if "connections" in what and "2 of" in detail:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run(options(services=(1,), peers=("none", "lbctl-tc")), results, interrupt)
+    assert {r.measure for r in results.records} == {"load_time"}
+
+
+def test_what_takes_too_long_is_said_not_to_have_finished() -> None:
+    results = Results()
+    chosen = options(services=(2000,), peers=("nftables",), timeout=0.2, measures=("load_time",))
+    run.run(chosen, results, quiet)
+    (missing,) = results.about.missing
+    assert (missing.peer, missing.services) == ("nftables", 2000)
+    assert missing.reason == "not finished in 0.2 s"
+    assert results.records == []
+
+
+def test_without_a_compiler_python_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "_compile", lambda _directory: None)
+    results = Results()
+    run.run(options(services=(1,), peers=("none", "lbctl-tc")), results, quiet)
+    assert results.about.machine["generator"].startswith("Python")
+    assert record(results, "lbctl-tc", 1, "connect_latency").n == TINY.turns * TINY.connections
+    assert record(results, "lbctl-tc", 1, "change_time").p50 > 0
+
+
+def test_saved_rules_are_loaded_and_reached(tmp_path: Path) -> None:
+    path = tmp_path / "rules"
+    path.write_text(full(Dataset(5, 2)))
+    results = Results()
+    chosen = options(
+        services=(5,),
+        peers=("none", "iptables-legacy"),
+        measures=("connect_latency", "change_time"),
+        saved=saved.read(path),
+    )
+    run.run(chosen, results, quiet)
+    assert record(results, "iptables-legacy", 5, "connect_latency").n > 0
+    (missing,) = (m for m in results.about.missing if m.measure == "change_time")
+    assert "the rules are a file's" in missing.reason
+
+
+def test_two_runs_of_one_name_do_not_meet() -> None:
+    with World(NAME, ["none"]), pytest.raises(LbError, match="is running"), World(NAME, ["none"]):
+        pass
