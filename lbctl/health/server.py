@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import selectors
 import socket
 import threading
@@ -21,6 +22,7 @@ from lbctl.health.connection import Connection, Handler
 RETRY_SECONDS = 2.0
 CONNECTION_SECONDS = 10.0
 MAX_CONNECTIONS = 256
+FILES = 16384
 _BACKLOG = 128
 
 
@@ -38,6 +40,7 @@ class Server:
     def __init__(self) -> None:
         self._log = structlog.get_logger()
         self._wanted: Mapping[Bind, Endpoint] = MappingProxyType({})
+        self._served: Mapping[Bind, Endpoint] = self._wanted  # as far as could be
         self._selector = selectors.DefaultSelector()
         self._wakeup, self._waker = socket.socketpair()
         for end in (self._wakeup, self._waker):
@@ -51,6 +54,7 @@ class Server:
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
 
     def start(self) -> None:
+        _raise_file_limit()
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,19 +106,22 @@ class Server:
 
     def _listen(self) -> None:
         """Have the sockets that are wanted. Others go first: new ones may need their ports."""
-        wanted = self._wanted
+        wanted, now = self._wanted, time.monotonic()
+        failing = bool(self._failed)
+        retry = failing and now >= self._retry
+        if wanted is self._served and not retry:
+            return
+        self._served = wanted
         for bind in self._listening.keys() - wanted.keys():
             sock = self._listening.pop(bind)
             self._selector.unregister(sock)
             sock.close()
         for bind in self._failed.keys() - wanted.keys():
             del self._failed[bind]
-        now = time.monotonic()
-        retry = now >= self._retry
         for bind, endpoint in wanted.items():
             if bind not in self._listening and (retry or bind not in self._failed):
                 self._open(bind, endpoint.name)
-        if retry:
+        if retry or not failing:
             self._retry = now + RETRY_SECONDS
 
     def _open(self, bind: Bind, name: str) -> None:
@@ -174,6 +181,15 @@ class Server:
             connection.close()
 
 
+def _raise_file_limit() -> None:
+    """Every service has a socket or two, and the usual soft limit is 1024 files (which is for
+    programs that call select; this one does not)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def listening_socket(bind: Bind) -> socket.socket:
     """A non-blocking listening socket in this thread's network namespace. Raises OSError."""
     try:
@@ -203,6 +219,7 @@ def explain(bind: Bind, name: str, error: OSError) -> str:
         errno.EADDRINUSE: "another process listens there (`ss -ltnp` names it; a running "
         "kube-proxy does until it is stopped)",
         errno.EADDRNOTAVAIL: "this node does not have the address now",
+        errno.EMFILE: "this process has as many files open as it may (`ulimit -n`)",
         errno.EACCES: "this process may not use the port",
     }.get(error.errno or 0, os.strerror(error.errno or 0))
     return f"cannot listen on {bind} for {name}: {reason}; trying again"
