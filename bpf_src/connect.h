@@ -18,7 +18,9 @@ INLINE u16 random_port(const struct config *c)
 INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
 			  const struct flow *reply, u32 tick)
 {
-	if (held->state == FLOW_SIDE || !(held->flags & FLOW_REPLY))
+	if (held->state == FLOW_SIDE) /* goes with its flow, which only the sweep can find */
+		return false;
+	if (!(held->flags & FLOW_REPLY))
 		return entry_idle(held, tick);
 	if (same_address(&held->addr, &reply->addr) && held->port == reply->port &&
 	    held->client_port == reply->client_port)

@@ -120,6 +120,8 @@ enum program {
 	PROGRAM_REPLY6,
 	PROGRAM_TRACK4, /* TCP packets that open or close a flow */
 	PROGRAM_TRACK6,
+	PROGRAM_UPKEEP4, /* datagram flows, once per tick */
+	PROGRAM_UPKEEP6,
 	PROGRAM_CONNECT4, /* to a service, no flow yet */
 	PROGRAM_CONNECT6,
 	PROGRAM_DIRECT4, /* straight to an address that is also a backend */

@@ -19,6 +19,15 @@ INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key,
 	add_flow(pair_key, &reply);
 }
 
+/* Are both side entries of a masqueraded flow still there? Asking keeps them from being forgotten.
+ */
+INLINE bool has_sides(const struct flow_key *key, const struct flow *f)
+{
+	struct flow_key out_key, back_key;
+
+	return find_sides(key, f, &out_key, &back_key) && find_flow(&back_key);
+}
+
 /* Once per tick of a UDP flow: the two entries keep each other from being forgotten, and agree on
  * whether the backend ever answered. False when the flow had timed out. */
 INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
@@ -38,7 +47,7 @@ INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
 		return false;
 	if (!pair)
 		restore_reply(&pair_key, key, f, tick);
-	return true;
+	return !(f->flags & FLOW_MASQUERADED) || has_sides(key, f);
 }
 
 /* Must the packet begin anew, although a flow was found? */
@@ -72,8 +81,8 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
 	if (!reply && starts_over(p, key, f, tick))
 		return -EAGAIN;
 	if (f->seen != tick || f->tick_bytes >> 31) {
-		if (f->state == FLOW_DATAGRAM && !refresh_datagram(key, f, tick))
-			return -EAGAIN;
+		if (f->state == FLOW_DATAGRAM)
+			return hand_to_upkeep(skb, reply);
 		flush_counts(f);
 		f->seen = tick;
 	}
@@ -84,4 +93,27 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
 	if (f->state == FLOW_SIDE && f->flags & FLOW_FIN)
 		return last_packet(skb, p, key, f, reply);
 	return translate(skb, p, reply, &f->addr, f->port, f->client_port);
+}
+
+/* The program for the first packet of a datagram flow in a tick. */
+INLINE int upkeep(struct __sk_buff *skb)
+{
+	bool reply = skb->cb[1];
+	struct flow_key key;
+	struct packet p;
+	struct flow *f;
+	u32 tick = now();
+
+	if (!restore_packet(skb, &p))
+		return DROP;
+	make_key(&key, &p);
+	f = find_flow(&key);
+	if (!f)
+		return PASS;
+	if (!refresh_datagram(&key, f, tick))
+		return hand_to_connect(skb, true);
+	flush_counts(f);
+	f->seen = tick;
+	count_packet(f, skb->len - p.l3);
+	return translate(skb, &p, reply, &f->addr, f->port, f->client_port);
 }

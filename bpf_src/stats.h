@@ -71,6 +71,12 @@ INLINE int hand_to_track(struct __sk_buff *skb, bool reply)
 	return hand_to(skb, FAMILY_PROGRAM(TRACK));
 }
 
+INLINE int hand_to_upkeep(struct __sk_buff *skb, bool reply)
+{
+	skb->cb[1] = reply;
+	return hand_to(skb, FAMILY_PROGRAM(UPKEEP));
+}
+
 /* `old_flow`: a flow with the packet's tuple is in the way. */
 INLINE int hand_to_connect(struct __sk_buff *skb, bool old_flow)
 {

@@ -200,6 +200,11 @@ PROGRAM(FAMILY_NAME(track))
 	return track(skb);
 }
 
+PROGRAM(FAMILY_NAME(upkeep))
+{
+	return upkeep(skb);
+}
+
 PROGRAM(FAMILY_NAME(connect))
 {
 	return connect(skb);

@@ -33,7 +33,7 @@ INSTRUCTIONS = {
     "from_pod6": 1300,
     "to_pod4": 380,
     "to_pod6": 760,
-    "service4": 1000,
+    "service4": 1060,
     "service6": 1200,
     "reply4": 800,
     "reply6": 900,
