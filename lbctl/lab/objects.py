@@ -49,11 +49,12 @@ def service(
     namespace: str = "default",
     addresses: tuple[str, ...] | None = None,
     spec: Mapping[str, Any] | None = None,
+    ingress: Sequence[str] = (),
 ) -> list[JsonObject]:
     """A Service and one EndpointSlice per family.
 
     `addresses` are the cluster IPs (one or two; default: made from the name), `spec` is merged
-    into the Service's spec.
+    into the Service's spec, `ingress` are addresses that a load balancer has given it.
     """
     chosen = addresses or cluster_ips(namespace, name)
     families = ["IPv6" if ":" in address else "IPv4" for address in chosen]
@@ -70,6 +71,8 @@ def service(
         "metadata": {"name": name, "namespace": namespace},
         "spec": body | dict(spec or {}),
     }
+    if ingress:
+        found["status"] = {"loadBalancer": {"ingress": [{"ip": address} for address in ingress]}}
     return [
         found,
         *(endpoint_slice(name, ports, endpoints, family, namespace) for family in families),
