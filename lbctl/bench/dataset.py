@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
 from lbctl.errors import UsageError
 from lbctl.lab.objects import JsonObject
-from lbctl.lab.state import write_atomically
 
 SERVICE_CIDR = "10.96.0.0/12"
 ENDPOINT_CIDR = "10.128.0.0/9"
@@ -21,7 +19,6 @@ NAMESPACE = "bench"
 _FIRST_SERVICE = int(ipaddress.ip_address("10.96.1.0"))
 _FIRST_ENDPOINT = int(ipaddress.ip_address("10.128.1.0"))
 _REPLACEMENTS = ("10.255.0.1", "10.255.0.2")
-_CHUNK = 1000  # services per file
 MOST_SERVICES = 1_000_000
 MOST_ENDPOINTS = 8_000_000
 
@@ -77,7 +74,7 @@ class Dataset(msgspec.Struct, frozen=True):
 
     # As Kubernetes objects
 
-    def objects(self, service: int, backends: list[str]) -> list[JsonObject]:
+    def objects(self, service: int, backends: Sequence[str]) -> list[JsonObject]:
         """The Service and the EndpointSlice of one service, as an API server returns them."""
         name = self.name(service)
         port = {"name": "http", "port": PORT, "targetPort": TARGET_PORT, "protocol": "TCP"}
@@ -116,38 +113,17 @@ class Dataset(msgspec.Struct, frozen=True):
             },
         ]
 
-    def write(self, directory: Path, node: str, node_address: str) -> None:
-        """Files of all objects, and of the node's own; the changing service has one to itself."""
-        for number, items in enumerate(self._chunks()):
-            _write(directory / f"services-{number:04}.json", items)
-        self.write_changing(directory, self.backends(self.changing))
-        _write(
-            directory / "node.json",
-            [
-                {
-                    "apiVersion": "v1",
-                    "kind": "Node",
-                    "metadata": {"name": node},
-                    "status": {"addresses": [{"type": "InternalIP", "address": node_address}]},
-                }
-            ],
-        )
+    def all_objects(self, node: str, node_address: str) -> Iterator[JsonObject]:
+        """Those of all services, and of a node called `node`."""
+        yield {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": node},
+            "status": {"addresses": [{"type": "InternalIP", "address": node_address}]},
+        }
+        for number in range(self.services):
+            yield from self.objects(number, self.backends(number))
 
-    def write_changing(self, directory: Path, backends: list[str]) -> None:
-        """Replace the objects of the changing service in one step."""
-        _write(directory / "changing.json", self.objects(self.changing, backends))
-
-    def _chunks(self) -> Iterator[list[JsonObject]]:
-        for first in range(0, self.services, _CHUNK):
-            numbers = range(first, min(first + _CHUNK, self.services))
-            yield [
-                item
-                for number in numbers
-                if number != self.changing
-                for item in self.objects(number, self.backends(number))
-            ]
-
-
-def _write(path: Path, items: list[JsonObject]) -> None:
-    content = {"apiVersion": "v1", "kind": "List", "items": items}
-    write_atomically(path, msgspec.json.encode(content))
+    def changed_slice(self, backends: Sequence[str]) -> JsonObject:
+        """The EndpointSlice of the changing service with other endpoints."""
+        return self.objects(self.changing, backends)[1]

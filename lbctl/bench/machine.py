@@ -83,10 +83,10 @@ def method(options: Options, results: Results) -> list[str]:
         "CPUs.",
         "Rules have the shape kube-proxy writes, and are loaded by the tools it uses, without "
         "kube-proxy: its own time and memory are not in load_time, change_time or agent_memory of "
-        "those peers. lbctl is a whole agent that reads its objects from files: compile (cached), "
-        "load, attach, read and program are all in its load_time.",
-        "change_time: from handing over the change (to the tool, or as a file to the agent) to the "
-        "first connection that reached the new endpoint.",
+        "those peers. lbctl is a whole agent that lists and watches an API server of the harness: "
+        "compile (cached), load, attach, list and program are all in its load_time.",
+        "change_time: from handing over the change (to the tool, or as an event to the agent) to "
+        "the first connection that reached the new endpoint.",
         "kernel_memory: of rules, what the memory cgroup of the loading tool is charged; of "
         "lbctl, all its maps. Flow tables have their full size from the start; connection tracking "
         "entries are not counted for anyone.",

@@ -1,4 +1,4 @@
-"""The peer lbctl: a real agent on the peer's node, which reads its objects from files."""
+"""The peer lbctl: a real agent on the peer's node, with an API server of the harness's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lbctl import status
+from lbctl.bench.apiserver import ApiServer
 from lbctl.bench.dataset import CLIENT_CIDR, SERVICE_CIDR, Dataset
 from lbctl.bench.peers import NotFinished
 from lbctl.bench.world import POD_INTERFACE, UPLINK, World
@@ -33,9 +34,9 @@ def _has_option(name: str) -> bool:
 
 
 class Agent:
-    """`lbctl agent --manifests` with tables for the run's services and the default number of flows.
+    """`lbctl agent` with tables for the run's services and the default number of flows.
 
-    Compile, load, attach, read and program are all in its load time.
+    Compile, load, attach, list and program are all in its load time.
     """
 
     saved = False
@@ -46,6 +47,7 @@ class Agent:
         self._world: World | None = None
         self._data: Dataset | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._api: ApiServer | None = None
 
     def unavailable(self) -> str:
         if self._socket_lb != "off" and not _has_option(_SOCKETS):
@@ -55,7 +57,7 @@ class Agent:
     def load(self, world: World, data: Dataset, timeout: float) -> float | None:
         self._world, self._data = world, data
         site = world.sites[self.name]
-        data.write(self._manifests(), NODE, site.node_address)
+        self._api = ApiServer(site.node, data.all_objects(NODE, site.node_address)).__enter__()
         world.pin_dir(self.name).mkdir(parents=True, exist_ok=True)
         command = world.command(self.name, agents.lbctl_command(*self._arguments()))
         start = time.monotonic()
@@ -74,12 +76,13 @@ class Agent:
 
     def _arguments(self) -> list[str]:
         assert self._world is not None
+        assert self._api is not None
         assert self._data is not None
         services = max(_LEAST_SERVICES, int(self._data.services * _SPARE))
         endpoints = max(_LEAST_ENDPOINTS, int(self._data.services * self._data.endpoints * _SPARE))
         return [
             "agent",
-            *("--manifests", str(self._manifests())),
+            *("--api-server", self._api.url),
             *("--node-name", NODE),
             *("--pin-dir", str(self._world.pin_dir(self.name))),
             *("--cgroup", str(self._world.pods_cgroup(self.name))),
@@ -110,7 +113,8 @@ class Agent:
 
     def change(self, old: Sequence[str], new: Sequence[str]) -> None:
         assert self._data is not None
-        self._data.write_changing(self._manifests(), list(new))
+        assert self._api is not None
+        self._api.modify(self._data.changed_slice(new))
 
     def kernel_memory(self) -> int | None:
         """All maps, as the kernel counts them."""
@@ -128,21 +132,17 @@ class Agent:
         return None
 
     def stop(self) -> None:
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(END_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(END_TIMEOUT)
-        self._process = None
-
-    def _manifests(self) -> Path:
-        assert self._world is not None
-        directory = self._world.directory(self.name) / "manifests"
-        directory.mkdir(exist_ok=True)
-        return directory
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(END_TIMEOUT)
+            self._process = None
+        if self._api is not None:
+            self._api.__exit__()
+            self._api = None
 
     def _log(self) -> Path:
         assert self._world is not None

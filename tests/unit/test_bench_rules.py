@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from lbctl.bench import iptables_rules, nftables_rules, saved
 from lbctl.bench.dataset import Dataset
 from lbctl.errors import UsageError
+from lbctl.lab.objects import as_list
 from lbctl.sources.documents import load_manifests
 
 DATA = Dataset(20, 3)
@@ -93,16 +93,16 @@ def test_targets_are_spread_around_the_middle() -> None:
     assert DATA.targets(2) == [(DATA.address(5), 80), (DATA.address(15), 80)]
 
 
-def test_manifests_are_what_the_agent_reads(tmp_path: Path) -> None:
-    DATA.write(tmp_path, "node", "10.65.1.1")
-    found = load_manifests(tmp_path)
+def test_objects_are_what_the_agent_reads(tmp_path: Path) -> None:
+    path = tmp_path / "objects.json"
+    path.write_bytes(as_list(list(DATA.all_objects("node", "10.65.1.1"))))
+    found = load_manifests(path)
     assert len(found.services) == 20
     assert list(found.nodes) == ["node"]
     assert all(len(objects.slices) == 1 for objects in found.services.values())
-    DATA.write_changing(tmp_path, ["10.255.0.1"])
-    changing = msgspec.json.decode((tmp_path / "changing.json").read_bytes())["items"]
-    assert [e["addresses"] for e in changing[1]["endpoints"]] == [["10.255.0.1"]]
-    assert len(load_manifests(tmp_path).services) == 20
+    changed = DATA.changed_slice(["10.255.0.1"])
+    assert changed["metadata"]["name"] == "svc-10-1"
+    assert [endpoint["addresses"] for endpoint in changed["endpoints"]] == [["10.255.0.1"]]
 
 
 def as_saved(text: str) -> str:
