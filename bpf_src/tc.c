@@ -79,6 +79,21 @@ INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
 
 /* A packet that comes in: whom does it concern? This and going_out() write nothing, so that traffic
  * that is none of ours is not copied for it. */
+/* Is this really a ClusterIP, or at least an address that only services have? The filter's bit may
+ * be there by chance, and other traffic's broken packets and fragments are the stack's. */
+INLINE bool is_cluster_ip(const struct config *c, const struct packet *p)
+{
+	struct frontend_key key;
+	struct frontend found;
+
+	if (!maybe_service(&p->dst, 1))
+		return false;
+	if (in_service_range(c, &p->dst))
+		return true;
+	make_frontend_key(&key, &p->dst, 0, 0);
+	return find_frontend(&key, &found);
+}
+
 INLINE int coming_in(struct __sk_buff *skb, u32 from)
 {
 	const struct config *c = get_config();
@@ -90,7 +105,7 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 		return PASS;
 	if (reason) {
 		/* If only extension headers are at fault, the addresses are known. */
-		bool ours = p.l4 && maybe_service(&p.dst, 1);
+		bool ours = p.l4 && is_cluster_ip(c, &p);
 
 		if (ours || !p.l4)
 			count(skb, reason);
@@ -103,7 +118,7 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 	if (reason) {
 		/* An address that is also the node's own gets what the stack makes of it. */
 		count(skb, reason);
-		return cluster_ip ? DROP : PASS;
+		return is_cluster_ip(c, &p) ? DROP : PASS;
 	}
 	save_packet(skb, &p);
 #ifndef TRACE
