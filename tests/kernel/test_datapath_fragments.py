@@ -156,6 +156,18 @@ def test_of_other_traffic_are_untouched(world: World, shape: Shape) -> None:
 
 
 @EACH
+def test_of_other_traffic_whose_filter_bit_is_set_by_chance(world: World, shape: Shape) -> None:
+    """With 10,000 services that is true of every fiftieth address: nothing may be dropped there."""
+    serve(world, shape)
+    world.array("service_filter").records[:] = 0xFFFFFFFFFFFFFFFF
+    elsewhere = {4: "198.51.100.9", 6: "2001:db8::9"}[shape.family]
+    frame = packets.frame(shape, CLIENT[shape.family], 5, elsewhere, PORT, b"x" * 1300, flags="A")
+    for part in reversed(pieces(frame, number=5)):
+        outcome = world.from_pod(part)
+        assert (outcome.verdict, outcome.frame) == (model.PASS, part)
+
+
+@EACH
 def test_of_a_backends_own_traffic_are_untouched(world: World, shape: Shape) -> None:
     """A backend that talks to the client of itself, from its service port or another."""
     talk = Conversation(world, shape, serve(world, shape)).open()
