@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from ebpf import leftovers
+
 _PROC = Path("/proc/sys/net")
-_TIMEOUT_SECONDS = 20
 
 # Interfaces of networks whose programs redirect packets past the hooks of a pod's veth.
 _REDIRECTING = {
@@ -31,48 +30,50 @@ class Answer(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def _output(*command: str) -> str | None:
-    """What a command prints; None if it is not installed or fails."""
-    if not shutil.which(command[0]):
-        return None
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _rules() -> dict[str, str | None]:
-    """Packet filter rules by the command that shows them."""
-    return {
-        "iptables-save": _output("iptables-save"),
-        "ip6tables-save": _output("ip6tables-save"),
-        "nft": _output("nft", "list", "ruleset"),
-    }
-
-
 def kube_proxy_rules(shown: dict[str, str | None]) -> Answer:
     """From the rules, whether kube-proxy's are there."""
-    known = {name: text for name, text in shown.items() if text is not None}
-    if not known:
+    found = leftovers.find(shown)
+    if not found.asked:
         return Answer(None, f"none of {', '.join(shown)} is installed or may be run here")
-    found = []
-    for name, text in known.items():
-        chains = len(re.findall(r"^:KUBE-(?:SVC|SEP|SERVICES|NODEPORTS|EXT)", text, re.M))
-        if chains:
-            found.append(f"{chains} KUBE- chains ({name})")
-        if re.search(r"^table (ip|ip6|inet) kube-proxy\b", text, re.M):
-            found.append("table kube-proxy (nft)")
     if not found:
-        return Answer(True, f"none ({', '.join(known)})")
+        return Answer(True, f"none ({', '.join(found.asked)})")
+    parts = [
+        f"{len(rules.chains)} chains, {len(rules.jumps)} rules ({rules.command}, {rules.table})"
+        for rules in found.rules
+        if rules.chains or rules.jumps
+    ]
+    parts += (f"table {table} (nft)" for table in found.tables)
     return Answer(
         False,
-        ", ".join(found),
+        ", ".join(parts),
         "Traffic for services is translated before these rules see it, so they only cost time. "
-        "Stop kube-proxy, then `kube-proxy --cleanup` removes them once old connections ended.",
+        "Stop kube-proxy, and when its old connections have ended: lbctl cleanup --kube-proxy.",
     )
+
+
+def ipvs_device() -> Answer:
+    """Whether kube-proxy's IPVS mode left the device with every service's address."""
+    if not leftovers.ipvs_device():
+        return Answer(True, "no kube-ipvs0")
+    return Answer(
+        False,
+        "kube-ipvs0 makes service addresses the node's own, and a ClusterIP that the node has is "
+        "left to it",
+        "Stop kube-proxy, then: ip link delete kube-ipvs0; ipvsadm --clear",
+    )
+
+
+def kube_proxy_settings(root: Path = Path("/proc/sys")) -> Answer:
+    """Which sysctls have the values that kube-proxy writes and never takes back."""
+    found = leftovers.settings(root)
+    if not found:
+        return Answer(True, "none has kube-proxy's value")
+    values = ", ".join(f"{name}={value}" for name, (value, _) in found.items())
+    defaults = " ".join(f"{name}={default}" for name, (_, default) in found.items() if default)
+    remedy = "lbctl needs none of them, others on this node may."
+    if defaults:
+        remedy += f" The kernel's own: sysctl {defaults}"
+    return Answer(False, f"as kube-proxy sets them: {values}", remedy)
 
 
 def forward_policy(shown: dict[str, str | None]) -> Answer:
@@ -152,7 +153,9 @@ def _interfaces() -> list[str]:
 CHECKS: dict[str, Callable[[], Answer]] = {
     "pod network": lambda: redirecting_network(_interfaces()),
     "forwarding": forwarding,
-    "forward policy": lambda: forward_policy(_rules()),
+    "forward policy": lambda: forward_policy(leftovers.saved()),
     "rp_filter": reverse_path_filter,
-    "kube-proxy rules": lambda: kube_proxy_rules(_rules()),
+    "kube-proxy rules": lambda: kube_proxy_rules(leftovers.saved()),
+    "kube-proxy device": ipvs_device,
+    "kube-proxy settings": kube_proxy_settings,
 }

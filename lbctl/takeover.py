@@ -6,6 +6,8 @@ from pathlib import Path
 
 import structlog
 
+from ebpf import leftovers
+
 MODES = ("auto", "on", "off")
 CHECK_SECONDS = 60.0
 
@@ -17,17 +19,17 @@ def kube_proxy_rules() -> bool:
     """Whether kube-proxy's chains exist in this network namespace, in any of its modes.
 
     nft shows the chains of nftables and of iptables-nft. The legacy iptables is asked only where
-    its nat table is in use already: asking would create it.
+    its nat table is in use already: asking would create it. Chains of the kubelet, which have the
+    same prefix and stay for ever, do not count.
     """
     chains = _output("nft", "list", "chains")
     if chains is None:
         chains = _output("iptables-nft-save", "-t", "nat") or ""
-    if "KUBE-" in chains or "kube-proxy" in chains:
+    if leftovers.translates(chains):
         return True
     if not _legacy_nat():
         return False
-    saved = _output("iptables-legacy-save", "-t", "nat") or ""
-    return ":KUBE-" in saved
+    return leftovers.translates(_output("iptables-legacy-save", "-t", "nat") or "")
 
 
 class Watcher:

@@ -144,6 +144,8 @@ def test_reserved_ports_are_not_written_again(tmp_path: Path, before: str) -> No
         ({"nft": "table ip nat {\n\tchain KUBE-SERVICES {\n\t}\n}\n"}, False, True),
         ({"nft": "table ip kube-proxy {\n\tchain services {\n\t}\n}\n"}, False, True),
         ({"nft": "table ip nat {\n\tchain PREROUTING {\n\t}\n}\n"}, False, False),
+        ({"nft": "table ip nat {\n\tchain KUBE-KUBELET-CANARY {\n\t}\n}\n"}, False, False),
+        ({"nft": "table ip nat {\n\tchain KUBE-SVC-ABCDEFGH {\n\t}\n}\n"}, False, True),
         ({"iptables-nft-save": ":KUBE-SERVICES - [0:0]"}, False, True),
         ({"nft": "", "iptables-legacy-save": ":KUBE-SERVICES - [0:0]"}, True, True),
         ({"nft": "", "iptables-legacy-save": ":KUBE-SERVICES - [0:0]"}, False, False),

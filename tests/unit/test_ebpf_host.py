@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import bpffs, host, requirements
+from ebpf import bpffs, host, leftovers, requirements
 
-KUBE = ":KUBE-SERVICES - [0:0]\n:KUBE-SVC-ABC - [0:0]\n:FORWARD DROP [0:0]\n"
+KUBE = "*filter\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-ABC - [0:0]\n:FORWARD DROP [0:0]\nCOMMIT\n"
+# The kubelet's, a network policy's, and kube-router's.
+OF_OTHERS = """*nat
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-MARK-DROP - [0:0]
+:KUBE-NWPLCY-ABC - [0:0]
+:KUBE-ROUTER-SERVICES - [0:0]
+COMMIT
+"""
 CLEAN = ":INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n"
 NFT = """table ip kube-proxy {
 }
@@ -24,6 +32,7 @@ table inet f {
         ({"iptables-save": KUBE}, False),
         ({"iptables-save": CLEAN, "nft": NFT}, False),
         ({"iptables-save": CLEAN}, True),
+        ({"iptables-save": OF_OTHERS}, True),
         ({"iptables-save": None}, None),
     ],
 )
@@ -31,6 +40,27 @@ def test_kube_proxy_rules(shown: dict[str, str | None], ok: bool | None) -> None
     found = host.kube_proxy_rules(shown)
     assert found.ok is ok
     assert bool(found.remedy) is (ok is False)
+
+
+def test_values_that_kube_proxy_writes_are_named_with_the_kernels(tmp_path: Path) -> None:
+    root = tmp_path / "net"
+    _settings(root, ipv4__conf__all__route_localnet="0", netfilter__nf_conntrack_max="1000")
+    assert host.kube_proxy_settings(tmp_path).ok is True
+    _settings(root, ipv4__conf__all__route_localnet="1")
+    _settings(root, netfilter__nf_conntrack_tcp_timeout_established="86400")
+    found = host.kube_proxy_settings(tmp_path)
+    assert found.ok is False
+    assert "net.ipv4.conf.all.route_localnet=1" in found.detail
+    assert "net.ipv4.conf.all.route_localnet=0" in found.remedy
+    assert "net.netfilter.nf_conntrack_tcp_timeout_established=432000" in found.remedy
+
+
+def test_its_share_of_conntrack_goes_by_processors(tmp_path: Path) -> None:
+    _settings(tmp_path / "net", netfilter__nf_conntrack_max="262144")
+    assert leftovers.settings(tmp_path, cpus=2) == {}
+    assert leftovers.settings(tmp_path, cpus=8) == {
+        "net.netfilter.nf_conntrack_max": ("262144", "")
+    }
 
 
 @pytest.mark.parametrize(
