@@ -1,0 +1,177 @@
+"""Much data, fragments and ICMP errors between an outside client and a backend on another node.
+
+Every packet is changed at both sides of node1, both ways: client and backend each see only node1.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+from external import Exposed
+from lab_support import (
+    TARGET,
+    TCP,
+    TIMEOUT,
+    UDP,
+    Responder,
+    client,
+    connected,
+    counted,
+    hear_back,
+    listen,
+)
+from test_transfers import MTU_KNOWN, SMALL_MTU, Exchange, content, echoed, read, text_of
+
+from lbctl.lab.cluster import Lab
+
+pytestmark = pytest.mark.lab
+
+BACKEND = "pod2"
+ECHO = Exposed("echo", 1)
+BULK = Exposed("bulk", 2)
+DEAF = Exposed("deaf", 3)
+WAYS = ("node1", "ingress", "cluster")
+NARROW = ("nowhere", "between-nodes", "at-the-backend", "at-the-client")
+FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    made = make_lab("et", nodes=2, pods=1)
+    for node in made.nodes:  # errors are what is tested, not how often a node sends them
+        made.exec(node.name, ["sysctl", "-q", "net.ipv4.icmp_ratelimit=0"], check=True)
+    with Responder() as responder:
+        responder.serve(made, [BACKEND])
+        ECHO.publish(made, [BACKEND])
+        BULK.publish(made, [BACKEND], target=TARGET + 1)
+        DEAF.publish(made, [BACKEND], target=TARGET + 9)
+        yield made
+    made.down()
+
+
+@pytest.fixture
+def narrowed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
+    """Somewhere on the way less fits through than both ends believe, and nobody knows it yet."""
+    where: str = request.param
+    for member in ("outside", "node1", "node2", BACKEND):
+        for family in ("-4", "-6"):
+            lab.exec(member, ["ip", family, "route", "flush", "cache"], check=True)
+    change_routes(lab, where, ["mtu", str(SMALL_MTU)])
+    yield where
+    change_routes(lab, where, [])
+
+
+def change_routes(lab: Lab, where: str, attributes: list[str]) -> None:
+    """Forwarding goes by the route's MTU. A link's own would make its peer drop in silence."""
+    ways: list[tuple[str, str, list[str]]] = []
+    if where == "between-nodes":
+        pods, node2 = lab.node("node2").pod_cidrs, lab.node("node2").addresses
+        ways += [("node1", c, ["via", g]) for c, g in zip(pods, node2, strict=True)]
+        ways += [("node2", address, ["dev", "eth0"]) for address in lab.node("node1").addresses]
+    if where == "at-the-backend":
+        pod = lab.find(BACKEND)
+        ways += [("node2", address, ["dev", "veth2"]) for address in pod.addresses]
+    if where == "at-the-client":
+        ways += [("node1", address, ["dev", "eth0"]) for address in lab.outside.addresses]
+    for node, destination, way in ways:
+        lab.exec(node, ["ip", "route", "replace", destination, *way, *attributes], check=True)
+
+
+@FAMILY
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("narrowed", NARROW, indirect=True)
+def test_a_large_transfer_finds_its_size(lab: Lab, narrowed: str, way: str, family: int) -> None:
+    backend = lab.find(BACKEND).addresses[family]
+    address, port = BULK.where(lab, way, family)
+    with listen(lab, BACKEND, backend, TARGET + 1, TCP) as server:
+        exchange = Exchange(server)
+        exchange.start()
+        with connected(lab, "outside", address, TCP, port=port) as sock:
+            sock.sendall(content("up"))
+            mtu = sock.getsockopt(*MTU_KNOWN[family])
+            got = read(sock)
+        exchange.join(TIMEOUT)
+    assert exchange.got == content("up")
+    assert got == content("down")
+    if way == "ingress":  # the client's own cache goes by the address it called
+        assert mtu == (SMALL_MTU if narrowed in ("between-nodes", "at-the-backend") else 1500)
+    if narrowed in ("between-nodes", "at-the-client"):
+        assert exchange.mtu == SMALL_MTU
+
+
+@FAMILY
+@pytest.mark.parametrize("size", [2000, 9000, 60000])
+@pytest.mark.parametrize("way", WAYS)
+def test_fragmented_datagrams_arrive_whole_both_ways(
+    lab: Lab, way: str, size: int, family: int
+) -> None:
+    address, port = ECHO.where(lab, way, family)
+    with connected(lab, "outside", address, UDP, port=port) as sock:
+        for number in range(5):
+            reply = echoed(sock, text_of(number, size))
+            assert (reply.server, reply.client) == (
+                BACKEND,
+                lab.find("node1").addresses[family],
+            )
+
+
+@FAMILY
+@pytest.mark.parametrize("size", [1400, 9000])
+@pytest.mark.parametrize(
+    "narrowed", ["between-nodes", "at-the-backend", "at-the-client"], indirect=True
+)
+@pytest.mark.usefixtures("narrowed")
+def test_datagrams_too_large_for_the_way_get_through_once_both_ends_know(
+    lab: Lab, size: int, family: int
+) -> None:
+    address, port = ECHO.where(lab, "node1", family)
+    with connected(lab, "outside", address, UDP, port=port) as sock:
+        sock.settimeout(0.3)
+        for number in range(10):
+            try:
+                echoed(sock, text_of(number, size))
+                break
+            except TimeoutError:
+                continue
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:  # how a socket that asks hears of it
+                    raise
+        sock.settimeout(TIMEOUT)
+        for number in range(10, 15):
+            assert echoed(sock, text_of(number, size)).server == BACKEND
+
+
+@FAMILY
+@pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
+@pytest.mark.parametrize("way", [*WAYS, "node2", "external"])
+def test_a_closed_port_of_the_backend_is_refused(
+    lab: Lab, way: str, kind: socket.SocketKind, family: int
+) -> None:
+    """A connected UDP socket only hears of it if the error quotes what it sent itself and comes
+    from the address it called."""
+    before = counted(lab, "node1", "icmp_translated")
+    with client(lab, "outside", family, kind) as sock, pytest.raises(ConnectionRefusedError):
+        hear_back(sock, *DEAF.where(lab, way, family))
+    if kind == UDP and way != "node2":
+        assert counted(lab, "node1", "icmp_translated") == before + 2
+
+
+@FAMILY
+def test_a_backend_hears_that_its_client_is_gone(lab: Lab, family: int) -> None:
+    backend = lab.find(BACKEND).addresses[family]
+    with listen(lab, BACKEND, backend, TARGET + 1, UDP) as server:
+        server.settimeout(TIMEOUT)
+        address, port = BULK.where(lab, "node1", family)
+        with connected(lab, "outside", address, UDP, port=port) as sock:
+            sock.send(b"hello")
+            _, peer = server.recvfrom(1000)
+            assert peer[0] == lab.find("node1").addresses[family]
+            server.connect(peer)
+            server.send(b"welcome")
+            assert sock.recv(1000) == b"welcome"
+        server.send(b"still there?")
+        with pytest.raises(ConnectionRefusedError):
+            server.recv(1000)
