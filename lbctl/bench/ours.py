@@ -18,7 +18,7 @@ from lbctl.lab import agents
 
 NODE = "node"
 POLL = 0.005
-LOG_LINES = 10
+LOG_LINES = 2
 END_TIMEOUT = 10.0
 # Room beyond what is needed: an agent that is nearly full warns.
 _SPARE = 1.4

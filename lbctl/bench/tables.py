@@ -137,9 +137,9 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def verdicts(records: Sequence[Record]) -> list[str]:
-    """Where we lose against another peer that does the same work, in sentences; the floor does not.
+    """Where we lose against a peer that does the same work (the floor does not), in sentences.
 
-    Then what we cost against the floor. Differences of up to SAME count as none.
+    Differences of up to SAME count as none.
     """
     sentences = []
     for measure in MEANING:
@@ -147,6 +147,9 @@ def verdicts(records: Sequence[Record]) -> list[str]:
             for other in (p for p in PEERS if p != FLOOR and not p.startswith(OURS)):
                 if sentence := _loss(measure, ours, other, records):
                     sentences.append(sentence)
+    kinds = {record.peer.startswith(OURS) for record in records if record.peer != FLOOR}
+    if len(kinds) < 2:
+        return ["lbctl and another peer were not both measured: there is nothing to compare."]
     if not sentences:
         sentences.append(
             f"lbctl loses to no rules in anything measured (differences up to {SAME:.0%} count "
