@@ -120,11 +120,22 @@ INLINE void remember_peer(const struct call *call, const struct choice *choice)
 	socket_peers.update(&key, &peer);
 }
 
-/* An unconnected UDP socket keeps its backend as long as that serves. */
+/* An unconnected socket does not know at its end whom it called; the entry without address does. */
+INLINE void remember_last(const struct call *call, const struct choice *choice)
+{
+	struct socket_peer last = {.port = choice->port, .service = choice->service};
+	struct socket_key key = {.cookie = call->cookie};
+
+	last.addr = choice->addr;
+	socket_peers.update(&key, &last);
+}
+
+/* A UDP socket keeps its backend as long as that serves. */
 INLINE bool keep_choice(const struct call *call, const struct socket_key *key, u32 service,
 			struct choice *choice)
 {
 	u32 *had = socket_choices.lookup((struct socket_key *)key), id;
+	struct socket_key peer;
 	struct backend *b;
 
 	if (!had)
@@ -134,6 +145,9 @@ INLINE bool keep_choice(const struct call *call, const struct socket_key *key, u
 	if (!b || !current(b, *had) || b->service != service)
 		return false;
 	take_backend(choice, b, *had, service);
+	make_socket_key(&peer, call->cookie, &choice->addr, choice->port);
+	if (!socket_peers.lookup(&peer)) /* evicted by itself */
+		remember_peer(call, choice);
 	return true;
 }
 
@@ -174,7 +188,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, bool 
 	if (frontend.flags & FRONTEND_SOURCE_RANGES && call->netns != c->host_netns)
 		return NOT_OURS;
 	make_socket_key(&kept, call->cookie, &call->addr, call->port);
-	if (sends && keep_choice(call, &kept, frontend.service, choice))
+	if (call->proto == IPPROTO_UDP && keep_choice(call, &kept, frontend.service, choice))
 		return ALLOW;
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
@@ -186,8 +200,10 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, bool 
 		return deny(reason, EHOSTUNREACH);
 	count_socket(REASON_FORWARDED);
 	count_socket_connection(choice->service);
-	if (sends)
+	if (call->proto == IPPROTO_UDP)
 		socket_choices.update(&kept, &choice->backend);
+	if (sends)
+		remember_last(call, choice);
 	if (call->proto == IPPROTO_UDP || c->flags & CONFIG_SOCKET_PEERS)
 		remember_peer(call, choice);
 	return ALLOW;
@@ -247,11 +263,36 @@ TO_OWNER(recvmsg, 6)
 TO_OWNER(getpeername, 4)
 TO_OWNER(getpeername, 6)
 
-/* The entry of a connected socket goes with it; those of an unconnected one age. */
+INLINE void forget_peer(const struct socket_key *key)
+{
+	struct socket_peer *peer = socket_peers.lookup((struct socket_key *)key);
+	struct socket_key choice;
+
+	if (!peer)
+		return;
+	make_socket_key(&choice, key->cookie, &peer->addr, peer->port);
+	socket_choices.delete(&choice);
+	socket_peers.delete((struct socket_key *)key);
+}
+
+INLINE void forget_last(u64 cookie)
+{
+	struct socket_key last = {.cookie = cookie}, key;
+	struct socket_peer *peer = socket_peers.lookup(&last);
+
+	if (!peer)
+		return;
+	make_socket_key(&key, cookie, &peer->addr, peer->port);
+	forget_peer(&key);
+	socket_peers.delete(&last);
+}
+
+/* What was remembered goes with the socket: whom it is connected to, and for UDP whom it called
+ * last. What an unconnected socket called before that ages. */
 int sock_release(struct bpf_sock *sk)
 {
 	/* All read before any is chosen: the verifier takes no computed offset into the context. */
-	u32 family = sk->family, address = sk->dst_ip4;
+	u32 family = sk->family, address = sk->dst_ip4, protocol = sk->protocol;
 	struct socket_key key = {.cookie = socket_cookie(sk)};
 
 	key.addr.w[0] = sk->dst_ip6[0];
@@ -265,7 +306,12 @@ int sock_release(struct bpf_sock *sk)
 		key.addr.w[3] = address;
 	}
 	key.port = sk->dst_port;
-	if (key.port)
+	if (key.port && protocol == IPPROTO_TCP)
 		socket_peers.delete(&key);
+	if (protocol != IPPROTO_UDP)
+		return ALLOW;
+	if (key.port)
+		forget_peer(&key);
+	forget_last(key.cookie);
 	return ALLOW;
 }

@@ -5,6 +5,7 @@ maps/NAME                the maps
 old/NAME-ID              maps that were replaced and may still be in use, see `finish`
 programs/KEY/NAME        the attached programs of one generation, and its program array
 links/IFNAME-DIRECTION   what is attached where, see ebpf/attach.py
+links/cgroup-HOOK        the same for sockets, see ebpf/cgroup.py
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DEFAULT_PIN_DIR = Path("/sys/fs/bpf/lbctl")
 # A prog array belongs to a generation, not to the instance.
 _PER_GENERATION = ("programs",)
 # Hash maps that get entries from programs, by the start of their names; the agent fills the others.
-_WRITTEN_BY_PROGRAMS = ("flows", "fragments", "affinity")
+_WRITTEN_BY_PROGRAMS = ("flows", "fragments", "affinity", "socket_")
 
 
 class Instance:

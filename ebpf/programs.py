@@ -11,6 +11,7 @@ from types import TracebackType
 
 from ebpf import bpffs, libbpf, maps
 from ebpf.attach import Attacher
+from ebpf.cgroup import SocketAttacher
 from ebpf.errors import CompileError, LbError
 from ebpf.instance import Instance
 from ebpf.layouts import Bundle, Field, MapSpec, Program, Record
@@ -137,11 +138,12 @@ def generation_key(bundle: Bundle, instance: Instance) -> str:
 def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
     """Unpins the generations that `bundle` replaced; returns how many.
 
-    One that an interface still runs (its replacement failed there) is kept: its program array would
-    lose its programs with the pin.
+    One that an interface or a cgroup still runs (its replacement failed there) is kept: its program
+    array would lose its programs with the pin.
     """
     kept = generation_key(bundle, instance)
     running = {item.prog_id for item in Attacher(instance.pin_dir, "tcx").attachments()}
+    running |= {hook.prog_id for hook in SocketAttacher(instance.pin_dir).hooks()}
     dropped = 0
     for path in (instance.pin_dir / "programs").iterdir():
         if path.name != kept and not running & _pinned_programs(path):

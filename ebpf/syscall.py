@@ -1,4 +1,4 @@
-"""bpf(2) itself, for what the distribution's libbpf has no call for: tcx links and their order."""
+"""bpf(2) itself, for what the distribution's libbpf has no call for: links, and tcx's order."""
 
 from __future__ import annotations
 
@@ -65,14 +65,34 @@ def tcx_link(prog_fd: int, ifindex: int, direction: str, position: str) -> int:
 
 def link_info(fd: int) -> tuple[int, int, int, str]:
     """(link type, program id, ifindex, direction) of a link; ifindex 0 when its device is gone."""
+    kind, prog_id, rest = _link_info(fd)
+    ifindex, attach_type = struct.unpack_from("=II", rest, 0)
+    return kind, prog_id, ifindex, DIRECTIONS.get(attach_type, "")
+
+
+def _link_info(fd: int) -> tuple[int, int, bytes]:
+    """(link type, program id, what depends on the type) of a link."""
     info = bytearray(128)
     view = (ctypes.c_char * len(info)).from_buffer(info)
     attributes = bytearray(_ATTR_SIZE)
     struct.pack_into("=IIQ", attributes, 0, fd, len(info), ctypes.addressof(view))
     bpf(_OBJ_GET_INFO, attributes, f"cannot ask about the link open as {fd}")
     kind, _, prog_id = struct.unpack_from("=III", info, 0)
-    ifindex, attach_type = struct.unpack_from("=II", info, 16)
-    return kind, prog_id, ifindex, DIRECTIONS.get(attach_type, "")
+    return kind, prog_id, bytes(info[16:])
+
+
+def cgroup_link(prog_fd: int, cgroup_fd: int, attach_type: int) -> int:
+    """Attaches to a cgroup, beside what others have there, and returns the link's fd."""
+    attributes = bytearray(_ATTR_SIZE)
+    struct.pack_into("=IIII", attributes, 0, prog_fd, cgroup_fd, attach_type, 0)
+    return bpf(_LINK_CREATE, attributes, f"cannot attach to the cgroup open as {cgroup_fd}")
+
+
+def cgroup_link_info(fd: int) -> tuple[int, int, int]:
+    """(link type, program id, cgroup id) of a link; cgroup id 0 when its cgroup is gone."""
+    kind, prog_id, rest = _link_info(fd)
+    (cgroup_id,) = struct.unpack_from("=Q", rest, 0)
+    return kind, prog_id, cgroup_id
 
 
 def tcx_programs(ifindex: int, direction: str) -> list[int]:

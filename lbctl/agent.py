@@ -36,6 +36,7 @@ from lbctl.node import NodeFacts, is_leaving, node_facts
 from lbctl.nodeconfig import DataPathSettings
 from lbctl.reconcile import Reconciler
 from lbctl.settings import Settings
+from lbctl.socketlb import SocketHooks
 from lbctl.sources.objects import Source
 from lbctl.status import SourceState, StatusRecord
 
@@ -53,6 +54,7 @@ class Options(msgspec.Struct, frozen=True):
     source_kind: str  # manifests or kubernetes
     settings: Settings
     sizes: Sizes | None = None
+    cgroup: Path | None = None  # of this node's processes; None: the root of all
 
 
 class Agent:
@@ -109,6 +111,7 @@ class Agent:
         settings = options.settings
         self._interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces)
         undo.callback(self._interfaces.close)
+        self._sockets = SocketHooks(options.pin_dir, settings.socket_lb, options.cgroup)
         self._takeover = takeover.Watcher(settings.takeover)
         undo.callback(self._takeover.stop)
         self._facts = self._current_facts()
@@ -126,6 +129,7 @@ class Agent:
         self._programs_wanted = True
         began = time.monotonic()
         self._interfaces.attach_all(self._generation)
+        self._sockets.attach(self._generation)
         self._instance.finish()
         programs.drop_other_generations(self._bundle, self._instance)
         self._log.info(
@@ -309,6 +313,8 @@ class Agent:
         settings = DataPathSettings(
             self._takeover.present,
             self._instance.flows4.max_entries,
+            socket_flags=self._sockets.flags,
+            host_netns=self._sockets.host_netns,
             timeouts=self._settings.timeouts,
         )
         primary = tuple(a for a in (self._facts.primary4, self._facts.primary6) if a)
@@ -335,8 +341,9 @@ class Agent:
 
     def _current_record(self) -> StatusRecord:
         reconciler, source = self._reconciler, self._source.status()
+        problems = [*self._interfaces.problems, *self._sockets.problems]
         warnings = [
-            *self._interfaces.problems,
+            *problems,
             *reconciler.warnings(),
             *reconciler.housekeeper.warnings(),
             *filter(None, [self._reserve_problem]),
@@ -345,13 +352,14 @@ class Agent:
         ]
         return msgspec.structs.replace(
             self._record,
-            ready=self._ready and not self._stopping and not self._interfaces.problems,
+            ready=self._ready and not self._stopping and not problems,
             synced=source.synced,
             services=reconciler.services,
             service_ports=len(reconciler.planner.services),
             endpoints=reconciler.planner.backend_ids.in_use,
             interfaces=self._interfaces.attached,
             taking_over=self._takeover.present,
+            socket_lb=self._sockets.mode,
             source=SourceState(
                 self._options.source_kind,
                 source.connected,

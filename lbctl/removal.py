@@ -10,6 +10,7 @@ import msgspec
 
 from ebpf import bpffs
 from ebpf.attach import Attacher
+from ebpf.cgroup import SocketAttacher
 from ebpf.errors import InUseError, LbError, MissingFeature
 from lbctl import status
 from lbctl.inspect.opened import NotFound
@@ -20,14 +21,16 @@ _HALF_MADE = "~new"
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What there is to remove: interfaces with programs of ours, and names of maps."""
+    """What there is to remove: interfaces and socket hooks with programs of ours, names of maps."""
 
     interfaces: tuple[str, ...]
     maps: tuple[str, ...]
+    sockets: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = ", ".join(self.interfaces) or "no interface"
-        return f"programs on {where}; {len(self.maps)} maps"
+        hooks = f"; {len(self.sockets)} socket hooks" if self.sockets else ""
+        return f"programs on {where}{hooks}; {len(self.maps)} maps"
 
 
 def survey(pin_dir: Path) -> Found:
@@ -48,7 +51,8 @@ def survey(pin_dir: Path) -> Found:
     maps = pin_dir / "maps"
     names = [path.name for path in maps.iterdir()] if maps.is_dir() else []
     attached = {item.ifname for item in Attacher(pin_dir).attachments() if item.prog_id}
-    return Found(tuple(sorted(attached)), tuple(sorted(names)))
+    hooks = tuple(hook.name for hook in SocketAttacher(pin_dir).hooks() if hook.cgroup_id)
+    return Found(tuple(sorted(attached)), tuple(sorted(names)), hooks)
 
 
 @contextlib.contextmanager
@@ -74,6 +78,7 @@ def exclusive(pin_dir: Path, *, force: bool) -> Iterator[None]:
 def remove(pin_dir: Path) -> None:
     """Detaches and unpins everything of the instance, and forgets what its agent said. Call within
     `exclusive`. Raises KernelError; what is left can be removed by another call."""
+    SocketAttacher(pin_dir).detach()
     attacher = Attacher(pin_dir)
     attacher.prune()
     attacher.detach_all()

@@ -121,8 +121,7 @@ def settle(flags: Flags, file: ConfigFile) -> Settings:
 
 def ignored(file: ConfigFile) -> tuple[str, ...]:
     """Fields of the file that hold something and mean nothing, sorted."""
-    later = ("socketLB",) if file.agent.socket_lb else ()
-    return tuple(sorted((*file.kube_proxy.ignored, *later)))
+    return tuple(sorted(file.kube_proxy.ignored))
 
 
 def taken_over(before: Settings, after: Settings) -> list[str]:

@@ -46,6 +46,7 @@ class StatusRecord(msgspec.Struct, frozen=True):
     last_apply: str = ""  # RFC 3339
     last_apply_seconds: float = 0.0
     taking_over: bool = False  # kube-proxy's rules are still there
+    socket_lb: str = ""  # off, host or all
     source: SourceState = SourceState("")
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()

@@ -69,7 +69,13 @@ _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
     "--cgroup",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="cgroup of this node's processes. Not used by the programs of this version.",
+    help="Serve sockets of the processes in this cgroup and below.  [default: all]",
+)
+@click.option(
+    "--socket-lb",
+    type=click.Choice(("off", "host", "all")),
+    help="Whose sockets are told a backend when they connect: nobody's, those of the node's own "
+    "network namespace, pods' too.  [default: host]",
 )
 @click.option(
     "--uplink",
@@ -134,6 +140,7 @@ def command(
     api_server: str | None,
     pin_dir: Path,
     cgroup: Path | None,
+    socket_lb: str | None,
     uplinks: tuple[str, ...],
     pod_interfaces: tuple[str, ...],
     config: Path | None,
@@ -173,6 +180,7 @@ def command(
         endpoints=endpoints,
         flows=flows,
         takeover=takeover,
+        socket_lb=socket_lb,
         log_format=log_format,
     )
     found, watch = _settings(flags, config, verbose)
@@ -184,6 +192,7 @@ def command(
             source_kind="manifests" if manifests else "kubernetes",
             settings=found,
             sizes=_sizes(found.services, found.endpoints, found.flows),
+            cgroup=cgroup,
         ),
         _source(name, manifests, found),
         watch,

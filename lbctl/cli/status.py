@@ -54,6 +54,8 @@ def _summary(found: InstanceStatus) -> list[str]:
         f"services    {found.services} ({found.service_ports} ports), {found.endpoints} endpoints",
         f"interfaces  {found.interfaces} with programs",
     ]
+    if found.socket_lb:
+        lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}")
     if found.last_apply:
         took = f"{found.last_apply_seconds * 1000:.1f} ms"
         lines.append(f"last apply  {found.last_apply}, took {took}")
@@ -67,6 +69,13 @@ def _summary(found: InstanceStatus) -> list[str]:
     for i, (name, number) in enumerate(seen.items()):
         lines.append(f"{'' if i else 'packets':<10}  {name:<{width}}  {number}")
     return lines
+
+
+SOCKETS = {
+    "off": "not served (--socket-lb off)",
+    "host": "those of this node's own processes",
+    "all": "those of this node's own processes and of its pods",
+}
 
 
 def _full(item: MapUse) -> str:

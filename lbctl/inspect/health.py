@@ -44,6 +44,7 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     last_apply: str  # RFC 3339, empty if there was none
     last_apply_seconds: float
     taking_over: bool
+    socket_lb: str  # off, host or all; empty without any agent's word
     source: status.SourceState
     maps: tuple[MapUse, ...]
     reasons: dict[str, int]  # packets by what was decided about them
@@ -70,6 +71,7 @@ def read(instance: Instance) -> InstanceStatus:
         last_apply=record.last_apply,
         last_apply_seconds=record.last_apply_seconds,
         taking_over=record.taking_over,
+        socket_lb=record.socket_lb,
         source=record.source,
         maps=tuple(_use(instance, name, flags.get(name, "")) for name in instance.map_names()),
         reasons=reasons(instance),

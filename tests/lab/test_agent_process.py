@@ -112,7 +112,7 @@ class Node:
             "nsenter", f"--net=/run/netns/{self.name}",
             sys.executable, "-m", "lbctl", "agent",
             "--manifests", str(self.manifests), "--node-name", "node1",
-            "--pin-dir", str(self.pin_dir),
+            "--pin-dir", str(self.pin_dir), "--socket-lb", "off",
             "--services", "64", "--endpoints", "256", "--flows", "256", "-v", *more,
         ]  # fmt: skip
 

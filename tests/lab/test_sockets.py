@@ -1,0 +1,224 @@
+"""Processes of the node itself: served at their sockets, by the programs on the node's cgroup."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+from lab_support import PORT, TARGET, TCP, UDP, Responder, addresses, endpoint, publish
+from remote_sockets import RemoteProcess, process_in
+
+from ebpf.cgroup import SocketAttacher
+from ebpf.hash_maps import HashMap
+from lbctl.inspect.opened import open_instance
+from lbctl.lab.cluster import Lab
+from lbctl.lab.objects import Port
+
+pytestmark = pytest.mark.lab
+
+BACKENDS = ["pod1", "pod2", "node1", "node2"]
+KINDS = {"tcp": TCP, "udp": UDP}
+both_kinds = pytest.mark.parametrize("kind", KINDS)
+both_families = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+NODE_PORT = 30080
+EXTERNAL = ("192.0.2.80", "2001:db8:2::80")
+BALANCER = ("192.0.2.81", "2001:db8:2::81")
+PORTS = (
+    Port(PORT, TARGET, "tcp", "TCP", NODE_PORT),
+    Port(PORT, TARGET, "udp", "UDP", NODE_PORT),
+)
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    made = make_lab("s", nodes=2, pods=2)
+    with Responder() as responder:
+        responder.serve(made, ["node1", "node2", *(pod.name for pod in made.pods)])
+        publish(made, {"all": BACKENDS, "one": ["pod1"], "none": []})
+        publish_outside(made)
+        yield made
+
+
+def publish_outside(lab: Lab) -> None:
+    """A service with every kind of address."""
+    objects = lab.service(
+        "outside",
+        PORTS,
+        [endpoint(lab, "pod2")],
+        spec={"type": "LoadBalancer", "externalIPs": list(EXTERNAL)},
+    )
+    objects[0]["status"] = {"loadBalancer": {"ingress": [{"ip": a} for a in BALANCER]}}
+    lab.apply("outside", objects)
+    lab.wait_programmed("default/outside", [endpoint(lab, "pod2")])
+
+
+@pytest.fixture
+def node(lab: Lab) -> Iterator[RemoteProcess]:
+    with process_in(lab, "node1") as process:
+        yield process
+
+
+def entries(lab: Lab, name: str, node: str = "node1") -> int:
+    with open_instance(lab.pin_dir(node)) as instance:
+        table = instance.map(name)
+        assert isinstance(table, HashMap)
+        return len(table.read_all()[0])
+
+
+def wait_until(what: Callable[[], object], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def error_of(call: Callable[[], object]) -> int:
+    try:
+        call()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+@both_kinds
+@both_families
+def test_a_service_is_reached_and_keeps_its_name(
+    lab: Lab, node: RemoteProcess, family: int, kind: str
+) -> None:
+    address = addresses("all")[family]
+    answered = set()
+    for number in range(60):
+        sock = node.connect(KINDS[kind], address, PORT)
+        assert sock.getpeername()[:2] == [address, PORT]
+        answered.add(sock.ask(f"hello {number}"))
+        sock.close()
+    assert answered == set(BACKENDS)
+    assert entries(lab, "socket_peers") == 0
+
+
+@both_kinds
+def test_an_ipv6_socket_that_speaks_ipv4(node: RemoteProcess, kind: str) -> None:
+    mapped = f"::ffff:{addresses('one')[0]}"
+    sock = node.connect(KINDS[kind], mapped, PORT)
+    assert sock.ask("hello") == "pod1"
+    assert sock.getpeername()[:2] == [mapped, PORT]
+
+
+@pytest.mark.parametrize(
+    ("family", "mapped"), [(0, False), (1, False), (0, True)], ids=["ipv4", "ipv6", "mapped"]
+)
+def test_an_unconnected_socket_sees_the_service_answer(
+    lab: Lab, node: RemoteProcess, family: int, mapped: bool
+) -> None:
+    address = ("::ffff:" if mapped else "") + addresses("all")[family]
+    sock = node.open(UDP, int(mapped or family))
+    answered = set()
+    for number in range(20):
+        sock.sendto(f"datagram {number}", [address, PORT])
+        text, sender = sock.recvfrom(1000)
+        answered.add(text.split()[0])
+        assert sender[:2] == [address, PORT]
+    assert len(answered) == 1, "one socket keeps one backend"
+    assert entries(lab, "socket_choices") >= 1
+    sock.close()
+    assert entries(lab, "socket_peers") == entries(lab, "socket_choices") == 0
+
+
+def test_an_unconnected_socket_moves_on(lab: Lab, node: RemoteProcess) -> None:
+    publish(lab, {"moving": ["pod1"]})
+    address = addresses("moving")[0]
+    sock = node.open(UDP)
+    assert sock.ask("first", address, PORT) == "pod1"
+    publish(lab, {"moving": ["pod1", "pod2"]})
+    assert {sock.ask(f"stay {n}", address, PORT) for n in range(10)} == {"pod1"}
+    publish(lab, {"moving": ["pod2"]})
+    sock.sendto("then", [address, PORT])
+    text, sender = sock.recvfrom(1000)
+    assert (text.split()[0], sender[:2]) == ("pod2", [address, PORT])
+    publish(lab, {"moving": []})
+    assert error_of(lambda: sock.sendto("nobody", [address, PORT])) == errno.ECONNREFUSED
+
+
+@both_kinds
+@both_families
+def test_what_nobody_serves_is_refused(node: RemoteProcess, family: int, kind: str) -> None:
+    for name, port in (("none", PORT), ("one", PORT + 1)):
+        sock = node.open(KINDS[kind], family)
+        address = [addresses(name)[family], port]
+        assert error_of(partial(sock.connect, address)) == errno.ECONNREFUSED
+        if kind == "udp":
+            assert error_of(partial(sock.sendto, "x", address)) == errno.ECONNREFUSED
+
+
+@both_kinds
+@both_families
+def test_every_kind_of_address(lab: Lab, node: RemoteProcess, family: int, kind: str) -> None:
+    own = lab.find("node1").addresses[family]
+    for address, port in (
+        (own, NODE_PORT),
+        (EXTERNAL[family], PORT),
+        (BALANCER[family], PORT),
+    ):
+        sock = node.connect(KINDS[kind], address, port)
+        assert sock.ask("hello") == "pod2"
+        assert sock.getpeername()[:2] == [address, port]
+
+
+def test_a_local_policy_without_local_endpoint(lab: Lab, node: RemoteProcess) -> None:
+    spec = {"internalTrafficPolicy": "Local"}
+    lab.apply("here", lab.service("here", PORTS, [endpoint(lab, "pod2")], spec=spec))
+    lab.wait_programmed("default/here", [endpoint(lab, "pod2")], nodes=["node2"])
+    address = addresses("here")[0]
+    sock = node.open(TCP)
+
+    def connect() -> int:
+        return error_of(lambda: sock.connect([address, PORT]))
+
+    wait_until(lambda: connect() == errno.EHOSTUNREACH)
+    with process_in(lab, "node2") as there:
+        assert there.connect(TCP, address, PORT).ask("hello") == "pod2"
+
+
+def test_affinity_is_the_nodes(lab: Lab, node: RemoteProcess) -> None:
+    pods = [endpoint(lab, name) for name in BACKENDS]
+    lab.apply("sticky", lab.service("sticky", PORTS, pods, spec={"sessionAffinity": "ClientIP"}))
+    lab.wait_programmed("default/sticky", pods)
+    answered = {
+        node.connect(TCP, addresses("sticky")[0], PORT).ask(f"number {number}")
+        for number in range(20)
+    }
+    with process_in(lab, "node1") as other:
+        answered.add(other.connect(TCP, addresses("sticky")[0], PORT).ask("another"))
+    assert len(answered) == 1
+
+
+def flows(lab: Lab, address: str) -> list[str]:
+    with open_instance(lab.pin_dir("node1")) as instance:
+        keys, _ = instance.flows4.read_all()
+    raw = int.from_bytes(socket.inet_aton(address), "little")
+    return [str(key) for key in keys if raw in (int(key["src"]), int(key["dst"]))]
+
+
+def test_pods_are_served_on_the_wire(lab: Lab) -> None:
+    before = entries(lab, "socket_peers")
+    with process_in(lab, "pod1") as pod:
+        sock = pod.connect(TCP, addresses("all")[0], PORT)
+        sock.ask("hello")
+        assert sock.getpeername() == [addresses("all")[0], PORT]
+        assert entries(lab, "socket_peers") == before
+        assert flows(lab, addresses("all")[0])
+
+
+def test_hooks_outlive_their_agent(lab: Lab) -> None:
+    lab.stop_agent("node1", 9)
+    try:
+        with process_in(lab, "node1") as node:
+            assert node.connect(TCP, addresses("one")[0], PORT).ask("hello") == "pod1"
+    finally:
+        lab.start_agent("node1")
+        lab.wait_ready(["node1"])
+    assert len(SocketAttacher(lab.pin_dir("node1")).hooks()) == 9
