@@ -142,7 +142,7 @@ def lab(make_lab: Callable[..., Lab], ours: str) -> Iterator[Lab]:
 
 def start(lab: Lab) -> None:
     lab.start_agent("node1")
-    lab.wait_ready()
+    lab.wait_ready(timeout=120)  # the first start on a machine compiles the programs
     publish(lab, {"web": [BACKEND]})
 
 
