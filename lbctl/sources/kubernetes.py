@@ -1,25 +1,15 @@
-"""A source of objects behind a Kubernetes API.
-
-The `kubernetes` package finds and reads configuration, credentials and TLS settings, and is
-imported only here, when a source is made (0.3 s and 21 MB). Bodies are read as raw bytes.
-"""
+"""A source of objects behind a Kubernetes API. Bodies are read as raw bytes."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
-import yaml
-
 from lbctl.decode import NODES, SERVICES, SLICES
-from lbctl.errors import ConfigError, SourceError
+from lbctl.errors import SourceError
 from lbctl.model import (
     HEADLESS_LABEL,
     PROXY_NAME_LABEL,
@@ -27,6 +17,7 @@ from lbctl.model import (
     Node,
     Service,
 )
+from lbctl.sources import access
 from lbctl.sources.objects import SourceStatus, Store, Update
 from lbctl.sources.watch import HttpError, Reflector, Resource, Settings
 
@@ -38,16 +29,6 @@ _SELECTOR = {"labelSelector": f"!{HEADLESS_LABEL},!{PROXY_NAME_LABEL}"}
 _CONNECT_SECONDS = 5.0
 _LEAVES = 2.0
 _READ_SIZE = 1 << 16
-
-# A peer that vanished is noticed after 15 + 3 * 5 s; also while data of ours is unacknowledged.
-_KEEPALIVE = [
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-]
 
 
 class KubernetesSource:
@@ -126,33 +107,28 @@ class ApiClient:
         self._kubeconfig = kubeconfig
         self._api_server = api_server
         self._lock = threading.Lock()
-        self._configuration: Any = None
-        self._pool: urllib3.PoolManager
-        self.url = ""  # the API server's address, without a slash at the end
+        self._access: access.Access
         self.renew()
+
+    @property
+    def url(self) -> str:
+        """The API server's address, without a slash at the end."""
+        return self._access.url
 
     def close(self) -> None:
         """Close idle connections."""
-        self._pool.clear()
+        self._access.pool.clear()
 
     def renew(self) -> None:
         """Read addresses, credentials and certificates again. Raises ConfigError."""
-        configuration = _load(self._kubeconfig, self._api_server)
-        # Kept here, since reading a token again puts the configuration's own address back.
-        url = (self._api_server or str(configuration.host)).rstrip("/")
-        configuration.retries = False
-        configuration.socket_options = _KEEPALIVE
-        configuration.connection_pool_maxsize = 4
-        pool = _kubernetes("client.rest").RESTClientObject(configuration).pool_manager
-        with self._lock:
-            self._configuration, self._pool, self.url = configuration, pool, url
+        self._access = access.find(self._kubeconfig, self._api_server)
 
     def get(self, path: str, query: Mapping[str, str], silence_seconds: float) -> ApiResponse:
         """Ask. Raises HttpError for a status that is no success, SourceError for no answer."""
         import urllib3
 
         try:
-            response = self._pool.request(
+            response = self._access.pool.request(
                 "GET",
                 self.url + path,
                 fields=dict(query),
@@ -170,17 +146,9 @@ class ApiClient:
 
     def _headers(self) -> dict[str, str]:
         """Credentials, read again from their file when they are due, and what we want to get."""
-        headers = {"accept": "application/json", "user-agent": "lbctl"}
-        unreadable = _kubernetes("config").ConfigException
         with self._lock:
-            try:
-                found = self._configuration.auth_settings()
-            except (unreadable, OSError) as error:
-                raise SourceError(f"credentials cannot be read: {error}") from error
-        for entry in found.values():
-            if entry["in"] == "header" and entry["value"]:
-                headers[entry["key"]] = entry["value"].strip()
-        return headers
+            credentials = self._access.credentials()
+        return {"accept": "application/json", "user-agent": "lbctl", **credentials}
 
 
 class ApiResponse:
@@ -251,45 +219,3 @@ def _reason(error: Exception) -> str:
         return text if cause in text else f"{text.rstrip('.')}: {cause}"
     text = str(error) or type(error).__name__
     return text.partition(": ")[2] if "Connection object at 0x" in text else text
-
-
-def _kubernetes(module: str) -> Any:
-    """A module of the API client, imported when it is needed and not before."""
-    return importlib.import_module(f"kubernetes.{module}")
-
-
-def _load(kubeconfig: Path | None, api_server: str | None) -> Any:
-    """A `kubernetes.client.Configuration`. Raises ConfigError."""
-    config = _kubernetes("config")
-    configuration = _kubernetes("client").Configuration()
-    try:
-        if kubeconfig is not None:
-            config.load_kube_config(
-                str(kubeconfig), client_configuration=configuration, persist_config=False
-            )
-        else:
-            _load_service_account(configuration, api_server)
-    except (config.ConfigException, OSError, yaml.YAMLError) as error:
-        where = kubeconfig or "this pod's service account"
-        raise ConfigError(
-            f"no access to a Kubernetes API by {where}: {error}",
-            hint="Give --kubeconfig FILE, or --manifests PATH to work without an API.",
-        ) from error
-    return configuration
-
-
-def _load_service_account(configuration: Any, api_server: str | None) -> None:
-    """The pod's own credentials; none at all for an address given without them (kubectl proxy)."""
-    pod = _kubernetes("config.incluster_config")
-    if api_server and not os.path.exists(pod.SERVICE_TOKEN_FILENAME):
-        structlog.get_logger().warning("no credentials for the API server", url=api_server)
-        return
-    environ = dict(os.environ)
-    if api_server:  # the usual variables name the address that is being replaced
-        environ.setdefault(pod.SERVICE_HOST_ENV_NAME, "replaced")
-        environ.setdefault(pod.SERVICE_PORT_ENV_NAME, "443")
-    pod.InClusterConfigLoader(
-        token_filename=pod.SERVICE_TOKEN_FILENAME,
-        cert_filename=pod.SERVICE_CERT_FILENAME,
-        environ=environ,
-    ).load_and_set(configuration)

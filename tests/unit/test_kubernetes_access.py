@@ -12,8 +12,10 @@ import pytest
 from apiserver import ApiServer
 from following import QUICK, Follower, fill
 from k8s_objects import service
+from urllib3.exceptions import HTTPError
 
-from lbctl.errors import ConfigError
+from lbctl.errors import ConfigError, SourceError
+from lbctl.sources import access
 from lbctl.sources.kubernetes import KubernetesSource
 
 
@@ -63,13 +65,9 @@ def test_credentials_of_a_pod(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--api-server alone: the service account's token, sent to the address that was given."""
-    from kubernetes.config import incluster_config
-
-    token, certificate = tmp_path / "token", tmp_path / "ca.crt"
-    token.write_text("of-the-pod")
-    certificate.write_text("not asked for over plain HTTP")
-    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
-    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate))
+    (tmp_path / "token").write_text("of-the-pod\n")
+    (tmp_path / "ca.crt").write_text("not asked for over plain HTTP")
+    monkeypatch.setattr(access, "ACCOUNT", tmp_path)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     server.accepted_token = "of-the-pod"
     source = KubernetesSource("worker-1", api_server=server.url, settings=QUICK)
@@ -79,6 +77,48 @@ def test_credentials_of_a_pod(
         follower.until(lambda: source.status().synced)
     finally:
         source.stop()
+
+
+def test_a_pod_behind_a_proxy_leaves_its_access_to_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kubernetes.config import incluster_config
+
+    for name, content in (("token", "x"), ("ca.crt", "y")):
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://192.0.2.1:3128")
+    found = access.find(None, "http://192.0.2.2:6443")
+    assert isinstance(found, access.PackageAccess)
+    assert found.credentials() == {"authorization": "bearer x"}
+
+
+def test_a_pods_token_is_read_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("first")
+    (tmp_path / "ca.crt").write_text("y")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    pod = access.PodAccess(None, tmp_path)
+    assert pod.url == "https://[fd00::1]:443"
+    (tmp_path / "token").write_text("second")
+    assert pod.credentials() == {"authorization": "Bearer first"}
+    monkeypatch.setattr(access, "_TOKEN_SECONDS", 0.0)
+    assert pod.credentials() == {"authorization": "Bearer second"}
+    (tmp_path / "token").unlink()
+    with pytest.raises(SourceError, match="token"):
+        pod.credentials()
+
+
+def test_no_pod_and_no_kubeconfig_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(access, "ACCOUNT", tmp_path)
+    with pytest.raises(ConfigError, match="--kubeconfig"):
+        KubernetesSource("worker-1")
 
 
 @pytest.fixture
@@ -138,3 +178,18 @@ def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--manifests") as caught:
         KubernetesSource("worker-1", kubeconfig=tmp_path / "none")
     assert "none" in caught.value.message
+
+
+def test_a_pod_trusts_its_own_authority_alone(
+    certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "ACCOUNT", tmp_path)
+    (tmp_path / "token").write_text("of-the-pod")
+    (tmp_path / "ca.crt").write_bytes((tmp_path / "cert.pem").read_bytes())
+    with ApiServer(certificate=certificate) as server:
+        client = access.find(None, server.url)
+        answer = client.pool.request("GET", server.url + "/api/v1/services", timeout=5.0)
+        assert answer.status == 200
+        (tmp_path / "ca.crt").write_text("")
+        with pytest.raises((OSError, HTTPError), match=r"(?i)certificate"):
+            access.find(None, server.url).pool.request("GET", server.url + "/", timeout=5.0)
