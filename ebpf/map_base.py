@@ -71,7 +71,7 @@ class Map:
             return KernelError(
                 f"map {self.name} is full: it has {self.max_entries} entries",
                 code,
-                f"Start the agent with a larger --max-{limit}." if limit else "",
+                f"Start the agent with a larger --{limit}." if limit else "",
                 said=True,
             )
         if code == errno.EPERM and self.readonly:

@@ -218,7 +218,7 @@ def _memory() -> Requirement:
     return _answer(
         limit > 2 * needed,
         f"{megabytes}; this process may use {limit >> 20} MB",
-        "Raise the container's memory limit, or choose a smaller --max-flows.",
+        "Raise the container's memory limit, or choose a smaller --flows.",
     )
 
 

@@ -126,7 +126,7 @@ def test_a_full_map_is_named_with_its_remedy(few: HashMap, many: bool) -> None:
     with pytest.raises(KernelError, match="map flows4 is full: it has 4 entries") as caught:
         few.put_many(keys, values) if many else few.put(keys[8].tobytes(), values[8].tobytes())
     assert caught.value.errno == errno.E2BIG
-    assert "--max-flows" in caught.value.hint
+    assert "--flows" in caught.value.hint
     assert len(few.read_all()[0]) == 4
 
 
