@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from lbctl.bench.records import FLOOR, PEERS, UNITS, About, Record
+from lbctl.bench.records import FLOOR, ORDER, UNITS, About, Record
 from lbctl.errors import LbError
 
 if TYPE_CHECKING:
@@ -18,12 +18,22 @@ Format = Literal["svg", "png"]
 # Told apart by colour and by marker.
 _COLOURS = dict(
     zip(
-        PEERS,
-        ("#888888", "#d62728", "#ff7f0e", "#9467bd", "#8c564b", "#1f77b4", "#17becf", "#2ca02c"),
+        ORDER,
+        (
+            "#888888",
+            "#d62728",
+            "#ff7f0e",
+            "#9467bd",
+            "#8c564b",
+            "#1f77b4",
+            "#17becf",
+            "#2ca02c",
+            "#222222",
+        ),
         strict=True,
     )
 )
-_MARKERS = dict(zip(PEERS, "xsDv*o^P", strict=True))
+_MARKERS = dict(zip(ORDER, "xsDv*o^Ph", strict=True))
 _SIZE = (7.0, 4.2)  # inches
 
 
@@ -73,7 +83,7 @@ def _over_services(
 
     def plot(axes: Axes, records: Sequence[Record], _about: About) -> bool:
         found = False
-        for peer in PEERS:
+        for peer in ORDER:
             rows = sorted(
                 (r for r in records if (r.peer, r.measure) == (peer, measure)),
                 key=lambda record: record.services,
@@ -107,7 +117,7 @@ def _distribution(axes: Axes, _records: Sequence[Record], about: About) -> bool:
     if not about.distributions:
         return False
     largest = max(found.services for found in about.distributions)
-    for found in sorted(about.distributions, key=lambda d: PEERS.index(d.peer)):
+    for found in sorted(about.distributions, key=lambda d: ORDER.index(d.peer)):
         if found.services == largest:
             values = found.percentiles[:100]  # the maximum is one connection
             axes.plot(values, range(len(values)), label=found.peer, color=_COLOURS[found.peer])

@@ -21,6 +21,8 @@ PEERS = (
     "lbctl-xdp",
 )
 FLOOR = "none"
+NODE = "node"  # whoever translates on a real node
+ORDER = (*PEERS, NODE)  # of tables
 
 # Measure to its unit.
 UNITS = {

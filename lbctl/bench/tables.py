@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbctl.bench.records import ALL, FLOOR, PEERS, RATES, UNITS, About, Missing, Record
+from lbctl.bench.records import ALL, FLOOR, ORDER, PEERS, RATES, UNITS, About, Missing, Record
 
 MEANING = {
     "connect_latency": "Time of connect()",
@@ -54,7 +54,7 @@ def _of_measure(measure: str, records: Sequence[Record], about: About) -> Table 
         if missing.measure in (measure, ALL)
     }
     rows = []
-    for peer in PEERS:
+    for peer in ORDER:
         if not any((peer, size) in found for size in sizes):
             continue
         cells = [
@@ -69,7 +69,7 @@ def _of_measure(measure: str, records: Sequence[Record], about: About) -> Table 
     spread = "p50, × the floor, (p90, p99)"
     return Table(
         f"{measure}: {MEANING[measure]}, {UNITS[measure]} – {spread}",
-        ("peer", *(f"{size:,} services" for size in sizes)),
+        ("peer", *(f"{size:,} services" if size else "here" for size in sizes)),
         tuple(rows),
     )
 

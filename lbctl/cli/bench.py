@@ -98,6 +98,13 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str | Non
 @click.option(
     "--cpu", type=int, help="CPU of the connection generator.  [default: the last; -1: any]"
 )
+@click.option(
+    "--service",
+    "service",
+    metavar="HOST:PORT",
+    help="Only this: connections to a service as it is, against --pods; see deploy/bench.",
+)
+@click.option("--pods", metavar="HOST:PORT", help="A name of the service's pods, for --service.")
 @click.option("--name", default="bench", show_default=True, help="Part of the namespaces' names.")
 def command(
     services: list[int],
@@ -112,6 +119,8 @@ def command(
     rules: Path | None,
     timeout: float,
     cpu: int | None,
+    service: str | None,
+    pods: str | None,
     name: str,
 ) -> None:
     """Measure what a service costs: a connection, a packet, a change, memory.
@@ -120,9 +129,9 @@ def command(
     rules in iptables (both variants) and nftables, and lbctl. What cannot run here is reported with
     the reason. Needs root.
     """
+    from lbctl.bench import inplace, saved
     from lbctl.bench import report as reports
     from lbctl.bench import run as runs
-    from lbctl.bench import saved
     from lbctl.bench.measures import Effort
     from lbctl.bench.records import PEERS
     from lbctl.cli.lab import require_root
@@ -142,9 +151,19 @@ def command(
     )
     if report:
         reports.check_path(report)
+    if bool(service) != bool(pods):
+        raise UsageError("--service and --pods need each other")
     results = _results(json_file, resume)
-    require_root()
-    _measure(chosen, results)
+    if service and pods:
+        found = inplace.plan(
+            service, pods, chosen.effort.turns, chosen.effort.connections, *services[:1] or (0,)
+        )
+        with _progress() as progress:
+            inplace.measure(found, results, progress)
+        results.save_about()
+    else:
+        require_root()
+        _measure(chosen, results)
     reports.show(results)
     if report:
         reports.write(results, report)
