@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from lbctl.cli import agent
 from lbctl.errors import ConfigError
 from lbctl.settings import Flags
+
+
+@pytest.fixture(autouse=True)
+def log_of_others() -> Iterator[None]:
+    """The command sets the log up for the whole process, here to a file that a test captures."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 def test_a_kubeconfig_of_kube_proxys_pod_gives_way_to_the_service_account(
