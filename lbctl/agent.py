@@ -24,13 +24,14 @@ from ebpf import compiler, programs
 from ebpf.attach import Attacher
 from ebpf.instance import Instance
 from ebpf.sizes import Sizes
-from lbctl import nodeconfig, reserve, status, takeover
+from lbctl import memory, nodeconfig, reserve, status, takeover
 from lbctl.addresses import FAMILIES, family_of
 from lbctl.configwatch import Watch
 from lbctl.errors import ConfigError
 from lbctl.health.monitor import Health
 from lbctl.healthports import listening_addresses
 from lbctl.interfaces import Interfaces
+from lbctl.loading import LaterGeneration
 from lbctl.model import Node
 from lbctl.node import NodeFacts, is_leaving, node_facts
 from lbctl.nodeconfig import DataPathSettings
@@ -38,6 +39,7 @@ from lbctl.reconcile import Reconciler
 from lbctl.settings import Settings
 from lbctl.socketlb import SocketHooks
 from lbctl.sources.objects import Source
+from lbctl.stalesockets import StaleSockets
 from lbctl.status import SourceState, StatusRecord
 
 # Addresses and sysctls are looked at again this often even if nobody reports a change.
@@ -89,12 +91,8 @@ class Agent:
         """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
         with ExitStack() as undo:
             undo.callback(self._health.stop)
-            self._health.set_places(self._settings.healthz, ())
-            self._health.start()
             self._open(undo)
             self._log.info("agent started", node=self._options.node_name, pid=os.getpid())
-            self._source.start()
-            undo.callback(self._source.stop)
             self._loop(undo)
             self._record = msgspec.structs.replace(self._record, ready=False)
             self._write_status(force=True)
@@ -102,10 +100,19 @@ class Agent:
 
     def _open(self, undo: ExitStack) -> None:
         options = self._options
+        memory.prepare()
+        undo.callback(gc.enable)
         bundle = compiler.bundle()
         self._bundle = bundle
         self._instance = Instance.create_or_open(options.pin_dir, bundle, options.sizes)
         undo.callback(self._instance.close)
+        self._health.set_places(self._settings.healthz, ())
+        self._health.start()  # not before the instance is ours, and so the ports
+        # The kernel checks programs for a second: meanwhile the objects are listed and planned.
+        self._generation = LaterGeneration(bundle, self._instance)
+        undo.callback(self._generation.close)
+        self._source.start()
+        undo.callback(self._source.stop)
         attacher = Attacher(options.pin_dir)
         attached_before = bool(attacher.attachments())
         settings = options.settings
@@ -116,9 +123,9 @@ class Agent:
         undo.callback(self._takeover.stop)
         self._facts = self._current_facts()
         self._reconciler = Reconciler(self._instance, self._facts)
+        self._stale = StaleSockets(self._instance, self._reconciler, settings.socket_lb)
+        undo.callback(self._stale.stop)
         self._reserve_ports()
-        self._generation = programs.load_generation(bundle, self._instance)
-        undo.callback(self._generation.close)
         if attached_before:
             # Of an earlier agent, whose maps are complete. A fresh instance waits for the first
             # list: without it every service would be refused.
@@ -128,8 +135,9 @@ class Agent:
     def _attach(self) -> None:
         self._programs_wanted = True
         began = time.monotonic()
-        self._interfaces.attach_all(self._generation)
-        self._sockets.attach(self._generation)
+        generation = self._generation.result()
+        self._interfaces.attach_all(generation)
+        self._sockets.attach(generation)
         self._instance.finish()
         programs.drop_other_generations(self._bundle, self._instance)
         self._log.info(
@@ -175,6 +183,7 @@ class Agent:
             self._reconciler.housekeeper.due(),
             self._reconciler.retry_at(),
             self._interfaces.next_refresh(),
+            self._stale.due(),
         ]
         if self._config:
             times.append(self._config.due())
@@ -183,6 +192,7 @@ class Agent:
         return max(0.0, min(t for t in times if t is not None) - time.monotonic())
 
     def _timers(self) -> None:
+        self._generation.check()
         now = time.monotonic()
         refresh = self._interfaces.next_refresh()
         if refresh is not None and now >= refresh and self._interfaces.refresh():
@@ -198,6 +208,7 @@ class Agent:
             self._log.info("kube-proxy's rules", present=self._takeover.present)
             if self._reconciler.synced:
                 self._store_config()
+        self._stale.step(now)
         retry = self._reconciler.retry_at()
         if retry is not None and now >= retry:
             self._apply()
@@ -230,6 +241,8 @@ class Agent:
         wrote = self._reconciler.apply(self._complete)
         if not self._reconciler.refused:
             self._health.written()
+        touched, left = self._reconciler.take_touched()
+        self._stale.changed(touched, left or first, began)
         spent = time.monotonic() - began
         if wrote or first:
             self._record = msgspec.structs.replace(
@@ -251,9 +264,7 @@ class Agent:
             endpoints=self._reconciler.planner.backend_ids.in_use,
             seconds=round(spent, 3),
         )
-        # What lives now lives long; looking at it in every collection would delay changes.
-        gc.collect()
-        gc.freeze()
+        memory.settle()
         self._write_status(force=True)
 
     def _facts_may_differ(self, apply: bool = True) -> None:
@@ -346,7 +357,7 @@ class Agent:
             *problems,
             *reconciler.warnings(),
             *reconciler.housekeeper.warnings(),
-            *filter(None, [self._reserve_problem]),
+            *filter(None, [self._reserve_problem, self._stale.problem]),
             *self._health.problems(),
             *(self._config.problems() if self._config else ()),
         ]
@@ -360,6 +371,7 @@ class Agent:
             interfaces=self._interfaces.attached,
             taking_over=self._takeover.present,
             socket_lb=self._sockets.mode,
+            sockets_closed=self._stale.closed,
             source=SourceState(
                 self._options.source_kind,
                 source.connected,
