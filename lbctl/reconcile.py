@@ -10,6 +10,7 @@ import structlog
 from ebpf.errors import LbError
 from lbctl import program, programmed
 from lbctl.addresses import format_address
+from lbctl.hints import NO_HINTS
 from lbctl.housekeeping import Housekeeper
 from lbctl.model import ObjectKey, ServiceObjects
 from lbctl.node import NodeFacts
@@ -34,6 +35,8 @@ class Reconciler:
         self._ports: dict[ObjectKey, tuple[str, ...]] = {}  # names of what is wanted
         self._notes: dict[ObjectKey, tuple[str, ...]] = {}  # warnings by service
         self._dirty: dict[ObjectKey, None] = {}
+        self._hints: dict[str, str] = {}
+        self._hints_changed = True
         self._retry: float | None = None
         self.synced = False
         self.planner, leftovers = programmed.read(tables, time.monotonic())
@@ -44,6 +47,18 @@ class Reconciler:
         self.housekeeper = Housekeeper(tables, self.planner)
         self.had_services = bool(self._unclaimed)
         self._problems: dict[str, str] = {}
+        self._touched: set[ObjectKey] = set()  # since `take_touched`
+        self._left = False
+
+    def objects(self, key: ObjectKey) -> ServiceObjects | None:
+        """What is known of a service; None if there is none."""
+        return self._objects.get(key)
+
+    def take_touched(self) -> tuple[set[ObjectKey], bool]:
+        """Services written since the last call, and whether endpoints stopped serving."""
+        found = self._touched, self._left
+        self._touched, self._left = set(), False
+        return found
 
     @property
     def services(self) -> int:
@@ -54,6 +69,14 @@ class Reconciler:
         """Sentences about objects, and about what did not fit."""
         notes = itertools.chain.from_iterable(self._notes.values())
         return [*dict.fromkeys(itertools.chain(self._problems.values(), notes))]
+
+    def take_hints(self) -> dict[str, str] | None:
+        """By stored name, what is to say of the ports whose endpoints have topology hints; None if
+        nothing has changed since the last call."""
+        if not self.synced or not self._hints_changed:
+            return None
+        self._hints_changed = False
+        return self._hints
 
     def retry_at(self) -> float | None:
         """When `retry` has something to do, on the monotonic clock."""
@@ -103,6 +126,7 @@ class Reconciler:
     def _apply_some(self, keys: list[ObjectKey]) -> bool:
         changes: dict[str, ResolvedPort | None] = {}
         owners: dict[str, ObjectKey] = {}
+        self._touched.update(keys)
         for key in keys:
             ports = list(self._resolve(key))
             before = self._ports.pop(key, ())
@@ -112,6 +136,7 @@ class Reconciler:
             if ports:
                 self._ports[key] = tuple(port.name for port in ports)
             self._set_notes(key, ports)
+        self._set_hints(changes)
         self._unclaimed.difference_update(self.planner.stored_name(name) for name in changes)
         return self._write(changes, owners)
 
@@ -132,6 +157,18 @@ class Reconciler:
         else:
             self._notes.pop(key, None)
 
+    def _set_hints(self, changes: dict[str, ResolvedPort | None]) -> None:
+        for full_name, port in changes.items():
+            said = port.hints if port and port.hints != NO_HINTS else ""
+            name = self.planner.stored_name(full_name)
+            if said == self._hints.get(name, ""):
+                continue
+            self._hints_changed = True
+            if said:
+                self._hints[name] = said
+            else:
+                del self._hints[name]
+
     def _write(self, changes: dict[str, ResolvedPort | None], owners: dict[str, ObjectKey]) -> bool:
         now = time.monotonic()
         plan = self.planner.plan(changes, now)
@@ -141,6 +178,7 @@ class Reconciler:
             self._start_over(error)
             return True
         self.housekeeper.note(plan, now)
+        self._left |= bool(plan.lowered)
         for name in changes:
             self._problems.pop(name, None)
         for text in plan.warnings:

@@ -47,6 +47,7 @@ class StatusRecord(msgspec.Struct, frozen=True):
     last_apply_seconds: float = 0.0
     taking_over: bool = False  # kube-proxy's rules are still there
     socket_lb: str = ""  # off, host or all
+    sockets_closed: int = 0  # by this agent, since their endpoint had gone
     source: SourceState = SourceState("")
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()
@@ -60,11 +61,7 @@ def path_of(pin_dir: Path) -> Path:
 
 def write(record: StatusRecord) -> None:
     """Replace the file in one step. Raises OSError."""
-    path = path_of(Path(record.pin_dir))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{record.pid}")
-    fresh.write_bytes(msgspec.json.encode(record) + b"\n")
-    fresh.replace(path)
+    _replace(path_of(Path(record.pin_dir)), record.pid, msgspec.json.encode(record))
 
 
 def read(pin_dir: Path) -> StatusRecord | None:
@@ -78,9 +75,43 @@ def read(pin_dir: Path) -> StatusRecord | None:
         return None
 
 
+class Hints(msgspec.Struct, frozen=True):
+    """Content of a second file: by service port (as its name is stored in the maps), why topology
+    hints narrow its endpoints or why not. Ports whose endpoints have no hints are left out."""
+
+    pid: int
+    ports: dict[str, str]
+
+
+def write_hints(pin_dir: Path, record: Hints) -> None:
+    """Replace the file of hints in one step. Raises OSError."""
+    _replace(_hints_path(pin_dir), record.pid, msgspec.json.encode(record))
+
+
+def read_hints(pin_dir: Path) -> dict[str, str] | None:
+    """What the agent that runs now says of hints; None if none runs, or it has not said yet."""
+    try:
+        record = msgspec.json.decode(_hints_path(pin_dir).read_bytes(), type=Hints)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return record.ports if record.pid == running_agent(pin_dir) else None
+
+
+def _hints_path(pin_dir: Path) -> Path:
+    return path_of(pin_dir).with_suffix(".hints")
+
+
+def _replace(path: Path, pid: int, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f"{path.suffix}.{pid}")
+    fresh.write_bytes(content + b"\n")
+    fresh.replace(path)
+
+
 def remove(pin_dir: Path) -> None:
-    """Forget it, as `lbctl cleanup` does."""
+    """Forget both files, as `lbctl cleanup` does."""
     path_of(pin_dir).unlink(missing_ok=True)
+    _hints_path(pin_dir).unlink(missing_ok=True)
 
 
 def running_agent(pin_dir: Path) -> int:

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import click
 
+from lbctl import status
 from lbctl.cli import options
 from lbctl.cli.output import Column, count, size, write, write_data
+from lbctl.hints import NO_HINTS
 from lbctl.inspect import services
 from lbctl.inspect.opened import open_instance
 from lbctl.inspect.services import AddressRow, ServiceRow
+
+LOCAL = "Local"
 
 
 @click.group()
@@ -46,7 +50,7 @@ def list_command(namespace: str, output: str, pin_dir: Path) -> None:
 @options.output
 @options.pin_dir
 def show(service: str, output: str, pin_dir: Path) -> None:
-    """Show SERVICE: its addresses, policy, backends and counters.
+    """Show SERVICE: its addresses, policy, who may call it, topology hints, backends and counters.
 
     SERVICE is a name, NAMESPACE/NAME, or either with :PORT, the port's name. Every port it means is
     shown.
@@ -56,7 +60,7 @@ def show(service: str, output: str, pin_dir: Path) -> None:
     lbctl service show kube-dns:dns-tcp -o yaml
     """
     with open_instance(pin_dir) as instance:
-        rows = services.show(instance, service)
+        rows = services.show(instance, service, status.read_hints(pin_dir))
     if write_data(rows, output):
         return
     click.echo("\n\n".join(describe(row, wide=output == "wide") for row in rows))
@@ -70,6 +74,8 @@ def describe(row: ServiceRow, *, wide: bool = False) -> str:
         + (f", id {row.id}" if wide else ""),
         *(f"  address   {_address(address)}" for address in row.addresses),
         f"  policy    {_policy(row)}",
+        *_conditions(row),
+        f"  hints     {_hints(row)}",
         f"  traffic   {counters.connections} connections",
         f"            {counters.packets_in} packets, {size(counters.bytes_in)} bytes to backends",
         f"            {counters.packets_out} packets, {size(counters.bytes_out)} bytes to clients",
@@ -96,9 +102,26 @@ def _address(address: AddressRow) -> str:
 
 def _policy(row: ServiceRow) -> str:
     text = f"internal {row.internal_policy}, external {row.external_policy}"
-    if row.affinity_seconds:
-        text += f", clients stay with their backend for {row.affinity_seconds} s"
+    if row.cluster and not row.local and LOCAL in (row.internal_policy, row.external_policy):
+        what = "dropped" if row.without_local == "drop" else "refused"
+        text += f"; no backend here: traffic under Local is {what}"
     return text
+
+
+def _conditions(row: ServiceRow) -> list[str]:
+    lines = []
+    if row.affinity_seconds:
+        what = f"clients stay with their backend for {row.affinity_seconds} s"
+        lines.append(f"  affinity  {what}")
+    if row.source_ranges:
+        lines.append(f"  sources   {', '.join(row.source_ranges)}")
+    return lines
+
+
+def _hints(row: ServiceRow) -> str:
+    if row.hints is None:
+        return "unknown: no agent runs that could say"
+    return "none on its endpoints" if row.hints == NO_HINTS else row.hints
 
 
 def _addresses(row: ServiceRow) -> str:

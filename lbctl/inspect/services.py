@@ -11,12 +11,14 @@ import msgspec
 import numpy as np
 
 from lbctl import consts
-from lbctl.addresses import format_address, format_endpoint
+from lbctl.addresses import Prefix, format_address, format_endpoint
 from lbctl.contents import ArrayContents, region_of
+from lbctl.hints import NO_HINTS
 from lbctl.inspect import names
 from lbctl.inspect.backends import BackendRow, rows_of
 from lbctl.inspect.names import PortName
 from lbctl.inspect.opened import NotFound
+from lbctl.program import SERVICE_BITS
 from lbctl.resolved import FrontendKind
 from lbctl.tables import ArrayTable, HashTable, Records
 
@@ -46,6 +48,8 @@ class ServiceTables(Protocol):
     def backends(self) -> ArrayTable: ...
     @property
     def service_counters(self) -> ArrayTable: ...
+    @property
+    def source_ranges(self) -> HashTable: ...
 
 
 class AddressRow(msgspec.Struct, frozen=True, order=True):
@@ -70,7 +74,11 @@ class Counters(msgspec.Struct, frozen=True):
 
 class ServiceRow(msgspec.Struct, frozen=True):
     """One service port of one family. `cluster` and `local` are numbers of backends in the sets;
-    `without_backends` is what happens to traffic when the cluster set is empty."""
+    `without_backends` is what happens to traffic when the cluster set is empty, `without_local`
+    when the local one is and a policy asks for it.
+
+    Of listings, `source_ranges`, `hints` and `backends` are left out. `hints` is why topology hints
+    narrow the cluster set or why not, which only a running agent knows (else None)."""
 
     name: PortName
     id: int
@@ -81,7 +89,10 @@ class ServiceRow(msgspec.Struct, frozen=True):
     cluster: int
     local: int
     without_backends: str
+    without_local: str
     counters: Counters
+    source_ranges: tuple[str, ...] = ()
+    hints: str | None = None
     backends: tuple[BackendRow, ...] = ()
 
 
@@ -97,12 +108,27 @@ def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow
     return _rows(tables, known)
 
 
-def show(tables: ServiceTables, query: str) -> list[ServiceRow]:
-    """The service ports that `query` means, with their backends. Raises NotFound."""
+def show(
+    tables: ServiceTables, query: str, hints: dict[str, str] | None = None
+) -> list[ServiceRow]:
+    """The service ports that `query` means, with all that is known. Raises NotFound.
+
+    `hints` is what status.read_hints found: sentences by the name of a port.
+    """
     rows = _rows(tables, names.find(tables.names, query))
     if not rows:
         raise NotFound(f"service {query!r} is being removed", "It only waits for its flows to end.")
-    return [msgspec.structs.replace(row, backends=_backends(tables, row)) for row in rows]
+    guarded = {row.id for row in rows if any(a.source_ranges for a in row.addresses)}
+    ranges = _ranges(tables.source_ranges, guarded) if guarded else {}
+    return [
+        msgspec.structs.replace(
+            row,
+            backends=_backends(tables, row),
+            source_ranges=tuple(map(str, sorted(ranges.get(row.id, ())))),
+            hints=None if hints is None else hints.get(row.name.text, NO_HINTS),
+        )
+        for row in rows
+    ]
 
 
 def _rows(tables: ServiceTables, known: dict[int, PortName]) -> list[ServiceRow]:
@@ -141,9 +167,14 @@ def _row(
         affinity_seconds=round(affinity * TICK_SECONDS) if flags & consts.SERVICE_AFFINITY else 0,
         cluster=region_of(record["cluster"])[1],
         local=region_of(record["local"])[1],
-        without_backends="drop" if record["cluster"] & consts.REGION_DROP else "refuse",
+        without_backends=_without(record["cluster"]),
+        without_local=_without(record["local"]),
         counters=msgspec.convert(counted, Counters),
     )
+
+
+def _without(region: int) -> str:
+    return "drop" if region & consts.REGION_DROP else "refuse"
 
 
 def _policy(flags: int, local: int) -> str:
@@ -176,6 +207,16 @@ def _address(address: bytes, port: int, flags: int) -> AddressRow:
         kinds=tuple(text for kind, text in KINDS.items() if flags & kind),
         source_ranges=bool(flags & FrontendKind.SOURCE_RANGES),
     )
+
+
+def _ranges(table: HashTable, wanted: set[int]) -> dict[int, list[Prefix]]:
+    """Source ranges of some services, by id."""
+    found: dict[int, list[Prefix]] = defaultdict(list)
+    for keys, _ in table.batches():
+        for key in keys[np.isin(keys["service"], list(wanted))]:
+            prefix = Prefix(key["client"]["w"].tobytes(), int(key["prefix_length"]) - SERVICE_BITS)
+            found[int(key["service"])].append(prefix)
+    return found
 
 
 def _backends(tables: ServiceTables, row: ServiceRow) -> tuple[BackendRow, ...]:

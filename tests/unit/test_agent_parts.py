@@ -101,6 +101,21 @@ def test_an_unreadable_status_is_none(run_dir: Path) -> None:
     assert status.read(run_dir) is None
 
 
+def test_hints_are_those_of_the_agent_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(status, "running_agent", lambda _: 17)
+    assert status.read_hints(tmp_path) is None
+    status.write_hints(tmp_path, status.Hints(17, {"a/b/TCP/v4": "not used: so"}))
+    assert status.read_hints(tmp_path) == {"a/b/TCP/v4": "not used: so"}
+    monkeypatch.setattr(status, "running_agent", lambda _: 18)
+    assert status.read_hints(tmp_path) is None
+    status.write(StatusRecord(17, "1", "n", str(tmp_path)))
+    status.remove(tmp_path)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 def test_the_agent_is_known_by_its_lock(tmp_path: Path) -> None:
     assert status.running_agent(tmp_path / "none") == 0
     assert status.running_agent(tmp_path) == 0

@@ -29,10 +29,15 @@ from lbctl.sources.objects import SourceStatus, Update
 NODE = NodeFacts("node1")
 
 
-def objects(name: str, cluster_ip: str, backends: Iterable[str], port: int = 80) -> ServiceObjects:
+NO_HINTS = Hints()
+
+
+def objects(
+    name: str, cluster_ip: str, backends: Iterable[str], port: int = 80, hints: Hints = NO_HINTS
+) -> ServiceObjects:
     key = ObjectKey("default", name)
     endpoints = tuple(
-        SliceEndpoint(parse_address(b), "node1", True, True, False, Hints()) for b in backends
+        SliceEndpoint(parse_address(b), "node1", True, True, False, hints) for b in backends
     )
     return ServiceObjects(
         Service(
@@ -100,6 +105,22 @@ def test_services_come_and_go(tables: FakeTables) -> None:
     assert reconciler.apply(complete=True)
     assert (reconciler.services, reconciler.planner.backend_ids.in_use) == (1, 1)
     assert len(tables.frontends.entries) == 2
+
+
+def test_what_became_of_hints_is_told_once(tables: FakeTables) -> None:
+    reconciler = synced(tables, WEB)
+    assert reconciler.take_hints() == {}
+    assert reconciler.take_hints() is None
+    hinted = objects("web", "10.96.0.1", ["10.0.0.1"], hints=Hints(nodes=("node1",)))
+    for _ in range(2):  # the second says nothing new
+        reconciler.take(update(hinted, DNS))
+        reconciler.apply(complete=True)
+    text = "node hints used: 1 of 1 for node node1"
+    assert reconciler.take_hints() == {"default/web/TCP/v4": text}
+    assert reconciler.take_hints() is None
+    reconciler.take(update(gone=["web"]))
+    reconciler.apply(complete=True)
+    assert reconciler.take_hints() == {}
 
 
 def test_a_restart_without_changes_writes_nothing(tables: FakeTables) -> None:

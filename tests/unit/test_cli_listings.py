@@ -2,16 +2,20 @@
 
 import contextlib
 import json
+import socket
 
 import pytest
-from cli_support import DNS, EMPTY, WEB, WEB6, populate
+from cli_support import DNS, EMPTY, WEB, WEB6, populate, port
 from click.testing import CliRunner
 from fake_tables import FakeTables
 
+from lbctl import program, programmed
+from lbctl.addresses import parse_prefix
 from lbctl.cli.main import command
 from lbctl.inspect import backends, names, services
 from lbctl.inspect.names import PortName
 from lbctl.inspect.opened import NotFound
+from lbctl.resolved import FrontendKind
 
 
 @pytest.fixture
@@ -85,6 +89,51 @@ def test_show_prints_backends_and_traffic(tables: FakeTables) -> None:
 
 def test_show_says_what_happens_without_backends(tables: FakeTables) -> None:
     assert "none: traffic is refused" in run("service", "show", "empty")[1]
+
+
+def test_show_says_who_may_call_and_who_stays(tables: FakeTables) -> None:
+    kind = FrontendKind.LOAD_BALANCER | FrontendKind.SOURCE_RANGES
+    guarded = port(
+        "default/guarded/TCP/v4",
+        socket.IPPROTO_TCP,
+        [("10.96.0.77", 80, FrontendKind.CLUSTER_IP), ("192.0.2.77", 80, kind)],
+        [("10.1.1.9", 80, False)],
+        external_local=True,
+        local_drop=True,
+        affinity_seconds=60,
+        source_ranges=(parse_prefix("198.51.100.0/24"), parse_prefix("203.0.113.7/32")),
+    )
+    planner, _ = programmed.read(tables, 3.0)
+    program.apply(planner.plan({guarded.name: guarded}, 3.0), tables)
+    out = run("service", "show", "guarded")[1]
+    assert "  sources   198.51.100.0/24, 203.0.113.7/32\n" in out
+    assert "192.0.2.77:80  LoadBalancer, only for its source ranges" in out
+    assert (
+        "internal Cluster, external Local; no backend here: traffic under Local is dropped" in out
+    )
+    assert "  affinity  clients stay with their backend for 60 s\n" in out
+    (row,) = services.show(tables, "guarded")
+    assert row.source_ranges == ("198.51.100.0/24", "203.0.113.7/32")
+    assert row.without_local == "drop"
+    assert "sources" not in run("service", "show", "default/web")[1]
+
+
+@pytest.mark.parametrize(
+    ("known", "shown"),
+    [
+        (None, "unknown: no agent runs that could say"),
+        ({}, "none on its endpoints"),
+        ({DNS: "not used: this node has no zone label"}, "not used: this node has no zone label"),
+    ],
+)
+def test_show_says_what_became_of_hints(
+    tables: FakeTables,
+    monkeypatch: pytest.MonkeyPatch,
+    known: dict[str, str] | None,
+    shown: str,
+) -> None:
+    monkeypatch.setattr("lbctl.status.read_hints", lambda _: known)
+    assert f"  hints     {shown}\n" in run("service", "show", "kube-dns")[1]
 
 
 def test_show_as_json(tables: FakeTables) -> None:
