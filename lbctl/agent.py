@@ -388,11 +388,14 @@ class Agent:
         if not force and now < self._written_at + STATUS_SECONDS:
             return
         record = self._current_record()
-        if record == self._written:
+        hints = self._reconciler.take_hints()
+        if record == self._written and hints is None:
             return
         self._written_at = now
         self._written = record
         try:
+            if hints is not None:
+                status.write_hints(self._options.pin_dir, status.Hints(record.pid, hints))
             status.write(record)
         except OSError as error:
             self._log.warning("cannot write the status file", error=str(error))
