@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl import consts
+from lbctl.contents import rows_as_bytes
 from lbctl.tables import Records
 
 Mask = npt.NDArray[np.bool_]
@@ -27,8 +28,9 @@ def timeouts(config: Records) -> npt.NDArray[np.int64]:
         (consts.FLOW_CLOSING, "closing_timeout"),
         (consts.FLOW_RESET, "reset_timeout"),
         (consts.FLOW_TIME_WAIT, "time_wait_timeout"),
-        # A side entry is ended with its flow; left alone it has an opening's time, see the sweep.
-        (consts.FLOW_SIDE, "syn_timeout"),
+        # A side entry is ended with its flow, or by the sweep when its flow is gone. Its port is
+        # wanted by others, so it waits only so long as a flow may need to be opened.
+        (consts.FLOW_SIDE, "reset_timeout"),
     ):
         table[:, state] = int(config[name])
     return table
@@ -41,6 +43,14 @@ def expired(values: Records, limits: npt.NDArray[np.int64], tick: int) -> Mask:
     replied = (values["flags"] & consts.FLOW_REPLIED != 0).astype(np.intp)
     over: Mask = age > limits[replied, values["state"]]
     return over
+
+
+def take(records: Records, which: npt.NDArray[Any]) -> Records:
+    """The records at these places, byte for byte: numpy's own indexing copies field by field, and
+    leaves what happens to be there in the gaps between fields (an IPv6 flow has one)."""
+    rows = rows_as_bytes(np.ascontiguousarray(records))[which]
+    taken: Records = rows.reshape(-1).view(records.dtype)
+    return taken
 
 
 def is_reply(values: Records) -> Mask:

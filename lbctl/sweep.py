@@ -135,7 +135,8 @@ class Sweep:
         idle = np.flatnonzero(flowrecords.expired(values, limits, tick))
         for start in range(0, len(idle), STEP_ENTRIES):
             part = idle[start : start + STEP_ENTRIES]
-            dead = self._dead(name, keys[part], values[part], limits, tick, found)
+            picked = flowrecords.take(keys, part), flowrecords.take(values, part)
+            dead = self._dead(name, *picked, limits, tick, found)
             live[part[dead]] = False
             yield None
 
