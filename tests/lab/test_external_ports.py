@@ -1,0 +1,157 @@
+"""The node's own source ports for traffic from outside: used up, reported, and free again."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from external import SHORT, Exposed
+from lab_support import TCP, UDP, Responder, ask, client, set_linger
+
+from ebpf.maps import ArrayMap
+from lbctl.inspect.opened import open_instance
+from lbctl.lab.agents import lbctl_command
+from lbctl.lab.cluster import Lab
+
+pytestmark = pytest.mark.lab
+
+FIRST, LAST = 61000, 61007
+ROOM = LAST - FIRST + 1
+SERVICE = Exposed("far", 1)
+OTHER = Exposed("farther", 2)
+FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    made = make_lab("ep", nodes=2, pods=2)
+    with Responder() as responder:
+        responder.serve(made, [pod.name for pod in made.pods])
+        SERVICE.publish(made, ["pod2"])
+        OTHER.publish(made, ["pod4"])
+        # As an agent would do that was given so few; the running one does not look.
+        with open_instance(made.pin_dir("node1"), readonly=False) as instance:
+            config = instance.config
+            assert isinstance(config, ArrayMap)
+            config.records["port_max"][0] = LAST
+            assert config.records["port_min"][0] == FIRST
+        yield made
+    made.down()
+
+
+def exhausted(lab: Lab) -> int:
+    """As `lbctl status` reports it."""
+    command = lbctl_command("status", "-o", "json", "--pin-dir", str(lab.pin_dir("node1")))
+    shown = json.loads(lab.exec("node1", command, check=True).stdout)
+    found: int = shown["reasons"].get("ports_exhausted", 0)
+    return found
+
+
+def connect(
+    lab: Lab, stack: contextlib.ExitStack, service: Exposed, family: int, way: str = "node1"
+) -> socket.socket:
+    sock = stack.enter_context(client(lab, "outside", family, TCP))
+    sock.connect(service.where(lab, way, family))
+    return sock
+
+
+@FAMILY
+def test_beyond_the_range_connections_are_dropped_until_others_end(lab: Lab, family: int) -> None:
+    before = exhausted(lab)
+    with contextlib.ExitStack() as stack:
+        socks = [
+            connect(lab, stack, SERVICE, family, ("node1", "ingress")[number % 2])
+            for number in range(ROOM)
+        ]
+        ports = {ask(sock, "hello").port for sock in socks}
+        assert ports == set(range(FIRST, LAST + 1))
+        for _ in range(2):
+            with client(lab, "outside", family, TCP) as late:
+                late.settimeout(SHORT)
+                with pytest.raises(TimeoutError):
+                    late.connect(SERVICE.where(lab, "node1", family))
+        assert exhausted(lab) >= before + 2
+        # The others go on, and another backend has ports of its own.
+        assert {ask(sock, "still there?").port for sock in socks} == ports
+        assert ask(connect(lab, stack, OTHER, family), "hello").server == "pod4"
+        for sock in socks[: ROOM // 2]:
+            assert ask(sock, "bye").text == "bye"  # the server closes first
+            assert sock.recv(1) == b""
+            sock.close()
+        again = [connect(lab, stack, SERVICE, family) for _ in range(ROOM // 2)]
+        assert {ask(sock, "hello").port for sock in (*again, *socks[ROOM // 2 :])} == ports
+    # All closed by the client now.
+    after = exhausted(lab)
+    for _ in range(2):
+        with contextlib.ExitStack() as stack:
+            socks = [connect(lab, stack, SERVICE, family) for _ in range(ROOM)]
+            assert {ask(sock, "hello").port for sock in socks} == ports
+    assert exhausted(lab) == after
+
+
+@FAMILY
+def test_datagrams_share_the_range_among_themselves(lab: Lab, family: int) -> None:
+    before = exhausted(lab)
+    where = SERVICE.where(lab, "node1", family)
+    with contextlib.ExitStack() as stack:
+        ports = set()
+        for _ in range(ROOM):
+            sock = stack.enter_context(client(lab, "outside", family, UDP))
+            sock.connect(where)
+            ports.add(ask(sock, "hello").port)
+        assert ports == set(range(FIRST, LAST + 1))
+        with client(lab, "outside", family, UDP) as late:
+            late.settimeout(SHORT)
+            late.connect(where)
+            with pytest.raises(TimeoutError):
+                ask(late, "no port")
+    assert exhausted(lab) == before + 1
+
+
+@pytest.fixture
+def short_memory(lab: Lab) -> Iterator[None]:
+    """What is reset, and datagrams, are remembered for a second."""
+    names = ("reset_timeout", "datagram_timeout", "datagram_stream_timeout")
+    with open_instance(lab.pin_dir("node1"), readonly=False) as instance:
+        config = instance.config
+        assert isinstance(config, ArrayMap)
+        before = {name: int(config.records[name][0]) for name in names}
+        for name in names:
+            config.records[name][0] = 1
+        yield
+        for name in names:
+            config.records[name][0] = before[name]
+
+
+@pytest.mark.usefixtures("short_memory")
+def test_what_nobody_closed_comes_back_with_the_sweep(lab: Lab) -> None:
+    """A reset may be a forgery and datagrams have no end: time must pass, then a sweep."""
+    ways = list(itertools.product((0, 1), (TCP, UDP)))
+    for family, kind in ways:
+        with contextlib.ExitStack() as stack:
+            for _ in range(ROOM):
+                sock = stack.enter_context(client(lab, "outside", family, kind))
+                sock.connect(OTHER.where(lab, "node1", family))
+                ask(sock, "hello")
+                if kind == TCP:
+                    set_linger(sock)
+        assert not answered(lab, family, kind)
+    deadline = time.monotonic() + 45
+    while ways := [way for way in ways if not answered(lab, *way)]:
+        assert time.monotonic() < deadline, ways
+        time.sleep(0.5)
+
+
+def answered(lab: Lab, family: int, kind: socket.SocketKind) -> bool:
+    with client(lab, "outside", family, kind) as sock:
+        sock.settimeout(SHORT)
+        try:
+            sock.connect(OTHER.where(lab, "node1", family))
+            return ask(sock, "any port left?").server == "pod4"
+        except TimeoutError:
+            return False
