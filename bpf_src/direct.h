@@ -63,6 +63,9 @@ INLINE int direct(struct __sk_buff *skb)
 
 	if (!restore_packet(skb, &p) || !state)
 		return PASS;
+	/* To itself a pod sends nothing this way; its tuple may be that of a masqueraded flow. */
+	if (same_address(&p.src, &p.dst))
+		return PASS;
 	make_key(&key, &p);
 	f = *has_direct(state) ? find_flow(&key) : 0;
 	if (f && !(starts_connection(&p) && finished(&key, f, tick))) {

@@ -292,7 +292,7 @@ INLINE bool restore_packet(struct __sk_buff *skb, struct packet *p)
 	__builtin_memcpy(&p->src, &((struct ipv6hdr *)network)->saddr, 16);
 	__builtin_memcpy(&p->dst, &((struct ipv6hdr *)network)->daddr, 16);
 	p->l4_length = ntohs(((struct ipv6hdr *)network)->payload_len);
-	if (p->l4_length)
+	if (p->l4_length || !skb->gso_size)
 		p->l4_length += IP_HEADER_LENGTH;
 #endif
 	if (!p->l4_length) /* a GSO packet above 64 KiB */
