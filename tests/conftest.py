@@ -1,12 +1,21 @@
 """What every test run shares: root for the tests that need it, and no silent skips in CI."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 PRIVILEGED = ("kernel", "lab")
+
+
+@pytest.fixture(autouse=True)
+def _log_to_nobody_elses_stream() -> Iterator[None]:
+    """A command under test sets up logging to a stream that ends with the test."""
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
 
 
 def _privileged(item: pytest.Item) -> str | None:
