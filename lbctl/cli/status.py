@@ -55,7 +55,8 @@ def _summary(found: InstanceStatus) -> list[str]:
         f"interfaces  {found.interfaces} with programs",
     ]
     if found.socket_lb:
-        lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}")
+        closed = f"; {found.sockets_closed} closed, endpoint gone" if found.sockets_closed else ""
+        lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
     if found.last_apply:
         took = f"{found.last_apply_seconds * 1000:.1f} ms"
         lines.append(f"last apply  {found.last_apply}, took {took}")

@@ -45,6 +45,7 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     last_apply_seconds: float
     taking_over: bool
     socket_lb: str  # off, host or all; empty without any agent's word
+    sockets_closed: int  # by the agent, since their endpoint had gone
     source: status.SourceState
     maps: tuple[MapUse, ...]
     reasons: dict[str, int]  # packets by what was decided about them
@@ -72,6 +73,7 @@ def read(instance: Instance) -> InstanceStatus:
         last_apply_seconds=record.last_apply_seconds,
         taking_over=record.taking_over,
         socket_lb=record.socket_lb,
+        sockets_closed=record.sockets_closed,
         source=record.source,
         maps=tuple(_use(instance, name, flags.get(name, "")) for name in instance.map_names()),
         reasons=reasons(instance),

@@ -9,14 +9,26 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-from lab_support import PORT, TARGET, TCP, UDP, Responder, addresses, endpoint, publish
-from remote_sockets import RemoteProcess, process_in
+from lab_support import (
+    PORT,
+    TARGET,
+    TCP,
+    UDP,
+    Responder,
+    addresses,
+    endpoint,
+    publish,
+)
+from lab_support import PORTS as PLAIN_PORTS
+from remote_sockets import RemoteProcess, RemoteSocket, process_in
 
 from ebpf.cgroup import SocketAttacher
 from ebpf.hash_maps import HashMap
+from lbctl import stalesockets, status
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.cluster import Lab
-from lbctl.lab.objects import Port
+from lbctl.lab.objects import Endpoint, Port
+from lbctl.lab.topology import Pod
 
 pytestmark = pytest.mark.lab
 
@@ -222,3 +234,80 @@ def test_hooks_outlive_their_agent(lab: Lab) -> None:
         lab.start_agent("node1")
         lab.wait_ready(["node1"])
     assert len(SocketAttacher(lab.pin_dir("node1")).hooks()) == 9
+
+
+def set_endpoints(lab: Lab, name: str, endpoints: list[Endpoint]) -> None:
+    serving = [e.pod for e in endpoints if e.ready]
+    lab.apply(name, lab.service(name, PLAIN_PORTS, endpoints))
+    # A node falls back to its own terminating pods: not those of this one.
+    lab.wait_programmed(f"default/{name}", serving, nodes=["node1"])
+
+
+def failure(sock: RemoteSocket) -> int:
+    """What a socket says when used, 0 if nothing is wrong with it."""
+    return error_of(lambda: sock.ask("still there?"))
+
+
+@pytest.mark.parametrize(
+    ("family", "mapped"), [(0, False), (1, False), (0, True)], ids=["ipv4", "ipv6", "mapped"]
+)
+def test_a_connected_udp_socket_ends_with_its_backend(
+    lab: Lab, node: RemoteProcess, family: int, mapped: bool
+) -> None:
+    name = f"udp{family}{mapped:d}"
+    publish(lab, {name: ["pod1", "pod2"]})
+    address = ("::ffff:" if mapped else "") + addresses(name)[family]
+    socks = [node.connect(UDP, address, PORT, int(mapped or family)) for _ in range(12)]
+    places = [sock.ask("hello") for sock in socks]
+    assert set(places) == {"pod1", "pod2"}
+    before = entries(lab, "socket_peers"), entries(lab, "socket_choices")
+    publish(lab, {name: ["pod2"]})
+    gone = [sock for sock, place in zip(socks, places, strict=True) if place == "pod1"]
+    wait_until(lambda: entries(lab, "socket_peers") == before[0] - len(gone))
+    assert entries(lab, "socket_choices") == before[1] - len(gone)
+    for sock, place in zip(socks, places, strict=True):
+        # Who waits for an answer hears ECONNABORTED, who sends, that the socket is not connected.
+        heard = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        assert heard == (errno.ECONNABORTED if place == "pod1" else 0)
+        assert failure(sock) == (errno.EDESTADDRREQ if place == "pod1" else 0)
+    gone[0].connect([address, PORT])
+    assert gone[0].ask("again") == "pod2"
+
+
+@both_families
+def test_a_tcp_socket_ends_only_when_its_endpoint_is_gone(
+    lab: Lab, node: RemoteProcess, family: int
+) -> None:
+    name, pods = f"tcp{family}", [lab.find("pod2"), lab.find("pod4")]
+    assert isinstance(pods[0], Pod)
+    assert isinstance(pods[1], Pod)
+    stays = Endpoint(pods[1])
+    set_endpoints(lab, name, [Endpoint(pods[0]), stays])
+    socks = [node.connect(TCP, addresses(name)[family], PORT) for _ in range(12)]
+    places = [sock.ask("hello") for sock in socks]
+    assert set(places) == {"pod2", "pod4"}
+    direct = node.connect(TCP, pods[0].addresses[family], TARGET)
+    terminating = Endpoint(pods[0], ready=False, serving=True, terminating=True)
+    set_endpoints(lab, name, [terminating, stays])
+    time.sleep(3 * stalesockets.DELAY_SECONDS)
+    assert [failure(sock) for sock in socks] == [0] * len(socks)
+    set_endpoints(lab, name, [stays])
+    first = socks[places.index("pod2")]
+    wait_until(lambda: failure(first) in (errno.ECONNABORTED, errno.EPIPE))
+    for sock, place in zip(socks, places, strict=True):
+        assert (failure(sock) == 0) == (place == "pod4"), place
+    assert failure(direct) == 0, "nobody translated this one"
+    assert status.read(lab.pin_dir("node1")) is not None
+    wait_until(lambda: (s := status.read(lab.pin_dir("node1"))) and s.sockets_closed)
+
+
+def test_a_tcp_socket_outlives_its_service(lab: Lab, node: RemoteProcess) -> None:
+    publish(lab, {"brief": ["pod1"]})
+    sock = node.connect(TCP, addresses("brief")[0], PORT)
+    assert sock.ask("hello") == "pod1"
+    lab.withdraw("brief")
+    again = node.open(TCP)
+    again.settimeout(0.2)
+    wait_until(lambda: error_of(lambda: again.connect([addresses("brief")[0], PORT])))
+    time.sleep(3 * stalesockets.DELAY_SECONDS)
+    assert sock.ask("still there?") == "pod1"
