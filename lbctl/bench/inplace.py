@@ -60,8 +60,8 @@ def measure(asked: Plan, results: Results, progress: Callable[[str, str], None])
     results.about.machine = machine.facts() | {"generator": "Python"}
     results.about.method = [
         f"{asked.turns} turns of {asked.connections} connections each, in alternating order, to "
-        f"the service {asked.service[0]} and to its {len(asked.pods)} pods' own addresses, from this "
-        "pod; connect() alone is timed, from Python (about a microsecond is Python's).",
+        f"the service {asked.service[0]} and to its {len(asked.pods)} pods' own addresses, from "
+        "this pod; connect() alone is timed, from Python (about a microsecond is Python's).",
         "The floor is a connection to a pod through the same node. Whatever the node does to every "
         "packet is in both: the ratio shows only what being a service adds.",
     ]

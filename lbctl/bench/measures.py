@@ -26,15 +26,15 @@ _START_SECONDS = 10.0
 class Effort(msgspec.Struct, frozen=True):
     """How much is done: turns, and per turn connections, round trips, seconds of load tools."""
 
-    turns: int = 40
+    turns: int = 30
     connections: int = 150
     roundtrips: int = 1000
-    load_turns: int = 3
+    load_turns: int = 2
     load_seconds: int = 1
     changes: int = 20
     change_seconds: float = 15.0  # per peer: slow ones get fewer changes
-    packet_rounds: int = 15
-    packet_repeat: int = 1_000_000
+    packet_rounds: int = 11
+    packet_repeat: int = 200_000
 
     @classmethod
     def quick(cls) -> Effort:

@@ -120,8 +120,11 @@ class Results:
                 results.about = msgspec.json.decode(about.read_bytes(), type=About)
             except msgspec.DecodeError as error:
                 raise ConfigError(f"{about} is not from a run of this version: {error}") from error
-            results.about.missing.clear()  # the reasons may be gone
         return results
+
+    def forget_reasons(self) -> None:
+        """Before measuring again: what was missing may be there now."""
+        self.about.missing.clear()
 
     def has(self, peer: str, services: int, measure: str) -> bool:
         return any(record.key == (peer, services, measure) for record in self.records)

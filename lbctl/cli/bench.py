@@ -29,6 +29,7 @@ Examples:
   lbctl bench --quick --report bench.html           two minutes
   lbctl bench --json run.jsonl --report bench.html  a quarter of an hour
   lbctl bench --resume run.jsonl                    goes on where that was interrupted
+  lbctl bench --resume run.jsonl --no-measuring --report bench.md
   lbctl bench --services 10000 --peers none,nftables,lbctl-tc --measures connect_latency
   lbctl bench --rules saved-by-iptables-save --services 1
 
@@ -77,6 +78,9 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str | Non
     help="Write a report: one self-contained .html file with plots, or .md.",
 )
 @click.option(
+    "--no-measuring", is_flag=True, help="Only show and report what --resume's file holds."
+)
+@click.option(
     "--plots",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -115,6 +119,7 @@ def command(
     json_file: Path | None,
     resume: Path | None,
     report: Path | None,
+    no_measuring: bool,
     plots: Path | None,
     rules: Path | None,
     timeout: float,
@@ -151,10 +156,14 @@ def command(
     )
     if report:
         reports.check_path(report)
+    if no_measuring and not resume:
+        raise UsageError("--no-measuring needs --resume FILE, to have something to show")
     if bool(service) != bool(pods):
         raise UsageError("--service and --pods need each other")
     results = _results(json_file, resume)
-    if service and pods:
+    if no_measuring:
+        pass
+    elif service and pods:
         found = inplace.plan(
             service, pods, chosen.effort.turns, chosen.effort.connections, *services[:1] or (0,)
         )

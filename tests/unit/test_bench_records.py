@@ -50,7 +50,9 @@ def test_resuming_keeps_what_is_there(tmp_path: Path) -> None:
     second.add([summary("none", 1, "load_time", [9.0]), summary("none", 10, "load_time", [2.0])])
     assert [(r.services, r.p50) for r in read_records(path)] == [(1, 1.0), (10, 2.0)]
     assert second.about.distributions == [Distribution("none", 1, (1.0, 2.0))]
-    assert second.about.missing == [], "the reasons of the last run need not hold any more"
+    assert [missing.peer for missing in second.about.missing] == ["ipvs"]
+    second.forget_reasons()
+    assert second.about.missing == []
 
 
 def test_resuming_nothing_starts(tmp_path: Path) -> None:
