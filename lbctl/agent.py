@@ -241,8 +241,7 @@ class Agent:
         wrote = self._reconciler.apply(self._complete)
         if not self._reconciler.refused:
             self._health.written()
-        touched, left = self._reconciler.take_touched()
-        self._stale.changed(touched, left or first, began)
+        self._stale.changed(*self._reconciler.take_touched(), began)
         spent = time.monotonic() - began
         if wrote or first:
             self._record = msgspec.structs.replace(

@@ -48,7 +48,7 @@ class Reconciler:
         self.had_services = bool(self._unclaimed)
         self._problems: dict[str, str] = {}
         self._touched: set[ObjectKey] = set()  # since `take_touched`
-        self._left = False
+        self._left = True  # an earlier agent may have seen some leave
 
     def objects(self, key: ObjectKey) -> ServiceObjects | None:
         """What is known of a service; None if there is none."""

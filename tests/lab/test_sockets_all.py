@@ -1,0 +1,133 @@
+"""`--socket-lb all`: pods' sockets too; changing the mode, and what cleanup leaves."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from lab_support import PORT, TCP, UDP, Responder, addresses, publish
+from remote_sockets import process_in
+from test_sockets import both_families, entries, error_of, flows, wait_until
+
+from ebpf.cgroup import SocketAttacher
+from lbctl import status
+from lbctl.lab import agents
+from lbctl.lab.cluster import Lab
+from lbctl.lab.state import AgentOptions
+
+pytestmark = pytest.mark.lab
+
+BACKENDS = ["pod1", "pod2", "pod3", "node1"]
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    options = AgentOptions(extra=("--socket-lb", "all"))
+    made = make_lab("all", nodes=1, pods=3, options=options)
+    with Responder() as responder:
+        responder.serve(made, ["node1", *(pod.name for pod in made.pods)])
+        publish(made, {"all": BACKENDS, "one": ["pod2"], "none": []})
+        yield made
+
+
+def restart_with(lab: Lab, mode: str) -> None:
+    lab.stop_agent("node1")
+    lab.start_agent("node1", AgentOptions(extra=("--socket-lb", mode)))
+    lab.wait_ready(["node1"])
+
+
+@both_families
+def test_a_pods_connection_costs_nothing_on_the_wire(lab: Lab, family: int) -> None:
+    address = addresses("all")[family]
+    with process_in(lab, "pod1") as pod:
+        socks = [pod.connect(TCP, address, PORT) for _ in range(30)]
+        assert {sock.ask("hello") for sock in socks} == set(BACKENDS)
+        assert all(sock.getpeername()[:2] == [address, PORT] for sock in socks)
+        assert entries(lab, "socket_peers") == len(socks)
+        if not family:
+            assert flows(lab, address) == []
+        assert entries(lab, f"flows{'46'[family]}") == 0
+        missing = pod.open(TCP, family)
+        assert (
+            error_of(lambda: missing.connect([addresses("none")[family], PORT]))
+            == errno.ECONNREFUSED
+        )
+    wait_until(lambda: entries(lab, "socket_peers") == 0)
+
+
+def test_a_pods_stale_socket_is_closed_in_its_namespace(lab: Lab) -> None:
+    publish(lab, {"fading": ["pod2"]})
+    with process_in(lab, "pod1") as pod, process_in(lab, "node1") as node:
+        # Two names for what is reached, and a neighbour that has done nothing wrong.
+        socks = {kind: pod.connect(kind, addresses("fading")[0], PORT) for kind in (TCP, UDP)}
+        of_node = node.connect(UDP, addresses("fading")[0], PORT)
+        other = pod.connect(TCP, addresses("one")[0], PORT)
+        assert {sock.ask("hello") for sock in (*socks.values(), of_node, other)} == {"pod2"}
+        publish(lab, {"fading": []})
+
+        def heard(kind: socket.SocketKind) -> object:
+            return socks[kind].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+        wait_until(lambda: heard(TCP) == errno.ECONNABORTED)
+        wait_until(lambda: heard(UDP) == errno.ECONNABORTED)
+        wait_until(
+            lambda: of_node.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNABORTED
+        )
+        assert other.ask("still there?") == "pod2"
+
+
+def test_what_left_while_no_agent_ran_is_closed_by_the_next(lab: Lab) -> None:
+    publish(lab, {"unseen": ["pod2"]})
+    with process_in(lab, "node1") as node:
+        sock = node.connect(TCP, addresses("unseen")[0], PORT)
+        assert sock.ask("hello") == "pod2"
+        lab.stop_agent("node1", 9)
+        lab.apply("unseen", lab.service("unseen", (), []))
+        lab.start_agent("node1")
+        lab.wait_ready(["node1"])
+        wait_until(
+            lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNABORTED
+        )
+
+
+def test_modes_change_with_the_agent(lab: Lab) -> None:
+    attacher = SocketAttacher(lab.pin_dir("node1"))
+    address = addresses("one")[0]
+    with process_in(lab, "pod1") as pod, process_in(lab, "node1") as node:
+        old, nobody = pod.connect(TCP, address, PORT), node.open(UDP)
+        restart_with(lab, "host")
+        assert (old.ask("hello"), old.getpeername()) == ("pod2", [address, PORT])
+        before = entries(lab, "socket_peers")
+        assert pod.connect(TCP, address, PORT).ask("by wire") == "pod2"
+        assert entries(lab, "socket_peers") == before
+        restart_with(lab, "off")
+        assert attacher.hooks() == []
+        assert old.ask("hello") == "pod2"
+        said = status.read(lab.pin_dir("node1"))
+        assert said is not None
+        assert (said.ready, said.socket_lb) == (True, "off")
+        assert error_of(lambda: nobody.connect([addresses("none")[0], PORT])) == 0
+        assert nobody.getpeername() == [addresses("none")[0], PORT], "UDP, and nobody asked"
+    restart_with(lab, "all")
+    assert len(attacher.hooks()) == 9
+
+
+def test_cleanup_detaches(lab: Lab) -> None:
+    """Last: nothing is left of the instance."""
+    lab.stop_agent("node1")
+    pin_dir = str(lab.pin_dir("node1"))
+    with process_in(lab, "node1") as node:
+        kept = node.connect(TCP, addresses("one")[0], PORT)
+        subprocess.run(
+            [sys.executable, "-m", "lbctl", "cleanup", "--yes", "--pin-dir", pin_dir],
+            check=True,
+            capture_output=True,
+            timeout=30,
+            env=agents.environment(),
+        )
+        assert kept.ask("hello") == "pod2"
+        assert kept.getpeername()[0] == lab.find("pod2").addresses[0]
