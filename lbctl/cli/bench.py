@@ -134,17 +134,21 @@ def command(
     rules in iptables (both variants) and nftables, and lbctl. What cannot run here is reported with
     the reason. Needs root.
     """
-    from lbctl.bench import inplace, saved
     from lbctl.bench import report as reports
     from lbctl.bench import run as runs
+    from lbctl.bench import saved
     from lbctl.bench.measures import Effort
     from lbctl.bench.records import PEERS
-    from lbctl.cli.lab import require_root
 
-    chosen = runs.Options(
-        services=tuple(
-            services or map(int, (QUICK_SERVICES if quick else FULL_SERVICES).split(","))
-        ),
+    if report:
+        reports.check_path(report)
+    if no_measuring and not resume:
+        raise UsageError("--no-measuring needs --resume FILE, to have something to show")
+    if bool(service) != bool(pods):
+        raise UsageError("--service and --pods need each other")
+    usual = QUICK_SERVICES if quick else FULL_SERVICES
+    options = runs.Options(
+        services=tuple(services or map(int, usual.split(","))),
         endpoints=endpoints,
         peers=_chosen("--peers", peers, PEERS),
         measures=_chosen("--measures", measures, (*runs.PER_SERVICES, *runs.PACKETS)),
@@ -154,25 +158,11 @@ def command(
         name=name,
         saved=saved.read(rules) if rules else None,
     )
-    if report:
-        reports.check_path(report)
-    if no_measuring and not resume:
-        raise UsageError("--no-measuring needs --resume FILE, to have something to show")
-    if bool(service) != bool(pods):
-        raise UsageError("--service and --pods need each other")
     results = _results(json_file, resume)
-    if no_measuring:
-        pass
-    elif service and pods:
-        found = inplace.plan(
-            service, pods, chosen.effort.turns, chosen.effort.connections, *services[:1] or (0,)
-        )
-        with _progress() as progress:
-            inplace.measure(found, results, progress)
-        results.save_about()
-    else:
-        require_root()
-        _measure(chosen, results)
+    if service and pods:
+        _measure_in_place(service, pods, services[0] if services else 0, options, results)
+    elif not no_measuring:
+        _measure(options, results)
     reports.show(results)
     if report:
         reports.write(results, report)
@@ -205,9 +195,23 @@ def _results(json_file: Path | None, resume: Path | None) -> Results:
     return Results(json_file)
 
 
+def _measure_in_place(
+    service: str, pods: str, services: int, options: Options, results: Results
+) -> None:
+    from lbctl.bench import inplace
+
+    effort = options.effort
+    plan = inplace.plan(service, pods, effort.turns, effort.connections, services)
+    with _progress() as progress:
+        inplace.measure(plan, results, progress)
+    results.save_about()
+
+
 def _measure(options: Options, results: Results) -> None:
     from lbctl.bench import run as runs
+    from lbctl.cli.lab import require_root
 
+    require_root()
     # As with Ctrl-C: unwind, and thereby clean up.
     signal.signal(signal.SIGTERM, _terminate)
     try:
