@@ -33,6 +33,7 @@ PREFIX = "cgroup-"
 _PROGRAM = "sock_"
 _CALLS = ("connect", "sendmsg")
 _LINK_TYPE_CGROUP = 3
+_HYBRID = "unified"  # where version 2 is beside version 1, seen from /sys/fs/cgroup
 _HINT = "Name the cgroup of this node's processes with --cgroup; --socket-lb off does without."
 
 
@@ -139,8 +140,8 @@ class SocketAttacher:
         return Hook(name, prog_id, cgroup_id, str(path))
 
 
-def supported() -> list[str]:
-    """Names of the hooks whose kind of program this kernel does not load; empty: all are there.
+def missing_hooks() -> list[str]:
+    """Names of the hooks whose kind of program this kernel does not load.
 
     Raises KernelError when loading is not allowed at all.
     """
@@ -161,6 +162,8 @@ _ALLOW = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 
 
 
 def _open(cgroup: Path) -> int:
+    if (cgroup / _HYBRID).is_dir() and bpffs.filesystem_of(cgroup)[1] == "tmpfs":
+        cgroup = cgroup / _HYBRID
     try:
         found = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from ebpf import bpffs, compiler, features, host, libbpf, maps
+from ebpf import bpffs, cgroup, compiler, features, host, libbpf, maps, sockdiag
 from ebpf.errors import KernelError, LbError
 from ebpf.instance import DEFAULT_PIN_DIR
 from ebpf.layouts import Field, MapSpec, Record
@@ -55,6 +55,8 @@ def check(pin_dir: Path = DEFAULT_PIN_DIR) -> list[Requirement]:
         ("C compiler (bcc)", True, _compiler),
         ("memory", False, _memory),
         ("cgroup v2", False, _cgroup),
+        ("socket hooks", False, _socket_hooks),
+        ("closing sockets", False, _closing_sockets),
     ]
     checks += [(name, False, partial(_of_host, work)) for name, work in host.CHECKS.items()]
     return [_guarded(name, required, work) for name, required, work in checks]
@@ -248,3 +250,28 @@ def _cgroup() -> Requirement:
             "Mount the host's /sys/fs/cgroup into the container and name it with --cgroup.",
         )
     return _answer(True, f"{path} is the root of the tree")
+
+
+def _socket_hooks() -> Requirement:
+    missing = cgroup.missing_hooks()
+    if missing:
+        return _answer(
+            False,
+            f"not in this kernel: {', '.join(missing)}",
+            "Processes of the node itself reach no services: a kernel with CONFIG_CGROUP_BPF is "
+            "needed, or something else for them and --socket-lb off.",
+        )
+    return _answer(True, ", ".join(cgroup.HOOKS))
+
+
+def _closing_sockets() -> Requirement:
+    able = {sockdiag.NAMES[p]: sockdiag.can_destroy(p) for p in (sockdiag.TCP, sockdiag.UDP)}
+    missing = [name for name, can in able.items() if not can]
+    if missing:
+        return _answer(
+            False,
+            f"not on request in this kernel: {', '.join(missing)}",
+            "A process of the node that is connected to an endpoint which is gone finds out by a "
+            "timeout; CONFIG_INET_DIAG_DESTROY and CONFIG_INET_UDP_DIAG would tell it at once.",
+        )
+    return _answer(True, " and ".join(able))

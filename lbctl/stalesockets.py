@@ -12,14 +12,15 @@ from typing import Protocol
 import numpy as np
 import structlog
 
+from ebpf import sockdiag
 from ebpf.errors import LbError
-from lbctl import consts, sockets
+from ebpf.sockdiag import Target
+from lbctl import consts
 from lbctl.contents import ArrayContents, address_columns, rows_as_bytes
 from lbctl.model import ObjectKey, ServiceObjects
 from lbctl.plan import Planner
 from lbctl.portsets import HeldSets
 from lbctl.socketlb import ALL, OFF
-from lbctl.sockets import Target
 from lbctl.tables import HashTable, Tables
 
 # From a change to the look at sockets: several changes are one, and connects under way are done.
@@ -98,26 +99,26 @@ class StaleSockets:
         places = [row.tobytes() for row in rows]
         services: list[int] = values["service"].tolist()
         judge = _Judge(self._tables, self._known, set(services))
-        stale: dict[int, list[Target]] = {sockets.UDP: [], sockets.TCP: []}
+        stale: dict[int, list[Target]] = {sockdiag.UDP: [], sockdiag.TCP: []}
         for cookie, place, service in zip(keys["cookie"].tolist(), places, services, strict=True):
             if not any(place) or judge.is_serving(service, place):
                 continue
             address, port = place[:_ADDRESS_BYTES], place[_ADDRESS_BYTES:]
             target = Target(cookie, address, port)
-            stale[sockets.UDP].append(target)
+            stale[sockdiag.UDP].append(target)
             if not judge.exists(service, address):
-                stale[sockets.TCP].append(target)
+                stale[sockdiag.TCP].append(target)
         self._waiting = frozenset(judge.waiting)
         return stale
 
     def _close(self, stale: dict[int, list[Target]]) -> None:
-        others = sockets.other_namespaces() if self._mode == ALL else []
-        closed, errors = sockets.close_everywhere(stale, others)
+        others = sockdiag.other_namespaces() if self._mode == ALL else []
+        closed, errors = sockdiag.close_everywhere(stale, others)
         for protocol, targets in closed.items():
             if targets:
                 self._log.info(
                     "closed sockets of endpoints that are gone",
-                    kind=sockets.NAMES[protocol],
+                    kind=sockdiag.NAMES[protocol],
                     sockets=len(targets),
                 )
             self.closed += len(targets)

@@ -67,7 +67,7 @@ class Diag:
         wanted = {(t.cookie, t.address, t.port): t for t in targets}
         closed = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            for raw in list(self._connected(family, protocol)):
+            for raw in list(self.connected(family, protocol)):
                 _, port, _, address, _, cookie = _ID.unpack(raw)
                 wide = _MAPPED + address[:4] if family == socket.AF_INET else address
                 found = wanted.get((cookie, wide, port))
@@ -82,7 +82,7 @@ class Diag:
             continue
         return self._last_error == 0
 
-    def _connected(self, family: int, protocol: int) -> Iterator[bytes]:
+    def connected(self, family: int, protocol: int) -> Iterator[bytes]:
         """Ids of the sockets that have a peer."""
         self._send(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, family, protocol, bytes(_ID_BYTES))
         for payload in self._answers(_SOCK_DIAG_BY_FAMILY, protocol):
@@ -176,6 +176,11 @@ def other_namespaces(proc: Path = Path("/proc"), named: Path = Path("/run/netns"
 def can_destroy(protocol: int) -> bool:
     """Whether the kernel closes sockets of this protocol on request. Raises KernelError."""
     nobody = _ID.pack(b"\0\1", b"\0\1", bytes(16), bytes(16), 0, 1)  # port 1 to port 1 of 0.0.0.0
+    with Diag() as diag:
+        try:
+            next(diag.connected(socket.AF_INET, protocol), None)
+        except MissingFeature:
+            return False
     with Diag() as diag:
         try:
             diag.destroy(socket.AF_INET, protocol, nobody)
