@@ -56,9 +56,10 @@ class Claims:
         owner = self._owner.get(key)
         return None if owner is None else owner >> 16
 
-    def frontends(self) -> Iterator[tuple[bytes, int]]:
-        """Every key that is owned, with its flags; markers too."""
-        return ((key, owner & 0xFFFF) for key, owner in self._owner.items())
+    def columns(self) -> tuple[list[bytes], list[int]]:
+        """Every key that is owned, markers too, and the packed owner of each: its low bits are the
+        flags."""
+        return list(self._owner), list(self._owner.values())
 
     def adopt(self, key: bytes, service: int, flags: int) -> None:
         """A frontend that is programmed already, with a service that is known."""

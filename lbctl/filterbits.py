@@ -24,23 +24,24 @@ def service_bits(addresses: Sequence[bytes], cluster_ip: bool = False) -> Bits:
     return filters.address_bits(rows, int(cluster_ip))
 
 
-def frontend_bits(frontends: Iterable[tuple[bytes, int]]) -> tuple[Bits, Bits]:
-    """Bit numbers in `service_filter` and in `backend_filter` for frontends: key and flags."""
-    addresses, cluster_ips, endpoints = set(), set(), []
-    for key, flags in frontends:
-        address = key[:ADDRESS_BYTES]
-        addresses.add(address)
-        if flags & _CLUSTER_IP:
-            cluster_ips.add(address)
-        else:
-            endpoints.append(key[:IDENTITY_BYTES])
-    services = [service_bits(list(addresses)), service_bits(list(cluster_ips), cluster_ip=True)]
-    return np.concatenate(services), backend_bits(endpoints)
+def frontend_bits(keys: Iterable[bytes], flags: Sequence[int]) -> tuple[Bits, Bits]:
+    """Bit numbers in `service_filter` and in `backend_filter` for frontends, some perhaps twice."""
+    rows = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, IDENTITY_BYTES + 1)
+    whole = np.array(flags, np.int64) & _CLUSTER_IP != 0
+    services = [
+        filters.address_bits(rows[:, :ADDRESS_BYTES]),
+        filters.address_bits(rows[whole, :ADDRESS_BYTES], 1),
+    ]
+    return np.concatenate(services), _identity_bits(rows[~whole, :IDENTITY_BYTES])
 
 
 def backend_bits(identities: Sequence[bytes]) -> Bits:
     """Bit numbers of 18-byte identities (address, port) in `backend_filter`."""
     rows = np.frombuffer(b"".join(identities), np.uint8).reshape(-1, IDENTITY_BYTES)
+    return _identity_bits(rows)
+
+
+def _identity_bits(rows: npt.NDArray[np.uint8]) -> Bits:
     ports = np.ascontiguousarray(rows[:, ADDRESS_BYTES:]).view(np.uint16).reshape(-1)
     return filters.endpoint_bits(rows[:, :ADDRESS_BYTES], ports)
 
@@ -63,10 +64,8 @@ def set_bits(table: ArrayTable, bits: Bits) -> int:
     return len(missing)
 
 
-def replace_bits(table: ArrayTable, bits: Bits) -> int:
-    """Set exactly these bits; returns how many words had to be stored."""
-    flags = np.zeros(64 * len(table.records), bool)
-    flags[bits] = True
+def replace_bits(table: ArrayTable, flags: npt.NDArray[np.bool_]) -> int:
+    """Set exactly these bits, given one by one; returns how many words had to be stored."""
     wanted = np.packbits(flags, bitorder="little").view("<u8")
     different = np.flatnonzero(wanted != table.records)
     table.records[different] = wanted[different]

@@ -1,15 +1,14 @@
 """Between changes: sweeping, giving ids back, clearing filter bits, and how full each map is."""
 
-import itertools
 from collections import deque
 from collections.abc import Iterator
 
-import numpy as np
 import structlog
 
 from ebpf.errors import LbError
-from lbctl import consts, filterbits, program
+from lbctl import filterbits, program
 from lbctl.alloc import GRACE_SECONDS
+from lbctl.filterclearing import Clearing
 from lbctl.plan import Plan, Planner
 from lbctl.status import TableUse
 from lbctl.sweep import Found, Sweep
@@ -19,6 +18,7 @@ SWEEP_SECONDS = 10.0
 BUSY_SWEEP_SECONDS = 1.0  # while a TCP table is filling up
 BUSY_LOAD = 0.75
 _WARN_AT = (0.9, 0.8)
+_OVER = object()
 
 _FLAGS = {
     "frontends": "--services",
@@ -39,7 +39,9 @@ class Housekeeper:
         self._sweep = Sweep(tables)
         self._running: Iterator[Found | None] | None = None
         self._next = 0.0
-        self._last: Found | None = None
+        self._clearing: Clearing | None = None
+        self._clear_steps: Iterator[None] = iter(())
+        self._flows: dict[str, int] = {}  # entries by map, as of the last sweep
         self._node_addresses: tuple[bytes, ...] = ()
         self._gone: deque[tuple[float, bytes]] = deque()  # frontends' keys, for the filters
         self._filters_stale = True
@@ -49,6 +51,8 @@ class Housekeeper:
     def note(self, plan: Plan, now: float) -> None:
         """A plan was carried out: what it removed has filter bits that may go one day."""
         self._gone.extend((now, key) for key in plan.frontends_gone)
+        if self._clearing:
+            self._clearing.note(plan)
         if plan.frontends_gone or plan.lowered:
             self._filters_stale = True
 
@@ -64,6 +68,10 @@ class Housekeeper:
 
     def step(self, now: float) -> bool:
         """One short step (some ms). Returns whether a sweep ended and something was freed."""
+        if self._clearing:
+            if next(self._clear_steps, _OVER) is _OVER:
+                self._clearing = None
+            return False
         if self._running is None:
             if now < self._next:
                 return False
@@ -82,8 +90,8 @@ class Housekeeper:
         return self._finish(found)
 
     def running(self) -> bool:
-        """Whether a sweep is under way, so that `step` should be called again soon."""
-        return self._running is not None
+        """Whether a sweep or what follows it is under way: call `step` again soon."""
+        return self._running is not None or self._clearing is not None
 
     def tables(self) -> dict[str, TableUse]:
         """How full the maps are that can fill up; flows as of the last sweep."""
@@ -103,9 +111,9 @@ class Housekeeper:
                 tables.slots.max_entries,
             ),
         }
-        if self._last:
-            for name, table in (("flows4", tables.flows4), ("flows6", tables.flows6)):
-                used[name] = (self._last.entries[name], table.max_entries)
+        for name, table in (("flows4", tables.flows4), ("flows6", tables.flows6)):
+            if name in self._flows:
+                used[name] = (self._flows[name], table.max_entries)
         return {name: TableUse(*pair, _FLAGS[name]) for name, pair in used.items()}
 
     def warnings(self) -> list[str]:
@@ -125,13 +133,13 @@ class Housekeeper:
         return said
 
     def _finish(self, found: Found) -> bool:
-        self._last = found
+        self._flows = found.entries
         freed = self.planner.recover(found.began, found.services, found.backends)
         program.clear(freed, self._tables)
         if freed.services or freed.backends:
             self._filters_stale = True
         if self._filters_stale:
-            self._rebuild_filters(found)
+            self._clear_filters(found)
         self._log.debug(
             "swept",
             flows=found.entries,
@@ -141,25 +149,11 @@ class Housekeeper:
         )
         return bool(freed.services or freed.backends)
 
-    def _rebuild_filters(self, found: Found) -> None:
+    def _clear_filters(self, found: Found) -> None:
         """Only bits that a change or a flow has needed since the sweep began stay."""
         while self._gone and self._gone[0][0] + GRACE_SECONDS <= found.began:
             self._gone.popleft()
-        # What is gone had either kind of bits; nobody remembers which.
-        gone = [(key, kind) for _, key in self._gone for kind in (0, consts.FRONTEND_CLUSTER_IP)]
-        frontends = itertools.chain(self.planner.claims.frontends(), gone)
-        services, endpoints = filterbits.frontend_bits(frontends)
-        bits = [
-            services,
-            filterbits.service_bits(self._node_addresses),
-            np.flatnonzero(found.addresses).astype(np.uint32),
-        ]
-        # The node's own addresses were others a moment ago, perhaps; their flows hold their bits.
-        filterbits.replace_bits(self._tables.service_filter, np.concatenate(bits))
-        bits = [
-            endpoints,
-            filterbits.backend_record_bits(self._tables.backends.records),
-            np.flatnonzero(found.endpoints).astype(np.uint32),
-        ]
-        filterbits.replace_bits(self._tables.backend_filter, np.concatenate(bits))
-        self._filters_stale = bool(self._gone)
+        gone = [key for _, key in self._gone]
+        self._clearing = Clearing(self._tables, self.planner.claims, found, gone)
+        self._clear_steps = self._clearing.run(self._node_addresses)
+        self._filters_stale = bool(gone)

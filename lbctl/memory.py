@@ -4,16 +4,21 @@ import ctypes
 import gc
 from typing import Final
 
-_ARENA_MAX: Final = -8  # M_ARENA_MAX of glibc's malloc.h
+# Of glibc's malloc.h.
+_MMAP_THRESHOLD: Final = -3
+_ARENA_MAX: Final = -8
+_LARGE = 128 << 10
 
 
 def prepare() -> None:
     """Before threads start: no collections, since nearly everything that is made will stay, and one
-    heap for all threads, since what one of them frees another one takes."""
+    heap for all threads, since what one of them frees another one takes. Large blocks keep to maps
+    of their own: a sweep's arrays would else stay with the heap."""
     gc.disable()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)
+        mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def settle() -> None:

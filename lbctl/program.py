@@ -80,7 +80,8 @@ def write_backends(plan: Plan, tables: Tables) -> None:
 
 def set_filter_bits(plan: Plan, tables: Tables) -> None:
     """Before the first packet can be for these addresses, or come from them."""
-    services, endpoints = filterbits.frontend_bits((key, flags) for key, _, flags in plan.frontends)
+    keys, flags = [key for key, _, _ in plan.frontends], [flags for _, _, flags in plan.frontends]
+    services, endpoints = filterbits.frontend_bits(keys, flags)
     filterbits.set_bits(tables.service_filter, services)
     filterbits.set_bits(tables.backend_filter, endpoints)
     filterbits.set_bits(tables.backend_filter, filterbits.backend_bits(plan.backend_identities))

@@ -72,7 +72,7 @@ def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:
         key["service"] = number
         tables.names.delete_many(key)
     program.delete_ranges(Plan(ranges_gone=leftovers.ranges), tables)
-    services, called = filterbits.frontend_bits(planner.claims.frontends())
+    services, called = filterbits.frontend_bits(*planner.claims.columns())
     stored += filterbits.set_bits(tables.service_filter, services)
     endpoints = filterbits.backend_record_bits(tables.backends.records)
     return stored + filterbits.set_bits(tables.backend_filter, np.concatenate([called, endpoints]))
