@@ -42,7 +42,8 @@ FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     made = make_lab("et", nodes=2, pods=1)
     for node in made.nodes:  # errors are what is tested, not how often a node sends them
-        made.exec(node.name, ["sysctl", "-q", "net.ipv4.icmp_ratelimit=0"], check=True)
+        for limit in ("ipv4.icmp_ratelimit", "ipv6.icmp.ratelimit"):
+            made.exec(node.name, ["sysctl", "-q", f"net.{limit}=0"], check=True)
     with Responder() as responder:
         responder.serve(made, [BACKEND])
         ECHO.publish(made, [BACKEND])
