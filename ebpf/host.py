@@ -83,7 +83,7 @@ def forward_policy(shown: dict[str, str | None]) -> Answer:
         return Answer(None, "no command to list packet filter rules can be run here")
     for name, text in known.items():
         dropping = re.search(r"^:FORWARD DROP\b", text, re.M) or re.search(
-            r"hook forward priority \S+; policy drop;", text
+            r"hook forward priority [^;]+; policy drop;", text
         )
         if dropping:
             return Answer(

@@ -31,7 +31,7 @@ _AROUND = (
 )
 _CHAIN = re.compile(rf"KUBE-(?:{_TRANSLATING}|{_AROUND})")
 _MENTIONED = re.compile(rf"\bKUBE-(?:{_TRANSLATING})(?![\w-])")
-_TABLE = re.compile(r"^table ((?:ip|ip6|inet) kube-proxy)\b", re.M)
+_TABLE = re.compile(r"^table ((?:ip|ip6|inet) kube-proxy)(?![\w-])", re.M)
 _TARGET = re.compile(r".* -[jg] (\S+)")  # the last: a comment may say anything
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ebpf import host, leftovers
+from ebpf.errors import MissingFeature
 from lbctl import removal, status
 from lbctl.cli import options
 from lbctl.errors import UsageError
@@ -51,13 +52,19 @@ def _kube_proxy(yes: bool, pin_dir: Path) -> None:
     """What would be done goes to stdout, what else is to know to stderr."""
     shown = leftovers.saved()
     found = leftovers.find(shown)
+    if not found.asked:
+        raise MissingFeature(
+            f"no packet filter rules can be listed here (tried {', '.join(shown)})",
+            "Run as root, in the node's network namespace, with iptables and nft installed.",
+        )
+    if unasked := [name for name, text in shown.items() if text is None]:
+        click.echo(f"not looked at: {', '.join(unasked)} (not installed, or failed)", err=True)
     for line in found.commands():
         click.echo(line)
     for sentence in (*found.kept(), *_named_only(shown)):
         click.echo(sentence, err=True)
     if not found:
-        asked = ", ".join(found.asked) or "no command that lists rules is installed"
-        click.echo(f"kube-proxy left no rules here ({asked})", err=True)
+        click.echo(f"kube-proxy left no rules here ({', '.join(found.asked)})", err=True)
         return
     for sentence in _warnings(pin_dir):
         click.echo(f"warning: {sentence}", err=True)

@@ -21,7 +21,7 @@ CLEAN = ":INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n"
 NFT = """table ip kube-proxy {
 }
 table inet f {
- chain c { type filter hook forward priority filter; policy drop; }
+ chain c { type filter hook forward priority filter + 10; policy drop; }
 }
 """
 
