@@ -70,7 +70,8 @@ class Responder:
         self._stop.close()
         self._thread.join(10)
         for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
         self._selector.close()
 
     def serve(self, lab: Lab, members: Iterable[str], port: int = TARGET) -> None:

@@ -236,7 +236,7 @@ def test_a_pod_that_started_without_an_agent_is_served_by_the_next(lab: Lab) -> 
     pod = lab.add_pod("node1")
     sock = inside(lab, pod.name, lambda: new_socket(0, TCP))
     sock.settimeout(0.3)
-    with sock, pytest.raises(OSError):  # noqa: PT011 - which one depends on the node's routes
+    with sock, pytest.raises(OSError, match=r"timed out|unreachable|No route"):
         sock.connect((address, PORT))
     lab.start_agent("node1")
     lab.wait_ready()
