@@ -97,7 +97,7 @@ class Conversation:
         outcome = self.world.from_pod(frame, self.flags)
         assert outcome.verdict == model.PASS, outcome
         if self.backend is None:
-            self._learn(outcome)
+            self.learn(outcome)
         assert self.backend is not None
         address, port = self.backend
         expected = model.rewrite(frame, dst=address, dport=port, sport=self.seen_port)
@@ -135,7 +135,8 @@ class Conversation:
             self.down(payload=b"answer")
         return self
 
-    def _learn(self, outcome: Outcome) -> None:
+    def learn(self, outcome: Outcome) -> None:
+        """Which backend a forwarded frame went to, and from which port; it must be one of ours."""
         out = model.tuple_of(outcome.frame)
         found = [
             (address, port)

@@ -219,14 +219,13 @@ def test_more_fragmented_datagrams_than_room(small: World, family: int) -> None:
 def _fragment(talk: Conversation, number: int, *, first: bool) -> bytes:
     frame = talk.request(payload=b"x" * 64)
     at = model.parse(frame)
-    place = 1 if first else 8
     if at.family == 4:
         out = bytearray(frame)
         out[at.network + 4 : at.network + 6] = number.to_bytes(2, "big")
         out[at.network + 6 : at.network + 8] = (0x2000 if first else 8).to_bytes(2, "big")
         model.fix_ipv4_sum(out, at.network, at.transport)
         return bytes(out)
-    header = bytes([17, 0]) + (place if first else 64).to_bytes(2, "big")
+    header = bytes([17, 0]) + (1 if first else 64).to_bytes(2, "big")
     out = bytearray(frame[: at.transport]) + header + number.to_bytes(4, "big")
     out += frame[at.transport :]
     out[at.network + 4 : at.network + 6] = (len(frame) - at.transport + 8).to_bytes(2, "big")

@@ -8,7 +8,7 @@ import packets
 import pytest
 from conversation import CLIENT, PORT, SERVICE, Conversation, serve
 from packets import Shape
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
+from scapy.layers.inet6 import IPv6ExtHdrDestOpt, PadN
 from world import World
 
 pytestmark = pytest.mark.kernel
@@ -203,7 +203,7 @@ def test_more_tags_than_two_are_not_followed(world: World, family: int, tags: in
 def test_as_many_extension_headers_as_are_followed(world: World, protocol: str) -> None:
     """Six, and no more."""
     shape = Shape(6, protocol)
-    talk = Conversation(world, shape, serve(world, shape, count=1))
+    serve(world, shape, count=1)
     for count in (6, 7, 8, 30):
         outcome = world.from_pod(_with_headers(shape, count))
         if count <= 6:
@@ -211,7 +211,6 @@ def test_as_many_extension_headers_as_are_followed(world: World, protocol: str) 
         else:
             assert (outcome.verdict, outcome.reasons) == (model.DROP, {"too_many_headers": 1})
     assert len(world.flows()) == 2
-    assert talk.address == SERVICE[6]
 
 
 def _with_headers(shape: Shape, count: int) -> bytes:
@@ -253,5 +252,4 @@ def test_no_next_header(world: World) -> None:
     """Protocol 59: a packet that ends with its headers has no port, so none that is served."""
     serve(world, Shape(6, "tcp"))
     frame = bytes(packets.network(Shape(6), CLIENT[6], SERVICE[6], nh=59) / b"12345678")
-    assert IPv6 is not None
     assert world.from_pod(frame).reasons == {"unknown_port": 1}
