@@ -195,6 +195,22 @@ def test_a_local_policy_without_local_endpoint(lab: Lab, node: RemoteProcess) ->
         assert there.connect(TCP, address, PORT).ask("hello") == "pod2"
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_source_ranges_see_the_nodes_address(lab: Lab, node: RemoteProcess, allowed: bool) -> None:
+    own = lab.find("node1").addresses[0]
+    name, balancer = f"ranges{allowed:d}", f"192.0.2.{90 + allowed}"
+    ranges = [f"{own}/32" if allowed else "203.0.113.0/24"]
+    spec = {"type": "LoadBalancer", "loadBalancerSourceRanges": ranges}
+    objects = lab.service(name, PLAIN_PORTS, [endpoint(lab, "pod2")], spec=spec)
+    objects[0]["status"] = {"loadBalancer": {"ingress": [{"ip": balancer}]}}
+    lab.apply(name, objects)
+    lab.wait_programmed(f"default/{name}", [endpoint(lab, "pod2")])
+    assert node.connect(TCP, addresses(name)[0], PORT).ask("hello") == "pod2"
+    guarded = node.open(TCP)
+    refused = error_of(partial(guarded.connect, [balancer, PORT]))
+    assert refused == (0 if allowed else errno.EHOSTUNREACH)
+
+
 def test_affinity_is_the_nodes(lab: Lab, node: RemoteProcess) -> None:
     pods = [endpoint(lab, name) for name in BACKENDS]
     lab.apply("sticky", lab.service("sticky", PORTS, pods, spec={"sessionAffinity": "ClientIP"}))
