@@ -68,6 +68,9 @@ def wait_for(what: Callable[[], object], seconds: float = BOUND) -> None:
         time.sleep(0.02)
 
 
+UPLINK = {"uplink0-ingress", "uplink0-egress"}
+
+
 class Node:
     """A namespace with an uplink, a pin directory, manifests, and agents one after the other."""
 
@@ -149,8 +152,12 @@ class Node:
         return done.stdout
 
     def attached(self) -> set[str]:
+        return set(self.programs())
+
+    def programs(self) -> dict[str, int]:
+        """Id of the program by interface and direction."""
         return {
-            f"{item.ifname}-{item.direction}"
+            f"{item.ifname}-{item.direction}": item.prog_id
             for item in Attacher(self.pin_dir, mode="tcx").attachments()
             if item.prog_id
         }
@@ -201,10 +208,13 @@ def test_a_fresh_instance_waits_for_objects_before_it_acts(node: Node) -> None:
     wait_for(lambda: (s := node.status()) and s.ready and s.services == 1)
     said = node.status()
     assert said is not None
-    assert (said.service_ports, said.endpoints, said.interfaces) == (1, 2, 1)
+    assert (said.service_ports, said.endpoints, said.interfaces) == (1, 2, 2)
     assert said.last_apply.endswith("+00:00")
     assert said.tables["backends"].entries == 2
-    assert node.attached() == {"pod1-ingress", "pod1-egress"}  # the uplink is a veth, and is not
+    assert node.attached() == {*UPLINK, "pod1-ingress", "pod1-egress"}
+    # The uplink is a veth, and is not taken for a pod's.
+    programs = node.programs()
+    assert programs["uplink0-ingress"] != programs["pod1-ingress"]
 
 
 def test_a_restart_writes_nothing(node: Node) -> None:
@@ -233,7 +243,7 @@ def test_what_changed_meanwhile_is_applied_by_the_next_agent(node: Node) -> None
     node.add_pod("pod1")
     node.publish(SERVICE, slice_of("10.0.0.2", "10.0.0.3"))
     node.started()
-    assert node.attached() == {"pod1-ingress", "pod1-egress"}
+    assert node.attached() == {*UPLINK, "pod1-ingress", "pod1-egress"}
     with Instance.open(node.pin_dir) as opened:
         rows = opened.backends.records
         serving = rows[rows["flags"] & consts.BACKEND_SERVING != 0]
@@ -260,14 +270,14 @@ def test_a_second_agent_says_who_holds_the_instance(node: Node) -> None:
 def test_pods_are_followed(node: Node) -> None:
     node.publish(SERVICE)
     node.started()
-    assert node.attached() == set()
+    assert node.attached() == UPLINK
     node.add_pod("pod1")
-    wait_for(lambda: node.attached() == {"pod1-ingress", "pod1-egress"}, 5)
+    wait_for(lambda: node.attached() == {*UPLINK, "pod1-ingress", "pod1-egress"}, 5)
     node.add_pod("pod2")
-    wait_for(lambda: len(node.attached()) == 4, 5)
+    wait_for(lambda: len(node.attached()) == 6, 5)
     ip("-n", node.name, "link", "delete", "pod1")
     wait_for(lambda: not (node.pin_dir / "links" / "pod1-ingress").exists(), 5)
-    assert survey(node.pin_dir).interfaces == ("pod2",)
+    assert survey(node.pin_dir).interfaces == ("pod2", "uplink0")
     assert "programs attached" in node.log.read_text()
 
 
@@ -276,16 +286,18 @@ def test_pod_interfaces_can_be_named(node: Node) -> None:
     node.add_pod("pod1")
     node.add_pod("cali7")
     node.started("--pod-interface", "cali*", "--pod-interface", "eni*")
-    assert node.attached() == {"cali7-ingress", "cali7-egress"}
+    assert node.attached() == {*UPLINK, "cali7-ingress", "cali7-egress"}
 
 
-def test_an_uplink_that_was_taken_for_a_pods_is_released(node: Node) -> None:
+def test_an_uplink_that_was_taken_for_a_pods_gets_an_uplinks_programs(node: Node) -> None:
     node.publish(SERVICE)
     node.add_pod("second0")
     node.started()
-    assert node.attached() == {"second0-ingress", "second0-egress"}
+    before = node.programs()
+    assert before["second0-ingress"] != before["uplink0-ingress"]
     ip("-n", node.name, "route", "add", "default", "dev", "second0", "metric", "9")
-    wait_for(lambda: node.attached() == set(), 10)
+    wait_for(lambda: node.programs()["second0-ingress"] == before["uplink0-ingress"], 10)
+    assert node.programs()["second0-egress"] == before["uplink0-egress"]
 
 
 def test_kube_proxys_connections_are_let_alone_while_its_rules_exist(node: Node) -> None:

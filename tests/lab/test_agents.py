@@ -107,7 +107,7 @@ def test_other_modules_get_a_lab_that_is_ready(lab: Lab) -> None:
         said = status.read(lab.pin_dir(node.name))
         assert said is not None
         assert said.ready
-        assert said.interfaces == 3
+        assert said.interfaces == 4  # three pods and the uplink
 
 
 def test_an_agent_that_cannot_start_fails_the_lab_with_its_own_words(lab_name: str) -> None:
