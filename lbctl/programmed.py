@@ -137,7 +137,9 @@ def _read_regions(
     ends = fine[:, 1] + fine[:, 2]
     top = max(int(written.max(initial=-1)) + 1, int(ends.max(initial=0)))
     planner.regions.adopt(fine[:, 1:], top, now)
-    return np.unique(members[~np.isin(place, bad)])
+    held = np.zeros(len(tables.backends.records), bool)
+    held[members[~np.isin(place, bad)]] = True  # far quicker than sorting them
+    return np.flatnonzero(held)
 
 
 def _regions(words: npt.NDArray[np.uint64]) -> Numbers:
@@ -190,7 +192,9 @@ def _rest_ids(
     tables: Tables, planner: Planner, leftovers: Leftovers, used: Numbers, now: float
 ) -> None:
     backends = tables.backends.records
-    resting = np.setdiff1d(np.flatnonzero(backends["port"]), used)
+    left = backends["port"] != 0
+    left[used] = False
+    resting = np.flatnonzero(left)
     planner.backend_ids.adopt(used, resting, now)
     flags = backends["flags"][resting]
     for number, bits in zip(resting.tolist(), flags.tolist(), strict=True):
@@ -201,7 +205,10 @@ def _rest_ids(
     named = np.array([s.id for s in planner.services.values()], np.int64)
     twice = np.array([s.id for s in planner.retired.values()], np.int64)
     written = np.flatnonzero(services["cluster"] | services["local"] | services["flags"])
-    rest = np.setdiff1d(np.union1d(written, twice), named)
+    unnamed = np.zeros(len(services), bool)
+    unnamed[written] = unnamed[twice] = True
+    unnamed[named] = False
+    rest = np.flatnonzero(unnamed)
     planner.service_ids.adopt(named, rest[rest > 0], now)
 
 

@@ -96,6 +96,7 @@ def run(services: int, endpoints: int, rounds: int, churn: float) -> list[Result
     """All measures of one size."""
     found = Measured(services, endpoints)
     with Node(services, endpoints, f"sc-{os.getpid()}") as node:
+        node.start()  # compiles what is not in the caches
         for number in range(rounds):
             click.echo(f"{services:,} services, round {number + 1}, load {_load()}", err=True)
             starts(node, found)

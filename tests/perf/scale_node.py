@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,7 @@ class Node:
             self._cluster.kill()
             self._cluster.wait(10)
         self.forget()
+        shutil.rmtree(_environment()["PYTHONPYCACHEPREFIX"], ignore_errors=True)
         _ip("netns", "delete", self.name)
 
     def _inside(self) -> list[str]:
@@ -116,9 +118,7 @@ class Node:
         status.path_of(self.pin_dir).unlink(missing_ok=True)
         with self.log.open("ab") as log:
             began = time.monotonic()
-            self._agent = subprocess.Popen(
-                command, stderr=log, env=dict(os.environ, PYTHONPATH=str(ROOT))
-            )
+            self._agent = subprocess.Popen(command, stderr=log, env=_environment())
         self._until(self._programmed, "the agent is ready")
         return time.monotonic() - began
 
@@ -259,6 +259,12 @@ def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of `values` do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _environment() -> dict[str, str]:
+    """Bytecode is kept as an installed package has it, but not in the source tree."""
+    kept = {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": f"/tmp/sc-bytecode-{os.getpid()}"}
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | kept
 
 
 def _ip(*words: str) -> None:
