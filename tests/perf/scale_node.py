@@ -198,8 +198,7 @@ class Node:
 
     def fingerprint(self) -> dict[str, str]:
         """A hash of the contents of every map that only the agent writes."""
-        found = self.instance()
-        return {name: _digest(found, name) for name in _WRITTEN_BY_AGENT}
+        return fingerprint(self.instance())
 
     def change(self, count: int, rate: float, first: int = 0) -> Seen:
         """Change one endpoint of each of `count` services, and watch their region words."""
@@ -243,6 +242,11 @@ class Node:
             if time.monotonic() > end:
                 raise TimeoutError(f"not within {BOUND:g} s: {name}")
             time.sleep(0.005)
+
+
+def fingerprint(found: Instance) -> dict[str, str]:
+    """A hash of the contents of every map that only the agent writes."""
+    return {name: _digest(found, name) for name in _WRITTEN_BY_AGENT}
 
 
 def _digest(found: Instance, name: str) -> str:

@@ -1,0 +1,246 @@
+"""Guards what a change, a restart and an endpoint cost, by counts and ratios: see docs/scale.md."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from apiserver import ApiServer
+from following import Follower
+from scale_cluster import endpoints, service, slice_of
+from scale_node import fingerprint
+
+from ebpf import compiler, instance, libbpf
+from ebpf.instance import Instance
+from ebpf.sizes import Sizes
+from lbctl import program
+from lbctl.decode import SERVICES, SLICES
+from lbctl.model import EndpointSlice, Node, Service
+from lbctl.node import NodeFacts
+from lbctl.plan import Plan
+from lbctl.reconcile import Reconciler
+from lbctl.sources.kubernetes import KubernetesSource
+from lbctl.sources.objects import Store
+from lbctl.tables import Tables
+
+pytestmark = [pytest.mark.kernel, pytest.mark.perf]
+
+NODE = "node-0"
+ENDPOINTS = 10
+SMALL, MIDDLE, LARGE = 100, 2_000, 10_000
+# What is traced at 2,000 services is 330 bytes per endpoint, its share of the service included.
+BYTES_PER_ENDPOINT = 420
+TRIES = 40
+
+
+class Control:
+    """A store, a reconciler and maps of their own: the agent without threads and programs."""
+
+    def __init__(self, pin_dir: Path, services: int) -> None:
+        sizes = Sizes(services * 2, services * ENDPOINTS * 2, 128)
+        self.instance = Instance.create_or_open(pin_dir, compiler.bundle(), sizes)
+        self.store = Store(NODE, parts=3)
+        self.services = services
+        self.reconciler = Reconciler(self.instance, NodeFacts(NODE))
+
+    def fill(self) -> bool:
+        """Everything there is, listed; returns whether something was written."""
+        numbers = range(self.services)
+        self.store.replace(Service, [SERVICES.decode(_json(service(n))) for n in numbers])
+        slices = (slice_of(n, endpoints(n, ENDPOINTS)) for n in numbers)
+        self.store.replace(EndpointSlice, [SLICES.decode(_json(s)) for s in slices])
+        self.store.replace(Node, [Node(NODE)])
+        return self.take()
+
+    def change(self, number: int, turn: int) -> None:
+        """Another pod takes the place of a service's last one: from the event's bytes on."""
+        addresses = [*endpoints(number, ENDPOINTS)[:-1], f"10.120.{turn % 250}.1"]
+        self.store.put(SLICES.decode(_json(slice_of(number, addresses))))
+        assert self.take()
+
+    def take(self) -> bool:
+        update = self.store.take()
+        assert update is not None
+        self.reconciler.take(update)
+        return self.reconciler.apply(update.complete)
+
+    def close(self) -> None:
+        self.instance.close()
+        self.store.close()
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(value)
+
+
+@contextmanager
+def control(services: int) -> Iterator[Control]:
+    pin_dir = Path(f"/sys/fs/bpf/sc-guard-{os.getpid()}-{services}")
+    made = Control(pin_dir, services)
+    try:
+        yield made
+    finally:
+        made.close()
+        instance.remove(pin_dir)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Control]:
+    with control(SMALL) as made:
+        made.fill()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def large() -> Iterator[Control]:
+    with control(LARGE) as made:
+        made.fill()
+        gc.collect()
+        gc.freeze()
+        yield made
+        gc.unfreeze()
+
+
+class CountedLibrary:
+    """libbpf, with a count of the calls by name; each is one bpf system call or more."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[name] += 1
+        return getattr(self._library, name)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    counted = CountedLibrary(libbpf.library())
+    monkeypatch.setattr(libbpf, "library", lambda: counted)
+    return counted.calls
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """Every plan that is carried out."""
+    seen: list[Plan] = []
+    apply = program.apply
+
+    def noting(plan: Plan, tables: Tables) -> None:
+        seen.append(plan)
+        apply(plan, tables)
+
+    monkeypatch.setattr(program, "apply", noting)
+    return seen
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_changed_endpoint_is_a_region_two_backends_and_one_switch(
+    size: str, request: pytest.FixtureRequest, plans: list[Plan], calls: Counter[str]
+) -> None:
+    made: Control = request.getfixturevalue(size)
+    plans.clear()
+    calls.clear()
+    made.change(SMALL // 2, 1)
+    [plan] = plans
+    assert plan.writes() == {
+        "backends": 1,  # the one that came
+        "backend flags": 1,  # the one that left
+        "slots": ENDPOINTS,
+        "region words": 1,
+    }
+    assert not calls, "all of it goes through mapped memory"
+
+
+def test_a_new_service_is_two_map_updates(
+    large: Control, plans: list[Plan], calls: Counter[str]
+) -> None:
+    calls.clear()
+    large.store.put(SERVICES.decode(_json(service(LARGE))))
+    large.store.put(SLICES.decode(_json(slice_of(LARGE, endpoints(LARGE, ENDPOINTS)))))
+    large.take()
+    assert calls == {"bpf_map_update_batch": 2}, "its name and its addresses"
+    assert plans[-1].writes()["frontends"] == 2  # the address with its port, and by itself
+
+
+def test_a_change_costs_the_same_at_any_size(small: Control, large: Control) -> None:
+    cheap, dear = ([_cpu(made, turn) for turn in range(TRIES)] for made in (small, large))
+    assert min(dear) < 3 * min(cheap), f"{min(cheap):.6f} s and {min(dear):.6f} s"
+
+
+def _cpu(made: Control, turn: int) -> float:
+    number = (turn * 37 + 3) % made.services
+    began = time.thread_time()
+    made.change(number, turn)
+    return time.thread_time() - began
+
+
+def test_a_restart_without_change_writes_nothing(calls: Counter[str], plans: list[Plan]) -> None:
+    with control(MIDDLE) as first:
+        assert first.fill()
+        before = fingerprint(first.instance)
+        second = Control.__new__(Control)
+        second.instance, second.services = first.instance, MIDDLE
+        second.store = Store(NODE, parts=3)
+        calls.clear()
+        plans.clear()
+        second.reconciler = Reconciler(first.instance, NodeFacts(NODE))
+        assert not second.fill()
+        second.store.close()
+        assert _writing(calls) == []
+        assert [plan.writes() for plan in plans] == [{}] * len(plans)
+        assert fingerprint(first.instance) == before
+
+
+def _writing(calls: Iterable[str]) -> list[str]:
+    return [name for name in calls if "update" in name or "delete" in name]
+
+
+def test_memory_per_endpoint() -> None:
+    with control(MIDDLE) as made:
+        gc.collect()
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            made.fill()
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    each = (after - before) / (MIDDLE * ENDPOINTS)
+    assert each < BYTES_PER_ENDPOINT, f"{each:.0f} bytes per endpoint"
+
+
+def test_one_list_in_pages_and_one_watch_per_kind(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        server.put({"kind": "Node", "metadata": {"name": NODE}})
+        for number in range(1200):
+            server.put(service(number), slice_of(number, endpoints(number, 1)))
+        source = KubernetesSource(NODE, kubeconfig=server.kubeconfig(tmp_path))
+        source.start()
+        try:
+            follower = Follower(source)
+            follower.until(lambda: source.status().connected and source.status().synced)
+        finally:
+            source.stop()
+        kinds = Counter(
+            (path.rpartition("/")[2], "watch" if query.get("watch") else "page")
+            for path, query in server.requests
+        )
+    assert kinds == {
+        ("services", "page"): 3,
+        ("endpointslices", "page"): 3,
+        ("nodes", "page"): 1,
+        ("services", "watch"): 1,
+        ("endpointslices", "watch"): 1,
+        ("nodes", "watch"): 1,
+    }
