@@ -5,8 +5,9 @@ UDP as soon as the endpoint stopped serving; TCP only once its address is in non
 slices any more, so that a terminating pod can finish what it does.
 """
 
+import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -16,12 +17,12 @@ from ebpf import sockdiag
 from ebpf.errors import LbError
 from ebpf.sockdiag import Target
 from lbctl import consts
-from lbctl.contents import ArrayContents, address_columns, rows_as_bytes
+from lbctl.contents import IDENTITY_BYTES, ArrayContents, address_columns, rows_as_bytes
 from lbctl.model import ObjectKey, ServiceObjects
 from lbctl.plan import Planner
 from lbctl.portsets import HeldSets
 from lbctl.socketlb import ALL, OFF
-from lbctl.tables import HashTable, Tables
+from lbctl.tables import HashTable, Records, Tables
 
 # From a change to the look at sockets: several changes are one, and connects under way are done.
 DELAY_SECONDS = 0.25
@@ -95,19 +96,22 @@ class StaleSockets:
         """By protocol, what must not stay connected. (Which of the two a socket is, is seen when
         it is found.)"""
         keys, values = self._tables.socket_peers.read_all()
-        rows = rows_as_bytes(keys)[:, address_columns(keys.dtype, "addr", "port")]
-        places = [row.tobytes() for row in rows]
-        services: list[int] = values["service"].tolist()
-        judge = _Judge(self._tables, self._known, set(services))
+        places = rows_as_bytes(keys)[:, address_columns(keys.dtype, "addr", "port")]
+        services = values["service"]
+        judge = _Judge(self._tables, self._known, set(np.unique(services).tolist()))
+        # Many sockets have the same peer: each is judged once.
+        named = np.column_stack([places, rows_as_bytes(np.ascontiguousarray(services))])
+        peers, which = np.unique(named.view(f"V{named.shape[1]}").ravel(), return_inverse=True)
         stale: dict[int, list[Target]] = {sockdiag.UDP: [], sockdiag.TCP: []}
-        for cookie, place, service in zip(keys["cookie"].tolist(), places, services, strict=True):
-            if not any(place) or judge.is_serving(service, place):
-                continue
-            address, port = place[:_ADDRESS_BYTES], place[_ADDRESS_BYTES:]
-            target = Target(cookie, address, port)
-            stale[sockdiag.UDP].append(target)
+        for index, (service, row) in enumerate(_peers(peers)):
+            if not any(row) or judge.is_serving(service, row):
+                continue  # no row: what an unconnected socket called last
+            address, port = row[:_ADDRESS_BYTES], row[_ADDRESS_BYTES:]
+            cookies = keys["cookie"][which == index].tolist()
+            targets = [Target(cookie, address, port) for cookie in cookies]
+            stale[sockdiag.UDP] += targets
             if not judge.exists(service, address):
-                stale[sockdiag.TCP].append(target)
+                stale[sockdiag.TCP] += targets
         self._waiting = frozenset(judge.waiting)
         return stale
 
@@ -162,8 +166,10 @@ class _Judge:
             self._serving[state.id] = {
                 identity for identity, (_, flags) in held.items() if flags & consts.BACKEND_SERVING
             }
-            # namespace/service:port/TCP/v4; only the end of a long name is ever missing.
-            namespace, _, service = name.partition(":")[0].partition("/")
+            # namespace/service:port/TCP/v4, :port only if it has a name. Of a long name the end is
+            # missing, never this much.
+            namespace, _, rest = name.partition("/")
+            service = rest.partition("/")[0].partition(":")[0]
             key = self._owners[state.id] = ObjectKey(namespace, service)
             self._addresses[state.id] = _addresses(known.objects(key))
 
@@ -187,6 +193,12 @@ def _addresses(objects: ServiceObjects | None) -> set[bytes] | None:
     if objects is None or objects.service is None:
         return None
     return {endpoint.address for part in objects.slices for endpoint in part.endpoints}
+
+
+def _peers(rows: Records) -> Iterator[tuple[int, bytes]]:
+    """Service id, and address with port, of each row of these bytes and the id."""
+    for row in rows.tolist():
+        yield int.from_bytes(row[IDENTITY_BYTES:], sys.byteorder), row[:IDENTITY_BYTES]
 
 
 def _key(table: HashTable, cookie: int, address: bytes, port: bytes) -> bytes:

@@ -1,0 +1,196 @@
+"""Which sockets are to be closed: of endpoints that serve no more, or do not exist any more."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+from fake_tables import ADDR, FakeHash, FakeTables
+from test_agent_reconcile import NODE, objects, update
+
+from ebpf import sockdiag
+from ebpf.errors import LbError, MissingFeature
+from ebpf.layouts import Field, Record
+from ebpf.sockdiag import TCP, UDP, Target
+from lbctl.addresses import parse_address
+from lbctl.model import EndpointSlice, ServiceObjects
+from lbctl.reconcile import Reconciler
+from lbctl.stalesockets import DELAY_SECONDS, StaleSockets
+
+KEY = Record(
+    "socket_key",
+    32,
+    (
+        Field("cookie", 0, 8, 0, "u64"),
+        Field("addr", 8, 16, 0, "struct", ADDR.fields),
+        Field("port", 24, 2, 0, "u16"),
+        Field("pad", 26, 6, 3, "u16"),
+    ),
+)
+PEER = Record(
+    "socket_peer",
+    24,
+    (
+        Field("addr", 0, 16, 0, "struct", ADDR.fields),
+        Field("port", 16, 2, 0, "u16"),
+        Field("pad", 18, 2, 0, "u16"),
+        Field("service", 20, 4, 0, "u32"),
+    ),
+)
+CHOICE = Record("", 4, (Field("", 0, 4, 0, "u32"),))
+PORT = (8080).to_bytes(2, "big")
+SERVICE = "10.96.0.1"
+NOWHERE = bytes(16)
+
+
+class Tables(FakeTables):
+    def __init__(self) -> None:
+        super().__init__()
+        self.socket_peers = FakeHash("socket_peers", KEY, PEER, 64)
+        self.socket_choices = FakeHash("socket_choices", KEY, CHOICE, 64)
+
+    def connect(self, cookie: int, backend: str, service: int) -> Target:
+        """What the programs leave of a UDP socket that was connected through a service."""
+        return self._remember(cookie, parse_address(backend), PORT, service)
+
+    def call_last(self, cookie: int, backend: str, service: int) -> None:
+        value = parse_address(backend) + PORT + bytes(2) + struct.pack("=I", service)
+        self.socket_peers.put(key(cookie, NOWHERE, bytes(2)), value)
+
+    def _remember(self, cookie: int, address: bytes, port: bytes, service: int) -> Target:
+        called = parse_address(SERVICE)
+        value = called + (80).to_bytes(2, "big") + bytes(2) + struct.pack("=I", service)
+        self.socket_peers.put(key(cookie, address, port), value)
+        self.socket_choices.put(key(cookie, called, (80).to_bytes(2, "big")), bytes(4))
+        return Target(cookie, address, port)
+
+
+def key(cookie: int, address: bytes, port: bytes) -> bytes:
+    return struct.pack("=Q16s2s6x", cookie, address, port)
+
+
+class World:
+    """A reconciler on fake tables, and what would have been closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mode: str = "host") -> None:
+        self.tables = Tables()
+        self.reconciler = Reconciler(self.tables, NODE)
+        self.stale = StaleSockets(self.tables, self.reconciler, mode)
+        self.asked: dict[int, set[Target]] = {}
+        self.errors: list[LbError] = []
+        monkeypatch.setattr(sockdiag, "close_everywhere", self._close)
+
+    def _close(
+        self, stale: Mapping[int, Collection[Target]], places: Collection[Path]
+    ) -> tuple[dict[int, list[Target]], list[LbError]]:
+        self.asked = {protocol: set(targets) for protocol, targets in stale.items()}
+        return {p: [] if p == TCP else list(t) for p, t in stale.items()}, self.errors
+
+    def apply(self, *found: ServiceObjects, gone: Collection[str] = ()) -> None:
+        self.reconciler.take(update(*found, gone=gone))
+        self.reconciler.apply(True)
+        self.stale.changed(*self.reconciler.take_touched(), 100.0)
+
+    def look(self) -> tuple[set[Target], set[Target]]:
+        """What was closed of UDP and TCP, if it was time to look at all."""
+        self.asked = {}
+        self.stale.step(100.0 + DELAY_SECONDS)
+        self.stale.stop()
+        return self.asked.get(UDP, set()), self.asked.get(TCP, set())
+
+    @property
+    def service(self) -> int:
+        (state,) = self.reconciler.planner.services.values()
+        return state.id
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(monkeypatch)
+    made.apply(objects("web", SERVICE, ["10.0.0.1", "10.0.0.2"]))
+    assert made.stale.due() == 100.0 + DELAY_SECONDS, "an earlier agent may have missed some"
+    assert made.look() == (set(), set())
+    return made
+
+
+def terminating(found: ServiceObjects, address: str) -> ServiceObjects:
+    """The same with one endpoint, not ready any more, in place of its first."""
+    part: EndpointSlice = found.slices[0]
+    leaving = msgspec.structs.replace(
+        part.endpoints[0], address=parse_address(address), ready=False, terminating=True
+    )
+    slices = (msgspec.structs.replace(part, endpoints=(leaving, *part.endpoints)),)
+    return msgspec.structs.replace(found, slices=slices)
+
+
+def named(found: ServiceObjects, name: str) -> ServiceObjects:
+    """The same with a name for its port."""
+    assert found.service is not None
+    replace = msgspec.structs.replace
+    ports = (replace(found.service.ports[0], name=name),)
+    part = found.slices[0]
+    slices = (replace(part, ports=(replace(part.ports[0], name=name),)),)
+    return ServiceObjects(replace(found.service, ports=ports), slices)
+
+
+def test_only_sockets_of_what_left_are_closed(world: World) -> None:
+    gone = {world.tables.connect(n, "10.0.0.1", world.service) for n in (1, 2)}
+    world.tables.connect(3, "10.0.0.2", world.service)
+    world.tables.call_last(4, "10.0.0.1", world.service)
+    world.apply(objects("web", SERVICE, ["10.0.0.2"]))
+    assert world.look() == (gone, gone)
+    assert world.stale.closed == 2
+    left = {struct.unpack_from("=Q", k)[0] for k in world.tables.socket_peers.entries}
+    assert left == {3, 4}
+    assert len(world.tables.socket_choices.entries) == 1
+
+
+def test_a_change_without_loss_is_no_reason_to_look(world: World) -> None:
+    world.tables.connect(1, "10.0.0.1", world.service)
+    world.apply(objects("web", SERVICE, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]))
+    assert world.stale.due() is None
+
+
+def test_tcp_waits_until_the_address_has_left(world: World) -> None:
+    leaving = world.tables.connect(1, "10.0.0.1", world.service)
+    remaining = objects("web", SERVICE, ["10.0.0.2"])
+    world.apply(terminating(remaining, "10.0.0.1"))
+    assert world.look() == ({leaving}, set())
+    leaving = world.tables.connect(1, "10.0.0.1", world.service)  # the fake closed it as UDP
+    world.apply(remaining)  # nothing stops serving by this change
+    assert world.look() == ({leaving}, {leaving})
+
+
+def test_a_service_that_is_gone_keeps_its_tcp_connections(world: World) -> None:
+    leaving = world.tables.connect(1, "10.0.0.1", world.service)
+    world.apply(gone=["web"])
+    assert world.look() == ({leaving}, set())
+
+
+@pytest.mark.parametrize("port", ["", "http"])
+def test_the_owner_is_found_by_the_name_of_its_port(
+    monkeypatch: pytest.MonkeyPatch, port: str
+) -> None:
+    world = World(monkeypatch)
+    world.apply(named(objects("web", SERVICE, ["10.0.0.1"]), port))
+    leaving = world.tables.connect(1, "10.0.0.1", world.service)
+    world.apply(named(objects("web", SERVICE, ["10.0.0.2"]), port))
+    assert world.look() == ({leaving}, {leaving})
+
+
+def test_nothing_is_looked_at_with_the_hooks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, "off")
+    world.apply(objects("web", SERVICE, ["10.0.0.1"]))
+    world.apply(objects("web", SERVICE, []))
+    assert world.stale.due() is None
+
+
+def test_what_the_kernel_cannot_do_is_told(world: World) -> None:
+    world.errors = [MissingFeature("this kernel does not close UDP sockets", "They time out.")]
+    world.tables.connect(1, "10.0.0.1", world.service)
+    world.apply(objects("web", SERVICE, ["10.0.0.2"]))
+    world.look()
+    assert world.stale.problem == "this kernel does not close UDP sockets. They time out."
