@@ -296,8 +296,9 @@ def test_an_uplink_that_was_taken_for_a_pods_gets_an_uplinks_programs(node: Node
     before = node.programs()
     assert before["second0-ingress"] != before["uplink0-ingress"]
     ip("-n", node.name, "route", "add", "default", "dev", "second0", "metric", "9")
-    wait_for(lambda: node.programs()["second0-ingress"] == before["uplink0-ingress"], 10)
-    assert node.programs()["second0-egress"] == before["uplink0-egress"]
+    # Ingress is replaced first.
+    wait_for(lambda: node.programs()["second0-egress"] == before["uplink0-egress"], 10)
+    assert node.programs()["second0-ingress"] == before["uplink0-ingress"]
 
 
 def test_kube_proxys_connections_are_let_alone_while_its_rules_exist(node: Node) -> None:
