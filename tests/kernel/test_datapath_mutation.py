@@ -48,12 +48,11 @@ class Judge:
             assert verdict == model.DROP or out == frame
             return
         if layout.protocol == model.SCTP and verdict == model.DROP:
-            return  # straight to a backend, and its ports cannot change
+            return  # straight to a backend, under a port that cannot be had
         assert verdict == model.PASS
         source = slice(layout.transport, layout.transport + 2)
-        place = slice(layout.transport + 16, layout.transport + 18)
-        if layout.protocol == model.UDP:
-            place = slice(layout.transport + 6, layout.transport + 8)
+        start, size = {model.TCP: (16, 2), model.UDP: (6, 2)}.get(layout.protocol, (8, 4))
+        place = slice(layout.transport + start, layout.transport + start + size)
         if out != frame:  # straight to a backend: its source port may have to change
             assert layout.has_ports
             _only(frame, out, [source, place])
