@@ -13,8 +13,8 @@ from lbctl.plan import Plan
 from lbctl.sweep import Found
 from lbctl.tables import Tables
 
-_KEYS: Final = 4096
-_RECORDS: Final = 32768
+_KEYS: Final = 2048
+_RECORDS: Final = 16384
 
 
 class Clearing:
