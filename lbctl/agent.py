@@ -114,7 +114,6 @@ class Agent:
         self._source.start()
         undo.callback(self._source.stop)
         attacher = Attacher(options.pin_dir)
-        attached_before = bool(attacher.attachments())
         settings = options.settings
         self._interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces)
         undo.callback(self._interfaces.close)
@@ -126,7 +125,7 @@ class Agent:
         self._stale = StaleSockets(self._instance, self._reconciler, settings.socket_lb)
         undo.callback(self._stale.stop)
         self._reserve_ports()
-        if attached_before:
+        if attacher.attachments():
             # Of an earlier agent, whose maps are complete. A fresh instance waits for the first
             # list: without it every service would be refused.
             self._attach()
@@ -200,6 +199,7 @@ class Agent:
         if now >= self._next_routine:
             self._next_routine = now + ROUTINE_SECONDS
             self._interfaces.refresh(thorough=True)
+            self._sockets.refresh()
             self._facts_may_differ()
             self._reserve_ports()
         if self._config:

@@ -31,7 +31,7 @@ class SocketHooks:
     def __init__(self, pin_dir: Path, mode: str, directory: Path | None) -> None:
         """`directory` is the cgroup to attach to; None: the root of all."""
         self.mode = mode
-        self.attached = False
+        self._generation: Generation | None = None
         self._attacher = cgroup.SocketAttacher(pin_dir)
         self._directory = directory
         self._problem = ""
@@ -50,20 +50,26 @@ class SocketHooks:
 
     def attach(self, generation: Generation) -> None:
         """Put these programs on the cgroup, or with mode "off" take away what is there."""
-        self._problem = ""
+        self._generation = generation
+        problem = ""
         try:
             if self.mode == OFF:
-                self.attached = False
                 if self._attacher.detach():
                     self._log.info("socket hooks removed")
-                return
-            directory = self._directory or cgroup.root()
-            if self._attacher.attach(generation.fds, directory):
-                self._log.info("socket hooks in place", cgroup=str(directory), mode=self.mode)
-            self.attached = True
+            else:
+                directory = self._directory or cgroup.root()
+                if self._attacher.attach(generation.fds, directory):
+                    self._log.info("socket hooks in place", cgroup=str(directory), mode=self.mode)
         except LbError as error:
-            self._problem = f"sockets of this node are not served: {error.message}"
-            self._log.error("no socket hooks", error=error.message, hint=error.hint)
+            problem = f"sockets of this node are not served: {error.message}"
+            if problem != self._problem:
+                self._log.error("no socket hooks", error=error.message, hint=error.hint)
+        self._problem = problem
+
+    def refresh(self) -> None:
+        """Put them there again, if somebody took them away or it was not possible before."""
+        if self._generation is not None:
+            self.attach(self._generation)
 
 
 def own_netns_cookie() -> int:

@@ -15,12 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import bpffs, cgroup, libbpf, sockdiag
+from ebpf import bpffs, cgroup, libbpf, maps, sockdiag
 from ebpf.cgroup import HOOKS, SocketAttacher
 from ebpf.errors import KernelError, MissingFeature
+from ebpf.layouts import Field, MapSpec, Record
+from ebpf.maps import ProgramArray
+from ebpf.programs import Generation
 from ebpf.sockdiag import TCP, UDP, Diag, Target
 from lbctl.lab import cgroup as cgroups
 from lbctl.lab import namespace
+from lbctl.socketlb import SocketHooks
 
 pytestmark = pytest.mark.kernel
 
@@ -140,6 +144,29 @@ def test_what_is_no_cgroup_is_named(place: Place, tmp_path: Path) -> None:
         place.attacher.attach(place.allow, tmp_path)
     with pytest.raises(KernelError, match="cannot open cgroup"):
         place.attacher.attach(place.allow, tmp_path / "missing")
+
+
+def test_the_agent_tries_again(place: Place) -> None:
+    """What was not possible, or was taken away, is done when the agent looks again."""
+    word = Record("", 4, (Field("", 0, 4, 0, "u32"),))
+    array = maps.create(MapSpec("t_programs", maps.PROG_ARRAY, 0, word, word), 1)
+    assert isinstance(array, ProgramArray)
+    late = place.cgroups[0]
+    late.rmdir()
+    hooks = SocketHooks(place.pin_dir, "host", late)
+    hooks.refresh()  # nothing to attach yet
+    hooks.attach(Generation(place.deny, {}, array))
+    assert len(hooks.problems) == 1
+    assert str(late) in hooks.problems[0]
+    late.mkdir()
+    hooks.refresh()
+    assert (hooks.problems, place.connect(late)) == ([], errno.EPERM)
+    for hook in place.attacher.hooks():
+        libbpf.link_detach(hook.path)
+    assert place.connect(late) == 0
+    hooks.refresh()
+    assert place.connect(late) == errno.EPERM
+    array.close()
 
 
 def test_the_hooks_of_this_kernel_are_found_out() -> None:
