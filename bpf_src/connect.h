@@ -68,8 +68,8 @@ INLINE int reserve_port(struct __sk_buff *skb, struct flow_key *key, struct flow
 		if (i)
 			key->dport = random_port(c);
 		error = reserve_reply(key, reply, tick);
-		/* An SCTP port cannot change: its checksum covers it and is not incremental. */
-		if (error != -EEXIST || !c || key->proto == IPPROTO_SCTP)
+		/* A masqueraded flow has its port already, in the entries at its sides. */
+		if (error != -EEXIST || !c || reply->flags & FLOW_MASQUERADED)
 			break;
 	}
 	if (!error && i)

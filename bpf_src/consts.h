@@ -138,6 +138,8 @@ enum program {
 	PROGRAM_FROM_NET6,
 	PROGRAM_TO_NET4,
 	PROGRAM_TO_NET6,
+	PROGRAM_SCTP4, /* other ports for a packet whose checksum is a CRC */
+	PROGRAM_SCTP6,
 	PROGRAM_MAX,
 };
 

@@ -48,8 +48,7 @@ INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *cho
 	masquerade_source(&node, c, p);
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MASQUERADE_PORT_TRIES; i++) {
-		u16 port =
-		    p->proto == IPPROTO_SCTP ? p->sport : htons(c->port_min + (start + i) % span);
+		u16 port = htons(c->port_min + (start + i) % span);
 
 		if (port == choice->port && same_address(&p->src, &choice->addr))
 			continue;

@@ -6,7 +6,7 @@
 
 #define NO_CHECKSUM 0
 
-/* Where the transport checksum lies; SCTP's does not cover addresses, and its ports never change.
+/* Where the transport checksum lies; SCTP's does not cover addresses, and sctp.h sees to its ports.
  */
 INLINE u32 checksum_offset(const struct packet *p)
 {
@@ -169,6 +169,12 @@ INLINE int rewrite(struct __sk_buff *skb, struct packet *p, bool source, const i
 	store_address(network, source, to, difference);
 	if (!whole || old == ports)
 		return PASS;
+	if (p->proto == IPPROTO_SCTP) {
+		skb->cb[4] = ports;
+		programs.call(skb, FAMILY_PROGRAM(SCTP));
+		count(skb, REASON_INTERNAL);
+		return DROP;
+	}
 	transport = packet_start(skb) + (p->l4 & 0x3fff);
 	if (transport + 4 > packet_end(skb))
 		goto failed;

@@ -29,6 +29,7 @@
 #include "stats.h"
 #include "flow.h"
 #include "nat.h"
+#include "sctp.h"
 #include "tcp.h"
 #include "refuse.h"
 #include "select.h"
@@ -242,6 +243,11 @@ PROGRAM(FAMILY_NAME(direct))
 PROGRAM(FAMILY_NAME(refuse))
 {
 	return answer(skb);
+}
+
+PROGRAM(FAMILY_NAME(sctp))
+{
+	return set_sctp_ports(skb);
 }
 
 PROGRAM(FAMILY_NAME(icmp_from_pod))

@@ -15,7 +15,7 @@ from lbctl.addresses import (
     of_family,
 )
 from lbctl.endpoints import candidates, local_ready_addresses, select
-from lbctl.model import EndpointSlice, Protocol, Service, ServicePort
+from lbctl.model import EndpointSlice, Service, ServicePort
 from lbctl.node import NodeFacts, node_facts
 from lbctl.resolved import Endpoint, Frontend, FrontendKind, ResolvedPort
 
@@ -93,10 +93,7 @@ def _resolve_port(
     slices: Sequence[EndpointSlice],
     node: NodeFacts,
 ) -> ResolvedPort:
-    warnings: list[str] = []
     found = candidates(port, slices, family, node.name)
-    if port.protocol is Protocol.SCTP:
-        found = {place: e for place, e in found.items() if _sctp_can(port, place[1], warnings)}
     selection = select(found, node)
     ranges = _source_ranges(service, family, node)
     return ResolvedPort(
@@ -112,29 +109,12 @@ def _resolve_port(
         external_local=service.external_local,
         affinity_seconds=service.affinity_seconds,
         source_ranges=ranges,
-        warnings=(*_warnings(service, port), *dict.fromkeys(warnings)),
+        warnings=tuple(_warnings(service, port)),
         hints=selection.hints,
     )
 
 
-def _sctp_can(port: ServicePort, target: int, warnings: list[str]) -> bool:
-    """SCTP is translated by address only: its CRC32c covers the whole packet, so another port
-    would mean reading all of it."""
-    if target == port.port:
-        return True
-    warnings.append(
-        f"SCTP port {port.port} is refused: its target port is {target}, and SCTP ports cannot be "
-        "translated; give the service the pods' own port"
-    )
-    return False
-
-
 def _warnings(service: Service, port: ServicePort) -> Iterator[str]:
-    if port.protocol is Protocol.SCTP and port.node_port not in (0, port.port):
-        yield (
-            f"SCTP node port {port.node_port} differs from port {port.port}: SCTP ports cannot be "
-            "translated, so pods must listen on the node port to be reached through it"
-        )
     if service.type == "NodePort" and not port.node_port:
         yield f"port {port.name or port.port} has no nodePort, and only an API server gives one"
     if sum((p.name, p.protocol) == (port.name, port.protocol) for p in service.ports) > 1:

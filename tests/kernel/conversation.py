@@ -26,7 +26,7 @@ def serve(
 ) -> Service:
     """A service of the shape's family and protocol with the first `count` backends.
 
-    SCTP's ports cannot change, so there the backends' ports are the service's.
+    SCTP keeps its ports here, so that they and the CRC stay; test_datapath_uplink changes them.
     """
     chosen = BACKENDS[shape.family][:count]
     if shape.protocol == "sctp":

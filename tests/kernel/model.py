@@ -172,7 +172,22 @@ def fix_ipv4_sum(out: bytearray, start: int, end: int) -> None:
     struct.pack_into("!H", out, start + 10, ones_complement(bytes(out[start:end])))
 
 
+def crc32c(data: bytes | bytearray) -> int:
+    """Castagnoli's, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
 def _fix_transport_sum(before: bytes, out: bytearray, layout: Layout) -> None:
+    if layout.protocol == SCTP and layout.has_ports and layout.fragment is None:
+        at = layout.transport + 8
+        out[at : at + 4] = bytes(4)
+        struct.pack_into("<I", out, at, crc32c(out[layout.transport : layout.end]))
+        return
     if layout.protocol not in CHECKSUM_AT or not layout.has_ports:
         return
     at = layout.transport + CHECKSUM_AT[layout.protocol]
@@ -211,6 +226,8 @@ def may_change(frame: bytes, layout: Layout) -> Iterator[slice]:
     if layout.protocol in CHECKSUM_AT:
         at = layout.transport + CHECKSUM_AT[layout.protocol]
         yield slice(at, at + 2)
+    if layout.protocol == SCTP:
+        yield slice(layout.transport + 8, layout.transport + 12)
 
 
 def ones_complement(data: bytes) -> int:

@@ -65,6 +65,7 @@ SHAPES = [
 PLAIN = [Shape(family, protocol) for family in (4, 6) for protocol in ("tcp", "udp")]
 TCP_SHAPES = [Shape(4, "tcp"), Shape(6, "tcp")]
 UDP_SHAPES = [Shape(4, "udp"), Shape(6, "udp")]
+SCTP_SHAPES = [Shape(4, "sctp"), Shape(6, "sctp")]
 
 
 def network(shape: Shape, src: str, dst: str, **fields: Any) -> Any:

@@ -3,8 +3,8 @@
 import model
 import pytest
 from conversation import CLIENT, PORT, SERVICE, Conversation
-from hairpin import TARGET, Loop, own_service, same
-from packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
+from hairpin import TARGET, Loop, own_service
+from packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, UDP_SHAPES, Shape
 from world import NODE, PORT_MAX, PORT_MIN, World
 
 from ebpf.testrun import CHECKSUM_COMPLETE
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize("flags", [0, CHECKSUM_COMPLETE], ids=["plain", "complete"])
-@pytest.mark.parametrize("shape", PLAIN, ids=str)
+@pytest.mark.parametrize("shape", [*PLAIN, *SCTP_SHAPES], ids=str)
 def test_all_four_translations(world: World, shape: Shape, flags: int) -> None:
     loop = Loop.start(world, shape, flags=flags)
     assert loop.request().reasons["forwarded"] == 1
@@ -130,21 +130,6 @@ def test_udp_moves_on_from_itself(world: World, shape: Shape) -> None:
     assert loop.talk.backend == other
     loop.talk.down(payload=b"y")
     assert "side" not in {flow.state for flow in world.flows()}
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_sctp_ports_never_change(world: World, family: int) -> None:
-    """A changed port would need a new CRC: either unchanged, or dropped and counted."""
-    shape = Shape(family, "sctp")
-    service = world.add_service(SERVICE[family], PORT, "sctp", [(CLIENT[family], PORT)])
-    frame = Conversation(world, shape, service).request()
-    outcome = world.from_pod(frame)
-    if outcome.verdict == model.DROP:
-        assert outcome.reasons["ports_exhausted"] == 1
-        assert not world.flows()
-    else:
-        same(outcome, model.rewrite(frame, dst=CLIENT[family]))
-        same(world.to_pod(outcome.frame), model.rewrite(outcome.frame, src=NODE[family]))
 
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)

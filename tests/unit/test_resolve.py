@@ -323,24 +323,12 @@ def test_policies_and_affinity_are_carried() -> None:
     assert found.affinity_seconds == 77
 
 
-def test_sctp_is_translated_by_address_only() -> None:
-    value = service(ports=[port(53, "s", "SCTP"), port(53, "t")])
-    part = endpoint_slice(
-        endpoints=[endpoint("10.0.0.1")], ports=[port(5353, "s", "SCTP"), port(5353, "t")]
-    )
-    sctp, tcp = resolved(value, part)
-    assert (sctp.cluster, sctp.local, sctp.local_drop) == ((), (), False)
-    assert "target port is 5353" in sctp.warnings[0]
-    assert [e.port for e in tcp.cluster] == [5353]
-    assert tcp.warnings == ()
-
-
-def test_sctp_node_port_is_warned_about() -> None:
+def test_sctp_ports_are_translated_like_others() -> None:
     value = service(type="NodePort", ports=[port(53, "s", "SCTP", nodePort=30053)])
-    part = endpoint_slice(endpoints=[endpoint("10.0.0.1")], ports=[port(53, "s", "SCTP")])
+    part = endpoint_slice(endpoints=[endpoint("10.0.0.1")], ports=[port(5353, "s", "SCTP")])
     found = only(value, part)
-    assert len(found.cluster) == 1
-    assert "node port 30053" in found.warnings[0]
+    assert [e.port for e in found.cluster] == [5353]
+    assert found.warnings == ()
 
 
 def test_node_port_that_no_api_server_gave() -> None:
