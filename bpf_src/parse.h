@@ -28,8 +28,9 @@ struct packet {
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-/* Bytes that parsing may want in the linear part of the packet: link, IPv6, TCP. */
-#define HEADERS_LINEAR (14 + 8 + 40 + 20)
+/* Bytes that parsing wants in the linear part of any packet: no more than what a bulk transfer's
+ * packets have there, which would else be pulled together one by one. */
+#define HEADERS_LINEAR (14 + IP_HEADER_LENGTH + 20)
 
 #if FAMILY == 6
 #define IP_HEADER_LENGTH 40
@@ -253,9 +254,18 @@ INLINE int parse_addresses(struct __sk_buff *skb, struct packet *p, u32 from)
 	return parse_network(skb, p);
 }
 
+/* Ports may lie behind options or extension headers, beyond the linear part. */
 INLINE int parse_ports(struct __sk_buff *skb, struct packet *p)
 {
-	return p->fragment == FRAGMENT_LATER ? 0 : parse_transport(skb, p);
+	u32 wanted = (p->l4 & 0x3fff) + (p->proto == IPPROTO_TCP ? 20 : 12);
+	int reason;
+
+	if (p->fragment == FRAGMENT_LATER)
+		return 0;
+	reason = parse_transport(skb, p);
+	if (reason != REASON_TRUNCATED || bpf_skb_pull_data(skb, wanted))
+		return reason;
+	return parse_transport(skb, p);
 }
 
 /* What was parsed goes with the packet through tail calls, in the bytes the kernel keeps for

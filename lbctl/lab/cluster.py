@@ -32,7 +32,7 @@ from lbctl.lab.state import AgentOptions, Paths, State
 from lbctl.lab.topology import Cni, Node, Outside, Pod
 from lbctl.sources.documents import manifest_files
 
-START_TIMEOUT = 60.0  # seconds; the first start on a machine compiles the programs
+START_TIMEOUT = 120.0  # a first start compiles the programs
 EXEC_TIMEOUT = 30.0  # seconds a program of `Lab.exec` may take unless told otherwise
 NODES_MANIFEST = "nodes"
 
@@ -282,13 +282,13 @@ class Lab:
 
         waiting.wait_programmed(self, service, pods, nodes=nodes, timeout=timeout)
 
-    def wait_attached(self, nodes: Sequence[str] = (), timeout: float = 30.0) -> None:
+    def wait_attached(self, nodes: Sequence[str] = (), timeout: float = START_TIMEOUT) -> None:
         """Wait until programs are attached to the links of all pods."""
         from lbctl.lab import waiting  # as above
 
         waiting.wait_attached(self, nodes=nodes, timeout=timeout)
 
-    def wait_ready(self, nodes: Sequence[str] = (), timeout: float = 30.0) -> None:
+    def wait_ready(self, nodes: Sequence[str] = (), timeout: float = START_TIMEOUT) -> None:
         """Wait until the agents last started say that they are ready."""
         from lbctl.lab import waiting  # as above
 

@@ -20,7 +20,7 @@ from lbctl.lab.traffic.report import Report
 TRAFFIC = (sys.executable, "-S", "-m", "lbctl.lab.traffic")
 HTTP_PORT = 8080
 DNS_PORT = 5353
-START_TIMEOUT = 15.0  # seconds
+START_TIMEOUT = 120.0  # a first start compiles the programs
 
 
 class Client:
