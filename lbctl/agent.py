@@ -24,7 +24,7 @@ from ebpf import compiler, programs
 from ebpf.attach import Attacher
 from ebpf.instance import Instance
 from ebpf.sizes import Sizes
-from lbctl import memory, nodeconfig, reserve, status, takeover
+from lbctl import memory, nodeconfig, reserve, takeover
 from lbctl.addresses import FAMILIES, family_of
 from lbctl.configwatch import Watch
 from lbctl.errors import ConfigError
@@ -41,6 +41,7 @@ from lbctl.socketlb import SocketHooks
 from lbctl.sources.objects import Source
 from lbctl.stalesockets import StaleSockets
 from lbctl.status import SourceState, StatusRecord
+from lbctl.statuswriter import StatusWriter
 
 # Addresses and sysctls are looked at again this often even if nobody reports a change.
 ROUTINE_SECONDS = 60.0
@@ -86,10 +87,12 @@ class Agent:
         self._next_routine = 0.0
         self._reserve_problem = ""
         self._health = Health()
+        self._writer = StatusWriter(options.pin_dir)
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
         with ExitStack() as undo:
+            undo.callback(self._writer.close)
             undo.callback(self._health.stop)
             self._open(undo)
             self._log.info("agent started", node=self._options.node_name, pid=os.getpid())
@@ -187,7 +190,8 @@ class Agent:
         if self._config:
             times.append(self._config.due())
         if self._current_record() != self._written:
-            times.append(self._written_at + STATUS_SECONDS)
+            wait = STATUS_SECONDS if self._writer.busy else 0.0
+            times.append(max(self._written_at + STATUS_SECONDS, time.monotonic() + wait))
         return max(0.0, min(t for t in times if t is not None) - time.monotonic())
 
     def _timers(self) -> None:
@@ -384,7 +388,7 @@ class Agent:
 
     def _write_status(self, force: bool = False) -> None:
         now = time.monotonic()
-        if not force and now < self._written_at + STATUS_SECONDS:
+        if not force and (now < self._written_at + STATUS_SECONDS or self._writer.busy):
             return
         record = self._current_record()
         hints = self._reconciler.take_hints()
@@ -392,9 +396,4 @@ class Agent:
             return
         self._written_at = now
         self._written = record
-        try:
-            if hints is not None:
-                status.write_hints(self._options.pin_dir, status.Hints(record.pid, hints))
-            status.write(record)
-        except OSError as error:
-            self._log.warning("cannot write the status file", error=str(error))
+        self._writer.write(record, hints)
