@@ -1,4 +1,4 @@
-/* The maps. Sizes here are placeholders: ebpf/maps.py creates them, sized for the machine. */
+/* The maps. One entry each here: ebpf/sizes.py sizes them for the machine. */
 #pragma once
 
 /* Address, port and protocol to service. Agent writes, programs read; nothing evicts. */
