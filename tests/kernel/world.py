@@ -283,6 +283,12 @@ class World:
         port = np.array([socket.htons(endpoint[1])], np.uint16)
         self._set_bit("backend_filter", int(filters.endpoint_bits(row, port)[0]))
 
+    def mark_own_address(self, address: str) -> None:
+        """An address that is no ClusterIP: of its ports, only those with an endpoint's bit or of
+        the masquerading range are looked up."""
+        row = np.frombuffer(mapped(address), np.uint8).reshape(1, 16)
+        self._set_bit("service_filter", int(filters.address_bits(row, 0)[0]))
+
     def _set_bit(self, name: str, bit: int) -> None:
         self.array(name).records[bit // 64] |= np.uint64(1 << bit % 64)
 
@@ -295,6 +301,23 @@ class World:
     def to_pod(self, frame: bytes, flags: int = 0) -> Outcome:
         """The same for packets to the pod."""
         return self._run("entry_to_pod", frame, flags)
+
+    def from_net(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The hook at an uplink, for packets that come in."""
+        return self._run("entry_from_net", frame, flags)
+
+    def to_net(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The same for packets that go out."""
+        return self._run("entry_to_net", frame, flags)
+
+    def from_tunnel(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The hook at a device without link header: the frame begins with the IP header. The
+        kernel's test run takes the protocol from bytes 12 and 13 all the same."""
+        return self._run("entry_from_tunnel", frame, flags)
+
+    def to_tunnel(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The same for packets that go out."""
+        return self._run("entry_to_tunnel", frame, flags)
 
     def _run(self, entry: str, frame: bytes, flags: int) -> Outcome:
         before = self._counted or self.counts()
