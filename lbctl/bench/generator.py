@@ -23,7 +23,7 @@ from lbctl.lab import agents, namespace
 SOURCE = Path(__file__).with_name("connect.c")
 COMPILE_TIMEOUT = 60.0
 WATCH_SECONDS = 30
-MOST_FAILED = 0.01  # of the connections of a turn
+MOST_FAILED = 0.1  # of the connections of a turn: more, and there is nothing to measure
 
 Mode = Literal["connect", "cycle", "roundtrip"]
 Target = tuple[str, int]
@@ -41,6 +41,7 @@ class Timing(msgspec.Struct, frozen=True):
 
     ns: np.ndarray
     cpu_ns: int
+    failed: int  # connections without an answer within a second; they are in no figure
 
 
 class Generator:
@@ -54,7 +55,7 @@ class Generator:
 
     def run(self, peer: str, mode: Mode, aim: Aim, count: int) -> Timing:
         """`count` connections (or round trips of one) to the targets in turn. LbError if more than
-        one in a hundred fails."""
+        one in ten fails."""
         # Each connection that fails takes a second.
         limit = 20.0 + count * 0.05
         argv = self._argv(peer, mode, self._cpu, aim.port, count)
@@ -68,7 +69,7 @@ class Generator:
         failed = int(np.count_nonzero(ns < 0))
         if failed > MOST_FAILED * len(ns):
             raise LbError(f"{peer}: {failed} of {len(ns)} connections failed")
-        return Timing(ns[ns >= 0], int(cpu.split()[1]))
+        return Timing(ns[ns >= 0], int(cpu.split()[1]), failed)
 
     @contextmanager
     def watching(self, peer: str, aim: Aim, address: str) -> Iterator[Watch]:

@@ -89,8 +89,12 @@ class _Turns(msgspec.Struct):
     rate: list[float] = []
     trip: list[float] = []  # medians
     cpu: list[float] = []
+    failed: int = 0
+    made: int = 0
 
     def add(self, mode: Mode, timing: Timing) -> None:
+        self.failed += timing.failed
+        self.made += timing.failed + (len(timing.ns) if mode != "roundtrip" else 1)
         if mode == "connect":
             self.latency.append(timing.ns / 1e3)
         elif mode == "cycle":
@@ -122,6 +126,11 @@ def connections(run: Measuring) -> None:
                     turns[peer.name].add(mode, timing)
     for name, mine in turns.items():
         run.results.add(_of_connections(run, name, mine, turns[FLOOR]))
+        if mine.failed:
+            run.results.about.failures.append(
+                f"{name} at {run.services:,} services: {mine.failed} of {mine.made:,} connections "
+                "had no answer within a second"
+            )
 
 
 def _of_connections(run: Measuring, name: str, mine: _Turns, floor: _Turns) -> list[Record]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -95,6 +95,7 @@ class About(msgspec.Struct):
     machine: dict[str, str] = {}
     method: list[str] = []
     missing: list[Missing] = []
+    failures: list[str] = []  # connections that failed, in sentences
     distributions: list[Distribution] = []
     packets: list[PacketCost] = []
     instructions: dict[str, tuple[int, int]] = {}  # program to static and verified
@@ -122,9 +123,13 @@ class Results:
                 raise ConfigError(f"{about} is not from a run of this version: {error}") from error
         return results
 
-    def forget_reasons(self) -> None:
-        """Before measuring again: what was missing may be there now."""
-        self.about.missing.clear()
+    def forget_reasons(self, peers: Collection[str], sizes: Collection[int]) -> None:
+        """Before measuring those again: what was missing may be there now."""
+        self.about.missing = [
+            missing
+            for missing in self.about.missing
+            if missing.peer not in peers or missing.services not in (0, *sizes)
+        ]
 
     def has(self, peer: str, services: int, measure: str) -> bool:
         return any(record.key == (peer, services, measure) for record in self.records)

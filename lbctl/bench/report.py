@@ -49,7 +49,7 @@ def show(results: Results) -> None:
     for name, value in results.about.machine.items():
         print_rich(f"{name:18} {value}")
     print_rich("")
-    for sentence in tables.verdicts(results.records):
+    for sentence in [*results.about.failures, *tables.verdicts(results.records)]:
         print_rich(sentence)
 
 
@@ -86,7 +86,7 @@ def _html(results: Results) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8>",
         f"<title>lbctl bench</title><style>{_STYLE}</style>",
         "<h1>What a service costs on this machine</h1>",
-        _html_list("Where we lose", tables.verdicts(results.records)),
+        _html_list("Where we lose", [*about.failures, *tables.verdicts(results.records)]),
     ]
     reason = plots.available()
     drawn = {} if reason else plots.draw(results.records, about, "svg")
@@ -131,7 +131,7 @@ def _markdown(results: Results) -> str:
     """Tables and lists, for a page that says more; plots are files beside it."""
     about = results.about
     parts = [tables.markdown(table) for table in _all_tables(results)]
-    parts += ["**Where we lose**\n", _items(tables.verdicts(results.records))]
+    parts += ["**Where we lose**\n", _items([*about.failures, *tables.verdicts(results.records)])]
     parts += ["**Machine**\n", _items([f"{k}: {v}" for k, v in about.machine.items()])]
     parts += ["**Method**\n", _items(about.method)]
     return "\n".join(parts)

@@ -56,7 +56,7 @@ class Options(msgspec.Struct, frozen=True):
 
 def run(options: Options, results: Results, progress: Progress) -> None:
     """Measure what `results` do not have yet. LbError; interruption cleans up and goes on up."""
-    results.forget_reasons()
+    results.forget_reasons(options.peers, options.services)
     results.about.machine |= machine.facts()
     found = [peer for peer in all_peers(options.saved) if peer.name in options.peers]
     peers = []

@@ -51,7 +51,9 @@ def test_resuming_keeps_what_is_there(tmp_path: Path) -> None:
     assert [(r.services, r.p50) for r in read_records(path)] == [(1, 1.0), (10, 2.0)]
     assert second.about.distributions == [Distribution("none", 1, (1.0, 2.0))]
     assert [missing.peer for missing in second.about.missing] == ["ipvs"]
-    second.forget_reasons()
+    second.forget_reasons(["nftables"], [1])
+    assert second.about.missing, "that peer is not measured again"
+    second.forget_reasons(["ipvs"], [1])
     assert second.about.missing == []
 
 
