@@ -4,7 +4,7 @@
 #pragma once
 
 #define CRC32C 0x82f63b78
-#define CRC_ONE (1u << 31)   /* x^0: coefficients are in reversed order, as in the checksum */
+#define CRC_ONE (1u << 31)  /* x^0: coefficients are in reversed order, as in the checksum */
 #define CRC_BYTE (1u << 23) /* x^8 */
 #define LENGTH_BITS 17
 #define SCTP_CHECKSUM 8

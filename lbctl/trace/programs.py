@@ -21,7 +21,9 @@ ENTRIES: Final[Mapping[Arrival, str]] = {
 # What the entry hands packets to. The rest of the bundle handles flows that exist, and writes to
 # the flow tables; what is not loaded cannot.
 _PARTS = tuple(
-    f"{part}{family}" for part in ("from_pod", "from_net", "connect", "sctp", "refuse") for family in "46"
+    f"{part}{family}"
+    for part in ("from_pod", "from_net", "connect", "sctp", "refuse")
+    for family in "46"
 )
 
 
