@@ -113,10 +113,10 @@ def allowed(frame: bytes, layout: model.Layout) -> list[slice]:
     """What a translation may change in this frame: for ICMP errors also in what they quote."""
     places = list(model.may_change(frame, layout))
     error = frame[layout.transport] if layout.transport < layout.end else 0
-    if layout.protocol == (model.ICMP if layout.family == 4 else model.ICMP6):
-        if error in ((3, 11, 12) if layout.family == 4 else (1, 2, 3, 4)):
-            places.append(slice(layout.transport + 2, layout.transport + 4))
-            places += _quoted(frame, layout.transport + 8, layout.family)
+    icmp, errors = (model.ICMP, (3, 11, 12)) if layout.family == 4 else (model.ICMP6, (1, 2, 3, 4))
+    if layout.protocol == icmp and error in errors:
+        places.append(slice(layout.transport + 2, layout.transport + 4))
+        places += _quoted(frame, layout.transport + 8, layout.family)
     return places
 
 
