@@ -59,9 +59,11 @@ class Generator:
         # Each connection that fails takes a second.
         limit = 20.0 + count * 0.05
         argv = self._argv(peer, mode, self._cpu, aim.port, count)
-        done = self._world.run_in(
-            self._world.sites[peer].client, peer, argv, _lines(aim.targets), limit
-        )
+        client = self._world.sites[peer].client
+        try:
+            done = self._world.run_in(client, peer, argv, _lines(aim.targets), limit)
+        except subprocess.TimeoutExpired:
+            raise LbError(f"{peer}: {mode}: no end within {limit:g} s") from None
         if done.returncode:
             raise LbError(f"{peer}: {mode}: {done.stderr.strip() or f'exit {done.returncode}'}")
         *numbers, cpu = done.stdout.splitlines()

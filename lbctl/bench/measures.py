@@ -117,11 +117,11 @@ def connections(run: Measuring) -> None:
                     continue
                 try:
                     timing = run.generator.run(peer.name, mode, run.aims[peer.name], count)
-                except (LbError, subprocess.TimeoutExpired) as error:
+                except LbError as error:
                     if peer.name == FLOOR:
                         raise
                     del turns[peer.name]
-                    run.miss(peer.name, CONNECTION_MEASURES, str(error))
+                    run.miss(peer.name, CONNECTION_MEASURES, error.message)
                 else:
                     turns[peer.name].add(mode, timing)
     for name, mine in turns.items():
@@ -195,9 +195,12 @@ def _load_turns(run: Measuring, measure: str, once: Callable[[Measuring, str], f
             run.progress(measure, f"turn {turn + 1} of {run.effort.load_turns}, {peer.name}")
             try:
                 samples.setdefault(peer.name, []).append(once(run, peer.name))
-            except (LbError, subprocess.TimeoutExpired) as error:
+            except subprocess.TimeoutExpired as error:
                 failed.add(peer.name)
-                run.miss(peer.name, [measure], str(error))
+                run.miss(peer.name, [measure], f"no end within {error.timeout:g} s: it stood still")
+            except LbError as error:
+                failed.add(peer.name)
+                run.miss(peer.name, [measure], error.message)
     for peer in run.peers:
         if peer.saved:
             run.miss(peer.name, [measure], "not measured with saved rules")
