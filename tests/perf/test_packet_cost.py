@@ -29,14 +29,14 @@ BOUNDS = {
 INSTRUCTIONS = {
     "entry_from_pod": 60,
     "entry_to_pod": 60,
-    "from_pod4": 860,
-    "from_pod6": 1300,
-    "to_pod4": 380,
-    "to_pod6": 760,
-    "service4": 1060,
-    "service6": 1200,
-    "reply4": 800,
-    "reply6": 900,
+    "from_pod4": 1300,
+    "from_pod6": 1900,
+    "to_pod4": 440,
+    "to_pod6": 830,
+    "service4": 1150,
+    "service6": 1300,
+    "reply4": 870,
+    "reply6": 950,
 }
 
 
