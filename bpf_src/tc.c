@@ -194,6 +194,10 @@ PROGRAM(FAMILY_NAME(service))
 	f = find_flow(&key);
 	if (!f)
 		return hand_to_connect(skb, false);
+	/* By a coincidence in the filters: what this entry does is done where the packet goes out.
+	 */
+	if (f->flags & FLOW_REPLY)
+		return PASS;
 	verdict = established(skb, &p, &key, f, false);
 	return verdict == -EAGAIN ? hand_to_connect(skb, true) : verdict;
 }
@@ -208,7 +212,7 @@ PROGRAM(FAMILY_NAME(reply))
 		return PASS;
 	make_key(&key, &p);
 	f = find_flow(&key);
-	return f ? established(skb, &p, &key, f, true) : PASS;
+	return f && f->flags & FLOW_REPLY ? established(skb, &p, &key, f, true) : PASS;
 }
 
 PROGRAM(FAMILY_NAME(track))
