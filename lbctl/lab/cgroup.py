@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ebpf.errors import LbError, MissingFeature
 
-KILL_TIMEOUT = 5.0
+KILL_TIMEOUT = 30.0
 
 
 def mount(mounts: Path = Path("/proc/mounts")) -> Path:

@@ -66,7 +66,7 @@ def test_nothing_has_privileges(kind: str) -> None:
 @pytest.fixture
 def server() -> Iterator[int]:
     """The port of something that accepts connections on loopback."""
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
 
         def accept() -> None:
             while True:
