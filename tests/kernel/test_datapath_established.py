@@ -3,7 +3,7 @@
 import model
 import pytest
 from conversation import PORT, SERVICE, Conversation, serve
-from packets import PLAIN, TCP_SHAPES, Shape
+from packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
 from world import World, tick
 
 pytestmark = pytest.mark.kernel
@@ -110,3 +110,17 @@ def test_a_bit_of_the_filter_that_is_set_by_chance_changes_nothing(
         for outcome in (world.from_pod(frame), world.to_pod(frame)):
             assert (outcome.verdict, outcome.frame) == (model.PASS, frame)
     assert not world.flows()
+
+
+@pytest.mark.parametrize("shape", [*TCP_SHAPES, *UDP_SHAPES], ids=str)
+def test_a_reply_that_both_filters_take_for_a_request(world: World, shape: Shape) -> None:
+    """The client's address and port have their bits by chance: the reply comes in by the uplink
+    untouched, and becomes the service's where it goes out to the pod."""
+    talk = Conversation(world, shape, serve(world, shape))
+    world.mark_own_address(talk.client)
+    world.mark_endpoint((talk.client, talk.sport))
+    talk.up("S" if shape.protocol == "tcp" else "")
+    reply = talk.reply("SA" if shape.protocol == "tcp" else "")
+    outcome = world.from_net(reply)
+    assert (outcome.verdict, outcome.frame) == (model.PASS, reply)
+    talk.down("SA" if shape.protocol == "tcp" else "")
