@@ -94,7 +94,7 @@ class Record(msgspec.Struct, frozen=True):
 
 class MapSpec(msgspec.Struct, frozen=True):
     """A map as the C declares it. `type` and `flags` are the kernel's numbers, `max_entries` is not
-    part of it: the C's is a placeholder."""
+    part of it: the C says 1 for every map."""
 
     name: str
     type: int

