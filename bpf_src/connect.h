@@ -14,9 +14,11 @@ INLINE u16 random_port(const struct config *c)
 }
 
 /* May the entry that holds our reply tuple be taken over? Either it is this very flow's leftover,
- * or it has ended and no TIME_WAIT of the backend's is attached to it. */
+ * or it has ended long ago: after a close the backend may hold the tuple in TIME_WAIT, and after a
+ * reset a new SYN may arrive there first. As a last resort a close is enough; a reset never is, it
+ * may be forged. */
 INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
-			  const struct flow *reply, u32 tick)
+			  const struct flow *reply, u32 tick, bool last_resort)
 {
 	if (held->state == FLOW_SIDE) /* goes with its flow, which only the sweep can find */
 		return false;
@@ -29,12 +31,12 @@ INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
 	 */
 	if (held->flags & reply->flags & FLOW_MASQUERADED)
 		return true;
-	return held->state == FLOW_RESET || idle(key, held, tick);
+	return (last_resort && held->state == FLOW_TIME_WAIT) || idle(key, held, tick);
 }
 
 /* Adds the reply entry under its key, taking over a leftover. 0, or -EEXIST when a live flow has
  * it. */
-INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick)
+INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick, bool last_resort)
 {
 	struct flow *held;
 	int error;
@@ -51,29 +53,38 @@ INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick)
 	if (error != -EEXIST)
 		return error;
 	held = find_flow(key);
-	if (!held || !may_take_over(key, held, reply, tick))
+	if (!held || !may_take_over(key, held, reply, tick, last_resort))
 		return -EEXIST;
 	*held = *reply;
 	return 0;
 }
 
-/* Finds a client port under which the reply tuple is free, beginning with the one in the key. */
+/* Sets a client port under which nothing is known of the reply tuple, if one is found. */
+INLINE void pick_port(const struct config *c, struct flow_key *key)
+{
+	int i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < SOURCE_PORT_TRIES; i++) {
+		key->dport = random_port(c);
+		if (!FLOWS_LRU.lookup(key) && !FLOWS.lookup(key))
+			break;
+	}
+}
+
+/* Reserves the reply's tuple: with the client port in the key if it is free, else with another. */
 INLINE int reserve_port(struct __sk_buff *skb, struct flow_key *key, struct flow *reply, u32 tick)
 {
 	const struct config *c = get_config();
-	int error = -EEXIST, i;
+	int error = reserve_reply(key, reply, tick, false);
 
-#pragma clang loop unroll(disable)
-	for (i = 0; i <= SOURCE_PORT_TRIES; i++) {
-		if (i)
-			key->dport = random_port(c);
-		error = reserve_reply(key, reply, tick);
-		/* A masqueraded flow has its port already, in the entries at its sides. */
-		if (error != -EEXIST || !c || reply->flags & FLOW_MASQUERADED)
-			break;
+	/* A masqueraded flow has its port already, in the entries at its sides. */
+	if (error == -EEXIST && c && !(reply->flags & FLOW_MASQUERADED)) {
+		pick_port(c, key);
+		error = reserve_reply(key, reply, tick, true);
+		if (!error)
+			count(skb, REASON_SOURCE_TRANSLATED);
 	}
-	if (!error && i)
-		count(skb, REASON_SOURCE_TRANSLATED);
 	if (error)
 		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
 	return error;
@@ -242,7 +253,7 @@ INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 	if (f->state == FLOW_DATAGRAM && !still_serving(f))
 		count(skb, REASON_FLOW_MOVED);
 	if (f->state != FLOW_DATAGRAM || f->flags & FLOW_MASQUERADED) {
-		end_flow(key, false, false);
+		end_flow(key);
 		return;
 	}
 	flush_counts(f);

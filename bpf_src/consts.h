@@ -58,15 +58,16 @@ enum flow_state {
 	FLOW_ESTABLISHED, /* TCP after the handshake */
 	FLOW_CLOSING,	  /* TCP, at least one FIN seen */
 	FLOW_RESET,	  /* TCP, RST seen */
-	FLOW_TIME_WAIT,	  /* TCP finished; the backend keeps the tuple for a while, so we do */
+	FLOW_TIME_WAIT,	  /* TCP finished; the tuple rests for a while */
 	FLOW_DATAGRAM,	  /* UDP and SCTP */
 	FLOW_SIDE,	  /* helper entry of a hairpin flow: translates, has no state of its own */
 };
 
 /* flow.flags */
 enum flow_flag {
-	FLOW_FIN = 1,	/* this direction sent a FIN */
-	FLOW_FIRST = 2, /* ... before the other one did */
+	FLOW_FIN = 1, /* this direction sent a FIN */
+	FLOW_FIRST =
+	    2, /* ... not knowing of the other one's: it will hold the tuple in TIME_WAIT */
 	FLOW_PEER_FIN =
 	    4,		 /* the other direction sent one; peer_fin holds the number that acks it */
 	FLOW_ACKED = 8,	 /* ... and this direction acknowledged it */
@@ -105,8 +106,9 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define MAX_SERVICE_CIDRS 4
 #define MAX_POD_CIDRS 4
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
-#define SOURCE_PORT_TRIES 8
+#define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
+#define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
 
 /* Slots of the program array: the parts a packet is handed to by tail call, per family. */
 enum program {

@@ -78,7 +78,7 @@ INLINE int direct(struct __sk_buff *skb)
 		return translate(skb, &p, false, &addr, port, client_port);
 	}
 	if (f)
-		end_flow(&key, false, false);
+		end_flow(&key);
 	else if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return PASS;
 	reply_key.src = p.dst;
@@ -87,11 +87,11 @@ INLINE int direct(struct __sk_buff *skb)
 	reply_key.dport = p.sport;
 	reply_key.proto = p.proto;
 	f = find_flow(&reply_key);
-	if (f && f->state != FLOW_RESET && is_note(f, &p)) {
+	if (f && is_note(f, &p)) {
 		f->seen = tick;
 		return PASS;
 	}
-	if (f && (f->state == FLOW_RESET || (f->flags & FLOW_REPLY && idle(&reply_key, f, tick)))) {
+	if (f && f->flags & FLOW_REPLY && idle(&reply_key, f, tick)) {
 		drop_leftover(&reply_key, f);
 		f = 0;
 	}

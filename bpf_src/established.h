@@ -61,17 +61,6 @@ INLINE bool starts_over(struct packet *p, struct flow_key *key, struct flow *f, 
 	return !(f->flags & FLOW_DIRECT) && !still_serving(f);
 }
 
-/* The flow ended where this packet came in: the side entry was kept for it alone. */
-INLINE int last_packet(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
-		       const struct flow *f, bool reply)
-{
-	u16 port = f->port, client_port = f->client_port;
-	ip_addr addr = f->addr;
-
-	delete_flow(key);
-	return translate(skb, p, reply, &addr, port, client_port);
-}
-
 /* Follows and translates a packet of flow `f`. -EAGAIN: the flow is over, begin anew. */
 INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
 		       struct flow *f, bool reply)
@@ -90,8 +79,6 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
 	    !tcp_unremarkable(p, f, reply))
 		return hand_to_track(skb, reply);
 	count_packet(f, skb->len - p->l3);
-	if (f->state == FLOW_SIDE && f->flags & FLOW_FIN)
-		return last_packet(skb, p, key, f, reply);
 	return translate(skb, p, reply, &f->addr, f->port, f->client_port);
 }
 

@@ -148,44 +148,66 @@ INLINE struct flow *find_sides(const struct flow_key *key, const struct flow *f,
 	return out;
 }
 
-/* With `packet_follows` the packet that ends the flow still has to leave through the entry that
- * goes out, which then goes with it. */
-INLINE void delete_sides(const struct flow_key *key, const struct flow *f, bool packet_follows)
+/* Ends a flow, given its forward key. While the backend may still hold its tuple in TIME_WAIT, what
+ * reserves that tuple stays, so that nobody else gets it: the reply entry and, of a masqueraded
+ * flow, the side entry of what comes in. Not if room is short. */
+INLINE void end_flow(struct flow_key *key)
 {
-	struct flow_key out_key, back_key;
-	struct flow *out = find_sides(key, f, &out_key, &back_key);
-
-	if (!out)
-		return;
-	if (packet_follows)
-		out->flags |= FLOW_FIN;
-	else
-		delete_flow(&out_key);
-	delete_flow(&back_key);
-}
-
-/* Ends a flow, given its forward key. `keep_reply` leaves the reply entry in TIME_WAIT, so that
- * nobody else gets its tuple while the backend still holds it. */
-INLINE void end_flow(struct flow_key *key, bool keep_reply, bool packet_follows)
-{
+	struct flow_key pair_key, out_key, back_key;
+	struct table_state *state = get_table_state();
 	struct flow *f = find_flow(key), *pair;
-	struct flow_key pair_key;
+	bool keep = false;
 
 	if (!f)
 		return;
 	flush_counts(f);
 	make_pair_key(&pair_key, key, f);
-	if (f->flags & FLOW_MASQUERADED)
-		delete_sides(key, f, packet_follows);
 	pair = find_flow(&pair_key);
 	if (pair && is_pair(pair, key, f)) {
 		flush_counts(pair);
-		if (keep_reply)
+		keep = pair->flags & FLOW_FIRST && state && !under_pressure(state);
+		if (keep)
 			pair->state = FLOW_TIME_WAIT;
 		else
 			delete_flow(&pair_key);
 	}
+	if (f->flags & FLOW_MASQUERADED && find_sides(key, f, &out_key, &back_key)) {
+		delete_flow(&out_key);
+		if (!keep)
+			delete_flow(&back_key);
+	}
 	delete_flow(key);
+}
+
+/* Both sides have closed and both know. The last packet may still be under way, and a new
+ * connection's first one overtake it (two CPUs deliver them): the flow keeps its tuples until some
+ * others have ended on this CPU, or the next one if room is short. */
+INLINE void linger(struct flow_key *key, struct flow *f, struct flow *pair)
+{
+	struct table_state *state = get_table_state();
+	u32 zero = 0, place, number;
+	struct ended *ended = ENDED.lookup(&zero);
+	struct flow_key oldest;
+
+	f->state = FLOW_TIME_WAIT;
+	pair->state = FLOW_TIME_WAIT;
+	flush_counts(f);
+	flush_counts(pair);
+	if (!ended || !state)
+		return;
+	place = ended->oldest % LINGERING;
+	if (!under_pressure(state))
+		ended->oldest++;
+	oldest = ended->flows[place].key;
+	number = ended->flows[place].number;
+	ended->count = (u16)(ended->count + 1);
+	ended->flows[place].key = *key;
+	ended->flows[place].number = ended->count;
+	f->ending = ended->count;
+	pair->ending = ended->count;
+	f = find_flow(&oldest);
+	if (f && f->state == FLOW_TIME_WAIT && f->ending == number)
+		end_flow(&oldest);
 }
 
 INLINE u32 timeout_of(const struct config *c, const struct flow *f)

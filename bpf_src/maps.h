@@ -28,6 +28,8 @@ BPF_F_TABLE("hash", struct flow_key, struct flow, flows6, 1, 0);
 BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows6_lru, 1, 0);
 /* Ports of the first fragment for those that follow. */
 BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments6, 1, 0);
+/* TCP flows that ended a moment ago, per CPU. Programs alone; the oldest goes. */
+BPF_F_TABLE("percpu_array", u32, struct ended, ended6, 1, 0);
 #define FLOWS flows6
 #define FLOWS_LRU flows6_lru
 #define FRAGMENTS fragments6
@@ -35,6 +37,7 @@ BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments6, 1, 0);
 BPF_F_TABLE("hash", struct flow_key, struct flow, flows4, 1, 0);
 BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows4_lru, 1, 0);
 BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments4, 1, 0);
+BPF_F_TABLE("percpu_array", u32, struct ended, ended4, 1, 0);
 #define FLOWS flows4
 #define FLOWS_LRU flows4_lru
 #define FRAGMENTS fragments4

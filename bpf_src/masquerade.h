@@ -31,49 +31,95 @@ INLINE void make_side_key(struct flow_key *key, u8 proto, const ip_addr *src, u1
 	key->proto = proto;
 }
 
+/* Makes room under a port, given its entry for what comes in, if the flow there was closed and only
+ * rests: a backend that still waits for the last packet may lose a connection a second. */
+INLINE bool evict_closed(struct flow_key *back_key)
+{
+	struct flow *back = find_flow(back_key), *reply, *f;
+	struct flow_key key, reply_key;
+
+	if (!back || back->state != FLOW_SIDE)
+		return false;
+	key = *back_key;
+	key.dst = back->addr;
+	key.dport = back->port;
+	reply = find_flow(&key);
+	if (!reply || reply->state != FLOW_TIME_WAIT)
+		return false;
+	reply_key = key;
+	make_pair_key(&key, &reply_key, reply);
+	f = find_flow(&key);
+	if (f && is_pair(f, &reply_key, reply))
+		delete_flow(&key);
+	make_side_key(&key, reply_key.proto, &reply_key.dst, reply_key.dport, &reply_key.src,
+		      reply_key.sport);
+	delete_flow(&key);
+	delete_flow(&reply_key);
+	delete_flow(back_key);
+	return true;
+}
+
+/* Adds both side entries under a port, which may be taken: -EEXIST. */
+INLINE int add_sides_at(const struct packet *p, struct choice *choice, const ip_addr *node,
+			u16 port, struct flow_key *key)
+{
+	struct flow side = {.state = FLOW_SIDE, .service = choice->service, .seen = now()};
+	int error;
+
+	make_side_key(key, p->proto, &choice->addr, choice->port, node, port);
+	side.addr = p->src;
+	side.port = port;
+	side.client_port = choice->port;
+	error = add_flow(key, &side);
+	if (error)
+		return error;
+	make_side_key(key, p->proto, &p->src, port, &choice->addr, choice->port);
+	side.addr = *node;
+	side.flags = FLOW_REPLY;
+	error = add_flow(key, &side);
+	if (!error) {
+		choice->client_port = port;
+		return 0;
+	}
+	make_side_key(key, p->proto, &choice->addr, choice->port, node, port);
+	delete_flow(key);
+	return error;
+}
+
 /* Adds both side entries under a port that is free; sets the choice's client port. UDP flows hold
- * theirs until they time out, so many may be taken: the next ones are tried after a random one. */
+ * theirs until they time out, so many may be taken: the next ones are tried after a random one, and
+ * if all are taken, those that only rest. */
 INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *choice)
 {
 	const struct config *c = get_config();
-	struct flow side = {.state = FLOW_SIDE, .service = choice->service, .seen = now()};
 	u32 span, start = bpf_get_prandom_u32() >> 1;
-	int error = -EEXIST;
+	bool to_itself = same_address(&p->src, &choice->addr);
+	int error = -EEXIST, i;
 	struct flow_key key;
 	ip_addr node;
+	u16 port;
 
 	if (!c)
 		return -ENOENT;
 	span = c->port_max - c->port_min + 1;
 	masquerade_source(&node, c, p);
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < MASQUERADE_PORT_TRIES; i++) {
-		u16 port = htons(c->port_min + (start + i) % span);
-
-		if (port == choice->port && same_address(&p->src, &choice->addr))
-			continue;
-		make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
-		side.addr = p->src;
-		side.port = port;
-		side.client_port = choice->port;
-		side.flags = 0;
-		error = add_flow(&key, &side);
-		if (error == -EEXIST)
-			continue;
-		if (error)
-			break;
-		make_side_key(&key, p->proto, &p->src, port, &choice->addr, choice->port);
-		side.addr = node;
-		side.flags = FLOW_REPLY;
-		error = add_flow(&key, &side);
-		if (!error) {
-			choice->client_port = port;
-			return 0;
-		}
-		make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
-		delete_flow(&key);
+	for (i = 0; i < MASQUERADE_PORT_TRIES && error == -EEXIST; i++) {
+		port = htons(c->port_min + (start + i) % span);
+		if (!to_itself || port != choice->port)
+			error = add_sides_at(p, choice, &node, port, &key);
 	}
-	count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
+#pragma clang loop unroll(disable)
+	for (i = 0; i < MASQUERADE_PORT_TRIES && error == -EEXIST; i++) {
+		port = htons(c->port_min + (start + i) % span);
+		make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
+		if (evict_closed(&key)) {
+			error = add_sides_at(p, choice, &node, port, &key);
+			break;
+		}
+	}
+	if (error)
+		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
 	return error;
 }
 

@@ -24,11 +24,17 @@ INLINE bool tcp_unremarkable(const struct packet *p, struct flow *f, bool reply)
 	return true;
 }
 
+INLINE bool acknowledges_fin(const struct packet *p, const struct tcphdr *tcp, const struct flow *f)
+{
+	return f->flags & FLOW_PEER_FIN && p->tcp_flags & TCP_ACK &&
+	       (s32)(ntohl(tcp->ack_seq) - f->peer_fin) >= 0;
+}
+
 INLINE void note_fin(struct packet *p, const struct tcphdr *tcp, struct flow *f, struct flow *pair)
 {
 	if (!(f->flags & FLOW_FIN)) {
 		f->flags |= FLOW_FIN;
-		if (!(f->flags & FLOW_PEER_FIN))
+		if (!acknowledges_fin(p, tcp, f))
 			f->flags |= FLOW_FIRST;
 	}
 	f->state = FLOW_CLOSING;
@@ -52,28 +58,24 @@ INLINE struct flow *settle(struct flow_key *key, struct flow *f)
 	return find_flow(key);
 }
 
-/* What the flow's end means for its entries, once the packet is accounted for. */
-enum tcp_end { TCP_GOES_ON, TCP_ENDED, TCP_ENDED_BACKEND_WAITS };
-
-/* Follows a remarkable packet. `f` is the entry of the packet's direction. */
-INLINE int track_tcp(struct __sk_buff *skb, struct packet *p, struct flow *f, struct flow *pair)
+/* Follows a remarkable packet. `f` is the entry of the packet's direction. True if the flow ends
+ * with this packet. */
+INLINE bool track_tcp(struct __sk_buff *skb, struct packet *p, struct flow *f, struct flow *pair)
 {
 	struct table_state *state = get_table_state();
-	bool pressed = state && under_pressure(state);
-	struct flow *reply;
 	struct tcphdr tcp;
 
 	if (bpf_skb_load_bytes(skb, p->l4, &tcp, sizeof(tcp)))
-		return TCP_GOES_ON;
+		return false;
 	if (p->tcp_flags & TCP_RST) {
 		/* Perhaps not in the window, then the flow goes on; nobody but the ends can tell.
 		 */
 		f->state = FLOW_RESET;
 		pair->state = FLOW_RESET;
-		return pressed ? TCP_ENDED : TCP_GOES_ON;
+		return state && under_pressure(state);
 	}
-	if (p->tcp_flags & TCP_SYN)
-		return TCP_GOES_ON;
+	if (p->tcp_flags & TCP_SYN || f->state == FLOW_TIME_WAIT)
+		return false;
 	if (f->state == FLOW_RESET) {
 		f->state = f->flags & (FLOW_FIN | FLOW_PEER_FIN) ? FLOW_CLOSING : FLOW_ESTABLISHED;
 		if (pair->state == FLOW_RESET)
@@ -81,14 +83,9 @@ INLINE int track_tcp(struct __sk_buff *skb, struct packet *p, struct flow *f, st
 	}
 	if (p->tcp_flags & TCP_FIN)
 		note_fin(p, &tcp, f, pair);
-	if (f->flags & FLOW_PEER_FIN && p->tcp_flags & TCP_ACK &&
-	    (s32)(ntohl(tcp.ack_seq) - f->peer_fin) >= 0)
+	if (acknowledges_fin(p, &tcp, f))
 		f->flags |= FLOW_ACKED;
-	if (!(f->flags & FLOW_ACKED && pair->flags & FLOW_ACKED))
-		return TCP_GOES_ON;
-	/* Both sides closed and both know. Who closed first keeps the tuple in TIME_WAIT. */
-	reply = f->flags & FLOW_REPLY ? f : pair;
-	return reply->flags & FLOW_FIRST && !pressed ? TCP_ENDED_BACKEND_WAITS : TCP_ENDED;
+	return f->flags & FLOW_ACKED && pair->flags & FLOW_ACKED;
 }
 
 /* The program for remarkable packets of a flow. */
@@ -100,7 +97,6 @@ INLINE int track(struct __sk_buff *skb)
 	u16 port, client_port;
 	struct packet p;
 	ip_addr addr;
-	int end;
 
 	if (!restore_packet(skb, &p))
 		return DROP;
@@ -122,11 +118,8 @@ INLINE int track(struct __sk_buff *skb)
 			f = settle(&key, f);
 			pair = settle(&pair_key, pair);
 		}
-		end = f && pair ? track_tcp(skb, &p, f, pair) : TCP_GOES_ON;
-		if (reply)
-			key = pair_key;
-		if (end != TCP_GOES_ON)
-			end_flow(&key, end == TCP_ENDED_BACKEND_WAITS, !reply);
+		if (f && pair && track_tcp(skb, &p, f, pair))
+			linger(reply ? &pair_key : &key, f, pair);
 	}
 	return translate(skb, &p, reply, &addr, port, client_port);
 }

@@ -65,15 +65,25 @@ struct flow {
 	__u16 client_port; /* becomes the port of the other side */
 	__u32 backend;	   /* id | generation << 24 */
 	__u32 service;
-	__u32 seen;	/* tick of the last packet */
-	__u32 peer_fin; /* acknowledgement number that completes the other side's close */
-	__u8 state;	/* enum flow_state */
-	__u8 flags;	/* enum flow_flag */
-	__u16 pad;
+	__u32 seen;	    /* tick of the last packet */
+	__u32 peer_fin;	    /* acknowledgement number that completes the other side's close */
+	__u8 state;	    /* enum flow_state */
+	__u8 flags;	    /* enum flow_flag */
+	__u16 ending;	    /* of a flow that lingers: see struct ended */
 	__u32 tick_packets; /* since `seen` last changed; not yet in the totals */
 	__u32 tick_bytes;
 	__u32 packets;
 	__u64 bytes;
+};
+
+/* TCP flows that ended a moment ago. */
+struct ended {
+	__u32 count;
+	__u32 oldest; /* place */
+	struct {
+		struct flow_key key;
+		__u32 number; /* flow.ending, unless the tuple had another flow since */
+	} flows[LINGERING];
 };
 
 struct fragment_key {

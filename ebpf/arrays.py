@@ -63,23 +63,33 @@ class ArrayMap(Map):
 
 
 class PerCpuArray(Map):
-    """Counters that each CPU keeps for itself."""
+    """What each CPU keeps for itself; counters, where the value is one u64."""
 
     def read_sum(self) -> Records:
-        """uint64 per index, summed over CPUs (the value is one u64)."""
-        cpus = possible_cpus()
-        buffer = np.zeros(cpus, np.uint64)
-        sums = np.zeros(self.max_entries, np.uint64)
-        key = ctypes.c_uint32()
-        for index in range(self.max_entries):
-            key.value = index
-            code = libbpf.library().bpf_map_lookup_elem(
-                self.fd, ctypes.byref(key), buffer.ctypes.data
-            )
-            if code < 0:
-                raise self.failed("cannot read", -code)
-            sums[index] = buffer.sum()
+        """uint64 per index, summed over CPUs. Raises LayoutError if values are no counters."""
+        if self.spec.value.size != 8:
+            raise LayoutError(f"map {self.name} holds no counters")
+        each = [np.frombuffer(self.read(index), np.uint64) for index in range(self.max_entries)]
+        sums: Records = np.array(each).sum(axis=1, dtype=np.uint64)
         return sums
+
+    def read(self, index: int) -> bytes:
+        """The values of all CPUs at an index, each padded to a multiple of 8 bytes."""
+        key, values = ctypes.c_uint32(index), np.zeros(self._bytes(), np.uint8)
+        code = libbpf.library().bpf_map_lookup_elem(self.fd, ctypes.byref(key), values.ctypes.data)
+        if code < 0:
+            raise self.failed("cannot read", -code)
+        return values.tobytes()
+
+    def clear(self) -> None:
+        """Zeroes every value of every CPU."""
+        zeroes = np.zeros(self._bytes(), np.uint8)
+        for index in range(self.max_entries):
+            key, what = ctypes.c_uint32(index), f"index {index} of map {self.name}"
+            libbpf.map_update(self.fd, ctypes.byref(key), zeroes.ctypes.data, what)
+
+    def _bytes(self) -> int:
+        return possible_cpus() * -(-self.spec.value.size // 8) * 8
 
 
 class ProgramArray(Map):

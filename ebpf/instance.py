@@ -54,9 +54,11 @@ class Instance:
     flows4: HashMap
     flows4_lru: HashMap
     fragments4: HashMap
+    ended4: PerCpuArray
     flows6: HashMap
     flows6_lru: HashMap
     fragments6: HashMap
+    ended6: PerCpuArray
 
     def __init__(self, pin_dir: Path, notes: Meta, readonly: bool, lock: bpffs.Lock | None) -> None:
         self.pin_dir = pin_dir

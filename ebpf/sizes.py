@@ -85,6 +85,7 @@ class Sizes(msgspec.Struct, frozen=True):
             sizes[f"flows{family}"] = 2 * self.flows
             sizes[f"flows{family}_lru"] = self.flows
             sizes[f"fragments{family}"] = _FRAGMENTS
+            sizes[f"ended{family}"] = 1
         return sizes
 
 

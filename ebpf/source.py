@@ -32,6 +32,7 @@ def family_unit(family: str, file: str = "tc.c") -> Unit:
         ("FLOWS", f"flows{family}"),
         ("FLOWS_LRU", f"flows{family}_lru"),
         ("FRAGMENTS", f"fragments{family}"),
+        ("ENDED", f"ended{family}"),
     )
     return Unit(f"{Path(file).stem}{family}", file, (("FAMILY", family),), words)
 

@@ -14,13 +14,14 @@ from lbctl.node import NodeFacts
 from lbctl.tables import ArrayTable
 
 # Seconds. Where kube-proxy sets conntrack's timeouts, these are its values; else they are
-# conntrack's own, but for a finished connection, whose ports Linux keeps for 60 s.
+# conntrack's own, but for a finished connection: Linux keeps its ports for 60 s, by a timer that may
+# be an eighth late.
 TIMEOUTS: Final = {
     "syn_timeout": 60,
     "established_timeout": 86400,
     "closing_timeout": 3600,
     "reset_timeout": 10,
-    "time_wait_timeout": 60,
+    "time_wait_timeout": 75,
     "datagram_timeout": 30,
     "datagram_stream_timeout": 120,
 }

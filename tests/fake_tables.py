@@ -132,7 +132,7 @@ def flow_records(family: int) -> tuple[Record, Record]:
         ("peer_fin", "u32"),
         ("state", "u8"),
         ("flags", "u8"),
-        ("pad", "u16"),
+        ("ending", "u16"),
         ("tick_packets", "u32"),
         ("tick_bytes", "u32"),
         ("packets", "u32"),

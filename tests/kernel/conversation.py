@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import checks
 import model
 import packets
+from flows import Flow
 from packets import Shape
 from world import Endpoint, Outcome, Service, World
 
@@ -18,6 +20,7 @@ BACKENDS: dict[int, list[Endpoint]] = {
 }
 SERVICE = {4: "10.96.0.10", 6: "fd00:96::10"}
 SECOND = {4: "10.96.0.11", 6: "fd00:96::11"}
+OTHERS = {4: "10.96.0.99", 6: "fd00:96::99"}
 PORT = 80
 
 
@@ -32,6 +35,19 @@ def serve(
     if shape.protocol == "sctp":
         chosen = [(ip, port) for ip, _ in chosen]
     return world.add_service(address or SERVICE[shape.family], port, shape.protocol, chosen)
+
+
+def others_end(world: World, shape: Shape) -> None:
+    """As many connections as it takes for one that ended before them to be forgotten."""
+    service = serve(world, shape, address=OTHERS[shape.family])
+    cpus = os.sched_getaffinity(0)
+    try:
+        for cpu in cpus:
+            os.sched_setaffinity(0, {cpu})
+            for port in range(world.flag("LINGERING")):
+                Conversation(world, shape, service, 50000 + port).open().close_from_client()
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 @dataclass
@@ -159,6 +175,11 @@ class Conversation:
         self.up("A")
         self.up("FA")
         self.down("A")
+
+    def entries(self) -> list[Flow]:
+        """The flow's entries, and others of its client's port."""
+        flows = self.world.flows(self.shape.family)
+        return [flow for flow in flows if self.sport in (flow.sport, flow.dport)]
 
     @property
     def state(self) -> str:

@@ -6,10 +6,11 @@ import checks
 import model
 import packets
 import pytest
+from conversation import others_end
 from packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, Shape
 from test_datapath_icmp import ROUTER, aged, error, quote_of
 from uplink import NODE_PORT, OUTSIDE, REMOTE, Passage, node_port
-from world import NODE, World
+from world import NODE, PORT_MIN, World
 
 from ebpf.testrun import CHECKSUM_COMPLETE
 
@@ -52,13 +53,34 @@ def test_nothing_but_the_backends_time_wait_is_left(world: World, shape: Shape, 
     passage.up("S")
     passage.down("SA")
     passage.up("A")
-    steps = [(passage.up, "FA"), (passage.down, "A"), (passage.down, "FA"), (passage.up, "A")]
-    if first == "server":
-        steps = [(passage.down, "FA"), (passage.up, "A"), (passage.up, "FA"), (passage.down, "A")]
-    for send, flags in steps:
-        send(flags)
-    left = [] if first == "client" else ["time_wait"]
-    assert [flow.state for flow in world.flows()] == left
+    passage.close(first)
+    assert sorted(flow.state for flow in world.flows()) == ["side"] * 2 + ["time_wait"] * 2
+    reply = next(flow for flow in world.flows() if flow.reply and flow.state == "time_wait")
+    port = reply.dport
+    others_end(world, shape)
+    left = {flow.state for flow in world.flows() if port in (flow.sport, flow.dport)}
+    assert left == (set() if first == "client" else {"side", "time_wait"})
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_a_port_that_the_backend_still_holds_is_taken_last(world: World, shape: Shape) -> None:
+    """Its kernel would not take another client's SYN there for a new connection."""
+    node_port(world, shape)
+    world.configure(port_min=PORT_MIN, port_max=PORT_MIN + 2)
+    first = Passage(world, shape)
+    first.open()
+    first.close("server")
+    others_end(world, shape)
+    more = [Passage(world, shape, sport=41000 + number) for number in range(3)]
+    for passage in more:
+        passage.open()
+    assert {passage.port for passage in more} == {PORT_MIN, PORT_MIN + 1, PORT_MIN + 2}
+    assert more[-1].port == first.port
+    outcome = world.from_net(Passage(world, shape, sport=42000).request())
+    assert (outcome.verdict, outcome.reasons) == (model.DROP, {"ports_exhausted": 1})
+    for passage in more:
+        passage.up("A", b"x")
+        passage.down("A", b"y")
 
 
 @EACH

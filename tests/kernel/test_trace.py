@@ -18,7 +18,7 @@ from ebpf import compiler
 from ebpf.errors import LayoutError, LbError
 from ebpf.instance import Instance, remove
 from ebpf.layouts import Bundle
-from ebpf.maps import HashMap
+from ebpf.maps import HashMap, PerCpuArray
 from ebpf.sizes import Sizes
 from lbctl import nodeconfig, program, programmed
 from lbctl.addresses import parse_address, parse_prefix
@@ -129,8 +129,8 @@ def _contents(path: Path) -> dict[str, object]:
             opened = instance.map(name)
             if isinstance(opened, HashMap):
                 found[name] = sorted(opened.items())
-            elif name == "counters":
-                found[name] = instance.counters.read_sum().tolist()
+            elif isinstance(opened, PerCpuArray):
+                found[name] = [opened.read(index) for index in range(opened.max_entries)]
             else:
                 found[name] = getattr(instance, name).records.tobytes()
         return found

@@ -84,6 +84,19 @@ class Passage:
         self.peer_seq += len(payload) + ("S" in flags) + ("F" in flags)
         return first, second
 
+    def open(self) -> None:
+        self.up("S")
+        self.down("SA")
+        self.up("A")
+
+    def close(self, first: str) -> None:
+        """FINs and their acknowledgements; the "client" or the "server" begins."""
+        steps = [(self.up, "FA"), (self.down, "A"), (self.down, "FA"), (self.up, "A")]
+        if first == "server":
+            steps = [(self.down, "FA"), (self.up, "A"), (self.up, "FA"), (self.down, "A")]
+        for send, flags in steps:
+            send(flags)
+
     def come_in(self, frame: bytes) -> bytes:
         hook = self.world.from_tunnel if self.bare else self.world.from_net
         return self._passed(hook(frame[LINK * self.bare :], self.flags), frame)

@@ -94,6 +94,8 @@ class World:
             "counters": enums["REASON_MAX"],
             "config": 1,
             "table_state": 1,
+            "ended4": 1,
+            "ended6": 1,
             **(sizes or {}),
         }
         specs = {name: spec for name, spec in self.bundle.maps.items() if name != "programs"}
@@ -133,6 +135,8 @@ class World:
                 made.delete_many(made.read_all()[0])
             elif isinstance(made, maps.ArrayMap):
                 made.records[:] = np.zeros(1, made.records.dtype)
+        for family in NODE:
+            cast(maps.PerCpuArray, self.maps[f"ended{family}"]).clear()
         self._next_service = self._next_backend = 1
         self._next_slot = 0
         self.configure(flow_limit=3 * self.maps["flows4"].max_entries // 4, **TIMEOUTS)
