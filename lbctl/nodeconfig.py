@@ -14,8 +14,8 @@ from lbctl.node import NodeFacts
 from lbctl.tables import ArrayTable
 
 # Seconds. Where kube-proxy sets conntrack's timeouts, these are its values; else they are
-# conntrack's own, but for a finished connection: Linux keeps its ports for 60 s, by a timer that may
-# be an eighth late.
+# conntrack's own, but for a finished connection: Linux keeps its ports for 60 s, by a timer that
+# may be an eighth late.
 TIMEOUTS: Final = {
     "syn_timeout": 60,
     "established_timeout": 86400,
