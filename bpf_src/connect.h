@@ -38,12 +38,13 @@ INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
  * it. */
 INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick, bool last_resort)
 {
+	struct table_state *state = get_table_state();
 	struct flow *held;
 	int error;
 
 	/* What goes straight to the backend is noted in the LRU table, also for TCP; see direct.h.
 	 */
-	if (key->proto == IPPROTO_TCP) {
+	if (key->proto == IPPROTO_TCP && state && *has_notes(state)) {
 		held = FLOWS_LRU.lookup(key);
 		if (held && held->flags & FLOW_DIRECT && !entry_idle(held, tick))
 			return -EEXIST;
@@ -112,6 +113,7 @@ INLINE int open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *k
 	f.backend = choice->backend;
 	f.service = choice->service;
 	f.seen = tick;
+	f.beat = beat();
 	f.state = p->proto == IPPROTO_TCP ? FLOW_SYN : FLOW_DATAGRAM;
 	f.flags = choice->flags | FLOW_REPLY;
 	error = reserve_port(skb, &reply_key, &f, tick);

@@ -122,7 +122,7 @@ enum program {
 	PROGRAM_REPLY6,
 	PROGRAM_TRACK4, /* TCP packets that open or close a flow */
 	PROGRAM_TRACK6,
-	PROGRAM_UPKEEP4, /* datagram flows, once per tick */
+	PROGRAM_UPKEEP4, /* datagram flows, once per beat */
 	PROGRAM_UPKEEP6,
 	PROGRAM_CONNECT4, /* to a service, no flow yet */
 	PROGRAM_CONNECT6,
@@ -147,3 +147,5 @@ enum program {
 
 /* A tick is the unit of flow.seen and of every timeout: ktime >> 30, about 1.07 s. */
 #define TICK_SHIFT 30
+/* A beat is about as long, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> 8. */
+#define BEAT_SHIFT 8

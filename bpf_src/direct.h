@@ -36,7 +36,8 @@ INLINE void drop_leftover(struct flow_key *reply_key, struct flow *held)
 
 /* Nobody uses this tuple: note that this conversation does, so that a flow through a service keeps
  * away from it. The note changes nothing if it is found as a flow. */
-INLINE void note_direct(struct flow_key *reply_key, const struct packet *p, u32 tick)
+INLINE void note_direct(struct table_state *state, struct flow_key *reply_key,
+			const struct packet *p, u32 tick)
 {
 	struct flow note = {.flags = FLOW_DIRECT | FLOW_REPLY, .seen = tick};
 
@@ -44,6 +45,8 @@ INLINE void note_direct(struct flow_key *reply_key, const struct packet *p, u32 
 	note.port = p->dport;
 	note.client_port = p->sport;
 	note.state = p->proto == IPPROTO_TCP ? FLOW_ESTABLISHED : FLOW_DATAGRAM;
+	if (p->proto == IPPROTO_TCP)
+		*has_notes(state) = 1;
 	FLOWS_LRU.update(reply_key, &note);
 }
 
@@ -96,7 +99,7 @@ INLINE int direct(struct __sk_buff *skb)
 		f = 0;
 	}
 	if (!f) {
-		note_direct(&reply_key, &p, tick);
+		note_direct(state, &reply_key, &p, tick);
 		return PASS;
 	}
 	if (!(f->flags & FLOW_REPLY) || f->state == FLOW_SIDE)

@@ -12,6 +12,7 @@ INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key,
 	reply.client_port = key->sport;
 	reply.flags |= FLOW_REPLY;
 	reply.seen = tick;
+	reply.beat = beat();
 	reply.tick_packets = 0;
 	reply.tick_bytes = 0;
 	reply.packets = 0;
@@ -28,7 +29,7 @@ INLINE bool has_sides(const struct flow_key *key, const struct flow *f)
 	return find_sides(key, f, &out_key, &back_key) && find_flow(&back_key);
 }
 
-/* Once per tick of a UDP flow: the two entries keep each other from being forgotten, and agree on
+/* Once per beat of a UDP flow: the two entries keep each other from being forgotten, and agree on
  * whether the backend ever answered. False when the flow had timed out. */
 INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
 {
@@ -51,13 +52,13 @@ INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
 }
 
 /* Must the packet begin anew, although a flow was found? */
-INLINE bool starts_over(struct packet *p, struct flow_key *key, struct flow *f, u32 tick)
+INLINE bool starts_over(struct packet *p, struct flow_key *key, struct flow *f)
 {
 	if (f->state == FLOW_SIDE || f->flags & FLOW_REPLY)
 		return false;
 	if (p->proto == IPPROTO_TCP)
 		return starts_connection(p) &&
-		       (finished(key, f, tick) || (f->state == FLOW_SYN && !still_serving(f)));
+		       (finished(key, f, now()) || (f->state == FLOW_SYN && !still_serving(f)));
 	return !(f->flags & FLOW_DIRECT) && !still_serving(f);
 }
 
@@ -65,15 +66,16 @@ INLINE bool starts_over(struct packet *p, struct flow_key *key, struct flow *f, 
 INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
 		       struct flow *f, bool reply)
 {
-	u32 tick = now();
+	u16 now_beat = beat();
 
-	if (!reply && starts_over(p, key, f, tick))
+	if (!reply && starts_over(p, key, f))
 		return -EAGAIN;
-	if (f->seen != tick || f->tick_bytes >> 31) {
+	if (f->beat != now_beat || f->tick_bytes >> 31) {
 		if (f->state == FLOW_DATAGRAM)
 			return hand_to_upkeep(skb, reply);
 		flush_counts(f);
-		f->seen = tick;
+		f->seen = now();
+		f->beat = now_beat;
 	}
 	if (p->proto == IPPROTO_TCP && p->fragment != FRAGMENT_LATER &&
 	    !tcp_unremarkable(p, f, reply))
@@ -82,7 +84,7 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
 	return translate(skb, p, reply, &f->addr, f->port, f->client_port);
 }
 
-/* The program for the first packet of a datagram flow in a tick. */
+/* The program for the first packet of a datagram flow in a beat. */
 INLINE int upkeep(struct __sk_buff *skb)
 {
 	bool reply = skb->cb[1];
@@ -101,6 +103,7 @@ INLINE int upkeep(struct __sk_buff *skb)
 		return hand_to_connect(skb, true);
 	flush_counts(f);
 	f->seen = tick;
+	f->beat = beat();
 	count_packet(f, skb->len - p.l3);
 	return translate(skb, &p, reply, &f->addr, f->port, f->client_port);
 }

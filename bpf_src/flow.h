@@ -66,6 +66,15 @@ INLINE u32 *has_direct(struct table_state *state)
 #endif
 }
 
+INLINE u32 *has_notes(struct table_state *state)
+{
+#if FAMILY == 6
+	return &state->noted6;
+#else
+	return &state->noted4;
+#endif
+}
+
 INLINE struct flow *find_flow(struct flow_key *key)
 {
 	struct table_state *state;
@@ -200,13 +209,13 @@ INLINE void linger(struct flow_key *key, struct flow *f, struct flow *pair)
 		ended->oldest++;
 	oldest = ended->flows[place].key;
 	number = ended->flows[place].number;
-	ended->count = (u16)(ended->count + 1);
+	ended->count++;
 	ended->flows[place].key = *key;
 	ended->flows[place].number = ended->count;
-	f->ending = ended->count;
-	pair->ending = ended->count;
+	f->peer_fin = ended->count;
+	pair->peer_fin = ended->count;
 	f = find_flow(&oldest);
-	if (f && f->state == FLOW_TIME_WAIT && f->ending == number)
+	if (f && f->state == FLOW_TIME_WAIT && f->peer_fin == number)
 		end_flow(&oldest);
 }
 

@@ -1,21 +1,8 @@
 /* Rewriting one address and the ports of a packet, with every checksum that covers them.
  *
- * A call of a helper costs more here than everything else together, so one is made: the one that
- * knows what kind of checksum the packet has. The rest is written directly. */
+ * A call of a helper costs more here than everything else together: none is made where the kernel
+ * tells what kind of checksum the packet has. */
 #pragma once
-
-#define NO_CHECKSUM 0
-
-/* Where the transport checksum lies; SCTP's does not cover addresses, and sctp.h sees to its ports.
- */
-INLINE u32 checksum_offset(const struct packet *p)
-{
-	if (p->proto == IPPROTO_TCP)
-		return p->l4 + 16;
-	if (p->proto == IPPROTO_UDP)
-		return p->l4 + 6;
-	return NO_CHECKSUM;
-}
 
 INLINE u32 join_ports(u16 sport, u16 dport)
 {
@@ -24,36 +11,6 @@ INLINE u32 join_ports(u16 sport, u16 dport)
 
 	__builtin_memcpy(&word, ports, 4);
 	return word;
-}
-
-INLINE u16 fold(u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
-
-/* What replacing one address by another adds to a sum over it, in 16 bits. */
-INLINE u16 address_difference(const ip_addr *from, const ip_addr *to)
-{
-#if FAMILY == 4
-	return fold((u64)(u32) ~*from + *to);
-#else
-	u64 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < 4; i++)
-		sum += (u64)(u32)~from->w[i] + to->w[i];
-	return fold(sum);
-#endif
-}
-
-/* A checksum field after what it covers has changed by `difference` (RFC 1624). */
-INLINE u16 adjusted(u16 check, u16 difference)
-{
-	return ~fold((u64)(u16)~check + difference);
 }
 
 /* The address and the header's own checksum (IPv4). The caller checked the bounds. */
@@ -74,79 +31,6 @@ INLINE void store_address(void *header, bool source, const ip_addr *to, u16 diff
 #endif
 }
 
-/* The transport checksum over a changed address, whatever kind it is: one that the device will fill
- * in (CHECKSUM_PARTIAL), one it took of the whole packet (CHECKSUM_COMPLETE), or a plain one. For
- * IPv6 the whole packet's sum must also learn of the address itself; IPv4's header checksum makes
- * up for it. */
-INLINE int adjust_for_address(struct __sk_buff *skb, u32 offset, u64 flags, u16 difference)
-{
-	int error = bpf_l4_csum_replace(skb, offset, 0, difference, BPF_F_PSEUDO_HDR | flags);
-
-#if FAMILY == 6
-	bpf_csum_update(skb, difference);
-#endif
-	return error;
-}
-
-/* Does the field hold a finished checksum? A pseudo header sum (CHECKSUM_PARTIAL) grew by the
- * address difference where a checksum shrank; only a difference of nothing would not tell. */
-INLINE bool is_finished(u16 before, u16 after, u16 difference)
-{
-	u16 expected = adjusted(before, difference);
-
-	return after == expected || (!expected && after == 0xffff);
-}
-
-INLINE bool tells_nothing(u16 difference)
-{
-	return !difference || difference == 0xffff;
-}
-
-INLINE u16 *checksum_field(struct __sk_buff *skb, const struct packet *p)
-{
-	void *transport = packet_start(skb) + (p->l4 & 0x3fff);
-
-	if (p->proto == IPPROTO_TCP)
-		return transport + 18 > packet_end(skb) ? 0 : transport + 16;
-	return transport + 8 > packet_end(skb) ? 0 : transport + 6;
-}
-
-/* Everything over the transport header: its checksum for the address and for the ports. The device
- * sums the ports itself where it fills in the checksum. */
-INLINE int adjust_checksum(struct __sk_buff *skb, struct packet *p, u16 address, u32 old, u32 ports)
-{
-	u32 offset = checksum_offset(p);
-	u64 flags = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	u16 before, difference, *field = checksum_field(skb, p);
-
-	if (!field)
-		return -EFAULT;
-	before = *field;
-	if (flags && !before) {
-		/* UDP without checksum; what the device summed still has to learn of the change. */
-		bpf_csum_update(skb, fold((u64)(u32)~old + ports));
-		if (FAMILY == 6)
-			bpf_csum_update(skb, address);
-		return 0;
-	}
-	if (adjust_for_address(skb, offset, flags, address))
-		return -EFAULT;
-	if (old == ports)
-		return 0;
-	difference = fold((u64)(u32)~old + ports);
-	if (tells_nothing(address))
-		return bpf_l4_csum_replace(skb, offset, 0, difference, flags);
-	field = checksum_field(skb, p);
-	if (!field)
-		return -EFAULT;
-	if (is_finished(before, *field, address)) {
-		*field = adjusted(*field, difference);
-		if (flags && !*field)
-			*field = 0xffff;
-	}
-	return 0;
-}
-
 /* Makes `to` the packet's source or destination and sets both ports. A later fragment has neither
  * ports nor checksum. */
 INLINE int rewrite(struct __sk_buff *skb, struct packet *p, bool source, const ip_addr *to,
@@ -158,7 +42,9 @@ INLINE int rewrite(struct __sk_buff *skb, struct packet *p, bool source, const i
 	void *network, *transport;
 
 	if (whole && checksum_offset(p)) {
-		if (adjust_checksum(skb, p, difference, old, ports))
+		u16 of_ports = old == ports ? 0 : fold((u64)(u32)~old + ports);
+
+		if (adjust_checksum(skb, p, difference, of_ports))
 			goto failed;
 	} else if (FAMILY == 6) {
 		bpf_csum_update(skb, difference);

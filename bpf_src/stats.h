@@ -19,6 +19,12 @@ INLINE u32 now(void)
 	return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
 }
 
+/* Says that time has passed, for a load: asking the clock is a call, and made once a beat. */
+INLINE u16 beat(void)
+{
+	return bpf_jiffies64() >> BEAT_SHIFT;
+}
+
 INLINE void count_connection(u32 service)
 {
 	struct service_counters *c = service_counters.lookup(&service);
@@ -27,7 +33,7 @@ INLINE void count_connection(u32 service)
 		__sync_fetch_and_add(&c->connections, 1);
 }
 
-/* Moves what a flow gathered since its last tick to its totals and to its service. */
+/* Moves what a flow gathered since its last beat to its totals and to its service. */
 INLINE void flush_counts(struct flow *f)
 {
 	struct service_counters *c;

@@ -28,6 +28,7 @@
 #include "address.h"
 #include "stats.h"
 #include "flow.h"
+#include "checksum.h"
 #include "nat.h"
 #include "sctp.h"
 #include "tcp.h"

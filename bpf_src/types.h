@@ -65,11 +65,12 @@ struct flow {
 	__u16 client_port; /* becomes the port of the other side */
 	__u32 backend;	   /* id | generation << 24 */
 	__u32 service;
-	__u32 seen;	    /* tick of the last packet */
-	__u32 peer_fin;	    /* acknowledgement number that completes the other side's close */
-	__u8 state;	    /* enum flow_state */
-	__u8 flags;	    /* enum flow_flag */
-	__u16 ending;	    /* of a flow that lingers: see struct ended */
+	__u32 seen;	/* tick of the last packet, or of one a beat before it */
+	__u32 peer_fin; /* acknowledgement number that completes the other side's close; of a flow
+			 * that lingers, its number in struct ended */
+	__u8 state;	/* enum flow_state */
+	__u8 flags;	/* enum flow_flag */
+	__u16 beat;	/* when `seen` was set, see stats.h */
 	__u32 tick_packets; /* since `seen` last changed; not yet in the totals */
 	__u32 tick_bytes;
 	__u32 packets;
@@ -82,7 +83,7 @@ struct ended {
 	__u32 oldest; /* place */
 	struct {
 		struct flow_key key;
-		__u32 number; /* flow.ending, unless the tuple had another flow since */
+		__u32 number; /* flow.peer_fin, unless the tuple had another flow since */
 	} flows[LINGERING];
 };
 
@@ -146,6 +147,8 @@ struct table_state {
 	__u32 overflowed6;
 	__u32 direct4; /* not zero: FLOW_DIRECT entries may exist */
 	__u32 direct6;
+	__u32 noted4; /* not zero: notes of direct TCP conversations may exist, see direct.h */
+	__u32 noted6;
 };
 
 /* A client is its address, or a socket's network namespace. */

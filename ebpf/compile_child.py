@@ -22,6 +22,9 @@ LD_IMM64 = 0x18
 CALL = 0x85
 CALL_INDIRECT = 0x8D
 PSEUDO_MAP_FD = 1
+# What bpf_src/checksum.h leaves open: a call by its number, a read of a byte by its offset.
+KERNEL_CAST = (CALL, -1)
+KERNEL_READ = (0x71, 32766)
 
 _KINDS = {
     ctypes.c_bool: "u8",
@@ -143,15 +146,19 @@ def maps_of(decode: Any, lib: Any, module: Any) -> tuple[list[dict[str, Any]], d
 
 
 def program_of(name: str, code: bytes, by_fd: dict[int, str]) -> dict[str, Any]:
-    """Instructions with map references taken out, and where they were."""
+    """Instructions with map references taken out, and where they were; `kernel_reads` are where
+    ebpf/kernel_fields.py has something to complete."""
     out = bytearray(code)
     relocations = []
+    kernel_reads = []
     index = 0
     while index * 8 < len(code):
-        opcode, registers, _, value = struct.unpack_from("=BBhi", code, index * 8)
+        opcode, registers, offset, value = struct.unpack_from("=BBhi", code, index * 8)
         source = registers >> 4 if sys.byteorder == "little" else registers & 15
         if opcode == CALL_INDIRECT or (opcode == CALL and source == 1):
             raise Refused("call", name)
+        if (opcode, value) == KERNEL_CAST or (opcode, offset) == KERNEL_READ:
+            kernel_reads.append(index)
         if opcode == LD_IMM64:
             if source == PSEUDO_MAP_FD:
                 if value not in by_fd:
@@ -166,6 +173,7 @@ def program_of(name: str, code: bytes, by_fd: dict[int, str]) -> dict[str, Any]:
         "name": name,
         "insns": base64.b64encode(bytes(out)).decode(),
         "relocations": relocations,
+        "kernel_reads": kernel_reads,
     }
 
 

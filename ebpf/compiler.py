@@ -52,6 +52,7 @@ class _ChildProgram(msgspec.Struct):
     name: str
     insns: bytes
     relocations: tuple[tuple[int, str], ...]
+    kernel_reads: tuple[int, ...]
 
 
 class _Answer(msgspec.Struct):
@@ -303,7 +304,13 @@ def _merge(
                 )
             kind, attach = _kind(found.name)
             programs[found.name] = Program(
-                found.name, unit.name, found.insns, found.relocations, kind, attach
+                found.name,
+                unit.name,
+                found.insns,
+                found.relocations,
+                kind,
+                attach,
+                found.kernel_reads,
             )
     return Bundle(key, variant, programs, maps, enums)
 

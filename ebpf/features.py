@@ -12,6 +12,7 @@ from ebpf import syscall
 from ebpf.errors import KernelError
 
 TCX = "tcx"
+CHECKSUM_KIND = "checksum_kind"  # see ebpf/kernel_fields.py
 
 
 def masked() -> frozenset[str]:

@@ -104,7 +104,8 @@ class MapSpec(msgspec.Struct, frozen=True):
 
 
 class Program(msgspec.Struct, frozen=True):
-    """One program's instructions; `relocations` are (instruction index, map name)."""
+    """One program's instructions; `relocations` are (instruction index, map name), `kernel_reads`
+    indexes of what ebpf/kernel_fields.py completes."""
 
     name: str
     unit: str
@@ -112,6 +113,7 @@ class Program(msgspec.Struct, frozen=True):
     relocations: tuple[tuple[int, str], ...]
     prog_type: int
     attach_type: int
+    kernel_reads: tuple[int, ...] = ()
 
 
 class Bundle(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from ebpf import bpffs, libbpf, maps
+from ebpf import bpffs, kernel_fields, libbpf, maps
 from ebpf.attach import Attacher
 from ebpf.cgroup import SocketAttacher
 from ebpf.errors import CompileError, LbError
@@ -21,7 +21,8 @@ PROGRAM_ARRAY = "programs"
 
 
 def load(program: Program, map_fds: Mapping[str, int]) -> int:
-    """Loads one program with `map_fds` (by map name) in place of its references; returns its fd.
+    """Loads one program with `map_fds` (by map name) in place of its references, and what it reads
+    of the kernel's own; returns its fd.
 
     Raises CompileError for a map that is not given, KernelError with the verifier's words.
     """
@@ -30,6 +31,8 @@ def load(program: Program, map_fds: Mapping[str, int]) -> int:
         if name not in map_fds:
             raise CompileError(f"program {program.name} needs map {name}, which was not created")
         struct.pack_into("=i", code, index * 8 + 4, map_fds[name])
+    for index in program.kernel_reads:
+        kernel_fields.complete(code, index)
     return libbpf.prog_load(program.prog_type, program.name, bytes(code), program.attach_type)
 
 

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import msgspec
 
-from ebpf import bpffs, cgroup, compiler, features, host, libbpf, maps, sockdiag
+from ebpf import (
+    bpffs,
+    cgroup,
+    compiler,
+    features,
+    host,
+    kernel_fields,
+    libbpf,
+    maps,
+    sockdiag,
+)
 from ebpf.errors import KernelError, LbError
 from ebpf.instance import DEFAULT_PIN_DIR
 from ebpf.layouts import Field, MapSpec, Record
@@ -49,6 +59,7 @@ def check(pin_dir: Path = DEFAULT_PIN_DIR) -> list[Requirement]:
         ("bpf() allowed", True, _bpf_allowed),
         ("JIT compiler", False, _jit),
         ("clock helper", True, _coarse_clock),
+        ("kind of checksums", False, _checksum_kind),
         ("map kinds", True, _map_kinds),
         ("BPF file system", True, lambda: _bpffs(pin_dir)),
         ("attaching to interfaces", True, _attaching),
@@ -143,6 +154,15 @@ def _jit() -> Requirement:
 def _coarse_clock() -> Requirement:
     os.close(_load(_instruction(0x85, value=_KTIME_GET_COARSE_NS), _EXIT))
     return _answer(True, "bpf_ktime_get_coarse_ns")
+
+
+def _checksum_kind() -> Requirement:
+    readable = kernel_fields.checksum_place() is not None
+    return _answer(
+        readable,
+        "read without a call" if readable else "not to be read: each packet calls a helper more",
+        "Linux 6.2 or newer with CONFIG_DEBUG_INFO_BTF, and CAP_PERFMON.",
+    )
 
 
 def _map_kinds() -> Requirement:

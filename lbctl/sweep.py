@@ -80,7 +80,7 @@ class Sweep:
         """The LRU table first: entries move from it to the plain one, and must not be missed."""
         plain, lru = f"flows{family}", f"flows{family}_lru"
         state = self._tables.table_state.records
-        watched = {f"overflowed{family}": False, f"direct{family}": False}
+        watched = {f"{name}{family}": False for name in ("overflowed", "direct", "noted")}
         for name in watched:
             if state[name][0]:
                 state[name][0] = _DOUBTED
@@ -116,10 +116,13 @@ class Sweep:
         for kind in (0, 1):  # whether it was a ClusterIP is not known any more
             found.addresses[filters.address_bits(rows, kind)] = True
         found.endpoints[filters.endpoint_bits(rows, keys["dport"][from_pod])] = True
-        # Mere notes of direct conversations change nothing, so nobody need look for them.
+        # Mere notes of direct conversations change no packet, so nobody need look for them then.
         watched[f"direct{family}"] |= bool((direct & ~flowrecords.is_reply(values)).any())
         if name.endswith("_lru"):
-            watched[f"overflowed{family}"] |= bool((keys["proto"] == consts.IPPROTO_TCP).any())
+            tcp = keys["proto"] == consts.IPPROTO_TCP
+            noted = tcp & direct & flowrecords.is_reply(values)
+            watched[f"noted{family}"] |= bool(noted.any())
+            watched[f"overflowed{family}"] |= bool((tcp & ~noted).any())
 
     def _end_idle(
         self,

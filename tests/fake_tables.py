@@ -65,11 +65,12 @@ COUNTERS = record(
     "service_counters",
     *((n, "u64") for n in ("connections", "packets_in", "bytes_in", "packets_out", "bytes_out")),
 )
+_NOT_ZERO = [f"{what}{family}" for what in ("overflowed", "direct", "noted") for family in "46"]
 TABLE_STATE = record(
     "table_state",
     ("tcp_entries4", "u64"),
     ("tcp_entries6", "u64"),
-    *((n, "u32") for n in ("overflowed4", "overflowed6", "direct4", "direct6")),
+    *((n, "u32") for n in _NOT_ZERO),
 )
 CIDR = (
     Field("net", 0, 16, 0, "struct", ADDR.fields),
@@ -132,7 +133,7 @@ def flow_records(family: int) -> tuple[Record, Record]:
         ("peer_fin", "u32"),
         ("state", "u8"),
         ("flags", "u8"),
-        ("ending", "u16"),
+        ("beat", "u16"),
         ("tick_packets", "u32"),
         ("tick_bytes", "u32"),
         ("packets", "u32"),

@@ -28,6 +28,7 @@ class Flow:
     backend: int
     service: int
     seen: int
+    beat: int
     raw_key: bytes
     raw_value: bytes
 
@@ -93,6 +94,7 @@ class Flows:
             entry["backend"] & self._id_mask,
             entry["service"],
             entry["seen"],
+            entry["beat"],
             key,
             value,
         )

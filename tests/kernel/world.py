@@ -355,7 +355,8 @@ class World:
     def age(self, ticks: int) -> None:
         """As if every flow had been idle that much longer."""
         for flow in self.flows():
-            self.flow_table.write(flow, seen=(flow.seen - ticks) & 0xFFFFFFFF)
+            seen, beat = (flow.seen - ticks) & 0xFFFFFFFF, flow.beat ^ 0x8000
+            self.flow_table.write(flow, seen=seen, beat=beat)
 
 
 def tick() -> int:

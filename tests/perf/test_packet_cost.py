@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ebpf import kernel_fields
 from lbctl.bench import packetcost as cost
 from lbctl.bench.packetcost import Bench
 
@@ -18,12 +19,12 @@ BOUNDS = {
     "not service, IPv4": 2.5,
     "not service, IPv6": 2.5,
     "not service, to the pod": 2.5,
-    "established, IPv4": 8,
-    "established reply, IPv4": 8,
-    "established, IPv6": 9,
-    "established reply, IPv6": 9,
-    "new flow, IPv4": 60,
-    "new flow, IPv6": 60,
+    "established, IPv4": 3.5,
+    "established reply, IPv4": 3.5,
+    "established, IPv6": 4,
+    "established reply, IPv6": 4,
+    "new flow, IPv4": 50,
+    "new flow, IPv6": 50,
 }
 # Static instructions of what every packet runs; growth here is growth in the cache it needs.
 INSTRUCTIONS = {
@@ -33,11 +34,15 @@ INSTRUCTIONS = {
     "from_pod6": 1900,
     "to_pod4": 440,
     "to_pod6": 830,
-    "service4": 1150,
-    "service6": 1300,
-    "reply4": 870,
-    "reply6": 950,
+    "service4": 880,
+    "service6": 1010,
+    "reply4": 600,
+    "reply6": 650,
 }
+
+
+# They hold where programs can read the kind of checksum; else a call of a helper comes on top.
+HELPER = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,10 @@ def test_cost_of_a_packet(bench: Bench, name: str) -> None:
     # The best of a few rounds: other tenants of the machine only ever add.
     best = min(cost.measure(bench, case, 3, min(case.repeat, 100_000)).lookups for _ in range(3))
     bench.clear_flows()
-    assert best < BOUNDS[name], f"{name} costs as much as {best:.1f} hash lookups"
+    bound = BOUNDS[name]
+    if name.startswith("established") and not kernel_fields.checksum_place():
+        bound += HELPER
+    assert best < bound, f"{name} costs as much as {best:.1f} hash lookups"
 
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)

@@ -277,6 +277,20 @@ def test_overflowed_and_direct_are_cleared_when_none_is_left(tables: FakeTables)
     assert (state["overflowed4"][0], state["direct4"][0]) == (0, 0)
 
 
+def test_notes_of_direct_conversations_are_no_overflow(tables: FakeTables) -> None:
+    """They are in the same table, but no packet is translated by them."""
+    flows, state = Flows(tables), tables.table_state.records
+    _, note = flows.pair(1, flags=consts.FLOW_DIRECT)
+    entry = tables.flows4.entries.pop(note)
+    tables.flows4.entries.clear()
+    tables.flows4_lru.entries[note] = entry
+    run(tables)
+    assert [state[f"{name}4"][0] for name in ("overflowed", "direct", "noted")] == [0, 0, 1]
+    tables.flows4_lru.entries.clear()
+    run(tables)
+    assert state["noted4"][0] == 0
+
+
 def test_they_stay_if_a_program_sets_them_meanwhile(tables: FakeTables) -> None:
     state = tables.table_state.records
     state["overflowed4"] = state["direct4"] = 1
