@@ -22,6 +22,7 @@ KINDS = {
     "/api/v1/services": "Service",
     "/api/v1/nodes": "Node",
     "/apis/discovery.k8s.io/v1/endpointslices": "EndpointSlice",
+    "/apis/networking.k8s.io/v1/servicecidrs": "ServiceCIDR",  # kube-proxy asks; there are none
 }
 _FIRST_VERSION = 1
 _WATCH_SECONDS = 300.0  # unless the client says how long
@@ -115,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind = KINDS.get(parts.path)
         if kind is None:
             self.send_error(404)
+        elif query.get("sendInitialEvents"):
+            self._refuse_streaming()
         elif query.get("watch"):
             self._watch(kind, query)
         else:
@@ -124,6 +127,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+    def _refuse_streaming(self) -> None:
+        """A list as a watch: clients that ask for one fall back to a list."""
+        reason = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid"}
+        body = msgspec.json.encode({**reason, "code": 422, "message": "sendInitialEvents"})
+        self.send_response(422)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _watch(self, kind: str, query: Mapping[str, str]) -> None:
         self.send_response(200)

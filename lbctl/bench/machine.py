@@ -81,9 +81,15 @@ def method(options: Options, results: Results) -> list[str]:
         f"request_rate (wrk, 8 kept-alive connections) and throughput (iperf3, one connection): "
         f"{effort.load_turns} turns of {effort.load_seconds} s; both ends and the node share the "
         "CPUs.",
-        "Rules have the shape kube-proxy writes, and are loaded by the tools it uses, without "
-        "kube-proxy: its own time and memory are not in load_time, change_time or agent_memory of "
-        "those peers. lbctl is a whole agent that lists and watches an API server of the harness: "
+        (
+            "iptables and nftables are kube-proxy itself, with its defaults: it lists and watches "
+            "the same API server as lbctl, and waits up to a second to gather changes. "
+            if options.kube_proxy
+            else "Rules have the shape kube-proxy writes, and are loaded by the tools it uses, "
+            "without kube-proxy: its own time and memory are not in load_time, change_time or "
+            "agent_memory of those peers. "
+        )
+        + "lbctl is a whole agent that lists and watches an API server of the harness: "
         "compile (cached), load, attach, list and program are all in its load_time.",
         "change_time: from handing over the change (to the tool, or as an event to the agent) to "
         "the first connection that reached the new endpoint.",

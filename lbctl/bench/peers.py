@@ -32,6 +32,7 @@ class Peer(Protocol):
 
     name: str
     saved: bool  # it runs an operator's saved rules
+    runs_agent: bool  # a process of it has memory of its own
 
     def unavailable(self) -> str:
         """Why it cannot run on this machine; empty if it can."""
@@ -57,6 +58,7 @@ class Bare:
 
     name = "none"
     saved = False
+    runs_agent = False
 
     def unavailable(self) -> str:
         return ""
@@ -92,8 +94,10 @@ class Rules:
     """Rules of kube-proxy's shape, given to the tool that loads them.
 
     No agent runs: what kube-proxy itself takes to find out what changed is not in the figures,
-    which favours these peers.
+    which favours these peers. `--kube-proxy` runs the real one instead.
     """
+
+    runs_agent = False
 
     def __init__(self, name: str, argv: Sequence[str], saved: Path | None = None) -> None:
         self.name = name
@@ -180,13 +184,12 @@ def ipvs_reason() -> str:
 
 
 def rule_peers(saved: Saved | None) -> list[Peer]:
-    """The netfilter peers. Saved rules replace the generated ones of those they are for: both
-    iptables variants, or nftables."""
+    """The netfilter peers, without kube-proxy. Saved rules replace the generated ones of those they
+    are for: both iptables variants, or nftables."""
     tables = saved.path if saved and saved.kind == "iptables" else None
     ruleset = saved.path if saved and saved.kind == "nftables" else None
     return [
         Rules("iptables-nft", ["iptables-nft-restore", "--noflush"], tables),
         Rules("iptables-legacy", ["iptables-legacy-restore", "--noflush", "--wait", "5"], tables),
         Rules("nftables", ["nft", "-f", "-"], ruleset),
-        Unavailable("ipvs", ipvs_reason()),
     ]

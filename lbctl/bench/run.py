@@ -5,15 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
-from lbctl.bench import machine, measures
+from lbctl.bench import kubeproxy, machine, measures
 from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator
 from lbctl.bench.measures import CONNECTION_MEASURES, Effort, Measuring
 from lbctl.bench.ours import Agent
-from lbctl.bench.peers import NOT_YET, Bare, LoadedOtherwise, Peer, Unavailable, rule_peers
+from lbctl.bench.peers import (
+    NOT_YET,
+    Bare,
+    LoadedOtherwise,
+    Peer,
+    Unavailable,
+    ipvs_reason,
+    rule_peers,
+)
 from lbctl.bench.records import ALL, FLOOR, PEERS, RATES, Record, Results, summary
 from lbctl.bench.saved import Saved
 from lbctl.bench.world import World
@@ -52,13 +61,14 @@ class Options(msgspec.Struct, frozen=True):
     cpu: int = -1
     name: str = "bench"
     saved: Saved | None = None
+    kube_proxy: Path | None = None
 
 
 def run(options: Options, results: Results, progress: Progress) -> None:
     """Measure what `results` do not have yet. LbError; interruption cleans up and goes on up."""
     results.forget_reasons(options.peers, options.services)
     results.about.machine |= machine.facts()
-    found = [peer for peer in all_peers(options.saved) if peer.name in options.peers]
+    found = [peer for peer in all_peers(options) if peer.name in options.peers]
     peers = []
     for peer in found:
         if reason := peer.unavailable():
@@ -67,6 +77,8 @@ def run(options: Options, results: Results, progress: Progress) -> None:
             peers.append(peer)
     wanted = [m for m in PER_SERVICES if m in options.measures]
     sizes = [count for count in options.services if _lacks(results, peers, count, wanted)]
+    if options.kube_proxy:
+        results.about.machine["kube-proxy"] = kubeproxy.version(options.kube_proxy)
     if sizes and any(isinstance(peer, Agent) for peer in peers):
         results.about.machine["programs"] = _compile(progress)
     if any(measure in PACKETS for measure in options.measures):
@@ -89,11 +101,13 @@ def _compile(progress: Progress) -> str:
     return f"compiled in {took:.1f} s before the run" if took > 1 else "compiled by an earlier run"
 
 
-def all_peers(saved: Saved | None) -> list[Peer]:
+def all_peers(options: Options) -> list[Peer]:
     """Every peer there is, in the order of the tables."""
+    binary = options.kube_proxy
     made: list[Peer] = [
         Bare(),
-        *rule_peers(saved),
+        *(kubeproxy.peers(binary) if binary else rule_peers(options.saved)),
+        Unavailable("ipvs", ipvs_reason()),
         Agent("lbctl-tc"),
         Agent("lbctl-socket", socket_lb="all"),
         Unavailable("lbctl-xdp", f"{NOT_YET}: the agent attaches no XDP programs"),
@@ -107,7 +121,7 @@ def _lacks(results: Results, peers: Sequence[Peer], count: int, wanted: Sequence
         for measure in wanted:
             if peer.name == FLOOR and measure in _NOT_OF_THE_FLOOR:
                 continue
-            if measure == "agent_memory" and not isinstance(peer, Agent):
+            if measure == "agent_memory" and not peer.runs_agent:
                 continue
             if not results.has(peer.name, count, measure):
                 return True

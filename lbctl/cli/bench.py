@@ -32,6 +32,7 @@ Examples:
   lbctl bench --resume run.jsonl --no-measuring --report bench.md
   lbctl bench --services 10000 --peers none,nftables,lbctl-tc --measures connect_latency
   lbctl bench --rules saved-by-iptables-save --services 1
+  lbctl bench --kube-proxy ./kube-proxy --services 1000
 
 It works in network namespaces of its own, which it removes, and leaves the machine's network,
 rules and settings alone. Figures are worth what else the machine does meanwhile: run it alone.
@@ -93,6 +94,13 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str | Non
     help="Rules saved on a node, by iptables-save or nft, instead of generated ones.",
 )
 @click.option(
+    "--kube-proxy",
+    "kube_proxy",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="PATH",
+    help="Run this kube-proxy, in both modes, instead of loading rules of its shape.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(1),
     default=300.0,
@@ -122,6 +130,7 @@ def command(
     no_measuring: bool,
     plots: Path | None,
     rules: Path | None,
+    kube_proxy: Path | None,
     timeout: float,
     cpu: int | None,
     service: str | None,
@@ -134,9 +143,9 @@ def command(
     rules in iptables (both variants) and nftables, and lbctl. What cannot run here is reported with
     the reason. Needs root.
     """
+    from lbctl.bench import kubeproxy, saved
     from lbctl.bench import report as reports
     from lbctl.bench import run as runs
-    from lbctl.bench import saved
     from lbctl.bench.measures import Effort
     from lbctl.bench.records import PEERS
 
@@ -146,6 +155,10 @@ def command(
         raise UsageError("--no-measuring needs --resume FILE, to have something to show")
     if bool(service) != bool(pods):
         raise UsageError("--service and --pods need each other")
+    if rules and kube_proxy:
+        raise UsageError("--rules and --kube-proxy exclude each other")
+    if kube_proxy:
+        kubeproxy.version(kube_proxy)  # it can be run, or the reader is told
     usual = QUICK_SERVICES if quick else FULL_SERVICES
     options = runs.Options(
         services=tuple(services or map(int, usual.split(","))),
@@ -157,6 +170,7 @@ def command(
         cpu=max(os.sched_getaffinity(0)) if cpu is None else cpu,
         name=name,
         saved=saved.read(rules) if rules else None,
+        kube_proxy=kube_proxy,
     )
     results = _results(json_file, resume)
     if service and pods:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,44 @@ def test_saved_rules_are_loaded_and_reached(tmp_path: Path) -> None:
     assert record(results, "iptables-legacy", 5, "connect_latency").n > 0
     (missing,) = (m for m in results.about.missing if m.measure == "change_time")
     assert "the rules are a file's" in missing.reason
+
+
+@pytest.fixture
+def fake_kube_proxy(tmp_path: Path) -> Path:
+    script = tmp_path / "kube-proxy"
+    script.write_text(f"#!{sys.executable}\n{Path(__file__).with_name(FAKE).read_text()}")
+    script.chmod(0o755)
+    return script
+
+
+FAKE = "fake_kube_proxy.py"
+
+
+def test_a_kube_proxy_is_run_in_each_mode(fake_kube_proxy: Path) -> None:
+    """It gets its configuration and the API, and iptables is the variant that a peer is about."""
+    results = Results()
+    peers = ("iptables-legacy", "iptables-nft", "nftables")
+    measures = ("connect_latency", "load_time", "change_time", "agent_memory")
+    chosen = options(services=(7,), peers=("none", *peers), measures=measures)
+    run.run(msgspec.structs.replace(chosen, kube_proxy=fake_kube_proxy), results, quiet)
+    assert results.about.machine["kube-proxy"] == "Kubernetes v1.0.0-fake"
+    assert any("kube-proxy itself" in sentence for sentence in results.about.method)
+    for peer in peers:
+        assert record(results, peer, 7, "connect_latency").n > 0
+        assert record(results, peer, 7, "load_time").p50 > 0
+        assert record(results, peer, 7, "change_time").p50 > 0
+        assert record(results, peer, 7, "agent_memory").p50 > 5
+
+
+def test_a_kube_proxy_that_ends_is_told_with_its_words(tmp_path: Path) -> None:
+    script = tmp_path / "kube-proxy"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\necho "no such flag" >&2; exit 1\n')
+    script.chmod(0o755)
+    results = Results()
+    chosen = options(services=(1,), peers=("none", "nftables"), measures=("load_time",))
+    run.run(msgspec.structs.replace(chosen, kube_proxy=script), results, quiet)
+    (missing,) = results.about.missing
+    assert missing.reason == "the agent ended: no such flag"
 
 
 def test_two_runs_of_one_name_do_not_meet() -> None:

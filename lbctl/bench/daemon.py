@@ -1,0 +1,99 @@
+"""A peer that is a process: it lists and watches an API server of the harness's, as on a node."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from lbctl.bench.apiserver import ApiServer
+from lbctl.bench.dataset import Dataset
+from lbctl.bench.peers import NotFinished
+from lbctl.bench.world import World
+from lbctl.errors import LbError
+from lbctl.lab import agents
+
+NODE = "node"
+LOG_LINES = 2
+END_TIMEOUT = 10.0
+
+
+class Daemon(ABC):
+    """Starting, listing and programming are all in its load time."""
+
+    saved = False
+    runs_agent = True
+    poll = 0.005  # seconds between looks at whether it is ready
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._running: tuple[World, Dataset, ApiServer] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def _command(self, world: World, data: Dataset, url: str) -> Sequence[str]:
+        """The command line to run on the node, for an API server at `url`."""
+
+    @abstractmethod
+    def _ready(self, world: World, data: Dataset) -> bool:
+        """Whether everything is programmed."""
+
+    def load(self, world: World, data: Dataset, timeout: float) -> float | None:
+        site = world.sites[self.name]
+        api = ApiServer(site.node, data.all_objects(NODE, site.node_address)).__enter__()
+        self._running = (world, data, api)
+        command = world.command(self.name, self._command(world, data, api.url))
+        start = time.monotonic()
+        with self._log(world).open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=agents.environment(),
+                cwd="/",
+                start_new_session=True,  # a Ctrl-C is for the harness, which ends it
+            )
+        while not self._ready(world, data):
+            if self._process.poll() is not None:
+                raise LbError(f"the agent ended: {self._log_end(world)}")
+            if time.monotonic() > start + timeout:
+                raise NotFinished(f"not finished in {timeout:g} s")
+            time.sleep(self.poll)
+        return time.monotonic() - start
+
+    def change(self, old: Sequence[str], new: Sequence[str]) -> None:
+        assert self._running is not None
+        _, data, api = self._running
+        api.modify(data.changed_slice(new))
+
+    def agent_memory(self) -> int | None:
+        """Resident memory of the process, the pages of shared libraries included."""
+        if self._process is None:
+            return None
+        for line in Path("/proc", str(self._process.pid), "status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        return None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(END_TIMEOUT)
+            self._process = None
+        if self._running is not None:
+            self._running[2].__exit__()
+            self._running = None
+
+    def _log(self, world: World) -> Path:
+        return world.directory(self.name) / "agent.log"
+
+    def _log_end(self, world: World) -> str:
+        lines = self._log(world).read_text(errors="replace").splitlines()
+        return " / ".join(lines[-LOG_LINES:])
