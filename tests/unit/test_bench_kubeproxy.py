@@ -78,6 +78,8 @@ def test_what_cannot_be_run_is_said_at_once(tmp_path: Path) -> None:
 def test_rules_and_kube_proxy_exclude_each_other(tmp_path: Path) -> None:
     rules = tmp_path / "rules"
     rules.write_text("*nat\n")
-    done = CliRunner().invoke(main.command, ["bench", "--kube-proxy", "/bin/true", "--rules", str(rules)])
+    done = CliRunner().invoke(
+        main.command, ["bench", "--kube-proxy", "/bin/true", "--rules", str(rules)]
+    )
     assert done.exit_code == 2
     assert "exclude each other" in done.output
