@@ -24,6 +24,7 @@ NODES = 200
 _FIRST_SERVICE = 10 << 24 | 96 << 16
 _FIRST_ENDPOINT = 10 << 24 | 128 << 16
 _SPARE = 10 << 24 | 120 << 16  # addresses of pods that take another's place
+PER_SLICE = 100  # --max-endpoints-per-slice of the controller manager
 _LOADED_AT_ONCE = 1000
 
 Json = dict[str, Any]
@@ -77,14 +78,20 @@ def service(number: int) -> Json:
     }
 
 
-def slice_of(number: int, addresses: list[str]) -> Json:
-    """Its EndpointSlice: about 2 kB of JSON with ten endpoints, as a real one."""
+def slices_of(number: int, addresses: list[str]) -> list[Json]:
+    """Its EndpointSlices, of as many endpoints as the controller puts into one."""
+    starts = range(0, len(addresses), PER_SLICE)
+    return [slice_of(number, addresses[at : at + PER_SLICE], at // PER_SLICE) for at in starts]
+
+
+def slice_of(number: int, addresses: list[str], part: int = 0) -> Json:
+    """One EndpointSlice: about 2 kB of JSON with ten endpoints, as a real one."""
     name = f"service-{number}"
     return {
         "kind": "EndpointSlice",
         "apiVersion": "discovery.k8s.io/v1",
         "metadata": {
-            **_metadata(f"{name}-abcde"),
+            **_metadata(f"{name}-abcd{part}"),
             "labels": {"kubernetes.io/service-name": name, "app": name},
         },
         "addressType": "IPv4",
@@ -130,7 +137,7 @@ class Cluster:
         for first in range(0, services, _LOADED_AT_ONCE):
             numbers = range(first, min(first + _LOADED_AT_ONCE, services))
             server.put(*(service(n) for n in numbers))
-            server.put(*(slice_of(n, endpoints(n, count)) for n in numbers))
+            server.put(*(s for n in numbers for s in slices_of(n, endpoints(n, count))))
         for history in server.history.values():
             history.clear()
 
@@ -154,7 +161,7 @@ class Cluster:
         turn = self._turns[number] = self._turns.get(number, 0) + 1
         addresses = endpoints(number, self._count)
         addresses[-1] = dotted(_SPARE + 2 * (number % 200_000) + turn % 2)
-        return slice_of(number, addresses)
+        return slices_of(number, addresses)[-1]
 
 
 def commands() -> Iterator[Command]:
