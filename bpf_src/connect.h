@@ -16,7 +16,7 @@ INLINE u16 random_port(const struct config *c)
 /* May the entry that holds our reply tuple be taken over? Either it is this very flow's leftover,
  * or it has ended long ago: after a close the backend may hold the tuple in TIME_WAIT, and after a
  * reset a new SYN may arrive there first. As a last resort a close is enough; a reset never is, it
- * may be forged. */
+ * may be forged. A note of a direct conversation only goes when that was idle for long. */
 INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
 			  const struct flow *reply, u32 tick, bool last_resort)
 {
@@ -42,11 +42,11 @@ INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick, boo
 	struct flow *held;
 	int error;
 
-	/* What goes straight to the backend is noted in the LRU table, also for TCP; see direct.h.
-	 */
-	if (key->proto == IPPROTO_TCP && state && *has_notes(state)) {
+	/* What goes straight to the backend is noted in the LRU table, also for TCP (direct.h), and
+	 * handshakes may be there. */
+	if (key->proto == IPPROTO_TCP && state && forgettable(state)) {
 		held = FLOWS_LRU.lookup(key);
-		if (held && held->flags & FLOW_DIRECT && !entry_idle(held, tick))
+		if (held && !(held->flags & FLOW_DIRECT && entry_idle(held, tick)))
 			return -EEXIST;
 	}
 	error = add_flow(key, reply);
@@ -255,7 +255,7 @@ INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 	if (f->state == FLOW_DATAGRAM && !still_serving(f))
 		count(skb, REASON_FLOW_MOVED);
 	if (f->state != FLOW_DATAGRAM || f->flags & FLOW_MASQUERADED) {
-		end_flow(key);
+		end_flow(key, f);
 		return;
 	}
 	flush_counts(f);

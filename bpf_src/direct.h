@@ -46,7 +46,7 @@ INLINE void note_direct(struct table_state *state, struct flow_key *reply_key,
 	note.client_port = p->sport;
 	note.state = p->proto == IPPROTO_TCP ? FLOW_ESTABLISHED : FLOW_DATAGRAM;
 	if (p->proto == IPPROTO_TCP)
-		*has_notes(state) = 1;
+		*no_notes(state) = 0;
 	FLOWS_LRU.update(reply_key, &note);
 }
 
@@ -81,7 +81,7 @@ INLINE int direct(struct __sk_buff *skb)
 		return translate(skb, &p, false, &addr, port, client_port);
 	}
 	if (f)
-		end_flow(&key);
+		end_flow(&key, f);
 	else if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return PASS;
 	reply_key.src = p.dst;

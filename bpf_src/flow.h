@@ -66,15 +66,22 @@ INLINE u32 *has_direct(struct table_state *state)
 #endif
 }
 
-INLINE u32 *has_notes(struct table_state *state)
+INLINE u32 *no_notes(struct table_state *state)
 {
 #if FAMILY == 6
-	return &state->noted6;
+	return &state->no_notes6;
 #else
-	return &state->noted4;
+	return &state->no_notes4;
 #endif
 }
 
+/* May TCP entries be in the LRU table? */
+INLINE bool forgettable(struct table_state *state)
+{
+	return *overflowed(state) || *no_notes(state) != 1;
+}
+
+/* A note is found too, and changes nothing: who uses it keeps it from being forgotten. */
 INLINE struct flow *find_flow(struct flow_key *key)
 {
 	struct table_state *state;
@@ -86,7 +93,7 @@ INLINE struct flow *find_flow(struct flow_key *key)
 	if (f)
 		return f;
 	state = get_table_state();
-	if (state && *overflowed(state))
+	if (state && forgettable(state))
 		return FLOWS_LRU.lookup(key);
 	return 0;
 }
@@ -120,16 +127,17 @@ INLINE int add_flow(struct flow_key *key, struct flow *f)
 	return FLOWS_LRU.insert(key, f);
 }
 
-INLINE void delete_flow(struct flow_key *key)
+/* False if it was gone already: another CPU did it. */
+INLINE bool delete_flow(struct flow_key *key)
 {
 	struct table_state *state = get_table_state();
 
 	if (key->proto == IPPROTO_TCP && !FLOWS.delete(key)) {
 		if (state)
 			__sync_fetch_and_add(tcp_entries(state), -1);
-		return;
+		return true;
 	}
-	FLOWS_LRU.delete(key);
+	return !FLOWS_LRU.delete(key);
 }
 
 /* The two more entries of a masqueraded flow (masquerade.h), given its forward entry: their keys,
@@ -157,18 +165,16 @@ INLINE struct flow *find_sides(const struct flow_key *key, const struct flow *f,
 	return out;
 }
 
-/* Ends a flow, given its forward key. While the backend may still hold its tuple in TIME_WAIT, what
- * reserves that tuple stays, so that nobody else gets it: the reply entry and, of a masqueraded
- * flow, the side entry of what comes in. Not if room is short. */
-INLINE void end_flow(struct flow_key *key)
+/* Ends a flow, given its forward entry. While the backend may still hold its tuple in TIME_WAIT,
+ * what reserves that tuple stays, so that nobody else gets it: the reply entry and, of a
+ * masqueraded flow, the side entry of what comes in. Not if room is short. */
+INLINE void end_flow(struct flow_key *key, struct flow *f)
 {
 	struct flow_key pair_key, out_key, back_key;
 	struct table_state *state = get_table_state();
-	struct flow *f = find_flow(key), *pair;
+	struct flow *pair;
 	bool keep = false;
 
-	if (!f)
-		return;
 	flush_counts(f);
 	make_pair_key(&pair_key, key, f);
 	pair = find_flow(&pair_key);
@@ -216,7 +222,7 @@ INLINE void linger(struct flow_key *key, struct flow *f, struct flow *pair)
 	pair->peer_fin = ended->count;
 	f = find_flow(&oldest);
 	if (f && f->state == FLOW_TIME_WAIT && f->peer_fin == number)
-		end_flow(&oldest);
+		end_flow(&oldest, f);
 }
 
 INLINE u32 timeout_of(const struct config *c, const struct flow *f)

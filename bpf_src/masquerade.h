@@ -31,30 +31,40 @@ INLINE void make_side_key(struct flow_key *key, u8 proto, const ip_addr *src, u1
 	key->proto = proto;
 }
 
-/* Makes room under a port, given its entry for what comes in, if the flow there was closed and only
- * rests: a backend that still waits for the last packet may lose a connection a second. */
-INLINE bool evict_closed(struct flow_key *back_key)
+/* Was the flow closed that has a port, given its entry for what comes in, and only rests? Sets the
+ * key of its reply entry. */
+INLINE struct flow *find_closed(struct flow_key *back_key, struct flow_key *reply_key)
 {
-	struct flow *back = find_flow(back_key), *reply, *f;
-	struct flow_key key, reply_key;
+	struct flow *back = find_flow(back_key), *reply;
 
 	if (!back || back->state != FLOW_SIDE)
+		return 0;
+	*reply_key = *back_key;
+	reply_key->dst = back->addr;
+	reply_key->dport = back->port;
+	reply = find_flow(reply_key);
+	return reply && reply->state == FLOW_TIME_WAIT ? reply : 0;
+}
+
+/* Makes room under its port: a backend that still waits for the last packet may cost the next
+ * connection a second. False if another CPU is at the same: whoever deletes the reply entry has it.
+ */
+INLINE bool evict_closed(struct flow_key *back_key)
+{
+	struct flow_key key, reply_key;
+	struct flow *reply = find_closed(back_key, &reply_key), *f;
+
+	if (!reply)
 		return false;
-	key = *back_key;
-	key.dst = back->addr;
-	key.dport = back->port;
-	reply = find_flow(&key);
-	if (!reply || reply->state != FLOW_TIME_WAIT)
-		return false;
-	reply_key = key;
 	make_pair_key(&key, &reply_key, reply);
 	f = find_flow(&key);
 	if (f && is_pair(f, &reply_key, reply))
 		delete_flow(&key);
+	if (!delete_flow(&reply_key))
+		return false;
 	make_side_key(&key, reply_key.proto, &reply_key.dst, reply_key.dport, &reply_key.src,
 		      reply_key.sport);
 	delete_flow(&key);
-	delete_flow(&reply_key);
 	delete_flow(back_key);
 	return true;
 }
@@ -94,10 +104,10 @@ INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *cho
 	const struct config *c = get_config();
 	u32 span, start = bpf_get_prandom_u32() >> 1;
 	bool to_itself = same_address(&p->src, &choice->addr);
+	struct flow_key key, reply_key;
 	int error = -EEXIST, i;
-	struct flow_key key;
 	ip_addr node;
-	u16 port;
+	u16 port = 0;
 
 	if (!c)
 		return -ENOENT;
@@ -109,14 +119,16 @@ INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *cho
 		if (!to_itself || port != choice->port)
 			error = add_sides_at(p, choice, &node, port, &key);
 	}
+	if (error == -EEXIST) {
 #pragma clang loop unroll(disable)
-	for (i = 0; i < MASQUERADE_PORT_TRIES && error == -EEXIST; i++) {
-		port = htons(c->port_min + (start + i) % span);
-		make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
-		if (evict_closed(&key)) {
-			error = add_sides_at(p, choice, &node, port, &key);
-			break;
+		for (i = 0; i < MASQUERADE_PORT_TRIES; i++) {
+			port = htons(c->port_min + (start + i) % span);
+			make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
+			if (find_closed(&key, &reply_key))
+				break;
 		}
+		if (!(to_itself && port == choice->port) && evict_closed(&key))
+			error = add_sides_at(p, choice, &node, port, &key);
 	}
 	if (error)
 		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);

@@ -67,6 +67,8 @@ INLINE bool track_tcp(struct __sk_buff *skb, struct packet *p, struct flow *f, s
 
 	if (bpf_skb_load_bytes(skb, p->l4, &tcp, sizeof(tcp)))
 		return false;
+	if (f->state == FLOW_TIME_WAIT)
+		return false;
 	if (p->tcp_flags & TCP_RST) {
 		/* Perhaps not in the window, then the flow goes on; nobody but the ends can tell.
 		 */
@@ -74,7 +76,7 @@ INLINE bool track_tcp(struct __sk_buff *skb, struct packet *p, struct flow *f, s
 		pair->state = FLOW_RESET;
 		return state && under_pressure(state);
 	}
-	if (p->tcp_flags & TCP_SYN || f->state == FLOW_TIME_WAIT)
+	if (p->tcp_flags & TCP_SYN)
 		return false;
 	if (f->state == FLOW_RESET) {
 		f->state = f->flags & (FLOW_FIN | FLOW_PEER_FIN) ? FLOW_CLOSING : FLOW_ESTABLISHED;

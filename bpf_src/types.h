@@ -147,8 +147,8 @@ struct table_state {
 	__u32 overflowed6;
 	__u32 direct4; /* not zero: FLOW_DIRECT entries may exist */
 	__u32 direct6;
-	__u32 noted4; /* not zero: notes of direct TCP conversations may exist, see direct.h */
-	__u32 noted6;
+	__u32 no_notes4; /* 1: there are no notes of direct TCP conversations, see direct.h */
+	__u32 no_notes6;
 };
 
 /* A client is its address, or a socket's network namespace. */

@@ -25,6 +25,7 @@ TIMEOUTS: Final = {
     "datagram_timeout": 30,
     "datagram_stream_timeout": 120,
 }
+_LEAST_TICKS = 4
 # Above the ports the kernel gives out by itself (32768-60999), and reserved besides.
 PORTS: Final = (61000, 65535)
 # Share of a TCP table that handshakes may fill.
@@ -73,7 +74,8 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
     record["host_netns"] = settings.host_netns
     record["flow_limit"] = int(settings.tcp_entries * FLOW_LIMIT)
     for name, seconds in (*TIMEOUTS.items(), *settings.timeouts):
-        record[name] = consts.ticks(seconds)
+        # `seen` is set once per beat, up to 2.6 s apart: what is in use must not look idle.
+        record[name] = max(_LEAST_TICKS, consts.ticks(seconds)) if seconds else 0
     record["port_min"], record["port_max"] = settings.ports
     for family in (IPV4, IPV6):
         primary = node.primary(family)

@@ -7,7 +7,7 @@ allows. The walk is a generator of short steps, so that a change never waits for
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,18 @@ from lbctl.tables import HashTable, Records, Tables
 FAMILIES: Final = ("4", "6")
 # Entries looked at more closely in one step; each costs some system calls of a few microseconds.
 STEP_ENTRIES = 1024
-# What the agent writes over a "not zero" of the programs, to see whether they write theirs again.
+
+
+class _Said(NamedTuple):
+    """What table_state holds when there may be some, and when there are none."""
+
+    some: int
+    none: int
+
+
+_SAID: Final = {"overflowed": _Said(1, 0), "direct": _Said(1, 0), "no_notes": _Said(0, 1)}
+# What the agent writes over what the programs said, to see whether they say it again. They take it
+# for "some".
 _DOUBTED = 2
 
 
@@ -80,9 +91,9 @@ class Sweep:
         """The LRU table first: entries move from it to the plain one, and must not be missed."""
         plain, lru = f"flows{family}", f"flows{family}_lru"
         state = self._tables.table_state.records
-        watched = {f"{name}{family}": False for name in ("overflowed", "direct", "noted")}
+        watched = {f"{name}{family}": False for name in _SAID}
         for name in watched:
-            if state[name][0]:
+            if state[name][0] != _SAID[name[:-1]].none:
                 state[name][0] = _DOUBTED
         before = int(state[f"tcp_entries{family}"][0])
         deleted_before = found.ended
@@ -97,9 +108,9 @@ class Sweep:
                     yield None
         for name, seen in watched.items():
             if seen:
-                state[name][0] = 1
+                state[name][0] = _SAID[name[:-1]].some
             elif state[name][0] == _DOUBTED:
-                state[name][0] = 0
+                state[name][0] = _SAID[name[:-1]].none
         self._correct_count(family, before, found.ended - deleted_before, found.entries[plain])
 
     def _note(
@@ -120,8 +131,10 @@ class Sweep:
         watched[f"direct{family}"] |= bool((direct & ~flowrecords.is_reply(values)).any())
         if name.endswith("_lru"):
             tcp = keys["proto"] == consts.IPPROTO_TCP
+            # A note says of its tuple what it is.
             noted = tcp & direct & flowrecords.is_reply(values)
-            watched[f"noted{family}"] |= bool(noted.any())
+            noted &= values["client_port"] == keys["dport"]
+            watched[f"no_notes{family}"] |= bool(noted.any())
             watched[f"overflowed{family}"] |= bool((tcp & ~noted).any())
 
     def _end_idle(

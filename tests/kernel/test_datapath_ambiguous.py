@@ -188,6 +188,21 @@ def test_a_finished_flow_catches_no_direct_connection(
 
 
 @pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_a_direct_connection_in_use_is_not_forgotten(world: World, shape: Shape) -> None:
+    """Its note is kept young by its replies, also in the table that forgets what nobody uses."""
+    service = serve(world, shape, count=1)
+    direct = Direct(world, shape)
+    direct.up("S")
+    direct.down("SA")
+    for _ in range(3):
+        world.age(TIMEOUTS["established_timeout"] // 2)
+        direct.up("A", b"x")
+        direct.down("PA", b"y")
+    talk = Conversation(world, shape, service)
+    assert talk.up("S").reasons == {"forwarded": 1, "source_translated": 1}
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
 def test_a_tuple_in_time_wait_and_a_direct_connection(world: World, shape: Shape) -> None:
     """With the tuple or with another port, the direct connection works."""
     talk = Conversation(world, shape, serve(world, shape, count=1)).open()

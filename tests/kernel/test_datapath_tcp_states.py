@@ -291,6 +291,15 @@ def test_both_close_at_once_and_the_tuple_rests(world: World, shape: Shape) -> N
     assert [(f.state, f.reply) for f in talk.entries()] == [("time_wait", True)]
 
 
+def test_a_reset_does_not_end_the_rest(world: World, shape: Shape) -> None:
+    """The backend's kernel ignores most resets in TIME_WAIT, and a client's may be a stray."""
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    talk.close_from_backend()
+    talk.up("R")
+    talk.down("R")
+    assert {flow.state for flow in world.flows()} == {"time_wait"}
+
+
 def test_midstream_without_flow_is_reset(world: World, shape: Shape) -> None:
     service = serve(world, shape)
     for flags in ("A", "PA", "FA", "SA", "F", "", "SR", "RA", "R"):
