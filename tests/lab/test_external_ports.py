@@ -9,11 +9,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 from external import SHORT, Exposed
 from lab_support import TCP, UDP, Responder, ask, client, set_linger
 
 from ebpf.maps import ArrayMap
+from lbctl import consts
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
@@ -85,13 +87,25 @@ def test_beyond_the_range_connections_are_dropped_until_others_end(lab: Lab, fam
             sock.close()
         again = [connect(lab, stack, SERVICE, family) for _ in range(ROOM // 2)]
         assert {ask(sock, "hello").port for sock in (*again, *socks[ROOM // 2 :])} == ports
-    # All closed by the client now.
+    # All closed by the client now; the server's end follows when it gets to it.
     after = exhausted(lab)
     for _ in range(2):
+        wait_until_closed(lab, family)
         with contextlib.ExitStack() as stack:
             socks = [connect(lab, stack, SERVICE, family) for _ in range(ROOM)]
             assert {ask(sock, "hello").port for sock in socks} == ports
     assert exhausted(lab) == after
+
+
+def wait_until_closed(lab: Lab, family: int) -> None:
+    """Until no TCP flow of node1 is open or half closed: its port is taken until then."""
+    ended = [consts.FLOW_TIME_WAIT, consts.FLOW_RESET, consts.FLOW_SIDE]
+    deadline = time.monotonic() + 10
+    with open_instance(lab.pin_dir("node1")) as instance:
+        table = (instance.flows4, instance.flows6)[family]
+        while not np.isin(table.read_all()[1]["state"], ended).all():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @FAMILY
