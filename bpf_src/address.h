@@ -47,7 +47,7 @@ INLINE bool is_zero(const ip_addr *a)
 }
 #endif
 
-/* ebpf/filters.py computes the same. */
+/* ebpf/maps/filters.py computes the same. */
 INLINE u32 filter_hash(const ip_addr *address, u16 port)
 {
 	struct addr a;

@@ -89,7 +89,7 @@ enum checksum_kind {
 	CHECKSUM_PARTIAL,  /* the field holds the pseudo header's sum, the device does the rest */
 };
 
-/* Completed by ebpf/kernel_fields.py for the kernel that the program is loaded into: the call
+/* Completed by ebpf/kernel/fields.py for the kernel that the program is loaded into: the call
  * becomes a cast to the kernel's own struct sk_buff, and the read finds the place and the bits. A
  * kernel without that cast (before 6.2) always answers CHECKSUM_COMPLETE, for which the helper is
  * asked. */

@@ -1,4 +1,4 @@
-/* The maps. One entry each here: ebpf/sizes.py sizes them for the machine. */
+/* The maps. One entry each here: ebpf/maps/sizes.py sizes them for the machine. */
 #pragma once
 
 /* Address, port and protocol to service. Agent writes, programs read; nothing evicts. */

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from ebpf import compiler, libbpf, maps
+from ebpf import maps
+from ebpf.compile import compiler
 from ebpf.errors import LbError
+from ebpf.kernel import libbpf
+from ebpf.maps.sizes import Sizes
 from ebpf.programs import PROGRAM_ARRAY, Generation
-from ebpf.sizes import Sizes
 
 
 def main() -> int:

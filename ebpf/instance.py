@@ -1,11 +1,11 @@
 """One instance: everything that is pinned in one directory of the BPF file system.
 
-meta                     layouts and constants, see ebpf/meta.py
+meta                     layouts and constants, see ebpf/maps/meta.py
 maps/NAME                the maps
 old/NAME-ID              maps that were replaced and may still be in use, see `finish`
 programs/KEY/NAME        the attached programs of one generation, and its program array
-links/IFNAME-DIRECTION   what is attached where, see ebpf/attach.py
-links/cgroup-HOOK        the same for sockets, see ebpf/cgroup.py
+links/IFNAME-DIRECTION   what is attached where, see ebpf/hooks/tc.py
+links/cgroup-HOOK        the same for sockets, see ebpf/hooks/cgroup.py
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import contextlib
 import os
 from pathlib import Path
 
-from ebpf import bpffs, libbpf, maps, meta, migrate
+from ebpf import maps
 from ebpf.errors import LayoutError
+from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import Bundle
-from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray
-from ebpf.meta import Meta
-from ebpf.sizes import LIMITS, Sizes
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, meta, migrate
+from ebpf.maps.meta import Meta
+from ebpf.maps.sizes import LIMITS, Sizes
 
 __all__ = ["Instance", "Sizes"]
 
@@ -234,7 +235,7 @@ class Instance:
 
 
 def remove(pin_dir: Path) -> None:
-    """Unpins everything of an instance; detaching is ebpf.attach's part and comes first."""
+    """Unpins everything of an instance; detaching is ebpf.hooks.tc's part and comes first."""
     if not pin_dir.is_dir():
         raise bpffs.absent(pin_dir)
     bpffs.require(pin_dir)

@@ -105,7 +105,7 @@ class MapSpec(msgspec.Struct, frozen=True):
 
 class Program(msgspec.Struct, frozen=True):
     """One program's instructions; `relocations` are (instruction index, map name), `kernel_reads`
-    indexes of what ebpf/kernel_fields.py completes."""
+    indexes of what ebpf/kernel/fields.py completes."""
 
     name: str
     unit: str

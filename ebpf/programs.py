@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from ebpf import bpffs, kernel_fields, libbpf, maps
-from ebpf.attach import Attacher
-from ebpf.cgroup import SocketAttacher
+from ebpf import maps
 from ebpf.errors import CompileError, LbError
+from ebpf.hooks.cgroup import SocketAttacher
+from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
+from ebpf.kernel import bpffs, libbpf
+from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import Bundle, Field, MapSpec, Program, Record
 from ebpf.maps import ProgramArray
 

@@ -19,11 +19,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ebpf import compiler, filters, libbpf, maps, testrun
+from ebpf import maps
+from ebpf.compile import compiler
+from ebpf.compile.source import Unit
+from ebpf.kernel import libbpf, testrun
 from ebpf.layouts import Bundle
-from ebpf.maps import ArrayMap, HashMap, ProgramArray
+from ebpf.maps import ArrayMap, HashMap, ProgramArray, filters
 from ebpf.programs import Generation, load
-from ebpf.source import Unit
 from lbctl.bench.records import PacketCost, Record, summary
 
 DRIVER = Path(__file__).parent / "driver"

@@ -92,7 +92,7 @@ def run(options: Options, results: Results, progress: Progress) -> None:
 
 def _compile(progress: Progress) -> str:
     """Fills the compiler's cache, so that every agent finds the same; says what that took."""
-    from ebpf import compiler
+    from ebpf.compile import compiler
 
     progress("compiling the programs", "")
     start = time.monotonic()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from ebpf import bpffs
+from ebpf.kernel import bpffs
 from lbctl import status
 from lbctl.bench.dataset import ENDPOINT_CIDR
 from lbctl.bench.records import PEERS

@@ -13,10 +13,10 @@ import click
 from lbctl.cli import options
 
 if TYPE_CHECKING:
-    from ebpf.sizes import Sizes
-    from lbctl.configwatch import Watch
-    from lbctl.settings import Flags, Settings
-    from lbctl.sources.objects import Source
+    from ebpf.maps.sizes import Sizes
+    from lbctl.config.settings import Flags, Settings
+    from lbctl.config.watch import Watch
+    from lbctl.sources.store import Source
 
 EPILOG = """\b
 Examples:
@@ -155,7 +155,7 @@ def command(
     verbose: bool,
 ) -> None:
     """Keep this node's service translation equal to what the API says."""
-    from lbctl.agent import Agent, Options
+    from lbctl.agent.run import Agent, Options
     from lbctl.errors import UsageError
 
     if manifests and (kubeconfig or api_server):
@@ -164,7 +164,7 @@ def command(
         raise UsageError(
             "the agent needs root: it loads programs into the kernel", hint="Run it with sudo."
         )
-    from lbctl.settings import Flags
+    from lbctl.config.settings import Flags
 
     flags = Flags(
         node_name=node_name,
@@ -204,8 +204,9 @@ def _settings(flags: Flags, config: Path | None, verbose: bool) -> tuple[Setting
     """What holds from the start, and who follows the file. Sets up the log on the way."""
     import structlog
 
-    from lbctl import configfile, settings
-    from lbctl.configwatch import Watch
+    from lbctl.config import file as configfile
+    from lbctl.config import settings
+    from lbctl.config.watch import Watch
 
     file = configfile.read(config) if config else configfile.ConfigFile()
     found = settings.settle(flags, file)
@@ -246,7 +247,7 @@ def _sizes(services: int | None, endpoints: int | None, flows: int | None) -> Si
     """None: what exists keeps its size, and what is new gets one that suits the machine."""
     if services is None and endpoints is None and flows is None:
         return None
-    from ebpf.sizes import Sizes, memory_of_machine
+    from ebpf.maps.sizes import Sizes, memory_of_machine
 
     usual = Sizes.automatic(memory_of_machine())
     return Sizes(services or usual.services, endpoints or usual.endpoints, flows or usual.flows)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from ebpf import host, leftovers
 from ebpf.errors import MissingFeature
-from lbctl import removal, status
+from lbctl import status
 from lbctl.cli import options
 from lbctl.errors import UsageError
+from lbctl.host import leftovers, removal
+from lbctl.host import settings as host
 
 
 @click.command()

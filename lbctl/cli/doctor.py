@@ -12,7 +12,7 @@ from lbctl.cli import options
 from lbctl.cli.output import Column, write
 
 if TYPE_CHECKING:
-    from ebpf.requirements import Requirement
+    from lbctl.host.requirements import Requirement
 
 FOUND_WANTING = 5
 
@@ -26,7 +26,7 @@ def command(output: str, pin_dir: Path) -> None:
     Reads and tries, changes nothing. Returns 5 if something is missing that it cannot do without;
     what is only advised costs something, but is no obstacle.
     """
-    from ebpf import requirements
+    from lbctl.host import requirements
 
     found = requirements.check(pin_dir)
     write(found, COLUMNS, output)

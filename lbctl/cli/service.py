@@ -9,10 +9,10 @@ import click
 from lbctl import status
 from lbctl.cli import options
 from lbctl.cli.output import Column, count, size, write, write_data
-from lbctl.hints import NO_HINTS
 from lbctl.inspect import services
 from lbctl.inspect.opened import open_instance
 from lbctl.inspect.services import AddressRow, ServiceRow
+from lbctl.resolve.hints import NO_HINTS
 
 LOCAL = "Local"
 

@@ -10,8 +10,8 @@ import click
 from lbctl.cli import options
 from lbctl.cli.doctor import FOUND_WANTING
 from lbctl.cli.output import Column, count, size, write, write_data
-from lbctl.inspect import health
-from lbctl.inspect.health import InstanceStatus, MapUse
+from lbctl.inspect import instance as inspected
+from lbctl.inspect.instance import InstanceStatus, MapUse
 from lbctl.inspect.opened import open_instance
 
 
@@ -31,7 +31,7 @@ def command(check: bool, output: str, pin_dir: Path) -> None:
     lbctl status --check >/dev/null && echo ready
     """
     with open_instance(pin_dir) as instance:
-        found = health.read(instance)
+        found = inspected.read(instance)
     if not write_data(found, output):
         click.echo("\n".join(_summary(found)))
         shown = [item for item in found.maps if output == "wide" or item.entries is not None]

@@ -230,7 +230,7 @@ def _print(traced: list[Traced], samples: int, output: str) -> None:
         _print_one(traced[0], samples)
         return
     write(traced, COLUMNS, output)
-    from lbctl.reasons import sentence
+    from lbctl.datapath.reasons import sentence
 
     click.echo()
     for reason in dict.fromkeys(t.answer.reason for t in traced):
@@ -241,7 +241,7 @@ def _print_one(traced: Traced, samples: int) -> None:
     """One flow as a list of facts."""
     from rich.table import Table
 
-    from lbctl.reasons import sentence
+    from lbctl.datapath.reasons import sentence
 
     answer = traced.answer
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

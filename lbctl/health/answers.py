@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from lbctl.model import ObjectKey
+from lbctl.model.records import ObjectKey
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -8,13 +8,13 @@ from http import HTTPStatus
 
 import msgspec
 
-from lbctl.bindaddress import Bind
+from lbctl.config.bind import Bind
 from lbctl.health import answers
 from lbctl.health.answers import Answer, Condition
+from lbctl.health.ports import HealthPorts
 from lbctl.health.server import Endpoint, Server
-from lbctl.healthports import HealthPorts
-from lbctl.model import ObjectKey, ServiceObjects
-from lbctl.node import NodeFacts
+from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.resolve.node import NodeFacts
 
 # A change that could not be written for this long means trouble (kube-proxy: twice syncPeriod).
 STALE_SECONDS = 60.0

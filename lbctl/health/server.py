@@ -16,7 +16,7 @@ from typing import NamedTuple
 import structlog
 
 from lbctl.addresses import IPV6, family_of, format_address
-from lbctl.bindaddress import ANY4, ANY6, Bind
+from lbctl.config.bind import ANY4, ANY6, Bind
 from lbctl.health.connection import Connection, Handler
 
 RETRY_SECONDS = 2.0

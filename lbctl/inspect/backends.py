@@ -9,11 +9,11 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from lbctl import consts
 from lbctl.addresses import format_address, format_endpoint
+from lbctl.datapath import consts
+from lbctl.datapath.tables import ArrayTable, HashTable
 from lbctl.inspect import names
 from lbctl.inspect.names import PortName
-from lbctl.tables import ArrayTable, HashTable
 
 
 class BackendTables(Protocol):

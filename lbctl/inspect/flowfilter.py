@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lbctl import consts
 from lbctl.addresses import IPV4, Prefix, host_prefix, parse_address, parse_prefix
-from lbctl.flowrecords import is_reply, wide_addresses
-from lbctl.tables import Records
+from lbctl.datapath import consts
+from lbctl.datapath.flows import is_reply, wide_addresses
+from lbctl.datapath.tables import Records
 
 STATES = {
     consts.FLOW_SYN: "opening",

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from lbctl import consts
 from lbctl.addresses import format_endpoint
-from lbctl.flowrecords import are_pairs, pair_keys, wide_addresses
+from lbctl.datapath import consts
+from lbctl.datapath.flows import are_pairs, pair_keys, wide_addresses
+from lbctl.datapath.tables import HashTable, Records
 from lbctl.inspect import names
 from lbctl.inspect.flowfilter import STATES, FlowFilter
 from lbctl.inspect.names import PortName
 from lbctl.inspect.services import TICK_SECONDS
-from lbctl.sweep import STEP_ENTRIES, current_tick
-from lbctl.tables import HashTable, Records
+from lbctl.reconcile.sweep import STEP_ENTRIES, current_tick
 
 PROTOCOLS = {
     socket.IPPROTO_TCP: "TCP",

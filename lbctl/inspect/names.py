@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from lbctl.datapath.tables import HashTable
 from lbctl.inspect.opened import NotFound
-from lbctl.tables import HashTable
 
 
 class PortName(msgspec.Struct, frozen=True, order=True):

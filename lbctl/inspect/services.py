@@ -10,17 +10,17 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from lbctl import consts
 from lbctl.addresses import Prefix, format_address, format_endpoint
-from lbctl.contents import ArrayContents, region_of
-from lbctl.hints import NO_HINTS
+from lbctl.datapath import consts
+from lbctl.datapath.regions import ArrayContents, region_of
+from lbctl.datapath.tables import ArrayTable, HashTable, Records
 from lbctl.inspect import names
 from lbctl.inspect.backends import BackendRow, rows_of
 from lbctl.inspect.names import PortName
 from lbctl.inspect.opened import NotFound
-from lbctl.program import SERVICE_BITS
-from lbctl.resolved import FrontendKind
-from lbctl.tables import ArrayTable, HashTable, Records
+from lbctl.program.writes import SERVICE_BITS
+from lbctl.resolve.hints import NO_HINTS
+from lbctl.resolve.ports import FrontendKind
 
 TICK_SECONDS = (1 << consts.TICK_SHIFT) / 1e9
 

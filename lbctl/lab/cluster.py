@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ebpf import bpffs
+from ebpf.kernel import bpffs
 from lbctl.errors import LbError, UsageError
 from lbctl.lab import (
     agents,

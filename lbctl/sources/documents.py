@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from lbctl.decode import NODES, SERVICES, SLICES, Kind
 from lbctl.errors import ObjectError, SourceError
-from lbctl.model import EndpointSlice, Node, ObjectKey, Service, ServiceObjects
-from lbctl.sources.objects import Object, key_of
+from lbctl.model.decode import NODES, SERVICES, SLICES, Kind
+from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service, ServiceObjects
+from lbctl.sources.store import Object, key_of
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _KINDS: dict[str, Kind[Service] | Kind[EndpointSlice] | Kind[Node]] = {

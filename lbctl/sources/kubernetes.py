@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbctl.decode import NODES, SERVICES, SLICES
 from lbctl.errors import SourceError
-from lbctl.model import (
+from lbctl.model.decode import NODES, SERVICES, SLICES
+from lbctl.model.records import (
     HEADLESS_LABEL,
     PROXY_NAME_LABEL,
     EndpointSlice,
@@ -18,8 +18,8 @@ from lbctl.model import (
     Service,
 )
 from lbctl.sources import access
-from lbctl.sources.objects import SourceStatus, Store, Update
-from lbctl.sources.watch import HttpError, Reflector, Resource, Settings
+from lbctl.sources.reflector import HttpError, Reflector, Resource, Settings
+from lbctl.sources.store import SourceStatus, Store, Update
 
 if TYPE_CHECKING:
     import urllib3

@@ -17,11 +17,11 @@ import msgspec
 import structlog
 
 from lbctl.errors import SourceError
-from lbctl.model import ObjectKey
+from lbctl.model.records import ObjectKey
 from lbctl.sources.documents import manifest_files, parse, read_bytes
 from lbctl.sources.failures import FailureLog
 from lbctl.sources.inotify import CREATE, DirectoryWatch
-from lbctl.sources.objects import Object, SourceStatus, Store, Update, key_of
+from lbctl.sources.store import Object, SourceStatus, Store, Update, key_of
 
 SETTLE_SECONDS = 0.2  # between the two looks that must agree before a change is believed
 SAFETY_SECONDS = 2.0  # between looks for what inotify does not see: links' targets, some networks

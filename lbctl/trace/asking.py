@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from ebpf import testrun
 from ebpf.errors import LbError
+from ebpf.kernel import testrun
 from lbctl.addresses import family_of, format_endpoint
 from lbctl.trace.flows import Flow
 from lbctl.trace.packets import Ends, frame, read_ends
@@ -33,7 +33,7 @@ _SOURCE_PORTS = 28232  # Linux gives out these by default
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What happens to a flow, as seen over all samples. `reason` is as in lbctl/reasons.py."""
+    """What happens to a flow, as seen over all samples. `reason`: datapath/reasons.py."""
 
     name: str
     verdict: Verdict

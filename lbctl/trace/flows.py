@@ -9,7 +9,7 @@ import msgspec
 
 from lbctl.addresses import family_of, parse_address
 from lbctl.errors import UsageError
-from lbctl.model import Protocol
+from lbctl.model.records import Protocol
 
 Arrival = Literal["pod", "uplink", "node"]
 

@@ -7,7 +7,7 @@ import struct
 import msgspec
 
 from lbctl.addresses import IPV4, IPV6, family_of
-from lbctl.model import Protocol
+from lbctl.model.records import Protocol
 
 # Locally administered addresses; nobody compares them.
 _ETHERNET = bytes.fromhex("02000000000202000000000a")

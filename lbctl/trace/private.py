@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from ebpf import maps
 from ebpf.layouts import Bundle, MapSpec
 from ebpf.maps import ArrayMap, HashMap, Map
-from ebpf.sizes import Sizes
-from lbctl import nodeconfig
+from ebpf.maps.sizes import Sizes
 from lbctl.errors import LbError
-from lbctl.model import ObjectKey, ServiceObjects
-from lbctl.node import NodeFacts
-from lbctl.nodeconfig import DataPathSettings
-from lbctl.reconcile import Reconciler
-from lbctl.resolve import resolve
-from lbctl.sources.objects import SourceStatus, Update
+from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.program import config as nodeconfig
+from lbctl.program.config import DataPathSettings
+from lbctl.reconcile.reconciler import Reconciler
+from lbctl.resolve.node import NodeFacts
+from lbctl.resolve.service import resolve
+from lbctl.sources.store import SourceStatus, Update
 from lbctl.trace import programs
 from lbctl.trace.flows import Arrival, Flow
 from lbctl.trace.world import World

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from ebpf import compiler
+from ebpf.compile import compiler
 from ebpf.layouts import Bundle
 from ebpf.programs import PROGRAM_ARRAY, Generation
 from lbctl.trace.flows import Arrival

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from lbctl import configfile
 from lbctl.addresses import Prefix, parse_address, parse_prefix
-from lbctl.configfile import ConfigFile
+from lbctl.config import file as configfile
+from lbctl.config.file import ConfigFile
 from lbctl.errors import UsageError
-from lbctl.model import Node
-from lbctl.node import NodeFacts, node_facts
+from lbctl.model.records import Node
+from lbctl.resolve.node import NodeFacts, node_facts
 
 
 def node(

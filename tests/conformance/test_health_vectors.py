@@ -7,15 +7,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from vector_files import SHARED, Case, Json, own_cases, shared_cases
 
 from lbctl.addresses import parse_address
-from lbctl.endpoints import local_ready_addresses
-from lbctl.healthports import HealthPorts, health_ports
-from lbctl.model import ObjectKey, ServiceObjects
-from lbctl.node import NodeFacts, node_facts
-from lbctl.resolve import families_of
+from lbctl.health.ports import HealthPorts, health_ports
+from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.resolve.endpoints import local_ready_addresses
+from lbctl.resolve.node import NodeFacts, node_facts
+from lbctl.resolve.service import families_of
 from lbctl.sources.documents import load_manifests
+from tests.support.vector_files import SHARED, Case, Json, own_cases, shared_cases
 
 EXPECTED = {"health_check_node_ports", "local_ready_endpoints"}
 Services = dict[ObjectKey, ServiceObjects]

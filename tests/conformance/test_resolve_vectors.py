@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from k8s_objects import Json, as_node, as_service, as_slice
 
 from lbctl.addresses import (
     Prefix,
@@ -20,10 +19,10 @@ from lbctl.addresses import (
     parse_address,
     parse_prefix,
 )
-from lbctl.endpoints import local_ready_addresses
-from lbctl.model import EndpointSlice, Protocol, Service
-from lbctl.node import NodeSettings
-from lbctl.resolve import (
+from lbctl.model.records import EndpointSlice, Protocol, Service
+from lbctl.resolve.endpoints import local_ready_addresses
+from lbctl.resolve.node import NodeSettings
+from lbctl.resolve.service import (
     Endpoint,
     Frontend,
     FrontendKind,
@@ -34,6 +33,7 @@ from lbctl.resolve import (
     node_facts,
     resolve,
 )
+from tests.support.k8s_objects import Json, as_node, as_service, as_slice
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = Path(os.environ.get("LBCTL_CONFORMANCE", ROOT.parent / "shared" / "conformance"))

@@ -8,19 +8,27 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
-from vector_files import SHARED, Case, Json, asked, must_masquerade, own_cases, shared_cases
 
-from ebpf.sizes import Sizes
-from lbctl import kubeproxyconfig
+from ebpf.maps.sizes import Sizes
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.cli.trace import command
-from lbctl.model import Protocol, ServiceObjects
-from lbctl.node import NodeFacts, node_facts
+from lbctl.config import kubeproxyconfig
+from lbctl.model.records import Protocol, ServiceObjects
+from lbctl.resolve.node import NodeFacts, node_facts
 from lbctl.sources.documents import load_manifests
 from lbctl.trace.asking import Answer
 from lbctl.trace.flows import Flow
 from lbctl.trace.private import PrivateWorld, sizes_for
 from lbctl.trace.programs import trace_bundle
+from tests.support.vector_files import (
+    SHARED,
+    Case,
+    Json,
+    asked,
+    must_masquerade,
+    own_cases,
+    shared_cases,
+)
 
 # Where the shared vectors are not, their tests are skipped, in CI too: they are no part of the
 # repository. Where they are, they are kernel tests like others.

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from world import World
+
+from tests.kernel.support.world import World
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_support import DNS, TCP, UDP, WEB, add_flow, entries, populate
-from ebpf_support import MACHINE_BPFFS, Space
 
-from ebpf import bpffs, compiler
-from ebpf.attach import Attacher
+from ebpf.compile import compiler
+from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance, Sizes
+from ebpf.kernel import bpffs
 from ebpf.programs import load_generation
-from lbctl import consts, status
+from lbctl import status
+from lbctl.datapath import consts
+from tests.kernel.support.programs import MACHINE_BPFFS, Space
+from tests.support.cli import DNS, TCP, UDP, WEB, add_flow, entries, populate
 
 pytestmark = pytest.mark.kernel
 
@@ -68,7 +70,7 @@ def lbctl(*words: str, pin_dir: Path | None = None, stdin: str = "") -> tuple[in
 def held(pin_dir: Path) -> Iterator[int]:
     """Another process holds the instance, as an agent does."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom ebpf.bpffs import Lock\n"
+        "import sys\nfrom pathlib import Path\nfrom ebpf.kernel.bpffs import Lock\n"
         "lock = Lock(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()\n"
     )
     process = subprocess.Popen(

@@ -4,13 +4,12 @@ The kernel gives a port to connections with different destinations; after transl
 may have the same destination, and then only another source port tells their replies apart.
 """
 
-import checks
-import model
-import packets
 import pytest
-from conversation import BACKENDS, CLIENT, SECOND, Conversation, serve
-from packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
-from world import PORT_MAX, PORT_MIN, TIMEOUTS, Endpoint, Outcome, World
+
+from tests.kernel.support import checks, model, packets
+from tests.kernel.support.conversation import BACKENDS, CLIENT, SECOND, Conversation, serve
+from tests.kernel.support.packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
+from tests.kernel.support.world import PORT_MAX, PORT_MIN, TIMEOUTS, Endpoint, Outcome, World
 
 pytestmark = pytest.mark.kernel
 EACH = pytest.mark.parametrize("shape", PLAIN, ids=str)

@@ -3,13 +3,13 @@
 Every other test compares whole frames, sums included, with the model and checks them with scapy.
 """
 
-import model
 import pytest
-from conversation import Conversation, serve
-from packets import PLAIN, SHAPES, Shape
-from world import World
 
-from ebpf.testrun import CHECKSUM_COMPLETE
+from ebpf.kernel.testrun import CHECKSUM_COMPLETE
+from tests.kernel.support import model
+from tests.kernel.support.conversation import Conversation, serve
+from tests.kernel.support.packets import PLAIN, SHAPES, Shape
+from tests.kernel.support.world import World
 
 pytestmark = pytest.mark.kernel
 

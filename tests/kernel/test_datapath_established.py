@@ -1,10 +1,11 @@
 """Packets of flows that exist: they follow their flow, whatever becomes of everything else."""
 
-import model
 import pytest
-from conversation import PORT, SERVICE, Conversation, serve
-from packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
-from world import World, tick
+
+from tests.kernel.support import model
+from tests.kernel.support.conversation import PORT, SERVICE, Conversation, serve
+from tests.kernel.support.packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
+from tests.kernel.support.world import World, tick
 
 pytestmark = pytest.mark.kernel
 

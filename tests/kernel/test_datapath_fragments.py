@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import checks
-import model
-import packets
 import pytest
-from conversation import CLIENT, PORT, Conversation, serve
-from packets import Shape
 from scapy.layers.inet import IP, fragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, fragment6
 from scapy.layers.l2 import Ether
-from world import Outcome, World
 
-from ebpf.testrun import CHECKSUM_COMPLETE
+from ebpf.kernel.testrun import CHECKSUM_COMPLETE
+from tests.kernel.support import checks, model, packets
+from tests.kernel.support.conversation import CLIENT, PORT, Conversation, serve
+from tests.kernel.support.packets import Shape
+from tests.kernel.support.world import Outcome, World
 
 pytestmark = pytest.mark.kernel
 # scapy's functions without types.

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
-import model
 import pytest
-from conversation import SECOND, Conversation, serve
-from flows import Flow
-from hairpin import Loop
-from packets import TCP_SHAPES, UDP_SHAPES, Shape
-from world import World
+
+from tests.kernel.support import model
+from tests.kernel.support.conversation import SECOND, Conversation, serve
+from tests.kernel.support.flows import Flow
+from tests.kernel.support.hairpin import Loop
+from tests.kernel.support.packets import TCP_SHAPES, UDP_SHAPES, Shape
+from tests.kernel.support.world import World
 
 pytestmark = pytest.mark.kernel
 ROOM = 64

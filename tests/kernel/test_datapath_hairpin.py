@@ -1,13 +1,13 @@
 """A pod that reaches itself through a service: it must not see its own address as the source."""
 
-import model
 import pytest
-from conversation import CLIENT, PORT, SERVICE, Conversation, others_end
-from hairpin import TARGET, Loop, own_service
-from packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, UDP_SHAPES, Shape
-from world import NODE, PORT_MAX, PORT_MIN, World
 
-from ebpf.testrun import CHECKSUM_COMPLETE
+from ebpf.kernel.testrun import CHECKSUM_COMPLETE
+from tests.kernel.support import model
+from tests.kernel.support.conversation import CLIENT, PORT, SERVICE, Conversation, others_end
+from tests.kernel.support.hairpin import TARGET, Loop, own_service
+from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, UDP_SHAPES, Shape
+from tests.kernel.support.world import NODE, PORT_MAX, PORT_MIN, World
 
 pytestmark = pytest.mark.kernel
 

@@ -5,12 +5,7 @@ Whoever gets such an error must find in it the very packet it sent, as far as it
 
 from typing import Any
 
-import checks
-import model
-import packets
 import pytest
-from conversation import PORT, SECOND, Conversation, serve
-from packets import PLAIN, Shape
 from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
@@ -19,9 +14,12 @@ from scapy.layers.inet6 import (
     ICMPv6ParamProblem,
     ICMPv6TimeExceeded,
 )
-from world import Outcome, World
 
-from ebpf.testrun import CHECKSUM_COMPLETE
+from ebpf.kernel.testrun import CHECKSUM_COMPLETE
+from tests.kernel.support import checks, model, packets
+from tests.kernel.support.conversation import PORT, SECOND, Conversation, serve
+from tests.kernel.support.packets import PLAIN, Shape
+from tests.kernel.support.world import Outcome, World
 
 pytestmark = pytest.mark.kernel
 ROUTER = {4: "192.0.2.99", 6: "2001:db8:ff::99"}

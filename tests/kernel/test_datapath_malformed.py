@@ -3,13 +3,13 @@ mis-sent."""
 
 from collections.abc import Callable
 
-import model
-import packets
 import pytest
-from conversation import CLIENT, PORT, SERVICE, Conversation, serve
-from packets import Shape
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, PadN
-from world import World
+
+from tests.kernel.support import model, packets
+from tests.kernel.support.conversation import CLIENT, PORT, SERVICE, Conversation, serve
+from tests.kernel.support.packets import Shape
+from tests.kernel.support.world import World
 
 pytestmark = pytest.mark.kernel
 

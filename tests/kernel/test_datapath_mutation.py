@@ -7,14 +7,13 @@ through both hooks.
 import os
 import random
 
-import checks
-import model
 import pytest
-from conversation import SERVICE
-from mutations import EMPTY, allowed, corpus, mutated, sums
-from world import SERVICE_RANGES, World
 
 from ebpf.errors import KernelError
+from tests.kernel.support import checks, model
+from tests.kernel.support.conversation import SERVICE
+from tests.kernel.support.mutations import EMPTY, allowed, corpus, mutated, sums
+from tests.kernel.support.world import SERVICE_RANGES, World
 
 pytestmark = pytest.mark.kernel
 FRAMES = int(os.environ.get("LBCTL_MUTATIONS", "120000")) // 2

@@ -3,14 +3,13 @@
 import random
 from collections import Counter
 
-import model
-import packets
 import pytest
-from conversation import BACKENDS, CLIENT, PORT, SERVICE, Conversation, serve
-from packets import PLAIN, SHAPES, TCP_SHAPES, Shape
-from world import World
 
-from ebpf.testrun import CHECKSUM_COMPLETE
+from ebpf.kernel.testrun import CHECKSUM_COMPLETE
+from tests.kernel.support import model, packets
+from tests.kernel.support.conversation import BACKENDS, CLIENT, PORT, SERVICE, Conversation, serve
+from tests.kernel.support.packets import PLAIN, SHAPES, TCP_SHAPES, Shape
+from tests.kernel.support.world import World
 
 pytestmark = pytest.mark.kernel
 

@@ -3,15 +3,14 @@
 Not run with CHECKSUM_COMPLETE: an answer leaves by a device, which looks at no received sum.
 """
 
-import checks
-import model
-import packets
 import pytest
-from conversation import CLIENT, PORT, SERVICE, Conversation, serve
-from packets import PLAIN, SHAPES, TCP_SHAPES, Shape
 from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest
-from world import World
+
+from tests.kernel.support import checks, model, packets
+from tests.kernel.support.conversation import CLIENT, PORT, SERVICE, Conversation, serve
+from tests.kernel.support.packets import PLAIN, SHAPES, TCP_SHAPES, Shape
+from tests.kernel.support.world import World
 
 pytestmark = pytest.mark.kernel
 ALL_SHAPES = [*SHAPES, Shape(6, "tcp", "most"), Shape(6, "udp", "most", vlans=1)]

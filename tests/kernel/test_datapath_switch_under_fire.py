@@ -10,12 +10,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import model
 import pytest
-from conversation import PORT, SERVICE, Conversation
-from fire import FIRST_SET, SIZES, STRIDE, Range, Updater, fire_bundle, updating
-from packets import Shape
-from world import World
+
+from tests.kernel.support import model
+from tests.kernel.support.conversation import PORT, SERVICE, Conversation
+from tests.kernel.support.fire import (
+    FIRST_SET,
+    SIZES,
+    STRIDE,
+    Range,
+    Updater,
+    fire_bundle,
+    updating,
+)
+from tests.kernel.support.packets import Shape
+from tests.kernel.support.world import World
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 RUNS = int(os.environ.get("LBCTL_FIRE_RUNS", "10000000"))

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-import model
 import pytest
-from conversation import BACKENDS, SECOND, Conversation, others_end, serve
-from packets import TCP_SHAPES, Shape
-from world import TIMEOUTS, World
+
+from tests.kernel.support import model
+from tests.kernel.support.conversation import BACKENDS, SECOND, Conversation, others_end, serve
+from tests.kernel.support.packets import TCP_SHAPES, Shape
+from tests.kernel.support.world import TIMEOUTS, World
 
 pytestmark = [pytest.mark.kernel, pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)]
 

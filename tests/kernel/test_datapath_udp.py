@@ -1,11 +1,11 @@
 """UDP and SCTP flows: they stay while their backend serves, and move on when it stops."""
 
-import checks
-import model
 import pytest
-from conversation import BACKENDS, PORT, SERVICE, Conversation, serve
-from packets import UDP_SHAPES, Shape
-from world import TIMEOUTS, Endpoint, World
+
+from tests.kernel.support import checks, model
+from tests.kernel.support.conversation import BACKENDS, PORT, SERVICE, Conversation, serve
+from tests.kernel.support.packets import UDP_SHAPES, Shape
+from tests.kernel.support.world import TIMEOUTS, Endpoint, World
 
 SCTP_SHAPES = [Shape(4, "sctp"), Shape(6, "sctp")]
 DATAGRAMS = pytest.mark.parametrize("shape", UDP_SHAPES + SCTP_SHAPES, ids=str)

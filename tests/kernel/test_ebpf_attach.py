@@ -8,15 +8,17 @@ from functools import partial
 from typing import cast
 
 import pytest
-from ebpf_support import MACHINE_BPFFS, Space, small_bundle, unique
 from pyroute2 import IPRoute
 
-from ebpf import bpffs, clsact, features, instance, libbpf, syscall
-from ebpf.attach import Attacher
-from ebpf.clsact import Slot
+from ebpf import instance
 from ebpf.errors import InUseError, KernelError
+from ebpf.hooks import clsact
+from ebpf.hooks.clsact import Slot
+from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance, Sizes
+from ebpf.kernel import bpffs, features, libbpf, syscall
 from ebpf.programs import Generation, drop_other_generations, load_generation
+from tests.kernel.support.programs import MACHINE_BPFFS, Space, small_bundle, unique
 
 pytestmark = pytest.mark.kernel
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from ebpf_support import SOURCES, UNITS, small_bundle
 
 from ebpf import __main__ as entry
-from ebpf import compiler, constants, filters, maps, source, testrun
+from ebpf import maps
+from ebpf.compile import compiler, constants, source
+from ebpf.compile.source import Unit, family_unit
 from ebpf.errors import CompileError, KernelError
+from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
+from ebpf.maps import filters
+from ebpf.maps.sizes import Sizes
 from ebpf.programs import PROGRAM_ARRAY, Generation, load
-from ebpf.sizes import Sizes
-from ebpf.source import Unit, family_unit
+from tests.kernel.support.programs import SOURCES, UNITS, small_bundle
 
 pytestmark = pytest.mark.kernel
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ebpf_support import MACHINE_BPFFS, small_bundle, unique
 
-from ebpf import bpffs, instance, libbpf, maps, programs, testrun
+from ebpf import instance, maps, programs
 from ebpf.errors import InUseError, KernelError, LayoutError, LbError, MissingFeature
 from ebpf.instance import Instance, Sizes
+from ebpf.kernel import bpffs, libbpf, testrun
 from ebpf.layouts import Bundle, MapSpec
 from ebpf.programs import drop_other_generations, load_generation
+from tests.kernel.support.programs import MACHINE_BPFFS, small_bundle, unique
 
 pytestmark = pytest.mark.kernel
 
@@ -148,7 +149,7 @@ def test_a_meta_map_that_is_none_is_noticed(pin_dir: Path, bundle: Bundle) -> No
 
 def test_one_writer_at_a_time(pin_dir: Path, bundle: Bundle) -> None:
     code = (
-        "import sys; from pathlib import Path; from ebpf.bpffs import Lock; "
+        "import sys; from pathlib import Path; from ebpf.kernel.bpffs import Lock; "
         f"lock = Lock(Path({str(pin_dir)!r})); print('held', flush=True); sys.stdin.read()"
     )
     with Instance.create_or_open(pin_dir, bundle, SMALL):

@@ -10,10 +10,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from ebpf_support import Space, ip, unique
 
-from ebpf import netlink
-from ebpf.netlink import Changes, Watch
+from ebpf.kernel import netlink
+from ebpf.kernel.netlink import Changes, Watch
+from tests.kernel.support.programs import Space, ip, unique
 
 pytestmark = pytest.mark.kernel
 

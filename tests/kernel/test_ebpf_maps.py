@@ -9,12 +9,13 @@ from typing import cast
 
 import numpy as np
 import pytest
-from ebpf_support import small_bundle
 
-from ebpf import hash_maps, libbpf, maps
+from ebpf import maps
 from ebpf.errors import KernelError, LayoutError
+from ebpf.kernel import libbpf
 from ebpf.layouts import Bundle
-from ebpf.maps import ArrayMap, HashMap, PerCpuArray
+from ebpf.maps import ArrayMap, HashMap, PerCpuArray, hashes
+from tests.kernel.support.programs import small_bundle
 
 pytestmark = pytest.mark.kernel
 
@@ -132,7 +133,7 @@ def test_a_full_map_is_named_with_its_remedy(few: HashMap, many: bool) -> None:
 
 def test_a_bucket_larger_than_the_batch(few: HashMap, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel gives whole buckets: with one entry of room it may refuse, and more is offered."""
-    monkeypatch.setattr(hash_maps, "_BATCH", 1)
+    monkeypatch.setattr(hashes, "_BATCH", 1)
     keys, values = entries(few, 4)
     few.put_many(keys, values)
     assert sorted(few.read_all()[0]["src"].tolist()) == [0, 1, 2, 3]

@@ -15,16 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import bpffs, cgroup, libbpf, maps, sockdiag
-from ebpf.cgroup import HOOKS, SocketAttacher
+from ebpf import maps
 from ebpf.errors import KernelError, MissingFeature
+from ebpf.hooks import cgroup
+from ebpf.hooks.cgroup import HOOKS, SocketAttacher
+from ebpf.kernel import bpffs, libbpf, sockdiag
+from ebpf.kernel.sockdiag import TCP, UDP, Diag, Target
 from ebpf.layouts import Field, MapSpec, Record
 from ebpf.maps import ProgramArray
 from ebpf.programs import Generation
-from ebpf.sockdiag import TCP, UDP, Diag, Target
+from lbctl.agent.sockets import SocketHooks
 from lbctl.lab import cgroup as cgroups
 from lbctl.lab import namespace
-from lbctl.socketlb import SocketHooks
 
 pytestmark = pytest.mark.kernel
 

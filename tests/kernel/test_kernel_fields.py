@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import btf, compiler, features, kernel_fields
+from ebpf.compile import compiler
+from ebpf.kernel import btf, features
+from ebpf.kernel import fields as kernel_fields
 
 pytestmark = pytest.mark.kernel
 

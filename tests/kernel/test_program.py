@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_tables import FakeHash, FakeTables
 
-from ebpf import bpffs, compiler, instance
-from ebpf.hash_maps import HashMap
+from ebpf import instance
+from ebpf.compile import compiler
 from ebpf.instance import Instance, Sizes
+from ebpf.kernel import bpffs
 from ebpf.maps import ArrayMap
-from lbctl import consts, filterbits, program, programmed
-from lbctl.contents import region_of
-from lbctl.plan import Plan, Planner
-from lbctl.resolved import Endpoint, Frontend, FrontendKind, ResolvedPort
+from ebpf.maps.hashes import HashMap
+from lbctl.datapath import consts
+from lbctl.datapath import filters as filterbits
+from lbctl.datapath.regions import region_of
+from lbctl.plan.planner import Plan, Planner
+from lbctl.program import readback, writes
+from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
+from tests.support.fake_tables import FakeHash, FakeTables
 
 pytestmark = pytest.mark.kernel
 
@@ -83,9 +87,9 @@ def contents(tables: Instance) -> dict[str, Any]:
 
 def start(tables: Instance, now: float = 0.0) -> tuple[Planner, int]:
     """What an agent does first. Returns the planner and how many stores its repairs made."""
-    planner, leftovers = programmed.read(tables, now)
-    assert leftovers == programmed.Leftovers()
-    return planner, programmed.repair(planner, leftovers, tables)
+    planner, leftovers = readback.read(tables, now)
+    assert leftovers == readback.Leftovers()
+    return planner, readback.repair(planner, leftovers, tables)
 
 
 def test_layouts_of_the_unit_tests_are_those_of_the_programs() -> None:
@@ -100,7 +104,7 @@ def test_layouts_of_the_unit_tests_are_those_of_the_programs() -> None:
 
 def test_what_is_programmed_is_what_was_planned(tables: Instance) -> None:
     planner, _ = start(tables)
-    program.apply(planner.plan(everything(), 1.0), tables)
+    writes.apply(planner.plan(everything(), 1.0), tables)
     keys, values = tables.frontends.read_all()
     assert len(keys) == 2 * SERVICES
     assert (values["self"] == keys).all()
@@ -133,14 +137,14 @@ def test_a_restart_with_nothing_changed_writes_nothing(
     tables: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planner, _ = start(tables)
-    program.apply(planner.plan(everything(), 1.0), tables)
+    writes.apply(planner.plan(everything(), 1.0), tables)
     before = contents(tables)
     for method in ("put", "put_many", "delete", "delete_many"):
         monkeypatch.setattr(HashMap, method, forbidden)
     monkeypatch.setattr(ArrayMap, "store_word", forbidden)
     planner, repaired = start(tables, 2.0)
     plan = planner.plan(everything(), 3.0)
-    program.apply(plan, tables)
+    writes.apply(plan, tables)
     assert (repaired, plan.writes()) == (0, {})
     assert contents(tables) == before
 
@@ -153,18 +157,18 @@ def test_one_changed_endpoint_costs_its_service_alone(
     tables: Instance, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planner, _ = start(tables)
-    program.apply(planner.plan(everything(), 1.0), tables)
+    writes.apply(planner.plan(everything(), 1.0), tables)
     before = contents(tables)
     for method in ("put", "put_many", "delete", "delete_many"):
         monkeypatch.setattr(HashMap, method, forbidden)
     changed = port(500, shift=1)
     plan = planner.plan({changed.name: changed}, 2.0)
-    program.apply(plan, tables)
-    writes = plan.writes()
+    writes.apply(plan, tables)
+    stores = plan.writes()
     with capsys.disabled():
-        print(f"\nstores for one changed endpoint of {SERVICES} x {ENDPOINTS}: {writes}")
+        print(f"\nstores for one changed endpoint of {SERVICES} x {ENDPOINTS}: {stores}")
     # The local set lost and won nothing: endpoints 3, 6 and 9 stayed.
-    assert writes == {"backends": 1, "backend flags": 1, "slots": 10, "region words": 1}
+    assert stores == {"backends": 1, "backend flags": 1, "slots": 10, "region words": 1}
     differing = {name for name, old in before.items() if contents(tables)[name] != old}
     assert differing == {"services", "backends", "slots", "backend_filter"}
     assert changed_elements(before["services"], tables.services) == 1
@@ -181,19 +185,19 @@ def changed_elements(before: bytes, table: ArrayMap) -> int:
 
 def test_everything_goes_and_ids_come_back(tables: Instance) -> None:
     planner, _ = start(tables)
-    program.apply(planner.plan(everything(100), 1.0), tables)
-    program.apply(planner.plan(dict.fromkeys(everything(100)), 2.0), tables)
+    writes.apply(planner.plan(everything(100), 1.0), tables)
+    writes.apply(planner.plan(dict.fromkeys(everything(100)), 2.0), tables)
     assert not list(tables.frontends.items())
     nothing = np.zeros(0, bool)
     freed = planner.recover(10.0, nothing, nothing)
     assert (len(freed.services), len(freed.backends)) == (100, 100 * ENDPOINTS)
-    program.clear(freed, tables)
+    writes.clear(freed, tables)
     assert not list(tables.names.items())
     assert not filterbits.backend_record_bits(tables.backends.records).size
     assert not any(tables.services.records.tobytes())
     # Started again, all ids are free at once, and generations go on.
     planner, _ = start(tables, 11.0)
-    program.apply(planner.plan({port(1).name: port(1)}, 12.0), tables)
+    writes.apply(planner.plan({port(1).name: port(1)}, 12.0), tables)
     [base, length] = region_of(planner.services[port(1).name].cluster)
     ids = tables.slots.records["backend"][base : base + length]
     assert sorted(ids) == list(range(1, ENDPOINTS + 1))
@@ -209,15 +213,15 @@ def test_a_kill_between_any_two_steps_is_repaired(tables: Instance) -> None:
     now = 0.0
     for number, step in enumerate(steps):
         now += 10
-        planner, _ = programmed.read(tables, now)
+        planner, _ = readback.read(tables, now)
         changes: dict[str, ResolvedPort | None] = dict.fromkeys(planner.services)
         changes |= {p.name: p for p in (port(i, shift=number) for i in range(number, 20))}
         plan = planner.plan(changes, now)
-        program.apply(cut(plan, steps[steps.index(step) :]), tables)
-        planner, leftovers = programmed.read(tables, now)
-        programmed.repair(planner, leftovers, tables)
+        writes.apply(cut(plan, steps[steps.index(step) :]), tables)
+        planner, leftovers = readback.read(tables, now)
+        readback.repair(planner, leftovers, tables)
         everyone: dict[str, ResolvedPort | None] = dict.fromkeys(planner.services)
-        program.apply(planner.plan(everyone | changes, now + 1), tables)
+        writes.apply(planner.plan(everyone | changes, now + 1), tables)
         _, values = tables.frontends.read_all()
         own = values[values["flags"] == consts.FRONTEND_CLUSTER_IP]
         assert len(own) == 20 - number

@@ -12,27 +12,36 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from k8s_objects import Json, as_service, as_slice, endpoint, endpoint_slice, port, service
 
-from ebpf import compiler
+from ebpf.compile import compiler
 from ebpf.errors import LayoutError, LbError
 from ebpf.instance import Instance, remove
 from ebpf.layouts import Bundle
 from ebpf.maps import HashMap, PerCpuArray
-from ebpf.sizes import Sizes
-from lbctl import nodeconfig, program, programmed
+from ebpf.maps.sizes import Sizes
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.cli.main import command as lbctl
-from lbctl.model import ServiceObjects
-from lbctl.node import NodeFacts
-from lbctl.nodeconfig import DataPathSettings
-from lbctl.reconcile import Reconciler
-from lbctl.sources.objects import SourceStatus, Update
+from lbctl.model.records import ServiceObjects
+from lbctl.program import config as nodeconfig
+from lbctl.program import readback, writes
+from lbctl.program.config import DataPathSettings
+from lbctl.reconcile.reconciler import Reconciler
+from lbctl.resolve.node import NodeFacts
+from lbctl.sources.store import SourceStatus, Update
 from lbctl.trace.asking import Answer
 from lbctl.trace.flows import parse_flow
 from lbctl.trace.live import LiveWorld
 from lbctl.trace.private import PrivateWorld, sizes_for
 from lbctl.trace.programs import trace_bundle
+from tests.support.k8s_objects import (
+    Json,
+    as_service,
+    as_slice,
+    endpoint,
+    endpoint_slice,
+    port,
+    service,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -205,10 +214,10 @@ def test_an_instance_answers_and_is_left_as_it_was(pin_dir: Path) -> None:
 def test_an_instance_is_asked_beside_its_agent(pin_dir: Path) -> None:
     """Reading needs no lock, and finds what is programmed now."""
     with Instance.create_or_open(pin_dir, compiler.bundle("live")) as instance:
-        planner, _ = programmed.read(instance, now=10.0)
+        planner, _ = readback.read(instance, now=10.0)
         gone = dict.fromkeys(planner.services)
         [before] = _answers("10.0.0.9", "172.30.0.41:80", "--pin-dir", pin_dir)
-        program.apply(planner.plan(gone, now=11.0), instance)
+        writes.apply(planner.plan(gone, now=11.0), instance)
         [after] = _answers("10.0.0.9", "172.30.0.41:80", "--pin-dir", pin_dir)
     assert (before.verdict, after.verdict) == ("forward", "drop")
 

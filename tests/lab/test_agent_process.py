@@ -16,13 +16,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from ebpf import bpffs, instance
-from ebpf.attach import Attacher
-from ebpf.hash_maps import HashMap
+from ebpf import instance
+from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
+from ebpf.kernel import bpffs
 from ebpf.maps import ArrayMap
-from lbctl import consts, status
-from lbctl.removal import survey
+from ebpf.maps.hashes import HashMap
+from lbctl import status
+from lbctl.datapath import consts
+from lbctl.host.removal import survey
 from lbctl.status import StatusRecord
 
 pytestmark = pytest.mark.lab

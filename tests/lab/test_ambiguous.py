@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab_support import (
+
+from lbctl.lab.cluster import Lab
+from tests.lab.support.labs import (
     PORT,
     TARGET,
     TCP,
@@ -27,8 +29,6 @@ from lab_support import (
     publish,
     set_linger,
 )
-
-from lbctl.lab.cluster import Lab
 
 pytestmark = pytest.mark.lab
 

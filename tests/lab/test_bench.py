@@ -178,12 +178,12 @@ def test_saved_rules_are_loaded_and_reached(tmp_path: Path) -> None:
 @pytest.fixture
 def fake_kube_proxy(tmp_path: Path) -> Path:
     script = tmp_path / "kube-proxy"
-    script.write_text(f"#!{sys.executable}\n{Path(__file__).with_name(FAKE).read_text()}")
+    script.write_text(f"#!{sys.executable}\n{(Path(__file__).parent / FAKE).read_text()}")
     script.chmod(0o755)
     return script
 
 
-FAKE = "fake_kube_proxy.py"
+FAKE = "support/fake_kube_proxy.py"
 
 
 def test_a_kube_proxy_is_run_in_each_mode(fake_kube_proxy: Path) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_agent_process import SERVICE, Node, wait_for
 
-from ebpf import bpffs
 from ebpf.instance import Instance
+from ebpf.kernel import bpffs
 from lbctl.addresses import parse_address
+from tests.lab.test_agent_process import SERVICE, Node, wait_for
 
 pytestmark = pytest.mark.lab
 

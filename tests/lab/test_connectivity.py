@@ -8,7 +8,9 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab_support import (
+
+from lbctl.lab.cluster import Lab
+from tests.lab.support.labs import (
     PORT,
     TCP,
     UDP,
@@ -20,8 +22,6 @@ from lab_support import (
     inside,
     publish,
 )
-
-from lbctl.lab.cluster import Lab
 
 pytestmark = pytest.mark.lab
 

@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
-from external import SHORT, WAYS, Exposed, expected
-from lab_support import TCP, UDP, Responder, ask, client, counted
 
 from lbctl.lab.cluster import Lab
+from tests.lab.support.external import SHORT, WAYS, Exposed, expected
+from tests.lab.support.labs import TCP, UDP, Responder, ask, client, counted
 
 pytestmark = pytest.mark.lab
 

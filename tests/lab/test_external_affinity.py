@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from external import Exposed
-from lab_support import TCP, UDP, Responder, ask, inside, new_socket
 
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Endpoint
 from lbctl.lab.topology import Pod
+from tests.lab.support.external import Exposed
+from tests.lab.support.labs import TCP, UDP, Responder, ask, inside, new_socket
 
 pytestmark = pytest.mark.lab
 

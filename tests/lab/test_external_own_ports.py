@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from external import SHORT, Exposed
-from lab_support import FAMILIES, TCP, UDP, Responder, ask, client, inside
 
 from lbctl.lab import namespace
 from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
+from tests.lab.support.external import SHORT, Exposed
+from tests.lab.support.labs import FAMILIES, TCP, UDP, Responder, ask, client, inside
 
 pytestmark = pytest.mark.lab
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from external import SHORT, Exposed
-from lab_support import TCP, UDP, Responder, ask, client, set_linger
 
 from ebpf.maps import ArrayMap
-from lbctl import consts
+from lbctl.datapath import consts
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
+from tests.lab.support.external import SHORT, Exposed
+from tests.lab.support.labs import TCP, UDP, Responder, ask, client, set_linger
 
 pytestmark = pytest.mark.lab
 

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from external import Exposed
 
 from lbctl.lab import sessions
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Endpoint
 from lbctl.lab.topology import Pod
 from lbctl.lab.traffic.report import Report
+from tests.lab.support.external import Exposed
 
 pytestmark = pytest.mark.lab
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from external import SHORT, WAYS, Exposed
-from lab_support import TCP, UDP, Responder, ask, counted, inside, new_socket
 
 from lbctl.lab.cluster import Lab
+from tests.lab.support.external import SHORT, WAYS, Exposed
+from tests.lab.support.labs import TCP, UDP, Responder, ask, counted, inside, new_socket
 
 pytestmark = pytest.mark.lab
 

@@ -10,8 +10,10 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from external import Exposed
-from lab_support import (
+
+from lbctl.lab.cluster import Lab
+from tests.lab.support.external import Exposed
+from tests.lab.support.labs import (
     TARGET,
     TCP,
     TIMEOUT,
@@ -23,9 +25,7 @@ from lab_support import (
     hear_back,
     listen,
 )
-from test_transfers import MTU_KNOWN, SMALL_MTU, Exchange, content, echoed, read, text_of
-
-from lbctl.lab.cluster import Lab
+from tests.lab.test_transfers import MTU_KNOWN, SMALL_MTU, Exchange, content, echoed, read, text_of
 
 pytestmark = pytest.mark.lab
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_support import inside
 
 from ebpf.instance import Instance
-from lbctl import consts, status
+from lbctl import status
+from lbctl.datapath import consts
 from lbctl.lab import objects
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Endpoint, Port
 from lbctl.lab.state import AgentOptions
 from lbctl.lab.topology import Pod
+from tests.lab.support.labs import inside
 
 pytestmark = pytest.mark.lab
 

@@ -10,14 +10,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab_support import PORT, TARGET, TCP, Responder, addresses, ask, connected, counted, publish
 
-from ebpf import leftovers
 from lbctl import status
 from lbctl.bench import iptables_rules, nftables_rules
 from lbctl.bench.dataset import Dataset
+from lbctl.host import leftovers
 from lbctl.lab import namespace
 from lbctl.lab.cluster import Lab
+from tests.lab.support.labs import (
+    PORT,
+    TARGET,
+    TCP,
+    Responder,
+    addresses,
+    ask,
+    connected,
+    counted,
+    publish,
+)
 
 pytestmark = pytest.mark.lab
 

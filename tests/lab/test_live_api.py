@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from apiserver import ApiServer
-from lab_support import (
+
+from lbctl import status
+from lbctl.lab import agents, objects
+from lbctl.lab.agents import lbctl_command
+from lbctl.lab.cluster import Lab
+from lbctl.lab.objects import Endpoint
+from lbctl.lab.state import AgentOptions
+from lbctl.lab.waiting import wait_gone
+from lbctl.status import StatusRecord
+from tests.lab.support.labs import (
     PORT,
     PORTS,
     TCP,
@@ -24,15 +32,7 @@ from lab_support import (
     endpoint,
     inside,
 )
-
-from lbctl import status
-from lbctl.lab import agents, objects
-from lbctl.lab.agents import lbctl_command
-from lbctl.lab.cluster import Lab
-from lbctl.lab.objects import Endpoint
-from lbctl.lab.state import AgentOptions
-from lbctl.lab.waiting import wait_gone
-from lbctl.status import StatusRecord
+from tests.support.apiserver import ApiServer
 
 pytestmark = pytest.mark.lab
 

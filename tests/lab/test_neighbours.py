@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_support import TCP, Responder, addresses, ask, connected, inside, publish
 from pyroute2 import IPRoute
 
-from ebpf import clsact, compiler, features, libbpf, maps, programs, syscall
-from ebpf.source import Unit
+from ebpf import maps, programs
+from ebpf.compile import compiler
+from ebpf.compile.source import Unit
+from ebpf.hooks import clsact
+from ebpf.kernel import features, libbpf, syscall
 from lbctl import status
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
+from tests.lab.support.labs import TCP, Responder, addresses, ask, connected, inside, publish
 
 pytestmark = pytest.mark.lab
 
-SOURCES = Path(__file__).with_name("foreign_c")
+SOURCES = Path(__file__).with_name("support") / "foreign_c"
 LINK = "veth1"  # of pod1, the client
 BACKEND = "pod2"
 DIRECTIONS = ("ingress", "egress")

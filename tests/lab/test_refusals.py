@@ -9,7 +9,10 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab_support import (
+
+from lbctl.inspect.opened import open_instance
+from lbctl.lab.cluster import Lab
+from tests.lab.support.labs import (
     FAMILIES,
     PORT,
     TCP,
@@ -25,9 +28,6 @@ from lab_support import (
     new_socket,
     publish,
 )
-
-from lbctl.inspect.opened import open_instance
-from lbctl.lab.cluster import Lab
 
 pytestmark = pytest.mark.lab
 

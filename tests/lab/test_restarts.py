@@ -16,7 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab_support import (
+
+from ebpf.maps import ArrayMap, HashMap
+from lbctl import status
+from lbctl.inspect.opened import open_instance
+from lbctl.lab import agents
+from lbctl.lab.agents import lbctl_command
+from lbctl.lab.cluster import Lab
+from lbctl.lab.state import AgentOptions
+from tests.lab.support.labs import (
     PORT,
     TCP,
     UDP,
@@ -28,14 +36,6 @@ from lab_support import (
     new_socket,
     publish,
 )
-
-from ebpf.maps import ArrayMap, HashMap
-from lbctl import status
-from lbctl.inspect.opened import open_instance
-from lbctl.lab import agents
-from lbctl.lab.agents import lbctl_command
-from lbctl.lab.cluster import Lab
-from lbctl.lab.state import AgentOptions
 
 pytestmark = pytest.mark.lab
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lab_support import endpoint
 
 from lbctl import status
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
+from tests.lab.support.labs import endpoint
 
 pytestmark = pytest.mark.lab
 

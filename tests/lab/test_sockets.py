@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-from lab_support import (
+
+from ebpf.hooks.cgroup import SocketAttacher
+from ebpf.maps.hashes import HashMap
+from lbctl import status
+from lbctl.agent import stalesockets
+from lbctl.inspect.opened import open_instance
+from lbctl.lab.cluster import Lab
+from lbctl.lab.objects import Endpoint, Port
+from lbctl.lab.topology import Pod
+from tests.lab.support.labs import (
     PORT,
     TARGET,
     TCP,
@@ -19,16 +28,8 @@ from lab_support import (
     endpoint,
     publish,
 )
-from lab_support import PORTS as PLAIN_PORTS
-from remote_sockets import RemoteProcess, RemoteSocket, process_in
-
-from ebpf.cgroup import SocketAttacher
-from ebpf.hash_maps import HashMap
-from lbctl import stalesockets, status
-from lbctl.inspect.opened import open_instance
-from lbctl.lab.cluster import Lab
-from lbctl.lab.objects import Endpoint, Port
-from lbctl.lab.topology import Pod
+from tests.lab.support.labs import PORTS as PLAIN_PORTS
+from tests.lab.support.remote_sockets import RemoteProcess, RemoteSocket, process_in
 
 pytestmark = pytest.mark.lab
 

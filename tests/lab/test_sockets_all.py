@@ -9,15 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab_support import PORT, TCP, UDP, Responder, addresses, publish
-from remote_sockets import process_in
-from test_sockets import both_families, entries, error_of, flows, wait_until
 
-from ebpf.cgroup import SocketAttacher
+from ebpf.hooks.cgroup import SocketAttacher
 from lbctl import status
 from lbctl.lab import agents
 from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
+from tests.lab.support.labs import PORT, TCP, UDP, Responder, addresses, publish
+from tests.lab.support.remote_sockets import process_in
+from tests.lab.test_sockets import both_families, entries, error_of, flows, wait_until
 
 pytestmark = pytest.mark.lab
 

@@ -9,9 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import kube_rules
 import pytest
-from lab_support import (
+
+from lbctl import status
+from lbctl.lab import agents
+from lbctl.lab.cluster import Lab
+from tests.lab.support import kube_rules
+from tests.lab.support.labs import (
     PORTS,
     TCP,
     UDP,
@@ -24,10 +28,6 @@ from lab_support import (
     endpoint,
 )
 
-from lbctl import status
-from lbctl.lab import agents
-from lbctl.lab.cluster import Lab
-
 pytestmark = pytest.mark.lab
 
 CLIENT = "pod1"
@@ -36,8 +36,8 @@ BACKENDS = ("pod2", "pod3")
 SERVICES = {"web": BACKENDS, "self": ("pod1",)}
 # An agent that looks for kube-proxy's rules every second instead of every minute.
 IMPATIENT = (
-    "import lbctl.housekeeping, lbctl.takeover; "
-    "lbctl.takeover.CHECK_SECONDS = lbctl.housekeeping.SWEEP_SECONDS = 0.5; "
+    "import lbctl.reconcile.housekeeping, lbctl.host.takeover; "
+    "lbctl.host.takeover.CHECK_SECONDS = lbctl.reconcile.housekeeping.SWEEP_SECONDS = 0.5; "
     "from lbctl.cli.main import main; main()"
 )
 

@@ -9,7 +9,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab_support import (
+
+from lbctl.lab.cluster import Lab
+from lbctl.lab.objects import Port
+from lbctl.lab.topology import Pod
+from tests.lab.support.labs import (
     FAMILIES,
     PORT,
     TARGET,
@@ -28,10 +32,6 @@ from lab_support import (
     listen,
     publish,
 )
-
-from lbctl.lab.cluster import Lab
-from lbctl.lab.objects import Port
-from lbctl.lab.topology import Pod
 
 pytestmark = pytest.mark.lab
 

@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from lab_support import (
+
+from ebpf.instance import Instance
+from lbctl.inspect import services
+from lbctl.inspect.opened import open_instance
+from lbctl.lab.cluster import Lab
+from lbctl.lab.objects import Port
+from lbctl.lab.waiting import wait_gone
+from tests.lab.support.labs import (
     PORT,
     PORTS,
     TARGET,
@@ -30,13 +37,6 @@ from lab_support import (
     endpoint,
     publish,
 )
-
-from ebpf.instance import Instance
-from lbctl.inspect import services
-from lbctl.inspect.opened import open_instance
-from lbctl.lab.cluster import Lab
-from lbctl.lab.objects import Port
-from lbctl.lab.waiting import wait_gone
 
 pytestmark = pytest.mark.lab
 
@@ -140,7 +140,7 @@ def request_of(line: str) -> Request:
 
 @contextlib.contextmanager
 def requests(lab: Lab, targets: tuple[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
-    script = str(Path(__file__).with_name("request_log.py"))
+    script = str(Path(__file__).with_name("support") / "request_log.py")
     argv = [sys.executable, "-S", script, str(REQUESTS), str(RATE), *targets]
     with log.open("w") as output, lab.popen(CLIENT, argv, stdout=output) as process:
         try:

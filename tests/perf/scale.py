@@ -1,6 +1,6 @@
 """The load test by hand: an agent against an API server with any number of services.
 
-    python tests/perf/scale.py --services 100 --services 10000 --services 50000
+    python -m tests.perf.scale --services 100 --services 10000 --services 50000
 
 Prints medians with their spread; docs/scale.md says what they mean. Needs root.
 """
@@ -17,7 +17,8 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
-from scale_node import Node, percentile
+
+from tests.perf.support.scale_node import Node, percentile
 
 
 class Result(msgspec.Struct):

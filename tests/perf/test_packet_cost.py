@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ebpf import kernel_fields
+from ebpf.kernel import fields as kernel_fields
 from lbctl.bench import packetcost as cost
 from lbctl.bench.packetcost import Bench
 

@@ -14,23 +14,25 @@ from typing import Any
 
 import msgspec
 import pytest
-from apiserver import ApiServer
-from following import Follower
-from scale_cluster import endpoints, service, slice_of
-from scale_node import fingerprint
 
-from ebpf import compiler, instance, libbpf
+from ebpf import instance
+from ebpf.compile import compiler
 from ebpf.instance import Instance
-from ebpf.sizes import Sizes
-from lbctl import program
-from lbctl.decode import SERVICES, SLICES
-from lbctl.model import EndpointSlice, Node, Service
-from lbctl.node import NodeFacts
-from lbctl.plan import Plan
-from lbctl.reconcile import Reconciler
+from ebpf.kernel import libbpf
+from ebpf.maps.sizes import Sizes
+from lbctl.datapath.tables import Tables
+from lbctl.model.decode import SERVICES, SLICES
+from lbctl.model.records import EndpointSlice, Node, Service
+from lbctl.plan.planner import Plan
+from lbctl.program import writes
+from lbctl.reconcile.reconciler import Reconciler
+from lbctl.resolve.node import NodeFacts
 from lbctl.sources.kubernetes import KubernetesSource
-from lbctl.sources.objects import Store
-from lbctl.tables import Tables
+from lbctl.sources.store import Store
+from tests.perf.support.scale_cluster import endpoints, service, slice_of
+from tests.perf.support.scale_node import fingerprint
+from tests.support.apiserver import ApiServer
+from tests.support.following import Follower
 
 pytestmark = [pytest.mark.kernel, pytest.mark.perf]
 
@@ -133,13 +135,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """Every plan that is carried out."""
     seen: list[Plan] = []
-    apply = program.apply
+    apply = writes.apply
 
     def noting(plan: Plan, tables: Tables) -> None:
         seen.append(plan)
         apply(plan, tables)
 
-    monkeypatch.setattr(program, "apply", noting)
+    monkeypatch.setattr(writes, "apply", noting)
     return seen
 
 

@@ -5,14 +5,17 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_tables import FakeTables
 
-from lbctl import consts, nodeconfig, reserve, status, takeover
+from lbctl import status
 from lbctl.addresses import parse_address, parse_prefix
+from lbctl.datapath import consts
 from lbctl.errors import ConfigError
-from lbctl.node import NodeFacts
-from lbctl.nodeconfig import DataPathSettings
+from lbctl.host import reserve, takeover
+from lbctl.program import config as nodeconfig
+from lbctl.program.config import DataPathSettings
+from lbctl.resolve.node import NodeFacts
 from lbctl.status import StatusRecord, TableUse
+from tests.support.fake_tables import FakeTables
 
 FACTS = NodeFacts(
     "node1",

@@ -5,13 +5,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from fake_tables import FakeHash, FakeTables
 
-from ebpf import filters
 from ebpf.errors import KernelError
-from lbctl import alloc, consts, housekeeping
+from ebpf.maps import filters
 from lbctl.addresses import parse_address
-from lbctl.model import (
+from lbctl.datapath import consts
+from lbctl.model.records import (
     EndpointSlice,
     Hints,
     ObjectKey,
@@ -22,9 +21,12 @@ from lbctl.model import (
     SliceEndpoint,
     SlicePort,
 )
-from lbctl.node import NodeFacts
-from lbctl.reconcile import RETRY_SECONDS, Reconciler
-from lbctl.sources.objects import SourceStatus, Update
+from lbctl.plan import alloc
+from lbctl.reconcile import housekeeping
+from lbctl.reconcile.reconciler import RETRY_SECONDS, Reconciler
+from lbctl.resolve.node import NodeFacts
+from lbctl.sources.store import SourceStatus, Update
+from tests.support.fake_tables import FakeHash, FakeTables
 
 NODE = NodeFacts("node1")
 

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from lbctl import agentconfig, configfile, kubeproxyconfig
 from lbctl.addresses import parse_prefix
-from lbctl.agentconfig import API_VERSION, KIND, AgentConfig, parse
 from lbctl.cli.agent import command
+from lbctl.config import agentconfig, kubeproxyconfig
+from lbctl.config import file as configfile
+from lbctl.config.agentconfig import API_VERSION, KIND, AgentConfig, parse
 from lbctl.errors import ConfigError
 from lbctl.trace import situation
 

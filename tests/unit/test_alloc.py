@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbctl.alloc import Exhausted, IdPool, RegionPool
+from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
 
 NOTHING = np.zeros(0, bool)
 

@@ -10,8 +10,8 @@ import structlog
 from click.testing import CliRunner
 
 from lbctl.cli import agent
+from lbctl.config.settings import Flags
 from lbctl.errors import ConfigError
-from lbctl.settings import Flags
 
 
 @pytest.fixture(autouse=True)

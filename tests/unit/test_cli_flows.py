@@ -5,14 +5,14 @@ import json
 import socket
 
 import pytest
-from cli_support import DNS, TCP, UDP, WEB, add_flow, entries, populate
 from click.testing import CliRunner
-from fake_tables import FakeTables
 
-from lbctl import consts
 from lbctl.cli.main import command
+from lbctl.datapath import consts
 from lbctl.inspect.flowfilter import FlowFilter, Target
 from lbctl.inspect.flows import list_flows
+from tests.support.cli import DNS, TCP, UDP, WEB, add_flow, entries, populate
+from tests.support.fake_tables import FakeTables
 
 ONE, TWO, RESOLVER = ("10.1.0.7", 40001), ("10.1.1.7", 40002), ("fd00:1::7", 40003)
 WEB_AT, DNS_AT, WEB6_AT = ("10.96.0.1", 80), ("10.96.0.10", 53), ("fd00:96::1", 80)

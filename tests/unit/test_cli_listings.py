@@ -5,17 +5,17 @@ import json
 import socket
 
 import pytest
-from cli_support import DNS, EMPTY, WEB, WEB6, populate, port
 from click.testing import CliRunner
-from fake_tables import FakeTables
 
-from lbctl import program, programmed
 from lbctl.addresses import parse_prefix
 from lbctl.cli.main import command
 from lbctl.inspect import backends, names, services
 from lbctl.inspect.names import PortName
 from lbctl.inspect.opened import NotFound
-from lbctl.resolved import FrontendKind
+from lbctl.program import readback, writes
+from lbctl.resolve.ports import FrontendKind
+from tests.support.cli import DNS, EMPTY, WEB, WEB6, populate, port
+from tests.support.fake_tables import FakeTables
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_show_says_who_may_call_and_who_stays(tables: FakeTables) -> None:
         affinity_seconds=60,
         source_ranges=(parse_prefix("198.51.100.0/24"), parse_prefix("203.0.113.7/32")),
     )
-    planner, _ = programmed.read(tables, 3.0)
-    program.apply(planner.plan({guarded.name: guarded}, 3.0), tables)
+    planner, _ = readback.read(tables, 3.0)
+    writes.apply(planner.plan({guarded.name: guarded}, 3.0), tables)
     out = run("service", "show", "guarded")[1]
     assert "  sources   198.51.100.0/24, 203.0.113.7/32\n" in out
     assert "192.0.2.77:80  LoadBalancer, only for its source ranges" in out

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from lbctl import settings
-from lbctl.agentconfig import AgentConfig
-from lbctl.kubeproxyconfig import _TIMEOUTS, _File
+from lbctl.config import settings
+from lbctl.config.agentconfig import AgentConfig
+from lbctl.config.kubeproxyconfig import _TIMEOUTS, _File
 
 TEXT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from lbctl import configfile, settings
-from lbctl.bindaddress import parse_bind
 from lbctl.cli.agent import command as agent
 from lbctl.cli.options import DEFAULT_PIN_DIR
-from lbctl.configfile import ConfigFile
+from lbctl.config import file as configfile
+from lbctl.config import settings
+from lbctl.config.bind import parse_bind
+from lbctl.config.file import ConfigFile
+from lbctl.config.settings import Flags
 from lbctl.health.monitor import Health
-from lbctl.settings import Flags
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

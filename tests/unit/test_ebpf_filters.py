@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpf import filters
+from ebpf.maps import filters
 
 _MASK = (1 << 32) - 1
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import bpffs, host, leftovers, requirements
+from ebpf.kernel import bpffs
+from lbctl.host import leftovers, requirements
+from lbctl.host import settings as host
 
 KUBE = "*filter\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-ABC - [0:0]\n:FORWARD DROP [0:0]\nCOMMIT\n"
 # The kubelet's, a network policy's, and kube-router's.

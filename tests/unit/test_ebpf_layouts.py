@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpf import migrate
 from ebpf.errors import LayoutError
 from ebpf.layouts import Bundle, Field, MapSpec, Record
-from ebpf.maps import ARRAY, F_MMAPABLE, element_dtype
+from ebpf.maps import ARRAY, F_MMAPABLE, element_dtype, migrate
 
 ADDR = Field("addr", 0, 16, 0, "struct", (Field("w", 0, 16, 4, "u32"),))
 KEY = Record("key", 20, (ADDR, Field("port", 16, 2, 0, "u16"), Field("proto", 18, 1, 0, "u8")))

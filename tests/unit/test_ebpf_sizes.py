@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ebpf.sizes import LIMITS, Sizes
+from ebpf.maps.sizes import LIMITS, Sizes
 
 GIB = 1 << 30
 

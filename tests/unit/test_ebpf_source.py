@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ebpf import constants, source
+from ebpf.compile import constants, source
+from ebpf.compile.source import Unit
 from ebpf.errors import CompileError
-from ebpf.source import Unit
 
 
 def _write(directory: Path, **files: str) -> Path:

@@ -1,16 +1,17 @@
 """Bits of both filters while those nobody needs are being found: a change in between keeps its."""
 
 import numpy as np
-from fake_tables import FakeTables
 
-from ebpf import filters
-from lbctl import consts, filterbits
+from ebpf.maps import filters
 from lbctl.addresses import parse_address
-from lbctl.claims import Claims, frontend_key, marker_key
-from lbctl.filterclearing import Clearing
-from lbctl.plan import Plan
-from lbctl.resolved import FrontendKind
-from lbctl.sweep import Found
+from lbctl.datapath import consts
+from lbctl.datapath import filters as filterbits
+from lbctl.plan.claims import Claims, frontend_key, marker_key
+from lbctl.plan.planner import Plan
+from lbctl.reconcile.clearing import Clearing
+from lbctl.reconcile.sweep import Found
+from lbctl.resolve.ports import FrontendKind
+from tests.support.fake_tables import FakeTables
 
 TCP = 6
 

@@ -11,16 +11,16 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from k8s_objects import endpoint
-from test_healthports import KEY, NODE, balancer, objects
 
 from lbctl.addresses import parse_address
-from lbctl.bindaddress import ANY6, Bind
+from lbctl.config.bind import ANY6, Bind
 from lbctl.health import answers, connection, monitor, server
 from lbctl.health.answers import Answer, Condition
 from lbctl.health.monitor import Health
 from lbctl.health.server import Endpoint, Server
-from lbctl.model import ServiceObjects
+from lbctl.model.records import ServiceObjects
+from tests.support.k8s_objects import endpoint
+from tests.unit.test_healthports import KEY, NODE, balancer, objects
 
 LOOPBACK = parse_address("127.0.0.1")
 BOUND = 10.0

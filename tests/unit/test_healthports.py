@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from k8s_objects import Json, as_service, as_slice, endpoint, endpoint_slice, service
 
 from lbctl.addresses import format_address, parse_address
-from lbctl.bindaddress import parse_bind
-from lbctl.healthports import HealthPorts, health_ports, listening_addresses
-from lbctl.model import ObjectKey, ServiceObjects
-from lbctl.node import NodeFacts, NodeSettings, node_facts
+from lbctl.config.bind import parse_bind
+from lbctl.health.ports import HealthPorts, health_ports, listening_addresses
+from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.resolve.node import NodeFacts, NodeSettings, node_facts
+from tests.support.k8s_objects import Json, as_service, as_slice, endpoint, endpoint_slice, service
 
 NODE = NodeFacts("worker-1")
 KEY = ObjectKey("ns1", "svc1")

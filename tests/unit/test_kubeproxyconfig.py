@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from lbctl.addresses import parse_address, parse_prefix
-from lbctl.bindaddress import Bind, parse_bind
-from lbctl.configfile import read
+from lbctl.config.bind import Bind, parse_bind
+from lbctl.config.file import read
+from lbctl.config.kubeproxyconfig import API_VERSION, KIND, KubeProxyConfig, parse
 from lbctl.errors import ConfigError
-from lbctl.kubeproxyconfig import API_VERSION, KIND, KubeProxyConfig, parse
-from lbctl.node import NodeSettings
+from lbctl.resolve.node import NodeSettings
 
 # As kubeadm writes it: everything present, nearly everything unset.
 KUBEADM = """

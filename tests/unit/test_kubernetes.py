@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apiserver import ApiServer
-from following import PATIENCE, QUICK, Follower, fill
-from k8s_objects import endpoint, endpoint_slice, node, port, service
 
-from lbctl.model import ObjectKey
+from lbctl.model.records import ObjectKey
 from lbctl.sources.kubernetes import KubernetesSource
-from lbctl.sources.watch import Backoff, Settings
+from lbctl.sources.reflector import Backoff, Settings
+from tests.support.apiserver import ApiServer
+from tests.support.following import PATIENCE, QUICK, Follower, fill
+from tests.support.k8s_objects import endpoint, endpoint_slice, node, port, service
 
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 

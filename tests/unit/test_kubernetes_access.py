@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from apiserver import ApiServer
-from following import QUICK, Follower, fill
-from k8s_objects import service
 from urllib3.exceptions import HTTPError
 
 from lbctl.errors import ConfigError, SourceError
 from lbctl.sources import access
 from lbctl.sources.kubernetes import KubernetesSource
+from tests.support.apiserver import ApiServer
+from tests.support.following import QUICK, Follower, fill
+from tests.support.k8s_objects import service
 
 
 @pytest.fixture

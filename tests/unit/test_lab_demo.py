@@ -9,7 +9,7 @@ from lbctl.demo.outcome import Outcome, Phase, show_spread, show_summary
 from lbctl.demo.services import CLIENT, DNS, WEB, Example, examples_directory, ways
 from lbctl.lab import topology
 from lbctl.lab.traffic.report import Report
-from lbctl.model import ObjectKey
+from lbctl.model.records import ObjectKey
 from lbctl.sources.documents import load_manifests
 
 PLAN = topology.plan("demo", nodes=2, pods=3, cni="route")

@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
-from k8s_objects import Json, endpoint, endpoint_slice, node, port, service
 
 from lbctl.errors import SourceError
-from lbctl.model import ObjectKey, ServiceObjects
+from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.sources import manifests as manifests_module
 from lbctl.sources.documents import load_manifests, manifest_files
 from lbctl.sources.manifests import ManifestSource
-from lbctl.sources.objects import Update
+from lbctl.sources.store import Update
+from tests.support.k8s_objects import Json, endpoint, endpoint_slice, node, port, service
 
 PATIENCE = 10.0
 

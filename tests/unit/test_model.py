@@ -6,7 +6,21 @@ import tracemalloc
 
 import msgspec
 import pytest
-from k8s_objects import (
+
+from lbctl.addresses import parse_address
+from lbctl.errors import ObjectError
+from lbctl.model.decode import (
+    NODES,
+    SERVICES,
+    SLICES,
+    Bookmark,
+    Changed,
+    Deleted,
+    Malformed,
+    Refused,
+)
+from lbctl.model.records import ObjectKey, Protocol
+from tests.support.k8s_objects import (
     Json,
     as_node,
     as_service,
@@ -17,20 +31,6 @@ from k8s_objects import (
     port,
     service,
 )
-
-from lbctl.addresses import parse_address
-from lbctl.decode import (
-    NODES,
-    SERVICES,
-    SLICES,
-    Bookmark,
-    Changed,
-    Deleted,
-    Malformed,
-    Refused,
-)
-from lbctl.errors import ObjectError
-from lbctl.model import ObjectKey, Protocol
 
 
 def test_service_fields() -> None:

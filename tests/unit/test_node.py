@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from k8s_objects import as_node, node
 
 from lbctl.addresses import format_address, parse_address, parse_prefix
 from lbctl.errors import ConfigError
-from lbctl.node import NodeFacts, NodeSettings, is_leaving, node_facts
+from lbctl.resolve.node import NodeFacts, NodeSettings, is_leaving, node_facts
+from tests.support.k8s_objects import as_node, node
 
 LOCAL = ["127.0.0.1", "::1", "192.168.0.2", "10.9.0.1", "fd00::2", "fd00:9::1", "fe80::1"]
 

@@ -6,10 +6,18 @@ import select
 from collections.abc import Iterator
 
 import pytest
-from k8s_objects import as_node, as_service, as_slice, endpoint, endpoint_slice, node, service
 
-from lbctl.model import EndpointSlice, Node, ObjectKey, Service
-from lbctl.sources.objects import Store, Update
+from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service
+from lbctl.sources.store import Store, Update
+from tests.support.k8s_objects import (
+    as_node,
+    as_service,
+    as_slice,
+    endpoint,
+    endpoint_slice,
+    node,
+    service,
+)
 
 KEY = ObjectKey("ns1", "svc1")
 

@@ -3,13 +3,14 @@
 import msgspec
 import numpy as np
 import pytest
-from fake_tables import FakeTables
-from planning import NONE_SEEN, TCP, WEB, Node, endpoints, frontend, resolved
 
-from lbctl import consts, program
 from lbctl.addresses import parse_address, parse_prefix
-from lbctl.claims import frontend_key, marker_key
-from lbctl.resolved import FrontendKind
+from lbctl.datapath import consts
+from lbctl.plan.claims import frontend_key, marker_key
+from lbctl.program import writes
+from lbctl.resolve.ports import FrontendKind
+from tests.support.fake_tables import FakeTables
+from tests.support.planning import NONE_SEEN, TCP, WEB, Node, endpoints, frontend, resolved
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_removed_service_is_gone_but_its_id_and_name_rest(node: Node) -> None:
     assert node.planner.recover(node.now + 3, seen, seen).services == []
     freed = node.planner.recover(node.now + 3, NONE_SEEN, NONE_SEEN)
     assert (freed.services, freed.backends) == ([1], [1])
-    program.clear(freed, node.tables)
+    writes.clear(freed, node.tables)
     assert not node.tables.names.entries
     assert node.tables.backends.records["port"].max() == 0
     assert node.tables.backends.records["generation"][1] == 1
@@ -119,7 +120,7 @@ def test_a_reused_backend_id_has_another_generation(node: Node) -> None:
         generations.append(int(node.tables.backends.records["generation"][1]))
         node.apply(resolved("a/web", (), (WEB,)))
         node.now += 3
-        program.clear(node.planner.recover(node.now, NONE_SEEN, NONE_SEEN), node.tables)
+        writes.clear(node.planner.recover(node.now, NONE_SEEN, NONE_SEEN), node.tables)
     assert generations == [(i + 1) % 256 for i in range(300)]
 
 

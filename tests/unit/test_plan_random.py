@@ -5,12 +5,14 @@ import random
 import msgspec
 import numpy as np
 import pytest
-from fake_tables import FakeTables
-from planning import NONE_SEEN, Node, endpoints, frontend, resolved
 
-from lbctl import consts, filterbits, program
-from lbctl.claims import frontend_key
-from lbctl.resolved import Endpoint, FrontendKind, ResolvedPort
+from lbctl.datapath import consts
+from lbctl.datapath import filters as filterbits
+from lbctl.plan.claims import frontend_key
+from lbctl.program import writes
+from lbctl.resolve.ports import Endpoint, FrontendKind, ResolvedPort
+from tests.support.fake_tables import FakeTables
+from tests.support.planning import NONE_SEEN, Node, endpoints, frontend, resolved
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_random_changes_and_restarts(seed: int) -> None:
         check(node, wanted)
         if step % 10 == 0:
             node.now += 3
-            program.clear(node.planner.recover(node.now, NONE_SEEN, NONE_SEEN), node.tables)
+            writes.clear(node.planner.recover(node.now, NONE_SEEN, NONE_SEEN), node.tables)
         if step % 7 == 0:
             before = node.tables.snapshot()
             assert node.restart() == 0
@@ -115,7 +117,7 @@ def test_between_any_two_steps_a_packet_finds_the_old_or_the_new(seed: int) -> N
         changes: dict[str, ResolvedPort | None] = dict.fromkeys(before)
         node.now += 0.5
         plan = node.planner.plan(changes | after, node.now)
-        for step in program.STEPS:
+        for step in writes.STEPS:
             step(plan, node.tables)
             for name in before.keys() | after.keys():
                 check_step(node, before.get(name), after.get(name))

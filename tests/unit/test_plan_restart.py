@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from planning import NONE_SEEN, TCP, WEB, Node, endpoints, frontend, resolved
 
-from lbctl import consts, program
 from lbctl.addresses import parse_address
-from lbctl.plan import Planner
-from lbctl.resolved import ResolvedPort
+from lbctl.datapath import consts
+from lbctl.plan.planner import Planner
+from lbctl.program import writes
+from lbctl.resolve.ports import ResolvedPort
+from tests.support.planning import NONE_SEEN, TCP, WEB, Node, endpoints, frontend, resolved
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_an_interrupted_switch_is_finished(node: Node) -> None:
     ports = full(node)
     plan = node.planner.plan({"a/web": resolved("a/web", endpoints("10.0.0.1"), (WEB,))}, node.now)
     plan.lowered.clear()  # killed before the last step
-    program.apply(plan, node.tables)
+    writes.apply(plan, node.tables)
     assert node.restart() == 1
     serving = node.tables.backends.records["flags"] & consts.BACKEND_SERVING
     assert np.count_nonzero(serving) == 2
@@ -86,7 +87,7 @@ def test_two_ids_of_one_name_become_one(node: Node) -> None:
     assert node.apply(*ports).writes() == {}
     freed = node.planner.recover(node.now + 5, NONE_SEEN, NONE_SEEN)
     assert freed.services == [9]
-    program.clear(freed, node.tables)
+    writes.clear(freed, node.tables)
     assert len(names.entries) == 2
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ebpf import constants, source
-from lbctl.reasons import SENTENCES, sentence
+from ebpf.compile import constants, source
+from lbctl.datapath.reasons import SENTENCES, sentence
 from lbctl.trace.asking import reason_names
 
 

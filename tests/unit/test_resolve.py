@@ -7,11 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from k8s_objects import Json, as_service, as_slice, endpoint, endpoint_slice, port, service
 
 from lbctl.addresses import format_address, format_endpoint, parse_address, parse_prefix
-from lbctl.node import NodeFacts
-from lbctl.resolve import FrontendKind, ResolvedPort, health_check, resolve
+from lbctl.resolve.node import NodeFacts
+from lbctl.resolve.service import FrontendKind, ResolvedPort, health_check, resolve
+from tests.support.k8s_objects import (
+    Json,
+    as_service,
+    as_slice,
+    endpoint,
+    endpoint_slice,
+    port,
+    service,
+)
 
 HERE = NodeFacts(
     name="worker-1",

@@ -6,11 +6,11 @@ from typing import Any
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from k8s_objects import Json, as_service, as_slice, endpoint_slice, port, service
 
 from lbctl.addresses import format_address
-from lbctl.node import NodeFacts
-from lbctl.resolve import Endpoint, resolve
+from lbctl.resolve.node import NodeFacts
+from lbctl.resolve.service import Endpoint, resolve
+from tests.support.k8s_objects import Json, as_service, as_slice, endpoint_slice, port, service
 
 Place = tuple[str, int]
 

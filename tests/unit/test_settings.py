@@ -10,13 +10,15 @@ import msgspec
 import pytest
 import structlog
 
-from lbctl import configfile, configwatch, settings
 from lbctl.addresses import parse_prefix
-from lbctl.bindaddress import parse_bind
-from lbctl.configfile import ConfigFile
-from lbctl.configwatch import Watch
+from lbctl.config import file as configfile
+from lbctl.config import settings
+from lbctl.config import watch as configwatch
+from lbctl.config.bind import parse_bind
+from lbctl.config.file import ConfigFile
+from lbctl.config.settings import Flags, Settings, settle
+from lbctl.config.watch import Watch
 from lbctl.errors import UsageError
-from lbctl.settings import Flags, Settings, settle
 
 THEIRS = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 OURS = "---\napiVersion: lbctl/v1alpha1\nkind: AgentConfiguration\n"

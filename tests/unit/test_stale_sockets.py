@@ -8,17 +8,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fake_tables import ADDR, FakeHash, FakeTables
-from test_agent_reconcile import NODE, objects, update
 
-from ebpf import sockdiag
 from ebpf.errors import LbError, MissingFeature
+from ebpf.kernel import sockdiag
+from ebpf.kernel.sockdiag import TCP, UDP, Target
 from ebpf.layouts import Field, Record
-from ebpf.sockdiag import TCP, UDP, Target
 from lbctl.addresses import parse_address
-from lbctl.model import EndpointSlice, ServiceObjects
-from lbctl.reconcile import Reconciler
-from lbctl.stalesockets import DELAY_SECONDS, StaleSockets
+from lbctl.agent.stalesockets import DELAY_SECONDS, StaleSockets
+from lbctl.model.records import EndpointSlice, ServiceObjects
+from lbctl.reconcile.reconciler import Reconciler
+from tests.support.fake_tables import ADDR, FakeHash, FakeTables
+from tests.unit.test_agent_reconcile import NODE, objects, update
 
 KEY = Record(
     "socket_key",

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from fake_tables import FakeHash, FakeTables
 
-from ebpf import filters
-from lbctl import consts, flowrecords, nodeconfig, sweep
+from ebpf.maps import filters
 from lbctl.addresses import parse_address
-from lbctl.node import NodeFacts
-from lbctl.sweep import Found, Sweep
+from lbctl.datapath import consts
+from lbctl.datapath import flows as flowrecords
+from lbctl.program import config as nodeconfig
+from lbctl.reconcile import sweep
+from lbctl.reconcile.sweep import Found, Sweep
+from lbctl.resolve.node import NodeFacts
+from tests.support.fake_tables import FakeHash, FakeTables
 
 TCP, UDP = 6, 17
 NOW = 100_000

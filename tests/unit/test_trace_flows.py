@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from lbctl.addresses import parse_address
 from lbctl.cli.main import command
 from lbctl.errors import LbError, UsageError
-from lbctl.model import Protocol
+from lbctl.model.records import Protocol
 from lbctl.trace.asking import reason_names
 from lbctl.trace.flows import parse_flow, read_flows
 

@@ -9,7 +9,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from lbctl.addresses import IPV4, IPV6, parse_address
-from lbctl.model import Protocol
+from lbctl.model.records import Protocol
 from lbctl.trace.packets import Ends, checksum, crc32c, frame, read_ends
 
 FOUR = Ends(parse_address("10.0.0.2"), 40000, parse_address("172.30.0.41"), 80)

@@ -1,0 +1,226 @@
+"""The compiler process: the only code that imports bcc. Reads a unit on stdin, writes its result.
+
+Started as a script by compiler.py beside it, possibly under another Python than the caller's, so
+it uses the standard library only. One JSON object in: text, defines, headers (directory). One
+out: programs and maps, or "error" with its kind. Compiler messages go to stderr as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import glob
+import json
+import os
+import struct
+import sys
+import sysconfig
+import tempfile
+from typing import Any
+
+LD_IMM64 = 0x18
+CALL = 0x85
+CALL_INDIRECT = 0x8D
+PSEUDO_MAP_FD = 1
+# What bpf_src/checksum.h leaves open: a call by its number, a read of a byte by its offset.
+KERNEL_CAST = (CALL, -1)
+KERNEL_READ = (0x71, 32766)
+
+_KINDS = {
+    ctypes.c_bool: "u8",
+    ctypes.c_char: "char",
+    ctypes.c_byte: "i8",
+    ctypes.c_ubyte: "u8",
+    ctypes.c_short: "i16",
+    ctypes.c_ushort: "u16",
+    ctypes.c_int: "i32",
+    ctypes.c_uint: "u32",
+    ctypes.c_long: "i64",
+    ctypes.c_ulong: "u64",
+    ctypes.c_longlong: "i64",
+    ctypes.c_ulonglong: "u64",
+}
+
+
+class Refused(Exception):
+    """Something the caller turns into a sentence: kind, detail."""
+
+
+def header_tree(headers: str, tree: str) -> list[str]:
+    """Builds the directory bcc takes for kernel sources; returns the compiler's include flags."""
+    include = os.path.join(tree, "include")
+    uapi = os.path.join(include, "uapi")
+    os.makedirs(os.path.join(uapi, "linux"))
+    for name in os.listdir(os.path.join(headers, "include")):
+        os.symlink(os.path.join(headers, "include", name), os.path.join(include, name))
+    for path in glob.glob("/usr/include/linux/*"):
+        name = os.path.basename(path)
+        # bcc brings its own bpf.h: an empty one here keeps the two from meeting.
+        if name != "bpf.h":
+            os.symlink(path, os.path.join(uapi, "linux", name))
+    with open(os.path.join(uapi, "linux", "bpf.h"), "w"):
+        pass
+    if os.path.isdir("/usr/include/asm-generic"):
+        os.symlink("/usr/include/asm-generic", os.path.join(uapi, "asm-generic"))
+    flags = ["-isystem", "/usr/include"]
+    triplet = sysconfig.get_config_var("MULTIARCH")
+    found = [f"/usr/include/{triplet}"] if triplet else []
+    found += [os.path.dirname(os.path.dirname(p)) for p in glob.glob("/usr/include/*/asm/types.h")]
+    for directory in found:
+        if os.path.isfile(os.path.join(directory, "asm", "types.h")):
+            return ["-isystem", directory, *flags]
+    if os.path.isfile("/usr/include/asm/types.h"):
+        return flags
+    raise Refused("headers", "no asm/types.h below /usr/include")
+
+
+def fields_of(kind: Any) -> list[dict[str, Any]]:
+    """Fields of a ctypes structure as plain records; padding that bcc invents is left out."""
+    fields = []
+    for name, declared, *bits in kind._fields_:
+        if bits:
+            raise Refused("layout", f"bit field {name}")
+        if name.startswith("__pad"):
+            continue
+        count, base = 0, declared
+        if issubclass(declared, ctypes.Array):
+            count, base = declared._length_, declared._type_
+            if issubclass(base, ctypes.Array):
+                raise Refused("layout", f"array of arrays {name}")
+        nested = fields_of(base) if issubclass(base, ctypes.Structure) else []
+        fields.append(
+            {
+                "name": name,
+                "offset": getattr(kind, name).offset,
+                "size": ctypes.sizeof(declared),
+                "count": count,
+                "kind": "struct" if nested else _KINDS[base],
+                "fields": nested,
+            }
+        )
+    return fields
+
+
+def record_of(decode: Any, description: bytes, size: int, where: str) -> dict[str, Any]:
+    """The layout of a key or value from bcc's description of it; `size` is the compiler's."""
+    decoded = json.loads(description)
+    kind = decode(decoded)
+    if ctypes.sizeof(kind) != size:
+        raise Refused("layout", f"{where} has {size} bytes in C, {ctypes.sizeof(kind)} as listed")
+    if issubclass(kind, ctypes.Structure):
+        return {"name": decoded[0], "size": size, "fields": fields_of(kind)}
+    scalar = {"name": "", "offset": 0, "size": size, "count": 0, "kind": _KINDS[kind], "fields": []}
+    return {"name": "", "size": size, "fields": [scalar]}
+
+
+def maps_of(decode: Any, lib: Any, module: Any) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Every map of the module, and the file descriptors instructions know them by."""
+    maps, by_fd = [], {}
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    lib.bpf_num_tables.restype = ctypes.c_size_t
+    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
+    for call in (lib.bpf_table_key_size, lib.bpf_table_leaf_size):
+        call.restype = ctypes.c_size_t
+        call.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    for number in range(lib.bpf_num_tables(module)):
+        raw = lib.bpf_table_name(module, number)
+        name = raw.decode()
+        by_fd[lib.bpf_table_fd(module, raw)] = name
+        key = lib.bpf_table_key_desc(module, raw)
+        value = lib.bpf_table_leaf_desc(module, raw)
+        maps.append(
+            {
+                "name": name,
+                "type": lib.bpf_table_type_id(module, number),
+                "flags": lib.bpf_table_flags_id(module, number),
+                "key": record_of(
+                    decode, key, lib.bpf_table_key_size(module, raw), f"key of {name}"
+                ),
+                "value": record_of(
+                    decode, value, lib.bpf_table_leaf_size(module, raw), f"value of {name}"
+                ),
+            }
+        )
+    return maps, by_fd
+
+
+def program_of(name: str, code: bytes, by_fd: dict[int, str]) -> dict[str, Any]:
+    """Instructions with map references taken out, and where they were; `kernel_reads` are where
+    ebpf/kernel/fields.py has something to complete."""
+    out = bytearray(code)
+    relocations = []
+    kernel_reads = []
+    index = 0
+    while index * 8 < len(code):
+        opcode, registers, offset, value = struct.unpack_from("=BBhi", code, index * 8)
+        source = registers >> 4 if sys.byteorder == "little" else registers & 15
+        if opcode == CALL_INDIRECT or (opcode == CALL and source == 1):
+            raise Refused("call", name)
+        if (opcode, value) == KERNEL_CAST or (opcode, offset) == KERNEL_READ:
+            kernel_reads.append(index)
+        if opcode == LD_IMM64:
+            if source == PSEUDO_MAP_FD:
+                if value not in by_fd:
+                    raise Refused("map", name)
+                relocations.append([index, by_fd[value]])
+                struct.pack_into("=i", out, index * 8 + 4, 0)
+            elif source:
+                raise Refused("global", name)
+            index += 1
+        index += 1
+    return {
+        "name": name,
+        "insns": base64.b64encode(bytes(out)).decode(),
+        "relocations": relocations,
+        "kernel_reads": kernel_reads,
+    }
+
+
+def compile_unit(request: dict[str, Any]) -> dict[str, Any]:
+    """Compiles one unit; see the module's text for the two objects."""
+    try:
+        import bcc
+    except ImportError as error:
+        raise Refused("no-bcc", str(error)) from error
+    if not hasattr(bcc, "BPF"):
+        raise Refused("impostor", str(getattr(bcc, "__file__", "")))
+    from bcc.libbcc import lib
+
+    with tempfile.TemporaryDirectory(prefix="lbctl-headers-") as tree:
+        flags = header_tree(request["headers"], tree)
+        flags += [f"-D{name}={value}" for name, value in request["defines"]]
+        os.environ["BCC_KERNEL_SOURCE"] = tree
+        text = request["text"].encode()
+        # Not bcc.BPF(): that attaches by name, and raises nothing narrower than Exception.
+        module = lib.bpf_module_create_c_from_string(
+            text, 0, (ctypes.c_char_p * len(flags))(*map(str.encode, flags)), len(flags), True, None
+        )
+    if not module:
+        raise Refused("compile", "the compiler gave no reason")
+    maps, by_fd = maps_of(bcc.BPF._decode_table_type, lib, module)
+    programs = []
+    for number in range(lib.bpf_num_functions(module)):
+        raw = lib.bpf_function_name(module, number)
+        size = lib.bpf_function_size(module, raw)
+        code = ctypes.string_at(lib.bpf_function_start(module, raw), size)
+        programs.append(program_of(raw.decode(), code, by_fd))
+    return {"programs": programs, "maps": maps}
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    # bcc and clang print to stdout at times: the answer keeps a descriptor of its own.
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        result = compile_unit(request)
+    except Refused as refused:
+        kind, detail = refused.args
+        result = {"error": kind, "detail": detail}
+    with os.fdopen(answer, "w") as stream:
+        json.dump(result, stream)
+
+
+if __name__ == "__main__":
+    main()

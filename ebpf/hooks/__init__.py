@@ -1,0 +1,1 @@
+"""Where programs are attached: interfaces by tcx or clsact, and cgroups."""

@@ -1,0 +1,1 @@
+"""What the kernel offers, one file per interface: system calls, libbpf, netlink, bpffs, BTF."""

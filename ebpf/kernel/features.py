@@ -1,0 +1,36 @@
+"""What this kernel offers beyond the oldest one supported, and hiding it for tests.
+
+LBCTL_MASK=tcx,... in the environment makes the named features look absent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ebpf.errors import KernelError
+from ebpf.kernel import syscall
+
+TCX = "tcx"
+CHECKSUM_KIND = "checksum_kind"  # see ebpf/kernel/fields.py
+
+
+def masked() -> frozenset[str]:
+    """Names of features that are hidden."""
+    return frozenset(filter(None, os.environ.get("LBCTL_MASK", "").split(",")))
+
+
+def has_tcx() -> bool:
+    """TC programs by link (6.6); asked of the loopback device, which every namespace has.
+
+    Raises KernelError where asking itself is not allowed.
+    """
+    if TCX in masked():
+        return False
+    try:
+        syscall.tcx_programs(1, "ingress")
+    except KernelError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True

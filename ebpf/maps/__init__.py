@@ -1,0 +1,41 @@
+"""Maps: their kinds, how they are read and written, and what is kept of them."""
+
+from ebpf.maps.arrays import ArrayMap, PerCpuArray, ProgramArray, element_dtype, possible_cpus
+from ebpf.maps.base import (
+    ARRAY,
+    F_MMAPABLE,
+    F_NO_PREALLOC,
+    HASH,
+    LPM_TRIE,
+    LRU_HASH,
+    PERCPU_ARRAY,
+    PROG_ARRAY,
+    TYPE_NAMES,
+    Map,
+    Records,
+)
+from ebpf.maps.hashes import HashMap, Many
+from ebpf.maps.kinds import create, wrap
+
+__all__ = [
+    "ARRAY",
+    "F_MMAPABLE",
+    "F_NO_PREALLOC",
+    "HASH",
+    "LPM_TRIE",
+    "LRU_HASH",
+    "PERCPU_ARRAY",
+    "PROG_ARRAY",
+    "TYPE_NAMES",
+    "ArrayMap",
+    "HashMap",
+    "Many",
+    "Map",
+    "PerCpuArray",
+    "ProgramArray",
+    "Records",
+    "create",
+    "element_dtype",
+    "possible_cpus",
+    "wrap",
+]

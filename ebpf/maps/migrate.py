@@ -1,0 +1,99 @@
+"""Carrying a map's contents into a map of another layout or size, field by field by name.
+
+Ids are indices, so arrays are copied index by index: flows that name a backend stay right.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from ebpf import maps
+from ebpf.errors import LayoutError
+from ebpf.kernel import libbpf
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, Records
+
+
+def convert(entries: Records, dtype: np.dtype[Any]) -> Records:
+    """`entries` in another dtype: fields of the same name are carried over, the others are zero.
+
+    A plain integer or a text or array of another length is copied as far as it fits; a number that
+    does not fit its new field raises LayoutError.
+    """
+    out = np.zeros(len(entries), dtype)
+    _carry(entries, out, "")
+    return out
+
+
+def _carry(old: Records, new: Records, where: str) -> None:
+    if old.dtype == new.dtype and old.shape == new.shape:
+        new[...] = old
+    elif old.dtype.names is not None and new.dtype.names is not None:
+        for name in new.dtype.names:
+            if name in old.dtype.names:
+                _carry(old[name], new[name], f"{where}.{name}")
+    elif old.dtype.names is not None or new.dtype.names is not None:
+        raise LayoutError(f"field {where[1:]} was a struct and is none, or the reverse")
+    elif old.ndim > 1 and new.ndim == old.ndim and old.shape != new.shape:
+        length = min(old.shape[1], new.shape[1])
+        _carry(old[:, :length], new[:, :length], where)
+    elif old.ndim != new.ndim:
+        raise LayoutError(f"field {where[1:]} was an array and is none, or the reverse")
+    else:
+        new[...] = old
+        if old.dtype.kind in "ui" and not np.array_equal(new, old):
+            raise LayoutError(f"field {where[1:]} has values that its new type cannot hold")
+
+
+def copy(old: Map, new: Map) -> int:
+    """Copies all that `old` holds; returns how many entries were written.
+
+    A hash with more entries than `new` has room for raises KernelError.
+    """
+    if isinstance(old, HashMap) and isinstance(new, HashMap):
+        written = 0
+        for keys, values in old.batches():
+            written += new.put_many(
+                convert(keys, new.spec.key.dtype), convert(values, new.spec.value.dtype)
+            )
+        return written
+    if isinstance(old, ArrayMap) and isinstance(new, ArrayMap):
+        count = min(old.max_entries, new.max_entries)
+        new.records[:count] = convert(old.records[:count], new.records.dtype)
+        return count
+    if isinstance(old, PerCpuArray) and isinstance(new, PerCpuArray):
+        # What else CPUs keep for themselves is of the moment.
+        return _copy_sums(old, new) if old.spec.value.size == new.spec.value.size == 8 else 0
+    raise LayoutError(f"map {old.name} was a {old.type} and is a {new.type}")
+
+
+def copy_later(old: HashMap, new: HashMap, known: Records | None) -> int:
+    """Copies the entries made since the copy that saw the `known` keys; returns how many.
+
+    What `new` has already stays. Entries that were copied and are gone from `new` by now ended
+    there, and do not come back; without `known` (another process copied) they cannot be told.
+    """
+    written = 0
+    for keys, values in old.batches():
+        if known is not None:
+            # As byte strings of one length, which numpy can sort and compare.
+            raw = f"S{keys.dtype.itemsize}"
+            fresh = ~np.isin(keys.view(raw), known.view(raw))
+            keys, values = keys[fresh], values[fresh]
+        written += new.put_many(
+            convert(keys, new.spec.key.dtype), convert(values, new.spec.value.dtype), True
+        )
+    return written
+
+
+def _copy_sums(old: PerCpuArray, new: PerCpuArray) -> int:
+    """Counters keep their sums: the first CPU's share takes them."""
+    sums = old.read_sum()[: new.max_entries]
+    values = np.zeros(maps.possible_cpus(), np.uint64)
+    for index, total in enumerate(sums):
+        values[0] = total
+        key = ctypes.c_uint32(index)
+        libbpf.map_update(new.fd, ctypes.byref(key), values.ctypes.data, f"counters of {new.name}")
+    return len(sums)

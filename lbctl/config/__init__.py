@@ -1,0 +1,1 @@
+"""What the operator says: options, the file behind --config, and how it is followed."""

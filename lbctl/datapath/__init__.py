@@ -1,0 +1,1 @@
+"""Python's view of bpf_src: its numbers, records and tables."""

@@ -1,0 +1,80 @@
+"""The two bit filters: which bits stand for what is programmed, and storing those that differ."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ebpf.maps import filters
+from lbctl.datapath import consts
+from lbctl.datapath.regions import IDENTITY_BYTES
+from lbctl.datapath.tables import ArrayTable, Records
+from lbctl.plan.claims import ADDRESS_BYTES
+
+Bits = npt.NDArray[np.uint32]
+
+
+# Frontends of these kinds say something about the whole address: every port of it is answered for.
+_CLUSTER_IP = consts.FRONTEND_CLUSTER_IP | consts.FRONTEND_ADDRESS
+
+
+def service_bits(addresses: Sequence[bytes], cluster_ip: bool = False) -> Bits:
+    """Bit numbers of 16-byte addresses in `service_filter`, as any service's or as ClusterIPs."""
+    rows = np.frombuffer(b"".join(addresses), np.uint8).reshape(-1, ADDRESS_BYTES)
+    return filters.address_bits(rows, int(cluster_ip))
+
+
+def frontend_bits(keys: Iterable[bytes], flags: Sequence[int]) -> tuple[Bits, Bits]:
+    """Bit numbers in `service_filter` and in `backend_filter` for frontends, some perhaps twice."""
+    rows = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, IDENTITY_BYTES + 1)
+    whole = np.array(flags, np.int64) & _CLUSTER_IP != 0
+    services = [
+        filters.address_bits(rows[:, :ADDRESS_BYTES]),
+        filters.address_bits(rows[whole, :ADDRESS_BYTES], 1),
+    ]
+    return np.concatenate(services), _identity_bits(rows[~whole, :IDENTITY_BYTES])
+
+
+def backend_bits(identities: Sequence[bytes]) -> Bits:
+    """Bit numbers of 18-byte identities (address, port) in `backend_filter`."""
+    rows = np.frombuffer(b"".join(identities), np.uint8).reshape(-1, IDENTITY_BYTES)
+    return _identity_bits(rows)
+
+
+def _identity_bits(rows: npt.NDArray[np.uint8]) -> Bits:
+    ports = np.ascontiguousarray(rows[:, ADDRESS_BYTES:]).view(np.uint16).reshape(-1)
+    return filters.endpoint_bits(rows[:, :ADDRESS_BYTES], ports)
+
+
+def backend_record_bits(records: Records) -> Bits:
+    """Bit numbers of those elements of `backends` that hold an endpoint, serving or not."""
+    used = records[records["port"] != 0]
+    addresses = np.ascontiguousarray(used["addr"]).view(np.uint8).reshape(-1, ADDRESS_BYTES)
+    return filters.endpoint_bits(addresses, used["port"])
+
+
+def set_bits(table: ArrayTable, bits: Bits) -> int:
+    """Set these bits; returns how many words had to be stored."""
+    if not len(bits):
+        return 0
+    words, masks = _words(bits)
+    have = table.records[words]
+    missing = np.flatnonzero(masks & ~have)
+    table.records[words[missing]] = (have | masks)[missing]
+    return len(missing)
+
+
+def replace_bits(table: ArrayTable, flags: npt.NDArray[np.bool_]) -> int:
+    """Set exactly these bits, given one by one; returns how many words had to be stored."""
+    wanted = np.packbits(flags, bitorder="little").view("<u8")
+    different = np.flatnonzero(wanted != table.records)
+    table.records[different] = wanted[different]
+    return len(different)
+
+
+def _words(bits: Bits) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    """Distinct word indices, and the bits wanted in each."""
+    words, position = np.unique((bits >> np.uint32(6)).astype(np.int64), return_inverse=True)
+    masks = np.zeros(len(words), np.uint64)
+    np.bitwise_or.at(masks, position, np.uint64(1) << (bits & np.uint32(63)).astype(np.uint64))
+    return words, masks

@@ -1,0 +1,292 @@
+"""What `lbctl doctor` asks of kernel, container and compiler. Reads and tries, changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import struct
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from ebpf import maps
+from ebpf.compile import compiler
+from ebpf.errors import KernelError, LbError
+from ebpf.hooks import cgroup
+from ebpf.instance import DEFAULT_PIN_DIR
+from ebpf.kernel import bpffs, features, libbpf, sockdiag
+from ebpf.kernel import fields as kernel_fields
+from ebpf.layouts import Field, MapSpec, Record
+from ebpf.maps.sizes import Sizes
+from lbctl.host import settings as host
+
+OLDEST_KERNEL = (6, 1)
+_RINGBUF = 27
+_KTIME_GET_COARSE_NS = 160
+# The number of the first cgroup namespace's inode, PROC_CGROUP_INIT_INO of the kernel.
+_FIRST_CGROUP_NAMESPACE = 0xEFFFFFFB
+_ROOT_HINT = (
+    "Run as root; in a container, privileged or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON."
+)
+
+
+class Requirement(msgspec.Struct, frozen=True):
+    """One answer. `ok` is None when it could not be found out; `remedy` is empty when all is well;
+    without a `required` one lbctl does not work, the others cost something."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
+    required: bool = True
+
+
+def check(pin_dir: Path = DEFAULT_PIN_DIR) -> list[Requirement]:
+    """Every requirement, in the order a person would solve them. Takes about a second."""
+    checks: list[tuple[str, bool, Callable[[], Requirement]]] = [
+        ("kernel version", True, kernel_version),
+        ("libbpf", True, _libbpf),
+        ("bpf() allowed", True, _bpf_allowed),
+        ("JIT compiler", False, _jit),
+        ("clock helper", True, _coarse_clock),
+        ("kind of checksums", False, _checksum_kind),
+        ("map kinds", True, _map_kinds),
+        ("BPF file system", True, lambda: _bpffs(pin_dir)),
+        ("attaching to interfaces", True, _attaching),
+        ("C compiler (bcc)", True, _compiler),
+        ("memory", False, _memory),
+        ("cgroup v2", False, _cgroup),
+        ("socket hooks", False, _socket_hooks),
+        ("closing sockets", False, _closing_sockets),
+    ]
+    checks += [(name, False, partial(_of_host, work)) for name, work in host.CHECKS.items()]
+    return [_guarded(name, required, work) for name, required, work in checks]
+
+
+def _guarded(name: str, required: bool, work: Callable[[], Requirement]) -> Requirement:
+    """A check that fails to run is an answer too."""
+    try:
+        found = work()
+    except LbError as error:
+        found = Requirement(name, False, error.message, error.hint, required)
+    except OSError as error:
+        found = Requirement(name, None, f"cannot be found out: {error}", "", required)
+    return msgspec.structs.replace(found, name=name, required=required)
+
+
+def _of_host(work: Callable[[], host.Answer]) -> Requirement:
+    answer = work()
+    return Requirement("", answer.ok, answer.detail, answer.remedy)
+
+
+def _answer(ok: bool | None, detail: str, remedy: str = "") -> Requirement:
+    return Requirement("", ok, detail, "" if ok else remedy)
+
+
+def kernel_version(release: str | None = None) -> Requirement:
+    """`release` as uname has it; by default this kernel's."""
+    release = release or platform.release()
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if not found:
+        return _answer(None, f"the kernel calls itself {release!r}")
+    version = (int(found[1]), int(found[2]))
+    oldest = ".".join(map(str, OLDEST_KERNEL))
+    return _answer(
+        version >= OLDEST_KERNEL, release, f"Linux {oldest} is the oldest that is supported."
+    )
+
+
+def _libbpf() -> Requirement:
+    libbpf.library()
+    return _answer(True, "libbpf.so.1")
+
+
+def _plain(size: int) -> Record:
+    return Record("", size, (Field("", 0, size, 0, f"u{size * 8}"),))
+
+
+def _try_map(kind: int, key: int, value: int, entries: int, flags: int = 0) -> None:
+    os.close(libbpf.map_create(kind, "lbctl_probe", key, value, entries, flags))
+
+
+def _bpf_allowed() -> Requirement:
+    try:
+        _try_map(maps.ARRAY, 4, 8, 1)
+    except KernelError as error:
+        return _answer(False, error.message, _ROOT_HINT)
+    return _answer(True, "maps can be created")
+
+
+def _load(*instructions: bytes) -> int:
+    return libbpf.prog_load(compiler.SCHED_CLS, "lbctl_probe", b"".join(instructions))
+
+
+def _instruction(opcode: int, registers: int = 0, value: int = 0) -> bytes:
+    return struct.pack("=BBhi", opcode, registers, 0, value)
+
+
+_EXIT = _instruction(0x95)
+
+
+def _jit() -> Requirement:
+    fd = _load(_instruction(0xB7), _EXIT)  # r0 = 0
+    try:
+        jited = libbpf.prog_info(fd).jited_prog_len > 0
+    finally:
+        os.close(fd)
+    return _answer(
+        jited,
+        "programs become machine code" if jited else "programs are interpreted, which is slow",
+        "sysctl net.core.bpf_jit_enable=1",
+    )
+
+
+def _coarse_clock() -> Requirement:
+    os.close(_load(_instruction(0x85, value=_KTIME_GET_COARSE_NS), _EXIT))
+    return _answer(True, "bpf_ktime_get_coarse_ns")
+
+
+def _checksum_kind() -> Requirement:
+    readable = kernel_fields.checksum_place() is not None
+    return _answer(
+        readable,
+        "read without a call" if readable else "not to be read: each packet calls a helper more",
+        "Linux 6.2 or newer with CONFIG_DEBUG_INFO_BTF, and CAP_PERFMON.",
+    )
+
+
+def _map_kinds() -> Requirement:
+    page = os.sysconf("SC_PAGE_SIZE")
+    kinds: dict[str, tuple[int, int, int, int, int]] = {
+        "hash": (maps.HASH, 4, 8, 1, 0),
+        "lru_hash": (maps.LRU_HASH, 4, 8, 16, 0),
+        "percpu_array": (maps.PERCPU_ARRAY, 4, 8, 1, 0),
+        "lpm_trie": (maps.LPM_TRIE, 8, 8, 1, maps.F_NO_PREALLOC),
+        "ring buffer": (_RINGBUF, 0, 0, page, 0),
+    }
+    missing = []
+    for name, (kind, key, value, entries, flags) in kinds.items():
+        try:
+            _try_map(kind, key, value, entries, flags)
+        except KernelError as error:
+            if error.errno in (errno.EPERM, errno.EACCES):
+                raise
+            missing.append(name)
+    try:
+        spec = MapSpec("lbctl_probe", maps.ARRAY, maps.F_MMAPABLE, _plain(4), _plain(8))
+        maps.create(spec, 1).close()
+    except KernelError:
+        missing.append("memory-mapped array")
+    if missing:
+        return _answer(False, f"missing: {', '.join(missing)}", "A kernel with these is needed.")
+    return _answer(True, f"{', '.join(kinds)}, memory-mapped array")
+
+
+def _bpffs(pin_dir: Path) -> Requirement:
+    mount, kind = bpffs.filesystem_of(pin_dir)
+    if kind == "bpf":
+        return _answer(True, f"{pin_dir} is on {mount}")
+    bpffs.require(pin_dir)
+    return _answer(False, f"{pin_dir} is on {mount}")
+
+
+def _attaching() -> Requirement:
+    if features.has_tcx():
+        return _answer(True, "tcx links")
+    # Tried in a namespace that ends with the command.
+    command = ["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "clsact"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return _answer(None, f"no tcx, and clsact could not be tried: {error}")
+    if done.returncode == 0:
+        return _answer(True, "clsact filters (the kernel has no tcx links; 6.6 has)")
+    return _answer(
+        False,
+        f"neither tcx links nor clsact filters: {done.stderr.strip()}",
+        "modprobe sch_ingress cls_bpf, or a kernel of 6.6 or later.",
+    )
+
+
+def _compiler() -> Requirement:
+    compiler.probe()
+    return _answer(True, f"compiles; results are kept in {compiler.cache_dir()}")
+
+
+def _memory() -> Requirement:
+    """Map memory is charged to the cgroup of the process that creates the maps."""
+    sizes = Sizes.automatic_here()
+    needed = sizes.estimated_bytes()
+    limit = None
+    mounted = cgroup_mounts(Path("/proc/self/mountinfo").read_text())
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::") and mounted:
+            path = Path(mounted[0][0] + line[3:]) / "memory.max"
+            text = path.read_text().strip() if path.exists() else "max"
+            limit = None if text == "max" else int(text)
+    megabytes = f"maps take about {needed >> 20} MB"
+    if limit is None:
+        return _answer(True, f"{megabytes}, and this process has no limit")
+    return _answer(
+        limit > 2 * needed,
+        f"{megabytes}; this process may use {limit >> 20} MB",
+        "Raise the container's memory limit, or choose a smaller --flows.",
+    )
+
+
+def cgroup_mounts(mountinfo: str) -> list[tuple[str, str]]:
+    """(mount point, root within the file system) of every cgroup2 mount in /proc/self/mountinfo."""
+    found = []
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split(" ", 1)[0] == "cgroup2":
+            parts = before.split(" ")
+            found.append((parts[4], parts[3]))
+    return found
+
+
+def _cgroup() -> Requirement:
+    mounted = cgroup_mounts(Path("/proc/self/mountinfo").read_text())
+    if not mounted:
+        return _answer(
+            False, "no cgroup2 is mounted", "mount -t cgroup2 none /sys/fs/cgroup (socket hooks)."
+        )
+    path, root = mounted[0]
+    own = os.stat("/proc/self/ns/cgroup").st_ino != _FIRST_CGROUP_NAMESPACE
+    if own and root == "/":
+        return _answer(
+            False,
+            f"{path} is only this container's part of the tree",
+            "Mount the host's /sys/fs/cgroup into the container and name it with --cgroup.",
+        )
+    return _answer(True, f"{path} is the root of the tree")
+
+
+def _socket_hooks() -> Requirement:
+    missing = cgroup.missing_hooks()
+    if missing:
+        return _answer(
+            False,
+            f"not in this kernel: {', '.join(missing)}",
+            "Processes of the node itself reach no services: a kernel with CONFIG_CGROUP_BPF is "
+            "needed, or something else for them and --socket-lb off.",
+        )
+    return _answer(True, ", ".join(cgroup.HOOKS))
+
+
+def _closing_sockets() -> Requirement:
+    able = {sockdiag.NAMES[p]: sockdiag.can_destroy(p) for p in (sockdiag.TCP, sockdiag.UDP)}
+    missing = [name for name, can in able.items() if not can]
+    if missing:
+        return _answer(
+            False,
+            f"not on request in this kernel: {', '.join(missing)}",
+            "A process of the node that is connected to an endpoint which is gone finds out by a "
+            "timeout; CONFIG_INET_DIAG_DESTROY and CONFIG_INET_UDP_DIAG would tell it at once.",
+        )
+    return _answer(True, " and ".join(able))

@@ -1,0 +1,138 @@
+"""How an instance is doing: what its agent says, and what its maps show by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ebpf.instance import Instance
+from ebpf.maps.hashes import HashMap
+from lbctl import status
+from lbctl.datapath.regions import region_of
+from lbctl.datapath.tables import HashTable
+
+_REASON = "REASON_"
+_NOT_A_REASON = "REASON_MAX"
+
+
+class MapUse(msgspec.Struct, frozen=True):
+    """One map. `entries` is None where every entry always exists; `flag` is the agent's option for
+    a larger map, empty where there is none or no agent has said."""
+
+    name: str
+    kind: str
+    entries: int | None
+    capacity: int
+    bytes: int
+    flag: str = ""
+
+
+class InstanceStatus(msgspec.Struct, frozen=True):
+    """All of `lbctl status`. Without an agent, what the last one said; it is not `ready` then."""
+
+    ready: bool
+    agent: int  # its process, 0 if none runs
+    pin_dir: str
+    node: str
+    version: str
+    services: int
+    service_ports: int
+    endpoints: int  # (service port, endpoint) pairs
+    interfaces: int
+    last_apply: str  # RFC 3339, empty if there was none
+    last_apply_seconds: float
+    taking_over: bool
+    socket_lb: str  # off, host or all; empty without any agent's word
+    sockets_closed: int  # by the agent, since their endpoint had gone
+    source: status.SourceState
+    maps: tuple[MapUse, ...]
+    reasons: dict[str, int]  # packets by what was decided about them
+    warnings: tuple[str, ...]
+
+
+def read(instance: Instance) -> InstanceStatus:
+    """The status of an open instance. Raises KernelError, LayoutError."""
+    agent = status.running_agent(instance.pin_dir)
+    said = status.read(instance.pin_dir)
+    record = said or status.StatusRecord(0, "", "", str(instance.pin_dir))
+    alive = agent != 0 and record.pid == agent
+    flags = {name: use.flag for name, use in record.tables.items()}
+    return InstanceStatus(
+        ready=alive and record.ready,
+        agent=agent,
+        pin_dir=str(instance.pin_dir),
+        node=record.node,
+        version=record.version,
+        services=record.services,
+        service_ports=record.service_ports,
+        endpoints=record.endpoints,
+        interfaces=record.interfaces,
+        last_apply=record.last_apply,
+        last_apply_seconds=record.last_apply_seconds,
+        taking_over=record.taking_over,
+        socket_lb=record.socket_lb,
+        sockets_closed=record.sockets_closed,
+        source=record.source,
+        maps=tuple(_use(instance, name, flags.get(name, "")) for name in instance.map_names()),
+        reasons=reasons(instance),
+        warnings=(*_of_agent(agent, said, instance.pin_dir), *record.warnings),
+    )
+
+
+def _of_agent(agent: int, said: status.StatusRecord | None, pin_dir: Path) -> list[str]:
+    if not agent:
+        return [
+            "no agent runs: what it programmed stays in force, changes and new pods wait for "
+            f"`lbctl agent --pin-dir {pin_dir}`"
+        ]
+    if said is None or said.pid != agent:
+        return [f"process {agent} holds the instance, and has not said how it is doing yet"]
+    return []
+
+
+def reasons(instance: Instance) -> dict[str, int]:
+    """Packets counted by reason, by its name in lower case; those never seen too."""
+    sums = instance.counters.read_sum().tolist()
+    numbers = {name: value for name, value in instance.enums.items() if name.startswith(_REASON)}
+    numbers.pop(_NOT_A_REASON, None)
+    return {
+        name.removeprefix(_REASON).lower(): int(sums[number])
+        for name, number in numbers.items()
+        if number < len(sums)
+    }
+
+
+def _use(instance: Instance, name: str, flag: str) -> MapUse:
+    table = instance.map(name)
+    return MapUse(
+        name, table.type, _entries(instance, name), table.max_entries, table.memory_bytes, flag
+    )
+
+
+def _entries(instance: Instance, name: str) -> int | None:
+    """How many entries are in use. The programs count their TCP flows; the other tables that fill
+    up are walked, in batches."""
+    if name in ("flows4", "flows6"):
+        field = name.replace("flows", "tcp_entries")
+        return int(instance.table_state.records[field][0])
+    if name in ("services", "service_counters"):
+        return _count(instance.names)
+    if name == "backends":
+        return int(np.count_nonzero(instance.backends.records["port"]))
+    if name == "slots":
+        return _slots(instance)
+    table = instance.map(name)
+    return _count(table) if isinstance(table, HashMap) else None
+
+
+def _count(table: HashTable) -> int:
+    return sum(len(keys) for keys, _ in table.batches())
+
+
+def _slots(instance: Instance) -> int:
+    """Slots of all regions that services use; two sets may be one region."""
+    records = instance.services.records
+    words = np.unique(np.concatenate([records["cluster"], records["local"]]))
+    return sum(length for _, length in {region_of(word) for word in words.tolist()})

@@ -1,0 +1,1 @@
+"""What Kubernetes says, as typed, frozen records of the fields we use."""

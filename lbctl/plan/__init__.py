@@ -1,0 +1,1 @@
+"""Which writes make the maps say what was resolved; pure."""

@@ -1,0 +1,156 @@
+"""Who owns which address, port and protocol, when more than one service asks for it.
+
+The first to be programmed keeps it (also over a restart: what is programmed is read back first);
+the others wait in order. Each ClusterIP also has a marker, by which packets to its unknown ports
+are told from packets to an address that nobody has.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from lbctl.datapath import consts
+
+ADDRESS_BYTES = 16
+_MARKER = consts.FRONTEND_ADDRESS  # of service 0, which is nobody's id
+
+
+def frontend_key(address: bytes, port: int, protocol: int) -> bytes:
+    """What identifies a frontend: address (16 bytes), port (2, network order), protocol (1)."""
+    return address + port.to_bytes(2, "big") + bytes((protocol,))
+
+
+def marker_key(address: bytes) -> bytes:
+    """The key of the marker of a ClusterIP address."""
+    return address + b"\0\0\0"
+
+
+class Claims:
+    """Owners of frontend keys, as programmed once the changes taken are written.
+
+    An owner is service id and frontend flags in one integer, which at 100,000 frontends saves
+    several MB; `pack` and `unpack` are the two ways.
+    """
+
+    __slots__ = ("_changed", "_markers", "_owner", "_waiting")
+
+    def __init__(self) -> None:
+        self._owner: dict[bytes, int] = {}
+        self._waiting: dict[bytes, list[int]] = {}
+        self._markers: dict[bytes, int] = {}  # address -> services with it as ClusterIP
+        self._changed: dict[bytes, int | None] = {}  # key -> what the kernel has
+
+    def __len__(self) -> int:
+        return len(self._owner)
+
+    @staticmethod
+    def pack(service: int, flags: int) -> int:
+        """One integer of both."""
+        return service << 16 | flags
+
+    @staticmethod
+    def unpack(owner: int) -> tuple[int, int]:
+        """Service id and flags."""
+        return owner >> 16, owner & 0xFFFF
+
+    def owner(self, key: bytes) -> int | None:
+        """The service id that has the key."""
+        owner = self._owner.get(key)
+        return None if owner is None else owner >> 16
+
+    def columns(self) -> tuple[list[bytes], list[int]]:
+        """Every key that is owned, markers too, and the packed owner of each: its low bits are the
+        flags."""
+        return list(self._owner), list(self._owner.values())
+
+    def adopt(self, key: bytes, service: int, flags: int) -> None:
+        """A frontend that is programmed already, with a service that is known."""
+        self._owner[key] = self.pack(service, flags)
+        if flags & consts.FRONTEND_CLUSTER_IP:
+            address = key[:ADDRESS_BYTES]
+            self._markers[address] = self._markers.get(address, 0) + 1
+
+    def adopt_markers(self, programmed: set[bytes], strays: Iterable[bytes]) -> None:
+        """After all `adopt`: the addresses with a marker, and keys that belong to nobody.
+
+        What is missing or too much is set right with the next changes.
+        """
+        for address in self._markers:
+            self._owner[marker_key(address)] = _MARKER
+            if address not in programmed:
+                self._changed[marker_key(address)] = None
+        for key in strays:
+            self._changed[key] = -1
+        for address in programmed - self._markers.keys():
+            self._changed[marker_key(address)] = _MARKER
+
+    def room_for(self, wanted: Iterable[bytes]) -> int:
+        """How many entries of the map `wanted` would add at most, each with a marker."""
+        return sum(2 for key in wanted if key not in self._owner)
+
+    def drop(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> None:
+        """The service no longer asks for these; those who wait get them."""
+        for key, flags in frontends:
+            owner = self._owner.get(key)
+            if owner is not None and owner >> 16 == service:
+                waiting = self._waiting.get(key)
+                self._set(key, waiting.pop(0) if waiting else None)
+            else:
+                waiting = self._waiting[key]
+                waiting[:] = [other for other in waiting if other >> 16 != service]
+            if waiting is not None and not waiting:
+                del self._waiting[key]
+            if flags & consts.FRONTEND_CLUSTER_IP:
+                self._unmark(key[:ADDRESS_BYTES])
+
+    def add(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+        """The service asks for these. Returns what it does not get: key, and the owner's id."""
+        refused = []
+        for key, flags in frontends:
+            owner = self._owner.get(key)
+            if owner is None:
+                self._set(key, self.pack(service, flags))
+            elif owner >> 16 != service:
+                self._waiting.setdefault(key, []).append(self.pack(service, flags))
+                refused.append((key, owner >> 16))
+            if flags & consts.FRONTEND_CLUSTER_IP:
+                self._mark(key[:ADDRESS_BYTES])
+        return refused
+
+    def change(self, service: int, key: bytes, old: int, new: int) -> None:
+        """The flags of what the service already asks for differ now."""
+        if self._owner[key] >> 16 == service:
+            self._set(key, self.pack(service, new))
+        else:
+            waiting = self._waiting[key]
+            waiting[waiting.index(self.pack(service, old))] = self.pack(service, new)
+        if (old ^ new) & consts.FRONTEND_CLUSTER_IP:
+            mark = self._mark if new & consts.FRONTEND_CLUSTER_IP else self._unmark
+            mark(key[:ADDRESS_BYTES])
+
+    def changes(self) -> Iterator[tuple[bytes, int | None]]:
+        """Keys whose entry in the kernel must change, with the new owner or None; each once."""
+        changed, self._changed = self._changed, {}
+        for key, programmed in changed.items():
+            owner = self._owner.get(key)
+            if owner != programmed:
+                yield key, owner
+
+    def _set(self, key: bytes, owner: int | None) -> None:
+        self._changed.setdefault(key, self._owner.get(key))
+        if owner is None:
+            self._owner.pop(key, None)
+        else:
+            self._owner[key] = owner
+
+    def _mark(self, address: bytes) -> None:
+        count = self._markers.get(address, 0)
+        self._markers[address] = count + 1
+        if not count:
+            self._set(marker_key(address), _MARKER)
+
+    def _unmark(self, address: bytes) -> None:
+        count = self._markers[address] - 1
+        if count:
+            self._markers[address] = count
+        else:
+            del self._markers[address]
+            self._set(marker_key(address), None)

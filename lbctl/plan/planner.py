@@ -1,0 +1,353 @@
+"""From resolved service ports to the writes that make the maps say the same.
+
+The planner knows what is programmed (lbctl/program/readback.py fills it at start) and takes every
+plan as carried out; if carrying one out fails, read back and plan again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ebpf.errors import LbError
+from lbctl.addresses import Prefix, format_endpoint
+from lbctl.datapath import consts
+from lbctl.datapath.regions import Contents, region_of, region_word
+from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
+from lbctl.plan.claims import ADDRESS_BYTES, Claims
+from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
+from lbctl.resolve.ports import ResolvedPort
+
+CLUSTER: Final = "cluster"
+LOCAL: Final = "local"
+
+SERVICES_FLAG = "--services"
+ENDPOINTS_FLAG = "--endpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Writes by kind, in the order in which lbctl/program/writes.py carries them out."""
+
+    names: list[tuple[int, str]] = field(default_factory=list)
+    new_settings: list[tuple[int, int, int]] = field(default_factory=list)  # id, flags, affinity
+    # New backends, as columns.
+    backend_ids: list[int] = field(default_factory=list)
+    backend_identities: list[bytes] = field(default_factory=list)
+    backend_flags: list[int] = field(default_factory=list)
+    backend_services: list[int] = field(default_factory=list)
+    raised: list[tuple[int, int]] = field(default_factory=list)  # backend, flags before the switch
+    slot_indices: list[int] = field(default_factory=list)
+    slot_backends: list[int] = field(default_factory=list)
+    words: list[tuple[int, str, int]] = field(default_factory=list)  # service, field, region word
+    settings: list[tuple[int, int, int]] = field(default_factory=list)
+    # Service and range: loadBalancerSourceRanges.
+    ranges: list[tuple[int, Prefix]] = field(default_factory=list)
+    frontends: list[tuple[bytes, int, int]] = field(default_factory=list)  # key, service, flags
+    frontends_gone: list[bytes] = field(default_factory=list)
+    ranges_gone: list[tuple[int, Prefix]] = field(default_factory=list)
+    words_emptied: list[tuple[int, str, int]] = field(default_factory=list)
+    lowered: list[tuple[int, int]] = field(default_factory=list)  # backend, flags after the switch
+    # Not writes:
+    warnings: list[str] = field(default_factory=list)
+    failed: dict[str, LbError] = field(default_factory=dict)  # unchanged in the maps; plan again
+
+    def writes(self) -> dict[str, int]:
+        """Stores and map updates by kind; kinds without any are left out."""
+        counts = {
+            "names": len(self.names),
+            "settings": len(self.new_settings) + len(self.settings),
+            "backends": len(self.backend_ids),
+            "backend flags": len(self.raised) + len(self.lowered),
+            "slots": len(self.slot_indices),
+            "region words": len(self.words) + len(self.words_emptied),
+            "source ranges": len(self.ranges) + len(self.ranges_gone),
+            "frontends": len(self.frontends) + len(self.frontends_gone),
+        }
+        return {kind: count for kind, count in counts.items() if count}
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """Ids that no flow has any more, whose records are to be cleared before their next use."""
+
+    services: list[int]
+    backends: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Entries of the maps of these names; `name_bytes` is the longest text `names` holds."""
+
+    services: int
+    backends: int
+    slots: int
+    frontends: int
+    name_bytes: int
+
+
+@dataclass(slots=True)
+class Programmed:
+    """What the maps hold of one service port."""
+
+    id: int
+    cluster: int = 0  # region words, or contents.UNKNOWN
+    local: int = 0
+    flags: int = 0
+    affinity: int = 0  # ticks
+    frontends: tuple[tuple[bytes, int], ...] = ()  # asked for: key and flags
+    ranges: tuple[Prefix, ...] = ()
+
+
+class Planner:
+    """Keeps ids, regions and frontends of all service ports, and plans their changes."""
+
+    def __init__(self, contents: Contents, sizes: Sizes) -> None:
+        self._contents = contents
+        self._sizes = sizes
+        self.services: dict[str, Programmed] = {}
+        self.retired: dict[str, Programmed] = {}  # gone, but flows may still have the id
+        self.claims = Claims()
+        self.service_ids = IdPool("services", sizes.services, SERVICES_FLAG)
+        self.backend_ids = IdPool("backends", sizes.backends, ENDPOINTS_FLAG)
+        self.regions = RegionPool("slots", sizes.slots, ENDPOINTS_FLAG)
+
+    def stored_name(self, name: str) -> str:
+        """The text that stands for a service port in `names`, and by which it is known here.
+
+        Three labels of 63 characters do not fit: the end of such a name becomes a hash of it all.
+        """
+        raw = name.encode()
+        if len(raw) <= self._sizes.name_bytes:
+            return name
+        digest = sha256(raw).hexdigest()[:12]
+        return raw[: self._sizes.name_bytes - 13].decode(errors="ignore") + "~" + digest
+
+    def plan(self, changes: Mapping[str, ResolvedPort | None], now: float) -> Plan:
+        """The writes for `changes`: name and what it resolves to, None for a port that is gone.
+
+        A port for which there is no room is in `Plan.failed`, and stays as it was.
+        """
+        plan = Plan()
+        moved: list[tuple[Programmed, tuple[tuple[bytes, int], ...]]] = []
+        for full_name, port in changes.items():
+            name = self.stored_name(full_name)
+            before = self.services.get(name)
+            asked = before.frontends if before else ()
+            if port is None:
+                if before:
+                    self._remove(plan, name, before, now)
+                    moved.append((before, asked))
+                continue
+            try:
+                after = self._set(plan, name, port, before, now)
+            except Exhausted as error:
+                plan.failed[full_name] = error
+                continue
+            if after.frontends != asked:
+                moved.append((after, asked))
+        self._move_frontends(plan, moved)
+        return plan
+
+    def recover(
+        self,
+        sweep_began: float,
+        services_seen: npt.NDArray[np.bool_],
+        backends_seen: npt.NDArray[np.bool_],
+    ) -> Freed:
+        """Ids whose rest is over: see `IdPool.recover`."""
+        services = self.service_ids.recover(sweep_began, services_seen)
+        gone = set(services)
+        if gone:
+            self.retired = {n: p for n, p in self.retired.items() if p.id not in gone}
+        return Freed(services, self.backend_ids.recover(sweep_began, backends_seen))
+
+    def _set(
+        self, plan: Plan, name: str, port: ResolvedPort, before: Programmed | None, now: float
+    ) -> Programmed:
+        returning = None if before else self.retired.get(name)
+        state = before or returning or Programmed(0)
+        frontends = frontends_of(port)
+        sets = HeldSets(self._contents, state.cluster, state.local)
+        wanted = WantedSets(port)
+        fresh = [identity for identity in wanted.flags if identity not in sets.held]
+        fresh_ids, words, regions = self._allocate(wanted, sets, fresh, frontends, now)
+        if not state.id:
+            try:
+                state.id = self.service_ids.take()
+            except Exhausted:
+                self._give_back(fresh_ids, regions)
+                raise
+            plan.names.append((state.id, name))
+        elif returning:
+            self.service_ids.reclaim(state.id)
+            del self.retired[name]
+        self.services[name] = state
+
+        plan.backend_ids.extend(fresh_ids)
+        plan.backend_identities.extend(fresh)
+        plan.backend_flags.extend([wanted.flags[identity] for identity in fresh])
+        plan.backend_services.extend([state.id] * len(fresh))
+        for base, ids in regions:
+            plan.slot_indices.extend(range(base, base + len(ids)))
+            plan.slot_backends.extend(ids)
+        self._change_flags(plan, sets, wanted.flags, now)
+        self._switch(plan, state, words, now)
+        self._configure(plan, state, port, new=before is None)
+        self._set_ranges(plan, state, port.source_ranges)
+        state.frontends = frontends
+        return state
+
+    def _allocate(
+        self,
+        wanted: WantedSets,
+        sets: HeldSets,
+        fresh: list[bytes],
+        frontends: tuple[tuple[bytes, int], ...],
+        now: float,
+    ) -> tuple[list[int], tuple[int, int], list[tuple[int, list[int]]]]:
+        """Ids for `fresh` endpoints, the two region words, and the regions to write for them.
+
+        Raises `Exhausted`, with nothing taken.
+        """
+        more = self.claims.room_for(key for key, _ in frontends)
+        if more and len(self.claims) + more > self._sizes.frontends:
+            raise Exhausted("frontends", self._sizes.frontends, 0, SERVICES_FLAG)
+        fresh_ids = self.backend_ids.take_many(len(fresh))
+        ids = dict(zip(fresh, fresh_ids, strict=True))
+        cluster = sets.ids_of(wanted.cluster, ids)
+        local = sets.ids_of(wanted.local, ids)
+        existing = [(sets.cluster, sets.words[0]), (sets.local, sets.words[1])]
+        regions: list[tuple[int, list[int]]] = []
+        try:
+            cluster_word = self._place(cluster, wanted.cluster_drop, existing, regions, now)
+            existing.append((cluster, cluster_word))
+            local_word = self._place(local, wanted.local_drop, existing, regions, now)
+        except Exhausted:
+            self._give_back(fresh_ids, regions)
+            raise
+        return fresh_ids, (cluster_word, local_word), regions
+
+    def _place(
+        self,
+        ids: list[int],
+        drop: bool,
+        existing: list[tuple[list[int], int]],
+        regions: list[tuple[int, list[int]]],
+        now: float,
+    ) -> int:
+        """The word for a set: of a region that holds it already, or of a new one."""
+        if not ids:
+            return consts.REGION_DROP if drop else 0
+        for held, word in existing:
+            if held == ids or (len(held) == len(ids) and set(held) == set(ids)):
+                return word
+        base = self.regions.take(len(ids), now)
+        regions.append((base, ids))
+        return region_word(base, len(ids))
+
+    def _give_back(self, ids: list[int], regions: list[tuple[int, list[int]]]) -> None:
+        self.backend_ids.give_back(ids)
+        for base, members in regions:
+            self.regions.give_back(base, len(members))
+
+    def _change_flags(
+        self, plan: Plan, sets: HeldSets, wanted: dict[bytes, int], now: float
+    ) -> None:
+        """A backend that stays gets bits before the switch and loses them after it."""
+        for identity, (number, flags) in sets.held.items():
+            target = wanted.get(identity)
+            if target is None:
+                self._retire(plan, number, flags, now)
+                continue
+            if flags | target != flags:
+                plan.raised.append((number, flags | target))
+            if flags | target != target:
+                plan.lowered.append((number, target))
+
+    def _retire(self, plan: Plan, number: int, flags: int, now: float) -> None:
+        plan.lowered.append((number, flags & consts.BACKEND_LOCAL))
+        self.backend_ids.release(number, now)
+
+    def _switch(self, plan: Plan, state: Programmed, words: tuple[int, int], now: float) -> None:
+        cluster, local = words
+        old = {region_of(state.cluster), region_of(state.local)}
+        if cluster != state.cluster:
+            plan.words.append((state.id, CLUSTER, cluster))
+        if local != state.local:
+            plan.words.append((state.id, LOCAL, local))
+        state.cluster, state.local = cluster, local
+        self._release_regions(old - {region_of(cluster), region_of(local)}, now)
+
+    def _release_regions(self, regions: Iterable[tuple[int, int]], now: float) -> None:
+        for base, length in sorted(regions):
+            if length:
+                self.regions.release(base, length, now)
+
+    def _configure(self, plan: Plan, state: Programmed, port: ResolvedPort, new: bool) -> None:
+        flags = (
+            consts.SERVICE_INTERNAL_LOCAL * port.internal_local
+            | consts.SERVICE_EXTERNAL_LOCAL * port.external_local
+            | consts.SERVICE_AFFINITY * (port.affinity_seconds > 0)
+        )
+        affinity = consts.ticks(port.affinity_seconds)
+        if (flags, affinity) != (state.flags, state.affinity):
+            state.flags, state.affinity = flags, affinity
+            (plan.new_settings if new else plan.settings).append((state.id, flags, affinity))
+
+    def _set_ranges(self, plan: Plan, state: Programmed, wanted: tuple[Prefix, ...]) -> None:
+        """New ranges come before the frontends that ask for them, old ones go after."""
+        if wanted != state.ranges:
+            had, want = set(state.ranges), set(wanted)
+            plan.ranges.extend((state.id, r) for r in wanted if r not in had)
+            plan.ranges_gone.extend((state.id, r) for r in state.ranges if r not in want)
+            state.ranges = wanted
+
+    def _remove(self, plan: Plan, name: str, state: Programmed, now: float) -> None:
+        for number, flags in HeldSets(self._contents, state.cluster, state.local).held.values():
+            self._retire(plan, number, flags, now)
+        if state.cluster:
+            plan.words_emptied.append((state.id, CLUSTER, 0))
+        if state.local:
+            plan.words_emptied.append((state.id, LOCAL, 0))
+        self._release_regions({region_of(state.cluster), region_of(state.local)}, now)
+        state.cluster = state.local = 0
+        state.frontends = ()
+        self._set_ranges(plan, state, ())
+        del self.services[name]
+        self.retired[name] = state
+        self.service_ids.release(state.id, now)
+
+    def _move_frontends(
+        self, plan: Plan, moved: list[tuple[Programmed, tuple[tuple[bytes, int], ...]]]
+    ) -> None:
+        """First all that is given up, then all that is asked for: an address can change hands."""
+        for state, asked in moved:
+            now = dict(state.frontends)
+            self.claims.drop(state.id, [(k, f) for k, f in asked if k not in now])
+            for key, flags in asked:
+                if now.get(key, flags) != flags:
+                    self.claims.change(state.id, key, flags, now[key])
+        for state, asked in moved:
+            had = dict(asked)
+            wanted = [(k, f) for k, f in state.frontends if k not in had]
+            for key, owner in self.claims.add(state.id, wanted):
+                plan.warnings.append(self._conflict(key, owner, state.id))
+        for key, owner_now in self.claims.changes():
+            if owner_now is None:
+                plan.frontends_gone.append(key)
+            else:
+                service, flags = self.claims.unpack(owner_now)
+                plan.frontends.append((key, service, flags))
+
+    def _conflict(self, key: bytes, owner: int, loser: int) -> str:
+        names = {state.id: name for name, state in self.services.items()}
+        port = int.from_bytes(key[ADDRESS_BYTES : ADDRESS_BYTES + 2], "big")
+        place = format_endpoint(key[:ADDRESS_BYTES], port)
+        return (
+            f"{place} is asked for by {names.get(owner, 'a service without a name')} and by "
+            f"{names[loser]}: the former keeps it, as it had it first"
+        )

@@ -1,0 +1,63 @@
+"""The endpoint sets and addresses of one service port: as they are wanted, and as programmed."""
+
+from lbctl.datapath import consts
+from lbctl.datapath.regions import Contents
+from lbctl.plan.claims import frontend_key
+from lbctl.resolve.ports import Endpoint, ResolvedPort
+
+
+class HeldSets:
+    """The sets of a service port as they are programmed."""
+
+    __slots__ = ("cluster", "held", "local", "words")
+
+    def __init__(self, contents: Contents, cluster: int, local: int) -> None:
+        """From the two region words."""
+        self.words = (cluster, local)
+        self.cluster = contents.region(cluster)
+        same = local == cluster
+        self.local = self.cluster if same else contents.region(local)
+        ids = self.cluster if same else list(dict.fromkeys(self.cluster + self.local))
+        self.held: dict[bytes, tuple[int, int]] = {}  # identity -> id, flags
+        if ids:
+            for number, (identity, flags) in zip(ids, contents.backends(ids), strict=True):
+                self.held[identity] = (number, flags)
+
+    def ids_of(self, identities: list[bytes], fresh: dict[bytes, int]) -> list[int]:
+        """The backend ids of these endpoints, new ones from `fresh`."""
+        held = self.held
+        if not held:
+            return [fresh[i] for i in identities]
+        return [fresh[i] if i in fresh else held[i][0] for i in identities]
+
+
+class WantedSets:
+    """What a port resolves to, in the planner's terms."""
+
+    __slots__ = ("cluster", "cluster_drop", "flags", "local", "local_drop")
+
+    def __init__(self, port: ResolvedPort) -> None:
+        plain = consts.BACKEND_SERVING | consts.BACKEND_IN_CLUSTER
+        here = plain | consts.BACKEND_LOCAL
+        # By identity, for every endpoint in either set, in the order of the sets.
+        self.flags = {_identity(e): here if e.local else plain for e in port.cluster}
+        self.cluster = list(self.flags)
+        self.local = list(dict.fromkeys(map(_identity, port.local)))
+        local = consts.BACKEND_SERVING | consts.BACKEND_IN_LOCAL | consts.BACKEND_LOCAL
+        for identity in self.local:
+            self.flags[identity] = self.flags.get(identity, 0) | local
+        self.cluster_drop = port.cluster_drop
+        self.local_drop = port.local_drop
+
+
+def _identity(endpoint: Endpoint) -> bytes:
+    return endpoint.address + endpoint.port.to_bytes(2, "big")
+
+
+def frontends_of(port: ResolvedPort) -> tuple[tuple[bytes, int], ...]:
+    """Keys with flags."""
+    found: dict[bytes, int] = {}
+    for frontend in port.frontends:
+        key = frontend_key(frontend.address, frontend.port, frontend.protocol)
+        found[key] = found.get(key, 0) | int(frontend.kind)
+    return tuple(found.items())

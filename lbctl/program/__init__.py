@@ -1,0 +1,1 @@
+"""Plans carried out on the maps, and what is programmed read back."""

@@ -1,0 +1,119 @@
+"""The `config` record: timeouts, limits, service ranges and the node's own addresses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lbctl.addresses import IPV4, IPV6, Prefix, of_family
+from lbctl.datapath import consts
+from lbctl.datapath.tables import ArrayTable
+from lbctl.errors import ConfigError
+from lbctl.resolve.node import NodeFacts
+
+# Seconds. Where kube-proxy sets conntrack's timeouts, these are its values; else they are
+# conntrack's own, but for a finished connection: Linux keeps its ports for 60 s, by a timer that
+# may be an eighth late.
+TIMEOUTS: Final = {
+    "syn_timeout": 60,
+    "established_timeout": 86400,
+    "closing_timeout": 3600,
+    "reset_timeout": 10,
+    "time_wait_timeout": 75,
+    "datagram_timeout": 30,
+    "datagram_stream_timeout": 120,
+}
+_LEAST_TICKS = 4
+# Above the ports the kernel gives out by itself (32768-60999), and reserved besides.
+PORTS: Final = (61000, 65535)
+# Share of a TCP table that handshakes may fill.
+FLOW_LIMIT = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class DataPathSettings:
+    """What the record says beside the node's facts."""
+
+    pass_midstream: bool  # kube-proxy may own TCP connections without a flow
+    tcp_entries: int  # of a family's TCP table
+    ports: tuple[int, int] = PORTS
+    socket_flags: int = 0  # CONFIG_SOCKET_*
+    host_netns: int = 0  # cookie of the node's network namespace
+    timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
+
+
+def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:
+    """Make the record say this; returns the fields that differed, which alone are written.
+
+    Raises ConfigError for more service ranges than the programs know.
+    """
+    wanted = _record(table.records.dtype, node, settings)
+    current = table.records
+    changed = [n for n in wanted.dtype.names or () if (wanted[n] != current[n]).any()]
+    for kind in _RANGES:
+        counts = [f"{kind}_count4", f"{kind}_count6"]
+        if any(name.startswith(kind) for name in changed):
+            # Never a range that is half the old and half the new one.
+            for name in counts:
+                current[name] = 0
+            changed = [n for n in changed if n not in counts] + counts
+    for name in changed:
+        current[name] = wanted[name]
+    return changed
+
+
+def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -> npt.NDArray[Any]:
+    record = np.zeros(1, dtype)
+    record["flags"] = (
+        consts.CONFIG_PASS_MIDSTREAM * settings.pass_midstream
+        | consts.CONFIG_MASQUERADE_ALL * node.masquerade_all
+        | settings.socket_flags
+    )
+    record["host_netns"] = settings.host_netns
+    record["flow_limit"] = int(settings.tcp_entries * FLOW_LIMIT)
+    for name, seconds in (*TIMEOUTS.items(), *settings.timeouts):
+        # `seen` is set once per beat, up to 2.6 s apart: what is in use must not look idle.
+        record[name] = max(_LEAST_TICKS, consts.ticks(seconds)) if seconds else 0
+    record["port_min"], record["port_max"] = settings.ports
+    for family in (IPV4, IPV6):
+        primary = node.primary(family)
+        if primary is not None:
+            _put(record[f"node{family}"][0], primary)
+        _put_ranges(record, f"cidr{family}", f"cidr_count{family}", node.service_cidrs, family)
+        name, count = f"pod_cidr{family}", f"pod_cidr_count{family}"
+        _put_ranges(record, name, count, node.cluster_cidrs, family)
+    return record
+
+
+# Field of the record, entries it has room for, and what sets it.
+_RANGES: Final = {
+    "cidr": (consts.MAX_SERVICE_CIDRS, "--service-cidr"),
+    "pod_cidr": (consts.MAX_POD_CIDRS, "--cluster-cidr (or clusterCIDR)"),
+}
+
+
+def _put_ranges(
+    record: npt.NDArray[Any], name: str, count: str, prefixes: Sequence[Prefix], family: int
+) -> None:
+    ranges = of_family(prefixes, family)
+    room, option = _RANGES[name.rstrip("46")]
+    if len(ranges) > room:
+        raise ConfigError(
+            f"{option} names {len(ranges)} ranges of IPv{family}",
+            hint=f"The programs know up to {room} ranges per family.",
+        )
+    for index, prefix in enumerate(ranges):
+        _put(record[name][0, index]["net"], prefix.address)
+        _put(record[name][0, index]["mask"], _mask(prefix))
+    record[count] = len(ranges)
+
+
+def _put(address: Any, raw: bytes) -> None:
+    """A struct addr holds the address's bytes as they are."""
+    address["w"] = np.frombuffer(raw, np.uint32)
+
+
+def _mask(prefix: Prefix) -> bytes:
+    return ((1 << 128) - (1 << (128 - prefix.length))).to_bytes(16, "big")

@@ -1,0 +1,242 @@
+"""Reading back what an earlier agent programmed, so that a start writes only what differs.
+
+What does not add up (a frontend of a service without a name, a region with foreign backends) is
+left in place and remembered as unknown: the first complete plan replaces it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lbctl.addresses import Prefix
+from lbctl.datapath import consts
+from lbctl.datapath import filters as filterbits
+from lbctl.datapath.regions import UNKNOWN, ArrayContents, address_columns, rows_as_bytes
+from lbctl.datapath.tables import Records, Tables
+from lbctl.plan.claims import ADDRESS_BYTES
+from lbctl.plan.planner import Plan, Planner, Programmed, Sizes
+from lbctl.program import writes
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Leftovers:
+    """What an interrupted agent did not come to do, or what nobody can have done on purpose."""
+
+    lowered: list[tuple[int, int]] = field(default_factory=list)  # backends in no set: id, flags
+    names: list[int] = field(default_factory=list)  # names of impossible ids
+    unknown: list[str] = field(default_factory=list)  # services whose sets do not add up
+    strays: int = 0  # frontends of nobody
+    ranges: list[tuple[int, Prefix]] = field(default_factory=list)  # source ranges of nobody
+
+    def describe(self) -> Iterator[str]:
+        """Sentences for the log."""
+        if self.unknown:
+            yield f"endpoint sets that do not add up are written anew: {', '.join(self.unknown)}"
+        if self.strays:
+            yield f"{self.strays} frontends belong to no service and will be removed or replaced"
+        if self.lowered:
+            yield f"{len(self.lowered)} backends had left their sets but were marked as serving"
+
+
+def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
+    """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`."""
+    sizes = Sizes(
+        services=tables.services.max_entries,
+        backends=tables.backends.max_entries,
+        slots=tables.slots.max_entries,
+        frontends=tables.frontends.max_entries,
+        name_bytes=tables.names.spec.value.field("text").size - 1,
+    )
+    contents = ArrayContents(tables.slots.records, tables.backends.records)
+    planner = Planner(contents, sizes)
+    leftovers = Leftovers()
+    by_id = _read_names(tables, planner, leftovers)
+    _read_services(tables, by_id)
+    used = _read_regions(tables, planner, leftovers, now)
+    _rest_ids(tables, planner, leftovers, used, now)
+    _read_frontends(tables, planner, by_id, leftovers)
+    _read_ranges(tables, by_id, leftovers)
+    return planner, leftovers
+
+
+def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:
+    """Finish what was interrupted, as far as it deletes nothing. Returns the number of stores."""
+    stored = len(leftovers.lowered) + len(leftovers.names) + len(leftovers.ranges)
+    for number, flags in leftovers.lowered:
+        tables.backends.records["flags"][number] = flags
+    for number in leftovers.names:
+        key = np.zeros(1, tables.names.spec.key.dtype)
+        key["service"] = number
+        tables.names.delete_many(key)
+    writes.delete_ranges(Plan(ranges_gone=leftovers.ranges), tables)
+    services, called = filterbits.frontend_bits(*planner.claims.columns())
+    stored += filterbits.set_bits(tables.service_filter, services)
+    endpoints = filterbits.backend_record_bits(tables.backends.records)
+    return stored + filterbits.set_bits(tables.backend_filter, np.concatenate([called, endpoints]))
+
+
+def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[int, Programmed]:
+    keys, values = tables.names.read_all()
+    by_id: dict[int, Programmed] = {}
+    named = zip(keys["service"].tolist(), values["text"].tolist(), strict=True)
+    for number, text in sorted(named):
+        name = text.decode(errors="replace")
+        if not 0 < number < tables.services.max_entries:
+            leftovers.names.append(number)
+        elif name in planner.services:
+            # Two ids of one name: the second rests, and is freed with its name.
+            planner.retired[f"{name} ({number})"] = Programmed(number)
+        else:
+            by_id[number] = planner.services[name] = Programmed(number)
+    return by_id
+
+
+def _read_services(tables: Tables, by_id: dict[int, Programmed]) -> None:
+    ids = list(by_id)
+    records = tables.services.records[ids]
+    columns = (records[name].tolist() for name in ("cluster", "local", "flags", "affinity"))
+    for state, cluster, local, flags, affinity in zip(by_id.values(), *columns, strict=True):
+        state.cluster, state.local, state.flags, state.affinity = cluster, local, flags, affinity
+
+
+def _read_ranges(tables: Tables, by_id: dict[int, Programmed], leftovers: Leftovers) -> None:
+    """Source ranges by service; those of nobody are removed by `repair`."""
+    found: dict[int, list[Prefix]] = {}
+    keys, _ = tables.source_ranges.read_all()
+    for key in keys:
+        number, length = int(key["service"]), int(key["prefix_length"]) - writes.SERVICE_BITS
+        found.setdefault(number, []).append(Prefix(key["client"]["w"].tobytes(), length))
+    for number, ranges in found.items():
+        if number in by_id:
+            by_id[number].ranges = tuple(sorted(ranges))
+        else:
+            leftovers.ranges.extend((number, prefix) for prefix in ranges)
+
+
+def _read_regions(
+    tables: Tables, planner: Planner, leftovers: Leftovers, now: float
+) -> npt.NDArray[np.int64]:
+    """Check every set; returns the ids of the backends in them."""
+    names = list(planner.services)
+    states = list(planner.services.values())
+    words = np.array([(s.cluster, s.local) for s in states], np.uint64).reshape(-1, 2)
+    ids = np.array([s.id for s in states], np.int64)
+    regions = _regions(words)  # columns: place in `states`, base, length
+    bad = _misplaced(regions, tables.slots.max_entries)
+    fine = regions[~np.isin(regions[:, 0], bad)]
+    place, members = _members(fine, tables.slots.records["backend"])
+    bad = np.union1d(bad, place[_foreign(members, ids[place], tables.backends.records)])
+    for index in bad.tolist():
+        leftovers.unknown.append(names[index])
+        states[index].cluster = states[index].local = UNKNOWN
+    fine = regions[~np.isin(regions[:, 0], bad)]
+    written = np.flatnonzero(tables.slots.records["backend"])
+    ends = fine[:, 1] + fine[:, 2]
+    top = max(int(written.max(initial=-1)) + 1, int(ends.max(initial=0)))
+    planner.regions.adopt(fine[:, 1:], top, now)
+    held = np.zeros(len(tables.backends.records), bool)
+    held[members[~np.isin(place, bad)]] = True  # far quicker than sorting them
+    return np.flatnonzero(held)
+
+
+def _regions(words: npt.NDArray[np.uint64]) -> Numbers:
+    """(row, base, length) of every non-empty region in (n, 2) words; a shared one once."""
+    lengths = (words >> np.uint64(consts.REGION_LENGTH_SHIFT)) & np.uint64(
+        consts.REGION_LENGTH_MASK
+    )
+    bases = words & np.uint64(consts.REGION_BASE_MASK)
+    rows = np.repeat(np.arange(len(words)), 2)
+    table = np.column_stack([rows, bases.reshape(-1), lengths.reshape(-1)]).astype(np.int64)
+    return np.unique(table[table[:, 2] > 0], axis=0)
+
+
+def _misplaced(regions: Numbers, capacity: int) -> Numbers:
+    """Rows of those that lie beyond the map or share slots with another's."""
+    ordered = regions[np.argsort(regions[:, 1], kind="stable")]
+    ends = np.maximum.accumulate(ordered[:, 1] + ordered[:, 2])
+    overlapping = np.flatnonzero(ordered[1:, 1] < ends[:-1])
+    return np.unique(
+        np.concatenate(
+            [
+                regions[regions[:, 1] + regions[:, 2] > capacity, 0],
+                ordered[overlapping, 0],
+                ordered[overlapping + 1, 0],
+            ]
+        )
+    )
+
+
+def _members(regions: Numbers, slots: npt.NDArray[Any]) -> tuple[Numbers, Numbers]:
+    """Row and backend id of every slot of `regions`."""
+    lengths = regions[:, 2]
+    starts = np.cumsum(lengths) - lengths
+    within = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    indices = np.repeat(regions[:, 1], lengths) + within
+    return np.repeat(regions[:, 0], lengths), slots[indices].astype(np.int64)
+
+
+def _foreign(members: Numbers, services: Numbers, backends: Records) -> npt.NDArray[np.bool_]:
+    """Which members are no backend of the service they are listed for."""
+    outside = (members <= 0) | (members >= len(backends))
+    found = np.where(outside, 0, members)
+    foreign: npt.NDArray[np.bool_] = (
+        outside | (backends["service"][found] != services) | (backends["port"][found] == 0)
+    )
+    return foreign
+
+
+def _rest_ids(
+    tables: Tables, planner: Planner, leftovers: Leftovers, used: Numbers, now: float
+) -> None:
+    backends = tables.backends.records
+    left = backends["port"] != 0
+    left[used] = False
+    resting = np.flatnonzero(left)
+    planner.backend_ids.adopt(used, resting, now)
+    flags = backends["flags"][resting]
+    for number, bits in zip(resting.tolist(), flags.tolist(), strict=True):
+        if bits & ~consts.BACKEND_LOCAL:
+            leftovers.lowered.append((number, bits & consts.BACKEND_LOCAL))
+
+    services = tables.services.records
+    named = np.array([s.id for s in planner.services.values()], np.int64)
+    twice = np.array([s.id for s in planner.retired.values()], np.int64)
+    written = np.flatnonzero(services["cluster"] | services["local"] | services["flags"])
+    unnamed = np.zeros(len(services), bool)
+    unnamed[written] = unnamed[twice] = True
+    unnamed[named] = False
+    rest = np.flatnonzero(unnamed)
+    planner.service_ids.adopt(named, rest[rest > 0], now)
+
+
+def _read_frontends(
+    tables: Tables, planner: Planner, by_id: dict[int, Programmed], leftovers: Leftovers
+) -> None:
+    keys, values = tables.frontends.read_all()
+    columns = address_columns(keys.dtype, "addr", "port", "proto")
+    raw_keys = rows_as_bytes(keys)
+    itself = rows_as_bytes(np.ascontiguousarray(values["self"]))
+    intact = (raw_keys == itself).all(axis=1).tolist() if len(keys) else []
+    raw = raw_keys[:, columns].tobytes()
+    width = len(columns)
+    found: dict[int, list[tuple[bytes, int]]] = {}
+    markers, strays = set(), []
+    entries = zip(intact, values["service"].tolist(), values["flags"].tolist(), strict=True)
+    for index, (good, service, flags) in enumerate(entries):
+        key = raw[index * width : (index + 1) * width]
+        if good and service in by_id and not flags & consts.FRONTEND_ADDRESS:
+            found.setdefault(service, []).append((key, flags))
+            planner.claims.adopt(key, service, flags)
+        elif good and not service and flags == consts.FRONTEND_ADDRESS:
+            markers.add(key[:ADDRESS_BYTES])
+        else:
+            strays.append(key)
+    for service, frontends in found.items():
+        by_id[service].frontends = tuple(frontends)
+    planner.claims.adopt_markers(markers, strays)
+    leftovers.strays = len(strays)

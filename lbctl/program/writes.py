@@ -1,0 +1,193 @@
+"""Carrying out a plan: stores into the mapped arrays and map updates, in an order that is safe at
+every step.
+
+A packet that is under way may have read a word, a slot or a frontend just before it changed. So a
+thing is complete before anything points to it, and loses what it had only after nothing does; its
+place is reused only after a grace period (lbctl/plan/alloc.py).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from lbctl.addresses import Prefix
+from lbctl.datapath import filters as filterbits
+from lbctl.datapath.regions import IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.tables import ArrayTable, HashTable, Records, Tables
+from lbctl.plan.planner import Freed, Plan
+
+SERVICE_BITS = 32  # of a source range's key, before the address
+_KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol
+
+
+def apply(plan: Plan, tables: Tables) -> None:
+    """Carry out `plan`. Raises KernelError if a map update fails; what came before it is done."""
+    for step in STEPS:
+        step(plan, tables)
+
+
+def clear(freed: Freed, tables: Tables) -> None:
+    """Clear the records of ids that nothing refers to any more.
+
+    A backend keeps its generation, which the next one with this id must not repeat.
+    """
+    if freed.backends:
+        records = tables.backends.records
+        blank = np.zeros(len(freed.backends), records.dtype)
+        blank["generation"] = records["generation"][freed.backends]
+        records[freed.backends] = blank
+    if freed.services:
+        tables.services.records[freed.services] = np.zeros((), tables.services.records.dtype)
+        counters = tables.service_counters.records
+        counters[freed.services] = np.zeros((), counters.dtype)
+        keys = np.zeros(len(freed.services), tables.names.spec.key.dtype)
+        keys["service"] = freed.services
+        tables.names.delete_many(keys)
+
+
+def put_names(plan: Plan, tables: Tables) -> None:
+    """Service ids get their names, so that they can be read back whatever comes next."""
+    if not plan.names:
+        return
+    names = tables.names
+    keys = np.zeros(len(plan.names), names.spec.key.dtype)
+    values = np.zeros(len(plan.names), names.spec.value.dtype)
+    keys["service"] = [service for service, _ in plan.names]
+    values["text"] = [text.encode() for _, text in plan.names]
+    names.put_many(keys, values)
+
+
+def set_up_services(plan: Plan, tables: Tables) -> None:
+    """Flags and affinity of services that no address leads to yet."""
+    _settings(plan.new_settings, tables.services)
+
+
+def write_backends(plan: Plan, tables: Tables) -> None:
+    """New backends, and bits that others get; none of the new ones is in a set yet."""
+    ids = plan.backend_ids
+    if ids:
+        records = tables.backends.records
+        new = np.zeros(len(ids), records.dtype)
+        columns = address_columns(records.dtype, "addr", "port")
+        rows_as_bytes(new)[:, columns] = _matrix(plan.backend_identities, IDENTITY_BYTES)
+        new["flags"] = plan.backend_flags
+        new["service"] = plan.backend_services
+        new["generation"] = records["generation"][ids] + 1  # a u8, and meant to wrap
+        records[ids] = new
+    _set_flags(plan.raised, tables.backends)
+
+
+def set_filter_bits(plan: Plan, tables: Tables) -> None:
+    """Before the first packet can be for these addresses, or come from them."""
+    keys, flags = [key for key, _, _ in plan.frontends], [flags for _, _, flags in plan.frontends]
+    services, endpoints = filterbits.frontend_bits(keys, flags)
+    filterbits.set_bits(tables.service_filter, services)
+    filterbits.set_bits(tables.backend_filter, endpoints)
+    filterbits.set_bits(tables.backend_filter, filterbits.backend_bits(plan.backend_identities))
+
+
+def write_slots(plan: Plan, tables: Tables) -> None:
+    """Regions that no word names yet."""
+    if plan.slot_indices:
+        tables.slots.records["backend"][plan.slot_indices] = plan.slot_backends
+
+
+def switch(plan: Plan, tables: Tables) -> None:
+    """Each set in one store; then what else differs about its service."""
+    for service, field, word in plan.words:
+        tables.services.store_word(service, field, word)
+    _settings(plan.settings, tables.services)
+
+
+def put_ranges(plan: Plan, tables: Tables) -> None:
+    """Who may call comes before the address that asks."""
+    if plan.ranges:
+        keys = _range_keys(plan.ranges, tables.source_ranges)
+        tables.source_ranges.put_many(keys, np.ones(len(keys), np.uint32))
+
+
+def delete_ranges(plan: Plan, tables: Tables) -> None:
+    """Clients that may no longer call."""
+    if plan.ranges_gone:
+        tables.source_ranges.delete_many(_range_keys(plan.ranges_gone, tables.source_ranges))
+
+
+def put_frontends(plan: Plan, tables: Tables) -> None:
+    """Addresses lead to services that are complete by now."""
+    if not plan.frontends:
+        return
+    keys = _frontend_keys([key for key, _, _ in plan.frontends], tables.frontends)
+    values = np.zeros(len(keys), tables.frontends.spec.value.dtype)
+    values["self"] = keys
+    values["service"] = [service for _, service, _ in plan.frontends]
+    values["flags"] = [flags for _, _, flags in plan.frontends]
+    tables.frontends.put_many(keys, values)
+
+
+def delete_frontends(plan: Plan, tables: Tables) -> None:
+    """Addresses go while what they led to is still whole."""
+    if plan.frontends_gone:
+        tables.frontends.delete_many(_frontend_keys(plan.frontends_gone, tables.frontends))
+
+
+def empty_services(plan: Plan, tables: Tables) -> None:
+    """Services that no address leads to any more."""
+    for service, field, word in plan.words_emptied:
+        tables.services.store_word(service, field, word)
+
+
+def lower_flags(plan: Plan, tables: Tables) -> None:
+    """Backends that left a set, or all: new flows no longer find them, UDP flows move on."""
+    _set_flags(plan.lowered, tables.backends)
+
+
+STEPS: Final[tuple[Callable[[Plan, Tables], None], ...]] = (
+    put_names,
+    set_up_services,
+    write_backends,
+    set_filter_bits,
+    write_slots,
+    switch,
+    put_ranges,
+    put_frontends,
+    delete_frontends,
+    delete_ranges,
+    empty_services,
+    lower_flags,
+)
+
+
+def _settings(settings: Sequence[tuple[int, int, int]], services: ArrayTable) -> None:
+    if settings:
+        ids, flags, affinity = (list(column) for column in zip(*settings, strict=True))
+        services.records["affinity"][ids] = affinity
+        services.records["flags"][ids] = flags
+
+
+def _set_flags(flags: Sequence[tuple[int, int]], backends: ArrayTable) -> None:
+    if flags:
+        ids, values = (list(column) for column in zip(*flags, strict=True))
+        backends.records["flags"][ids] = values
+
+
+def _range_keys(ranges: Sequence[tuple[int, Prefix]], table: HashTable) -> Records:
+    """Keys of the trie: the service's 32 bits, then the prefix of the client's address."""
+    keys = np.zeros(len(ranges), table.spec.key.dtype)
+    keys["service"] = [service for service, _ in ranges]
+    keys["prefix_length"] = [SERVICE_BITS + prefix.length for _, prefix in ranges]
+    raw = b"".join(prefix.address for _, prefix in ranges)
+    keys["client"]["w"] = np.frombuffer(raw, np.uint32).reshape(-1, 4)
+    return keys
+
+
+def _frontend_keys(keys: list[bytes], frontends: HashTable) -> Records:
+    out = np.zeros(len(keys), frontends.spec.key.dtype)
+    columns = address_columns(out.dtype, "addr", "port", "proto")
+    rows_as_bytes(out)[:, columns] = _matrix(keys, _KEY_BYTES)
+    return out
+
+
+def _matrix(pieces: list[bytes], width: int) -> Records:
+    """Equally long byte strings as an (n, width) array."""
+    return np.frombuffer(b"".join(pieces), np.uint8).reshape(len(pieces), width)

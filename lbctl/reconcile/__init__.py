@@ -1,0 +1,1 @@
+"""Keeps the maps equal to what is wanted, now and between changes."""

@@ -1,0 +1,60 @@
+"""Clearing the filters' bits: which ones are still needed, found in steps so that no change waits.
+
+Setting a bit is part of a change; nobody knows whose else a bit is, so clearing means finding all
+that are needed. What changes meanwhile is added at the end.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from lbctl.datapath import consts
+from lbctl.datapath import filters as filterbits
+from lbctl.datapath.tables import Tables
+from lbctl.plan.claims import Claims
+from lbctl.plan.planner import Plan
+from lbctl.reconcile.sweep import Found
+
+_KEYS: Final = 2048
+_RECORDS: Final = 16384
+
+
+class Clearing:
+    """One pass over everything. `found` is of the sweep before: what flows need; it is used up."""
+
+    def __init__(self, tables: Tables, claims: Claims, found: Found, gone: list[bytes]) -> None:
+        """`gone`: keys of frontends that packets under way may still look for."""
+        self._tables = tables
+        self._claims = claims
+        self._services = found.addresses
+        self._backends = found.endpoints
+        self._gone = gone
+        self._meanwhile: list[Plan] = []
+
+    def note(self, plan: Plan) -> None:
+        """A plan was carried out since this began."""
+        self._meanwhile.append(plan)
+
+    def run(self, node_addresses: Iterable[bytes]) -> Iterator[None]:
+        """Yields after every step of about a millisecond; the stores come with the last one."""
+        keys, owners = self._claims.columns()
+        for start in range(0, len(keys), _KEYS):
+            self._frontends(keys[start : start + _KEYS], owners[start : start + _KEYS])
+            yield
+        for kind in (0, consts.FRONTEND_CLUSTER_IP):  # what they were, nobody remembers
+            self._frontends(self._gone, [kind] * len(self._gone))
+        records = self._tables.backends.records
+        for start in range(0, len(records), _RECORDS):
+            part = records[start : start + _RECORDS]
+            self._backends[filterbits.backend_record_bits(part)] = True
+            yield
+        for plan in self._meanwhile:
+            self._frontends([k for k, _, _ in plan.frontends], [f for _, _, f in plan.frontends])
+            self._backends[filterbits.backend_bits(plan.backend_identities)] = True
+        self._services[filterbits.service_bits(list(node_addresses))] = True
+        filterbits.replace_bits(self._tables.service_filter, self._services)
+        filterbits.replace_bits(self._tables.backend_filter, self._backends)
+
+    def _frontends(self, keys: list[bytes], flags: list[int]) -> None:
+        services, endpoints = filterbits.frontend_bits(keys, flags)
+        self._services[services] = True
+        self._backends[endpoints] = True

@@ -1,0 +1,220 @@
+"""From updates of the source to plans carried out: which ports changed, and what is left to do."""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import structlog
+
+from ebpf.errors import LbError
+from lbctl.addresses import format_address
+from lbctl.datapath.tables import Tables
+from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.program import readback, writes
+from lbctl.reconcile.housekeeping import Housekeeper
+from lbctl.resolve.hints import NO_HINTS
+from lbctl.resolve.node import NodeFacts
+from lbctl.resolve.service import FrontendKind, ResolvedPort, resolve
+from lbctl.sources.store import Update
+
+# Services planned at once when nothing is programmed yet: bounds the memory a first sync takes.
+_FIRST_BATCH = 2000
+# After a map refused an update, or had no room.
+RETRY_SECONDS = 2.5
+
+
+class Reconciler:
+    """Keeps the maps equal to the objects. Nothing is written before the first complete list."""
+
+    def __init__(self, tables: Tables, node: NodeFacts) -> None:
+        self._tables = tables
+        self._node = node
+        self._log = structlog.get_logger()
+        self._objects: dict[ObjectKey, ServiceObjects] = {}
+        self._ports: dict[ObjectKey, tuple[str, ...]] = {}  # names of what is wanted
+        self._notes: dict[ObjectKey, tuple[str, ...]] = {}  # warnings by service
+        self._dirty: dict[ObjectKey, None] = {}
+        self._hints: dict[str, str] = {}
+        self._hints_changed = True
+        self._retry: float | None = None
+        self.synced = False
+        self.planner, leftovers = readback.read(tables, time.monotonic())
+        readback.repair(self.planner, leftovers, tables)
+        for sentence in leftovers.describe():
+            self._log.warning(sentence)
+        self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
+        self.housekeeper = Housekeeper(tables, self.planner)
+        self.had_services = bool(self._unclaimed)
+        self._problems: dict[str, str] = {}
+        self._touched: set[ObjectKey] = set()  # since `take_touched`
+        self._left = True  # an earlier agent may have seen some leave
+
+    def objects(self, key: ObjectKey) -> ServiceObjects | None:
+        """What is known of a service; None if there is none."""
+        return self._objects.get(key)
+
+    def take_touched(self) -> tuple[set[ObjectKey], bool]:
+        """Services written since the last call, and whether endpoints stopped serving."""
+        found = self._touched, self._left
+        self._touched, self._left = set(), False
+        return found
+
+    @property
+    def services(self) -> int:
+        """Services with at least one port that is served here."""
+        return len(self._ports)
+
+    def warnings(self) -> list[str]:
+        """Sentences about objects, and about what did not fit."""
+        notes = itertools.chain.from_iterable(self._notes.values())
+        return [*dict.fromkeys(itertools.chain(self._problems.values(), notes))]
+
+    def take_hints(self) -> dict[str, str] | None:
+        """By stored name, what is to say of the ports whose endpoints have topology hints; None if
+        nothing has changed since the last call."""
+        if not self.synced or not self._hints_changed:
+            return None
+        self._hints_changed = False
+        return self._hints
+
+    def retry_at(self) -> float | None:
+        """When `retry` has something to do, on the monotonic clock."""
+        return self._retry
+
+    @property
+    def refused(self) -> bool:
+        """Whether a map refused an update of the last `apply`: then much is not written."""
+        return "maps" in self._problems
+
+    def set_node(self, node: NodeFacts) -> None:
+        """Facts about the node; if they differ, every service is looked at again."""
+        if node != self._node:
+            self._node = node
+            self._dirty.update(dict.fromkeys(self._objects))
+
+    def take(self, update: Update) -> None:
+        """Note what an update says; `apply` carries it out."""
+        for key, objects in update.services.items():
+            if objects.service is None:
+                self._objects.pop(key, None)
+            else:
+                self._objects[key] = objects
+            self._dirty[key] = None
+
+    def apply(self, complete: bool) -> bool:
+        """Write everything that is noted. `complete`: what was not seen by now does not exist.
+
+        Returns whether something was written. What fails is kept and tried again.
+        """
+        keys = list(self._dirty)
+        self._dirty.clear()
+        self._retry = None
+        self._problems.pop("maps", None)
+        step = len(keys) or 1 if self.synced or self.had_services else _FIRST_BATCH
+        wrote = False
+        for start in range(0, len(keys), step):
+            wrote |= self._apply_some(keys[start : start + step])
+        if complete and self._unclaimed:
+            wrote |= self._write(dict.fromkeys(self._unclaimed), {})
+            self._unclaimed.clear()
+        elif complete and not self.synced:
+            wrote |= self._write({}, {})  # frontends of nobody go with the first complete plan
+        self.synced = True
+        return wrote
+
+    def _apply_some(self, keys: list[ObjectKey]) -> bool:
+        changes: dict[str, ResolvedPort | None] = {}
+        owners: dict[str, ObjectKey] = {}
+        self._touched.update(keys)
+        for key in keys:
+            ports = list(self._resolve(key))
+            before = self._ports.pop(key, ())
+            changes.update(dict.fromkeys(before))
+            changes.update((port.name, port) for port in ports)
+            owners.update((port.name, key) for port in ports)
+            if ports:
+                self._ports[key] = tuple(port.name for port in ports)
+            self._set_notes(key, ports)
+        self._set_hints(changes)
+        self._unclaimed.difference_update(self.planner.stored_name(name) for name in changes)
+        return self._write(changes, owners)
+
+    def _resolve(self, key: ObjectKey) -> Iterator[ResolvedPort]:
+        objects = self._objects.get(key)
+        if objects is None or objects.service is None:
+            return
+        for port in resolve(objects.service, objects.slices, self._node):
+            yield _without_own_addresses(port, self._node.addresses)
+
+    def _set_notes(self, key: ObjectKey, ports: Iterable[ResolvedPort]) -> None:
+        notes = tuple(f"{port.name}: {text}" for port in ports for text in port.warnings)
+        for note in notes:
+            if note not in self._notes.get(key, ()):
+                self._log.warning(note)
+        if notes:
+            self._notes[key] = notes
+        else:
+            self._notes.pop(key, None)
+
+    def _set_hints(self, changes: dict[str, ResolvedPort | None]) -> None:
+        for full_name, port in changes.items():
+            said = port.hints if port and port.hints != NO_HINTS else ""
+            name = self.planner.stored_name(full_name)
+            if said == self._hints.get(name, ""):
+                continue
+            self._hints_changed = True
+            if said:
+                self._hints[name] = said
+            else:
+                del self._hints[name]
+
+    def _write(self, changes: dict[str, ResolvedPort | None], owners: dict[str, ObjectKey]) -> bool:
+        now = time.monotonic()
+        plan = self.planner.plan(changes, now)
+        try:
+            writes.apply(plan, self._tables)
+        except LbError as error:
+            self._start_over(error)
+            return True
+        self.housekeeper.note(plan, now)
+        self._left |= bool(plan.lowered)
+        for name in changes:
+            self._problems.pop(name, None)
+        for text in plan.warnings:
+            self._log.warning(text)
+        for name, why in plan.failed.items():
+            self._problems[name] = f"{name} is not programmed: {why.message}; {why.hint}"
+            self._log.error("not programmed", port=name, error=why.message, hint=why.hint)
+            self._dirty[owners[name]] = None
+            self._retry = now + RETRY_SECONDS
+        return bool(plan.writes())
+
+    def _start_over(self, error: LbError) -> None:
+        """A map refused an update: what is programmed is read back, and all is planned again."""
+        self._log.error("cannot write", error=error.message, hint=error.hint)
+        self._problems["maps"] = f"{error.message} {error.hint}"
+        now = time.monotonic()
+        self.planner, leftovers = readback.read(self._tables, now)
+        readback.repair(self.planner, leftovers, self._tables)
+        self.housekeeper.planner = self.planner
+        wanted = {
+            self.planner.stored_name(name) for names in self._ports.values() for name in names
+        }
+        self._unclaimed.update(self.planner.services.keys() - wanted)
+        self._dirty.update(dict.fromkeys(self._objects))
+        self._retry = now + RETRY_SECONDS
+
+
+def _without_own_addresses(port: ResolvedPort, own: tuple[bytes, ...]) -> ResolvedPort:
+    """A ClusterIP that the node itself has is left to the stack: a node-local DNS cache answers
+    there, or kube-proxy's IPVS mode."""
+    mine = [f for f in port.frontends if f.kind & FrontendKind.CLUSTER_IP and f.address in own]
+    if not mine:
+        return port
+    where = ", ".join(format_address(f.address) for f in mine)
+    return msgspec.structs.replace(
+        port,
+        frontends=tuple(f for f in port.frontends if f not in mine),
+        warnings=(*port.warnings, f"{where} is assigned to this node, which answers there itself"),
+    )

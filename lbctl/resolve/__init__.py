@@ -1,0 +1,1 @@
+"""The rules of docs/semantics.md: which endpoints serve which address; pure."""

@@ -1,0 +1,111 @@
+"""Which endpoints of a service port may be used, anywhere and on this node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from lbctl.model.records import EndpointSlice, Service, ServicePort, SliceEndpoint
+from lbctl.resolve.hints import NO_HINTS, narrow
+from lbctl.resolve.node import NodeFacts
+from lbctl.resolve.ports import Endpoint
+
+Place = tuple[bytes, int]  # address and port of a backend
+
+
+class Selection(msgspec.Struct, frozen=True, gc=False):
+    """The two sets, sorted, and why hints did or did not narrow the first."""
+
+    cluster: tuple[Endpoint, ...]
+    local: tuple[Endpoint, ...]
+    hints: str
+
+
+def candidates(
+    port: ServicePort, slices: Iterable[EndpointSlice], family: int, node_name: str
+) -> dict[Place, SliceEndpoint]:
+    """Every endpoint of a port by where it listens, usable or not.
+
+    Slices match by port name and protocol. An endpoint in several slices counts once; where they
+    disagree, running beats terminating (the address may have gone to a new pod), then ready beats
+    unready, then local beats remote.
+    """
+    found: dict[Place, SliceEndpoint] = {}
+    for part in slices:
+        if part.family != family:
+            continue
+        for target in part.ports:
+            if target.name != port.name or target.protocol != port.protocol:
+                continue
+            for endpoint in part.endpoints:
+                place = (endpoint.address, target.port)
+                known = found.get(place)
+                if known is None or _rank(endpoint, node_name) > _rank(known, node_name):
+                    found[place] = endpoint
+    return found
+
+
+def _rank(endpoint: SliceEndpoint, node_name: str) -> tuple[bool, bool, bool, bool]:
+    return (
+        not endpoint.terminating,
+        endpoint.ready,
+        endpoint.serving,
+        endpoint.node == node_name,
+    )
+
+
+def select(found: dict[Place, SliceEndpoint], node: NodeFacts) -> Selection:
+    """The sets that traffic may use.
+
+    Each set takes its ready endpoints; without any, those that still serve while terminating.
+    Hints narrow only the ready endpoints of the cluster set.
+    """
+    name = node.name
+    ready = [item for item in found.items() if item[1].ready]
+    leaving: list[tuple[Place, SliceEndpoint]] = []
+    if len(ready) < len(found):
+        leaving = [
+            item
+            for item in found.items()
+            if not item[1].ready and item[1].serving and item[1].terminating
+        ]
+    local = [item for item in ready if item[1].node == name]
+    if not local and leaving:
+        local = [item for item in leaving if item[1].node == name]
+    if ready:
+        cluster, why = narrow(ready, node)
+    else:
+        cluster, why = leaving, NO_HINTS if not leaving else "not used: no endpoint is ready"
+    here = _endpoints(local, name)
+    everywhere = here if len(cluster) == len(local) == len(found) else _endpoints(cluster, name)
+    return Selection(everywhere, here, why)
+
+
+def _endpoints(
+    items: Sequence[tuple[Place, SliceEndpoint]], node_name: str
+) -> tuple[Endpoint, ...]:
+    return tuple(
+        [
+            Endpoint(address, port, endpoint.node == node_name)
+            for (address, port), endpoint in sorted(items, key=_place)
+        ]
+    )
+
+
+def _place(item: tuple[Place, SliceEndpoint]) -> Place:
+    return item[0]
+
+
+def local_ready_addresses(
+    service: Service, slices: Sequence[EndpointSlice], families: Iterable[int], node_name: str
+) -> frozenset[bytes]:
+    """Distinct addresses of ready endpoints on this node, over all ports and given families: what
+    the health-check node port counts. Terminating ones carry traffic, but are not counted."""
+    return frozenset(
+        address
+        for family in families
+        for port in service.ports
+        for (address, _), endpoint in candidates(port, slices, family, node_name).items()
+        if endpoint.ready and endpoint.node == node_name
+    )

@@ -1,0 +1,1 @@
+"""Tests, by what they need: nothing, a kernel, or a lab of namespaces."""

@@ -1,0 +1,1 @@
+"""Tests that load programs and run packets through them."""

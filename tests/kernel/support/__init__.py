@@ -1,0 +1,1 @@
+"""What kernel tests share: a node without interfaces, packets, and an oracle."""

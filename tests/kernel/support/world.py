@@ -1,0 +1,382 @@
+"""A node's data path without a node: the real programs on small maps that nothing else sees.
+
+Packets go through it by BPF_PROG_TEST_RUN; no interface is touched. Services are programmed in the
+order that docs/design.md prescribes for the agent.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from ebpf import maps
+from ebpf.compile import compiler
+from ebpf.kernel import testrun
+from ebpf.layouts import Bundle
+from ebpf.maps import filters
+from ebpf.programs import Generation
+from tests.kernel.support.flows import Flow, Flows
+
+NODE = {4: "192.0.2.1", 6: "fd00:192::1"}
+SERVICE_RANGES = ("10.96.0.0/16", "fd00:96::/112")
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+SIZES = {
+    "frontends": 64,
+    "services": 64,
+    "service_counters": 64,
+    "names": 64,
+    "slots": 1024,
+    "backends": 512,
+    "flows4": 4096,
+    "flows6": 4096,
+    "flows4_lru": 4096,
+    "flows6_lru": 4096,
+    "fragments4": 256,
+    "fragments6": 256,
+}
+# In ticks. Each its own, and all so long that nothing ages while a test runs.
+TIMEOUTS = {
+    "syn_timeout": 300,
+    "established_timeout": 9000,
+    "closing_timeout": 500,
+    "reset_timeout": 200,
+    "time_wait_timeout": 400,
+    "datagram_timeout": 250,
+    "datagram_stream_timeout": 700,
+}
+PORT_MIN, PORT_MAX = 61000, 61999
+
+Endpoint = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one packet; `reasons` are the counters it moved."""
+
+    verdict: int
+    frame: bytes
+    reasons: dict[str, int]
+
+
+@dataclass(slots=True)
+class Service:
+    """A service port as programmed: where it is reached, and its endpoints with their ids."""
+
+    id: int
+    addresses: tuple[str, ...]
+    port: int
+    protocol: int
+    backends: dict[Endpoint, int] = field(default_factory=dict)
+
+    def address(self, family: int) -> str:
+        return next(a for a in self.addresses if (":" in a) == (family == 6))
+
+    def endpoints(self, family: int) -> set[Endpoint]:
+        return {e for e in self.backends if (":" in e[0]) == (family == 6)}
+
+
+class World:
+    """Programs and maps, made once; `reset` makes it as new between tests.
+
+    `sizes` overrides the number of entries by map name.
+    """
+
+    def __init__(self, sizes: Mapping[str, int] | None = None) -> None:
+        self.bundle: Bundle = compiler.bundle("live")
+        enums = self.bundle.enums
+        wanted = {
+            **SIZES,
+            "service_filter": (1 << enums["SERVICE_FILTER_BITS"]) // 64,
+            "backend_filter": (1 << enums["BACKEND_FILTER_BITS"]) // 64,
+            "counters": enums["REASON_MAX"],
+            "config": 1,
+            "table_state": 1,
+            "ended4": 1,
+            "ended6": 1,
+            **(sizes or {}),
+        }
+        specs = {name: spec for name, spec in self.bundle.maps.items() if name != "programs"}
+        self.maps = {name: maps.create(spec, wanted.get(name, 64)) for name, spec in specs.items()}
+        fds = {name: made.fd for name, made in self.maps.items()}
+        self.programs = Generation.load(self.bundle, fds)
+        self.reasons = {
+            value: name.removeprefix("REASON_").lower()
+            for name, value in enums.items()
+            if name.startswith("REASON_") and name != "REASON_MAX"
+        }
+        self._counted: dict[str, int] | None = None  # read after the last packet
+        self.flow_table = Flows(
+            enums, {n: self.hash(n) for n in self.maps if n.startswith("flows")}
+        )
+        self.reset()
+
+    def close(self) -> None:
+        self.programs.close()
+        for made in self.maps.values():
+            made.close()
+
+    def array(self, name: str) -> maps.ArrayMap:
+        return cast(maps.ArrayMap, self.maps[name])
+
+    def hash(self, name: str) -> maps.HashMap:
+        return cast(maps.HashMap, self.maps[name])
+
+    def flag(self, name: str) -> int:
+        """A number of consts.h."""
+        return self.bundle.enums[name]
+
+    def reset(self) -> None:
+        """No services, no flows, the default configuration."""
+        for made in self.maps.values():
+            if isinstance(made, maps.HashMap):
+                made.delete_many(made.read_all()[0])
+            elif isinstance(made, maps.ArrayMap):
+                made.records[:] = np.zeros(1, made.records.dtype)
+        for family in NODE:
+            cast(maps.PerCpuArray, self.maps[f"ended{family}"]).clear()
+        self._next_service = self._next_backend = 1
+        self._next_slot = 0
+        self.configure(flow_limit=3 * self.maps["flows4"].max_entries // 4, **TIMEOUTS)
+        self.configure(port_min=PORT_MIN, port_max=PORT_MAX, cidr_count4=1, cidr_count6=1)
+        self.array("config").records["cidr4"][0, 0] = _cidr(SERVICE_RANGES[0])
+        self.array("config").records["cidr6"][0, 0] = _cidr(SERVICE_RANGES[1])
+        for family, address in NODE.items():
+            self.set_node(family, address)
+
+    def configure(self, **values: int) -> None:
+        """Sets fields of the config record."""
+        for name, value in values.items():
+            self.array("config").records[name][0] = value
+
+    def set_node(self, family: int, address: str | None) -> None:
+        """The node's primary address; None when the agent knows none."""
+        raw = mapped(address) if address else bytes(16)
+        self.array("config").records[f"node{family}"]["w"][0] = np.frombuffer(raw, np.uint32)
+        if address:
+            self._mark_address(address)
+
+    # ── services ──────────────────────────────────────────────────────────────────────────────
+
+    def add_service(
+        self,
+        addresses: str | Sequence[str],
+        port: int,
+        protocol: str = "tcp",
+        backends: Sequence[Endpoint] = (),
+        local: Sequence[Endpoint] | None = None,
+        flags: int = 0,
+        drop: bool = False,
+        cluster_ip: bool = True,
+    ) -> Service:
+        """A service port with its frontends, reachable at once.
+
+        `local` is the local region, for SERVICE_INTERNAL_LOCAL among `flags`; `drop` makes empty
+        regions drop. `cluster_ip` makes the addresses refuse their other ports.
+        """
+        addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+        service = Service(self._next_service, addresses, port, PROTOCOLS[protocol])
+        self._next_service += 1
+        self.array("services").records["flags"][service.id] = flags
+        self.set_backends(service, backends, local, drop=drop)
+        kind = self.flag("FRONTEND_CLUSTER_IP" if cluster_ip else "FRONTEND_EXTERNAL_IP")
+        for address in addresses:
+            self._mark_address(address)
+            self._put_frontend(address, port, service.protocol, service.id, kind)
+            if cluster_ip:
+                self._put_frontend(address, 0, 0, 0, self.flag("FRONTEND_ADDRESS"))
+        return service
+
+    def set_backends(
+        self,
+        service: Service,
+        backends: Sequence[Endpoint],
+        local: Sequence[Endpoint] | None = None,
+        *,
+        drop: bool = False,
+    ) -> None:
+        """Switches the sets; endpoints that left stop serving after the switch."""
+        old = dict(service.backends)
+        for endpoint in (*backends, *(local or ())):
+            service.backends.setdefault(endpoint, 0)
+            service.backends[endpoint] = old.get(endpoint) or self._add_backend(endpoint, service)
+        for field_name, chosen in (("cluster", backends), ("local", local or ())):
+            word = self._region([service.backends[e] for e in chosen], drop)
+            self.array("services").store_word(service.id, field_name, word)
+        for endpoint in old.keys() - {*backends, *(local or ())}:
+            self.stop_serving(service, endpoint)
+            del service.backends[endpoint]
+
+    def stop_serving(self, service: Service, endpoint: Endpoint) -> None:
+        self.array("backends").records["flags"][service.backends[endpoint]] &= (
+            ~self.flag("BACKEND_SERVING") & 0xFF
+        )
+
+    def reuse_backend_id(self, service: Service, endpoint: Endpoint, other: Endpoint) -> None:
+        """What the agent does long after `endpoint` left: its id is somebody else's now."""
+        number = service.backends.pop(endpoint)
+        generation = int(self.array("backends").records["generation"][number]) + 1
+        self._write_backend(number, other, service, generation)
+        service.backends[other] = number
+
+    def remove_service(self, service: Service) -> None:
+        """Frontends, then regions, then backends, as the agent does."""
+        for address in service.addresses:
+            self.remove_frontend(address, service.port, service.protocol)
+            self.hash("frontends").delete(self.frontend_key(address, 0, 0))
+        for name in ("cluster", "local"):
+            self.array("services").store_word(service.id, name, 0)
+        for endpoint in service.backends:
+            self.stop_serving(service, endpoint)
+
+    def remove_frontend(self, address: str, port: int, protocol: int) -> None:
+        assert self.hash("frontends").delete(self.frontend_key(address, port, protocol))
+
+    def frontend_key(self, address: str, port: int, protocol: int) -> bytes:
+        spec = self.hash("frontends").spec.key
+        return spec.pack(addr=mapped(address), port=socket.htons(port), proto=protocol)
+
+    def _put_frontend(
+        self, address: str, port: int, protocol: int, service: int, flags: int
+    ) -> None:
+        key = self.frontend_key(address, port, protocol)
+        value = np.zeros(1, self.hash("frontends").spec.value.dtype)
+        value["self"] = np.frombuffer(key, value["self"].dtype)
+        value["service"], value["flags"] = service, flags
+        self.hash("frontends").put(key, value.tobytes())
+
+    def _add_backend(self, endpoint: Endpoint, service: Service) -> int:
+        number = self._next_backend
+        self._next_backend += 1
+        self._write_backend(number, endpoint, service, 1)
+        self.mark_endpoint(endpoint)
+        return number
+
+    def _write_backend(
+        self, number: int, endpoint: Endpoint, service: Service, generation: int
+    ) -> None:
+        address, port = endpoint
+        flags = self.flag("BACKEND_SERVING") | self.flag("BACKEND_IN_CLUSTER")
+        self.array("backends").records[number] = np.frombuffer(
+            self.array("backends").spec.value.pack(
+                addr=mapped(address),
+                port=socket.htons(port),
+                flags=flags,
+                generation=generation,
+                service=service.id,
+            ),
+            self.array("backends").spec.value.dtype,
+        )[0]
+
+    def _region(self, ids: Sequence[int], drop: bool) -> int:
+        base = self._next_slot
+        self._next_slot += len(ids)
+        self.array("slots").records["backend"][base : base + len(ids)] = ids
+        word = base | len(ids) << self.flag("REGION_LENGTH_SHIFT")
+        return word | (self.flag("REGION_DROP") if drop and not ids else 0)
+
+    def _mark_address(self, address: str) -> None:
+        row = np.frombuffer(mapped(address), np.uint8).reshape(1, 16)
+        for kind in (0, 1):
+            self._set_bit("service_filter", int(filters.address_bits(row, kind)[0]))
+
+    def mark_endpoint(self, endpoint: Endpoint) -> None:
+        row = np.frombuffer(mapped(endpoint[0]), np.uint8).reshape(1, 16)
+        port = np.array([socket.htons(endpoint[1])], np.uint16)
+        self._set_bit("backend_filter", int(filters.endpoint_bits(row, port)[0]))
+
+    def mark_own_address(self, address: str) -> None:
+        """An address that is no ClusterIP: of its ports, only those with an endpoint's bit or of
+        the masquerading range are looked up."""
+        row = np.frombuffer(mapped(address), np.uint8).reshape(1, 16)
+        self._set_bit("service_filter", int(filters.address_bits(row, 0)[0]))
+
+    def _set_bit(self, name: str, bit: int) -> None:
+        self.array(name).records[bit // 64] |= np.uint64(1 << bit % 64)
+
+    # ── packets ───────────────────────────────────────────────────────────────────────────────
+
+    def from_pod(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The hook at the host side of a pod's veth, for packets the pod sends."""
+        return self._run("entry_from_pod", frame, flags)
+
+    def to_pod(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The same for packets to the pod."""
+        return self._run("entry_to_pod", frame, flags)
+
+    def from_net(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The hook at an uplink, for packets that come in."""
+        return self._run("entry_from_net", frame, flags)
+
+    def to_net(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The same for packets that go out."""
+        return self._run("entry_to_net", frame, flags)
+
+    def from_tunnel(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The hook at a device without link header: the frame begins with the IP header. The
+        kernel's test run takes the protocol from bytes 12 and 13 all the same."""
+        return self._run("entry_from_tunnel", frame, flags)
+
+    def to_tunnel(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The same for packets that go out."""
+        return self._run("entry_to_tunnel", frame, flags)
+
+    def _run(self, entry: str, frame: bytes, flags: int) -> Outcome:
+        before = self._counted or self.counts()
+        result = testrun.run(self.programs.fds[entry], frame, flags=flags)
+        after = self._counted = self.counts()
+        moved = {name: count - before[name] for name, count in after.items()}
+        return Outcome(result.retval, result.packet, {n: c for n, c in moved.items() if c})
+
+    def run_many(self, entry: str, frames: Sequence[bytes]) -> list[tuple[int, bytes]]:
+        """Verdicts and frames only, without reading the counters in between."""
+        self._counted = None
+        program = self.programs.fds[entry]
+        results = (testrun.run(program, frame) for frame in frames)
+        return [(result.retval, result.packet) for result in results]
+
+    def counts(self) -> dict[str, int]:
+        """Counters by reason, since the maps were made."""
+        sums = cast(maps.PerCpuArray, self.maps["counters"]).read_sum()
+        return {name: int(sums[value]) for value, name in self.reasons.items()}
+
+    def service_counts(self, service: Service) -> dict[str, int]:
+        row = self.array("service_counters").records[service.id]
+        return {name: int(row[name]) for name in row.dtype.names}
+
+    # ── flows ─────────────────────────────────────────────────────────────────────────────────
+
+    def flows(self, family: int | None = None) -> list[Flow]:
+        """Every entry of the flow tables, of both families unless one is given."""
+        return self.flow_table.read(family)
+
+    def age(self, ticks: int) -> None:
+        """As if every flow had been idle that much longer."""
+        for flow in self.flows():
+            seen, beat = (flow.seen - ticks) & 0xFFFFFFFF, flow.beat ^ 0x8000
+            self.flow_table.write(flow, seen=seen, beat=beat)
+
+
+def tick() -> int:
+    """Now, in the unit of flow.seen."""
+    return time.monotonic_ns() >> 30
+
+
+def mapped(address: str) -> bytes:
+    """16 bytes; IPv4 as ::ffff:a.b.c.d."""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address)
+    return bytes(10) + b"\xff\xff" + socket.inet_aton(address)
+
+
+def _cidr(text: str) -> Any:
+    address, length = text.split("/")
+    bits = int(length) + (0 if ":" in address else 96)
+    mask = ((1 << bits) - 1) << (128 - bits)
+    high_low = struct.pack("!QQ", mask >> 64, mask & (1 << 64) - 1)
+    return ((np.frombuffer(mapped(address), np.uint32),), (np.frombuffer(high_low, np.uint32),))

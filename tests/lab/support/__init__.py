@@ -1,0 +1,1 @@
+"""What lab tests share: sockets and rules inside namespaces, and stand-ins."""

@@ -1,0 +1,1 @@
+"""Tests that measure; they assert counts and ratios only."""

@@ -1,0 +1,1 @@
+"""Clusters of many services, and agents that serve them."""

@@ -1,0 +1,240 @@
+"""Maps without a kernel, for tests of the control plane: the same names, every write counted."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ebpf.layouts import Field, MapSpec, Record
+from lbctl.datapath.tables import Records
+
+HASH, ARRAY = 1, 2
+
+ADDR = Field("addr", 0, 16, 0, "struct", (Field("w", 0, 16, 4, "u32"),))
+
+
+def _fields(*described: tuple[str, str]) -> tuple[tuple[Field, ...], int]:
+    """Members aligned as C does it, and the size of them all (the descriptions end aligned)."""
+    fields, offset = [], 0
+    for name, kind in described:
+        members = ADDR.fields if kind == "addr" else ()
+        size = 16 if members else int(kind[1:]) // 8
+        offset = -(-offset // (4 if members else size)) * (4 if members else size)
+        fields.append(Field(name, offset, size, 0, "struct" if members else kind, members))
+        offset += size
+    return tuple(fields), offset
+
+
+def record(name: str, *described: tuple[str, str]) -> Record:
+    fields, size = _fields(*described)
+    return Record(name, size, fields)
+
+
+def number(kind: str) -> Record:
+    return Record("", int(kind[1:]) // 8, (Field("", 0, int(kind[1:]) // 8, 0, kind),))
+
+
+FRONTEND_KEY = record(
+    "frontend_key", ("addr", "addr"), ("port", "u16"), ("proto", "u8"), ("pad", "u8")
+)
+FRONTEND = Record(
+    "frontend",
+    28,
+    (
+        Field("self", 0, 20, 0, "struct", FRONTEND_KEY.fields),
+        Field("service", 20, 4, 0, "u32"),
+        Field("flags", 24, 4, 0, "u32"),
+    ),
+)
+SERVICE = record(
+    "service", ("cluster", "u64"), ("local", "u64"), ("flags", "u32"), ("affinity", "u32")
+)
+SLOT = record("slot", ("backend", "u32"), ("pad", "u32"))
+BACKEND = record(
+    "backend",
+    ("addr", "addr"),
+    ("port", "u16"),
+    ("flags", "u8"),
+    ("generation", "u8"),
+    ("service", "u32"),
+)
+NAME_KEY = record("name_key", ("service", "u32"))
+NAME = Record("name", 160, (Field("text", 0, 160, 160, "char"),))
+COUNTERS = record(
+    "service_counters",
+    *((n, "u64") for n in ("connections", "packets_in", "bytes_in", "packets_out", "bytes_out")),
+)
+_NOT_ZERO = [f"{what}{family}" for what in ("overflowed", "direct", "no_notes") for family in "46"]
+TABLE_STATE = record(
+    "table_state",
+    ("tcp_entries4", "u64"),
+    ("tcp_entries6", "u64"),
+    *((n, "u32") for n in _NOT_ZERO),
+)
+CIDR = (
+    Field("net", 0, 16, 0, "struct", ADDR.fields),
+    Field("mask", 16, 16, 0, "struct", ADDR.fields),
+)
+RANGE = Record(
+    "source_range",
+    24,
+    (
+        Field("prefix_length", 0, 4, 0, "u32"),
+        Field("service", 4, 4, 0, "u32"),
+        Field("client", 8, 16, 0, "struct", ADDR.fields),
+    ),
+)
+CONFIG_NUMBERS = (
+    "flags",
+    "flow_limit",
+    "syn_timeout",
+    "established_timeout",
+    "closing_timeout",
+    "reset_timeout",
+    "time_wait_timeout",
+    "datagram_timeout",
+    "datagram_stream_timeout",
+)
+CONFIG = Record(
+    "config",
+    608,
+    (
+        *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
+        Field("port_min", 36, 2, 0, "u16"),
+        Field("port_max", 38, 2, 0, "u16"),
+        Field("cidr_count4", 40, 4, 0, "u32"),
+        Field("cidr_count6", 44, 4, 0, "u32"),
+        Field("node4", 48, 16, 0, "struct", ADDR.fields),
+        Field("node6", 64, 16, 0, "struct", ADDR.fields),
+        Field("cidr4", 80, 128, 4, "struct", CIDR),
+        Field("cidr6", 208, 128, 4, "struct", CIDR),
+        Field("host_netns", 336, 8, 0, "u64"),
+        Field("pod_cidr_count4", 344, 4, 0, "u32"),
+        Field("pod_cidr_count6", 348, 4, 0, "u32"),
+        Field("pod_cidr4", 352, 128, 4, "struct", CIDR),
+        Field("pod_cidr6", 480, 128, 4, "struct", CIDR),
+    ),
+)
+
+
+def flow_records(family: int) -> tuple[Record, Record]:
+    ip = "u32" if family == 4 else "addr"
+    key, key_size = _fields(
+        ("src", ip), ("dst", ip), ("sport", "u16"), ("dport", "u16"), ("proto", "u8")
+    )
+    value, size = _fields(
+        ("addr", ip),
+        ("port", "u16"),
+        ("client_port", "u16"),
+        ("backend", "u32"),
+        ("service", "u32"),
+        ("seen", "u32"),
+        ("peer_fin", "u32"),
+        ("state", "u8"),
+        ("flags", "u8"),
+        ("beat", "u16"),
+        ("tick_packets", "u32"),
+        ("tick_bytes", "u32"),
+        ("packets", "u32"),
+        ("bytes", "u64"),
+    )
+    key += (Field("pad", key_size, 3, 3, "u8"),)
+    return Record("flow_key", key_size + 3, key), Record("flow", size, value)
+
+
+class FakeHash:
+    """A dict in the shape of `ebpf.maps.HashMap`."""
+
+    def __init__(self, name: str, key: Record, value: Record, max_entries: int) -> None:
+        self.name = name
+        self.spec = MapSpec(name, HASH, 0, key, value)
+        self.max_entries = max_entries
+        self.entries: dict[bytes, bytes] = {}
+        self.writes = 0
+        self.batch = 3  # small, so that tests cross batches
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.entries.get(key)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        assert len(key) == self.spec.key.size
+        assert len(value) == self.spec.value.size
+        self.entries[key] = value
+        self.writes += 1
+        assert len(self.entries) <= self.max_entries
+
+    def delete(self, key: bytes) -> bool:
+        self.writes += 1
+        return self.entries.pop(key, None) is not None
+
+    def put_many(self, keys: Records, values: Records) -> int:
+        for key, value in zip(keys, values, strict=True):
+            self.put(key.tobytes(), value.tobytes())
+        return len(keys)
+
+    def delete_many(self, keys: Records | Sequence[bytes]) -> int:
+        return sum(self.delete(k if isinstance(k, bytes) else k.tobytes()) for k in keys)
+
+    def read_all(self) -> tuple[Records, Records]:
+        return self._arrays(list(self.entries.items()))
+
+    def batches(self) -> Iterator[tuple[Records, Records]]:
+        items = list(self.entries.items())
+        for start in range(0, len(items), self.batch):
+            yield self._arrays(items[start : start + self.batch])
+
+    def _arrays(self, items: list[tuple[bytes, bytes]]) -> tuple[Records, Records]:
+        keys = np.frombuffer(b"".join(k for k, _ in items), self.spec.key.dtype)
+        values = np.frombuffer(b"".join(v for _, v in items), self.spec.value.dtype)
+        return keys, values
+
+
+class FakeArray:
+    """A numpy array in the shape of `ebpf.maps.ArrayMap`."""
+
+    def __init__(self, name: str, value: Record, max_entries: int) -> None:
+        self.name = name
+        self.max_entries = max_entries
+        self.records: Records = np.zeros(max_entries, value.dtype)
+        self.words: Counter[int] = Counter()
+
+    def store_word(self, index: int, field: str, value: int) -> None:
+        self.words[index] += 1
+        self.records[field][index] = value
+
+
+class FakeTables:
+    """All maps the control plane knows, empty."""
+
+    def __init__(self, services: int = 64, endpoints: int = 256, slots: int = 1024) -> None:
+        self.frontends = FakeHash("frontends", FRONTEND_KEY, FRONTEND, 8 * services)
+        self.source_ranges = FakeHash("source_ranges", RANGE, number("u32"), services)
+        self.names = FakeHash("names", NAME_KEY, NAME, services)
+        self.services = FakeArray("services", SERVICE, services)
+        self.slots = FakeArray("slots", SLOT, slots)
+        self.backends = FakeArray("backends", BACKEND, endpoints)
+        self.service_filter = FakeArray("service_filter", number("u64"), 1 << 13)
+        self.backend_filter = FakeArray("backend_filter", number("u64"), 1 << 16)
+        self.service_counters = FakeArray("service_counters", COUNTERS, services)
+        self.config = FakeArray("config", CONFIG, 1)
+        self.table_state = FakeArray("table_state", TABLE_STATE, 1)
+        self.flows4 = FakeHash("flows4", *flow_records(4), 4096)
+        self.flows4_lru = FakeHash("flows4_lru", *flow_records(4), 4096)
+        self.flows6 = FakeHash("flows6", *flow_records(6), 4096)
+        self.flows6_lru = FakeHash("flows6_lru", *flow_records(6), 4096)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The bytes of everything."""
+        return {
+            name: dict(table.entries) if isinstance(table, FakeHash) else table.records.tobytes()
+            for name, table in vars(self).items()
+        }
+
+    def hash_writes(self) -> int:
+        """Updates and deletions of hash maps so far."""
+        return sum(t.writes for t in vars(self).values() if isinstance(t, FakeHash))
+
+    def word_stores(self) -> int:
+        """Region words stored so far."""
+        return self.services.words.total()

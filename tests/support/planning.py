@@ -1,0 +1,120 @@
+"""A planner on fake tables, and resolved ports to plan: what tests of planning share."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from lbctl.addresses import parse_address
+from lbctl.datapath import consts
+from lbctl.datapath import filters as filterbits
+from lbctl.datapath.regions import region_of
+from lbctl.datapath.tables import Records
+from lbctl.plan.planner import Plan
+from lbctl.program import readback, writes
+from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
+from tests.support.fake_tables import FakeTables
+
+TCP = 6
+NONE_SEEN = np.zeros(0, bool)
+
+
+def endpoints(*places: str, local: Iterable[str] = ()) -> tuple[Endpoint, ...]:
+    here = set(local)
+    found = []
+    for place in places:
+        address, _, port = place.partition(":")
+        found.append(Endpoint(parse_address(address), int(port or 80), place in here))
+    return tuple(sorted(found))
+
+
+def frontend(
+    address: str, port: int = 80, kind: FrontendKind = FrontendKind.CLUSTER_IP
+) -> Frontend:
+    return Frontend(parse_address(address), port, TCP, kind)
+
+
+def resolved(
+    name: str,
+    cluster: tuple[Endpoint, ...] = (),
+    frontends: tuple[Frontend, ...] = (),
+    local: tuple[Endpoint, ...] | None = None,
+    local_drop: bool = False,
+    external_local: bool = False,
+    affinity_seconds: int = 0,
+) -> ResolvedPort:
+    return ResolvedPort(
+        name=name,
+        protocol=TCP,
+        frontends=frontends,
+        cluster=cluster,
+        local=tuple(e for e in cluster if e.local) if local is None else local,
+        cluster_drop=False,
+        local_drop=local_drop,
+        internal_local=False,
+        external_local=external_local,
+        affinity_seconds=affinity_seconds,
+        source_ranges=(),
+        warnings=(),
+        hints="",
+    )
+
+
+class Node:
+    """Planner and maps of one node, and a clock."""
+
+    def __init__(self, tables: FakeTables | None = None) -> None:
+        self.tables = tables or FakeTables()
+        self.now = 100.0
+        self.planner, self.leftovers = readback.read(self.tables, self.now)
+
+    def apply(self, *ports: ResolvedPort, gone: Iterable[str] = ()) -> Plan:
+        self.now += 0.01
+        changes: dict[str, ResolvedPort | None] = {p.name: p for p in ports}
+        changes.update(dict.fromkeys(gone))
+        plan = self.planner.plan(changes, self.now)
+        writes.apply(plan, self.tables)
+        return plan
+
+    def restart(self) -> int:
+        """Returns how many stores the start itself made."""
+        self.planner, self.leftovers = readback.read(self.tables, self.now)
+        return readback.repair(self.planner, self.leftovers, self.tables)
+
+    def lookup(self, address: str, port: int = 80, field: str = "cluster") -> list[str] | str:
+        """What the programs would find: endpoints as text, or "miss", "refuse", "drop"."""
+        key = self.tables.frontends.spec.key.pack(
+            addr=parse_address(address), port=int.from_bytes(port.to_bytes(2, "big"), "little"),
+            proto=TCP,
+        )  # fmt: skip
+        value = self.tables.frontends.get(key)
+        if value is None:
+            return "miss"
+        entry = self.tables.frontends.spec.value.unpack(value)
+        assert entry["self"] == key
+        assert has_bits(
+            self.tables.service_filter.records, filterbits.service_bits([entry["self"][:16]])
+        )
+        word = int(self.tables.services.records[field][entry["service"]])
+        base, length = region_of(word)
+        if not length:
+            return "drop" if word == consts.REGION_DROP else "refuse"
+        found = []
+        for backend in self.tables.slots.records["backend"][base : base + length]:
+            row = self.tables.backends.records[backend]
+            assert row["flags"] & consts.BACKEND_SERVING
+            assert row["service"] == entry["service"]
+            assert has_bits(
+                self.tables.backend_filter.records,
+                filterbits.backend_bits([row["addr"].tobytes() + row["port"].tobytes()]),
+            )
+            address_bytes = row["addr"].tobytes()
+            number = int.from_bytes(row["port"].tobytes(), "big")
+            found.append(f"{'.'.join(map(str, address_bytes[12:]))}:{number}")
+        return found
+
+
+def has_bits(words: Records, bits: filterbits.Bits) -> bool:
+    return bool(((words[bits >> 6] >> (bits & 63).astype(np.uint64)) & np.uint64(1)).all())
+
+
+WEB = frontend("10.96.0.1")
