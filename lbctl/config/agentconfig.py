@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from lbctl.addresses import Prefix, parse_prefix
-from lbctl.config.fieldnames import explain, near, path_of, unknown_field
 from lbctl.errors import ConfigError
+from lbctl.fieldnames import explain, near, path_of, unknown_field
 
 API_VERSION = "lbctl/v1alpha1"
 KIND = "AgentConfiguration"

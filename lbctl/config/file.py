@@ -10,9 +10,9 @@ import yaml
 
 from lbctl.config import agentconfig, kubeproxyconfig
 from lbctl.config.agentconfig import AgentConfig
-from lbctl.config.fieldnames import near
 from lbctl.config.kubeproxyconfig import KubeProxyConfig
 from lbctl.errors import ConfigError
+from lbctl.fieldnames import near
 
 _KINDS = (kubeproxyconfig.KIND, agentconfig.KIND)
 

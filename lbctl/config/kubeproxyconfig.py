@@ -15,8 +15,8 @@ import msgspec
 from lbctl.addresses import IPV6, Prefix, family_of, parse_address, parse_prefix
 from lbctl.config.bind import ANY4, ANY6, Bind, parse_bind
 from lbctl.config.durations import parse_duration
-from lbctl.config.fieldnames import explain
 from lbctl.errors import ConfigError
+from lbctl.fieldnames import explain
 from lbctl.resolve.node import PRIMARY, NodeSettings, parse_nodeport_addresses
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"

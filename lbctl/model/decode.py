@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from lbctl.errors import ObjectError
+from lbctl.fieldnames import explain
 from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service
 from lbctl.model.wire import InvalidField, Metadata, Wire, WireEndpointSlice, WireNode, WireService
 
 Record = TypeVar("Record", covariant=True)
 M = TypeVar("M")
 W = TypeVar("W")
-
-_AT = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>.*)`", re.DOTALL)
 
 
 class WireObject(Protocol[Record]):
@@ -213,12 +211,7 @@ def _reason(error: Exception) -> str:
     """`spec.ports[0].port: expected int, got str`, from an error of msgspec or of wire.py."""
     if not isinstance(error, msgspec.ValidationError):
         return str(error)
-    match = _AT.fullmatch(str(error))
-    what, path = (match["what"], match["path"]) if match else (str(error), "")
-    what = what.replace("`", "")
-    what = what[:1].lower() + what[1:]
-    path = path.removeprefix("object.")
-    return f"{path}: {what}" if path else what
+    return explain(error).removeprefix("object.")  # of a watch event
 
 
 def _loose(data: bytes | msgspec.Raw) -> object:

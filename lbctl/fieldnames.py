@@ -1,4 +1,4 @@
-"""Words for what is wrong with a field of a file: its path, its type, names it might have meant."""
+"""Words for what is wrong with a field of an object or a file: its path, its type, near names."""
 
 from __future__ import annotations
 
