@@ -33,7 +33,7 @@ from lbctl.agent.report import StatusWriter
 from lbctl.agent.sockets import SocketHooks
 from lbctl.agent.stalesockets import StaleSockets
 from lbctl.config.settings import Settings
-from lbctl.config.watch import Watch
+from lbctl.config.watch import FollowedFile
 from lbctl.errors import ConfigError
 from lbctl.health.monitor import Health
 from lbctl.health.ports import listening_addresses
@@ -66,7 +66,9 @@ class Options(msgspec.Struct, frozen=True):
 class Agent:
     """One instance's control plane. `run` once."""
 
-    def __init__(self, options: Options, source: Source, config: Watch | None = None) -> None:
+    def __init__(
+        self, options: Options, source: Source, config: FollowedFile | None = None
+    ) -> None:
         """`config` follows the file that `options` are from, if there is one."""
         self._options = options
         self._settings = options.settings
@@ -288,7 +290,7 @@ class Agent:
             if apply:
                 self._apply()
 
-    def _take_settings(self, config: Watch, now: float) -> None:
+    def _take_settings(self, config: FollowedFile, now: float) -> None:
         """What changed in the file, as far as a running agent can take it over. Programs reach new
         interfaces before they leave others; records change field by field."""
         found = config.poll(now)

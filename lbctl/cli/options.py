@@ -1,12 +1,17 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those that settings declare."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lbctl.cli.output import FORMATS
+
+if TYPE_CHECKING:
+    from lbctl.config.options import Declared
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -33,3 +38,45 @@ output: Decorator = click.option(
 )
 
 yes: Decorator = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+def of_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Every option that lbctl/config/settings.py declares with a flag, in that order."""
+    from lbctl.config.settings import OPTIONS
+
+    for declared in reversed(OPTIONS.values()):
+        if declared.option.flag:
+            function = _of(declared)(function)
+    return function
+
+
+def _of(declared: Declared) -> Decorator:
+    """None and () are what it gives when it is not there: a file may speak then."""
+    option = declared.option
+    repeatable = " Repeatable." if declared.many else ""
+    default = f"  [default: {declared.default}]" if declared.default else ""
+    return click.option(
+        *filter(None, (option.flag, option.short)),
+        declared.name,
+        type=_type(declared),
+        is_flag=declared.written is bool,
+        multiple=declared.many,
+        default=None,
+        envvar=option.env or None,
+        show_envvar=bool(option.env),
+        metavar=option.metavar or None,
+        help=f"{option.help}{repeatable}{default}",
+    )
+
+
+def _type(declared: Declared) -> click.ParamType[Any]:
+    if declared.words:
+        return click.Choice(declared.words)
+    if declared.least is not None:
+        return click.IntRange(declared.least)
+    kinds: dict[object, click.ParamType[Any]] = {
+        bool: click.BOOL,
+        int: click.INT,
+        Path: click.Path(path_type=Path),
+    }
+    return kinds.get(declared.written, click.STRING)

@@ -9,6 +9,7 @@ from lbctl.addresses import format_endpoint, parse_address
 ANY4 = parse_address("0.0.0.0")
 ANY6 = parse_address("::")
 OFF = "off"
+HEALTHZ_PORT = 10256  # kube-proxy's
 
 
 class Bind(msgspec.Struct, frozen=True, order=True):
@@ -34,6 +35,16 @@ def parse_bind(text: str, default_port: int) -> Bind:
     if not 0 < port < 65536:
         raise ValueError(f"{text!r}: the port is not between 1 and 65535")
     return Bind(address, port, both=address == ANY6)
+
+
+def parse_bind_or_off(text: str) -> Bind | None:
+    """The same for health, with the word that turns it off. Raises ValueError."""
+    if text in (OFF, ""):
+        return None
+    try:
+        return parse_bind(text, HEALTHZ_PORT)
+    except ValueError as error:
+        raise ValueError(f'{error}, nor "{OFF}"') from error
 
 
 def _split(text: str, default_port: int) -> tuple[str, int]:

@@ -9,7 +9,6 @@ import msgspec
 import yaml
 
 from lbctl.config import agentconfig, kubeproxyconfig
-from lbctl.config.agentconfig import AgentConfig
 from lbctl.config.kubeproxyconfig import KubeProxyConfig
 from lbctl.errors import ConfigError
 from lbctl.fieldnames import near
@@ -18,10 +17,10 @@ _KINDS = (kubeproxyconfig.KIND, agentconfig.KIND)
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
-    """Both documents; one that is not there says nothing."""
+    """Both documents; one that is not there says nothing. `agent` is by the names in Settings."""
 
     kube_proxy: KubeProxyConfig = KubeProxyConfig()
-    agent: AgentConfig = AgentConfig()
+    agent: dict[str, Any] = {}
 
 
 def read(path: Path) -> ConfigFile:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import glob
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lbctl.addresses import IPV6, Prefix, family_of, parse_address, parse_prefix
-from lbctl.config.bind import ANY4, ANY6, Bind, parse_bind
+from lbctl.config.bind import ANY4, ANY6, HEALTHZ_PORT, Bind, parse_bind
 from lbctl.config.durations import parse_duration
 from lbctl.errors import ConfigError
 from lbctl.fieldnames import explain
@@ -21,7 +22,6 @@ from lbctl.resolve.node import PRIMARY, NodeSettings, parse_nodeport_addresses
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
 KIND = "KubeProxyConfiguration"
-HEALTHZ_PORT = 10256
 
 _MODES = ("", "iptables", "nftables", "ipvs")
 _LOCAL_MODES = ("", "ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
@@ -83,16 +83,17 @@ class _File(_Section, frozen=True, rename="camel"):
 
 
 class KubeProxyConfig(msgspec.Struct, frozen=True):
-    """What a file says, in our words. Empty and None: it does not say.
+    """What a file says, by the names that Settings and NodeSettings have for it. Empty and None: it
+    does not say.
 
     `timeouts` are in seconds, by the names of the config record. `pod_interfaces` are patterns.
     `ignored` are the fields with a value that mean nothing here, as dotted paths, sorted.
     """
 
-    settings: NodeSettings = NodeSettings()
-    hostname_override: str = ""
+    node: NodeSettings = NodeSettings()
+    node_name: str = ""
     mode: str = ""
-    kubeconfig: str = ""
+    file_kubeconfig: Path | None = None
     healthz: Bind | None = None
     timeouts: tuple[tuple[str, float], ...] = ()
     pod_interfaces: tuple[str, ...] = ()
@@ -113,7 +114,7 @@ def parse(value: object) -> KubeProxyConfig:
     mode = _one_of("mode", file.mode, _MODES)
     local_mode = _one_of("detectLocalMode", file.detect_local_mode, _LOCAL_MODES)
     bind = _address(file.bind_address)
-    settings = NodeSettings(
+    node = NodeSettings(
         cluster_cidrs=_cluster_cidrs(file.cluster_cidr),
         nodeport_addresses=_nodeport_addresses(file.node_port_addresses, mode),
         masquerade_all=_masquerade_all(file, mode),
@@ -121,15 +122,19 @@ def parse(value: object) -> KubeProxyConfig:
         primary_addresses=() if bind in (None, ANY4, ANY6) else (bind,),
     )
     return KubeProxyConfig(
-        settings=settings,
-        hostname_override=(file.hostname_override or "").strip().lower(),
+        node=node,
+        node_name=(file.hostname_override or "").strip().lower(),
         mode=mode,
-        kubeconfig=(file.client_connection and file.client_connection.kubeconfig) or "",
+        file_kubeconfig=_kubeconfig(file.client_connection),
         healthz=_healthz(file.healthz_bind_address, bind),
         timeouts=tuple(_timeouts(file.conntrack)),
         pod_interfaces=_pod_interfaces(local_mode, file.detect_local or _DetectLocal()),
         ignored=tuple(sorted(_unread(value, _File))),
     )
+
+
+def _kubeconfig(section: _Client | None) -> Path | None:
+    return Path(section.kubeconfig) if section and section.kubeconfig else None
 
 
 def _cluster_cidrs(text: str | None) -> tuple[Prefix, ...]:

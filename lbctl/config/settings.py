@@ -1,158 +1,279 @@
-"""What the agent goes by: the command line over the file over the defaults."""
+"""What the agent goes by. Each field of Settings is an option, declared here and nowhere else.
+
+A new one needs its field here and the code that uses it. `python -m lbctl.config.document` then
+writes it into docs/configuration.md and examples/agent-config.yaml.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
 from lbctl.addresses import Prefix, parse_prefix
-from lbctl.config.bind import OFF, Bind, parse_bind
-from lbctl.config.file import ConfigFile
-from lbctl.config.kubeproxyconfig import HEALTHZ_PORT
-from lbctl.errors import UsageError
+from lbctl.config.bind import ANY4, HEALTHZ_PORT, Bind, parse_bind_or_off
+from lbctl.config.options import Option, declared
 from lbctl.resolve.node import NodeSettings
 
-DEFAULT_HEALTHZ = f"0.0.0.0:{HEALTHZ_PORT}"
+_Pattern = Annotated[str, msgspec.Meta(min_length=1)]
+_Room = Annotated[int, msgspec.Meta(ge=16)]
+_Flows = Annotated[int, msgspec.Meta(ge=128)]
+
+_DEFAULT_ROOM = "what the instance has; a new one goes by the machine's memory"
 
 
-class Flags(msgspec.Struct, frozen=True):
-    """What the command line says of things that a file may say too. None, empty: nothing."""
-
-    node_name: str | None = None
-    manifests: Path | None = None
-    kubeconfig: Path | None = None
-    api_server: str | None = None
-    uplinks: tuple[str, ...] = ()
-    pod_interfaces: tuple[str, ...] = ()
-    service_cidrs: tuple[str, ...] = ()
-    cluster_cidrs: tuple[str, ...] = ()
-    healthz_bind_address: str | None = None
-    services: int | None = None
-    endpoints: int | None = None
-    flows: int | None = None
-    takeover: str | None = None
-    socket_lb: str | None = None
-    log_format: str | None = None
+def _url(text: str) -> str:
+    if text and not text.startswith(("https://", "http://")):
+        raise ValueError(f"{text!r} is not a URL, like https://api.example:6443")
+    return text
 
 
-class Settings(msgspec.Struct, frozen=True):
-    """What holds. `healthz` None: no /healthz. `timeouts` are in seconds, by their names in
-    nodeconfig. An empty `node_name` means the host's name, `file_kubeconfig` is the file's wish."""
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds: the command line over the file over the defaults (settle.py).
 
-    node: NodeSettings
-    timeouts: tuple[tuple[str, float], ...]
-    uplinks: tuple[str, ...]
-    pod_interfaces: tuple[str, ...]
-    healthz: Bind | None
-    node_name: str = ""
-    kubeconfig: Path | None = None
-    file_kubeconfig: Path | None = None
-    api_server: str | None = None
-    services: int | None = None
-    endpoints: int | None = None
-    flows: int | None = None
-    takeover: str = "auto"
-    socket_lb: str = "host"
-    log_format: str = "text"
+    Fields of NodeSettings are here by the same names.
+    """
 
+    # Where the objects come from
 
-# What a running agent takes over from a changed file, and what only its next start does: our names
-# with those in the file.
-_NODE_FIELDS = {
-    "cluster_cidrs": "clusterCIDR",
-    "service_cidrs": "serviceCIDRs",
-    "nodeport_addresses": "nodePortAddresses",
-    "masquerade_all": "masqueradeAll",
-    "pods_from_node_cidrs": "detectLocalMode",
-    "primary_addresses": "bindAddress",
-}
-_LIVE_FIELDS = {
-    "timeouts": "conntrack",
-    "uplinks": "uplinks",
-    "pod_interfaces": "podInterfaces",
-    "healthz": "healthzBindAddress",
-}
-_START_FIELDS = {
-    "node_name": "hostnameOverride",
-    "file_kubeconfig": "clientConnection.kubeconfig",
-    "api_server": "apiServer",
-    "services": "services",
-    "endpoints": "endpoints",
-    "flows": "flows",
-    "takeover": "takeover",
-    "socket_lb": "socketLB",
-    "log_format": "logFormat",
-}
-
-
-def settle(flags: Flags, file: ConfigFile) -> Settings:
-    """Flags win over the file, field by field. Raises UsageError for a flag without sense."""
-    said, own = file.kube_proxy, file.agent
-    node = msgspec.structs.replace(
-        said.settings,
-        service_cidrs=_prefixes("--service-cidr", flags.service_cidrs) or own.service_prefixes,
-        cluster_cidrs=(
-            _prefixes("--cluster-cidr", flags.cluster_cidrs) or said.settings.cluster_cidrs
+    manifests: Annotated[
+        Path | None,
+        Option(
+            flag="--manifests",
+            metavar="PATH",
+            help="Serve the objects of a YAML or JSON file, or of a directory of them, and follow "
+            "changes.",
         ),
-        # What the command line says about pods is not overruled by the Node object.
-        pods_from_node_cidrs=said.settings.pods_from_node_cidrs and not flags.cluster_cidrs,
-    )
-    elsewhere = flags.manifests or flags.kubeconfig
-    return Settings(
-        node=node,
-        timeouts=said.timeouts,
-        uplinks=flags.uplinks or own.uplinks,
-        pod_interfaces=flags.pod_interfaces or own.pod_interfaces or said.pod_interfaces,
-        healthz=_healthz(flags.healthz_bind_address, said.healthz),
-        node_name=flags.node_name or said.hostname_override,
-        kubeconfig=flags.kubeconfig,
-        file_kubeconfig=Path(said.kubeconfig) if said.kubeconfig and not elsewhere else None,
-        api_server=flags.api_server or (None if flags.manifests else own.api_server),
-        services=flags.services or own.services,
-        endpoints=flags.endpoints or own.endpoints,
-        flows=flags.flows or own.flows,
-        takeover=flags.takeover or own.takeover or "auto",
-        socket_lb=flags.socket_lb or own.socket_lb or "host",
-        log_format=flags.log_format or own.log_format or "text",
-    )
+    ] = None
+    kubeconfig: Annotated[
+        Path | None,
+        Option(
+            flag="--kubeconfig",
+            metavar="FILE",
+            help="Serve the cluster this file names. Without this and --manifests: the pod's own "
+            "cluster.",
+        ),
+    ] = None
+    file_kubeconfig: Annotated[
+        Path | None,
+        Option(
+            kube_proxy="clientConnection.kubeconfig",
+            help="The same, but in a pod the service account takes the place of a file that is "
+            "not there.",
+        ),
+    ] = None
+    node_name: Annotated[
+        str,
+        Option(
+            flag="--node-name",
+            env="NODE_NAME",
+            metavar="NAME",
+            kube_proxy="hostnameOverride",
+            default="the host's name",
+            help="Name of this node's object.",
+        ),
+    ] = ""
+    api_server: Annotated[
+        str | None,
+        Option(
+            flag="--api-server",
+            metavar="URL",
+            field="apiServer",
+            parse=_url,
+            example="https://api.cluster.example:6443",
+            help="Address of the API server, so that reaching it does not depend on the service it "
+            "is.",
+        ),
+    ] = None
+
+    # The cluster and the node
+
+    service_cidrs: Annotated[
+        tuple[Prefix, ...],
+        Option(
+            flag="--service-cidr",
+            metavar="CIDR",
+            field="serviceCIDRs",
+            live=True,
+            parse=parse_prefix,
+            commas=True,
+            example=("10.96.0.0/16", "fd00:10:96::/112"),
+            help="Range of ClusterIPs, up to 4 per family; what no service has in it is dropped.",
+        ),
+    ] = ()
+    cluster_cidrs: Annotated[
+        tuple[Prefix, ...],
+        Option(
+            flag="--cluster-cidr",
+            metavar="CIDR",
+            kube_proxy="clusterCIDR",
+            live=True,
+            parse=parse_prefix,
+            commas=True,
+            help="Range of pods' addresses.",
+        ),
+    ] = ()
+    nodeport_addresses: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            kube_proxy="nodePortAddresses",
+            live=True,
+            help='Networks whose addresses serve node ports, or the word "primary".',
+        ),
+    ] = None
+    masquerade_all: Annotated[
+        bool,
+        Option(
+            kube_proxy="masqueradeAll",
+            live=True,
+            help="Whether all connections to ClusterIPs get the node's address as source.",
+        ),
+    ] = False
+    pods_from_node_cidrs: Annotated[
+        bool,
+        Option(
+            kube_proxy="detectLocalMode",
+            live=True,
+            help="Whether pods are known by the Node object's podCIDRs.",
+        ),
+    ] = False
+    primary_addresses: Annotated[
+        tuple[bytes, ...],
+        Option(
+            kube_proxy="bindAddress",
+            live=True,
+            help="The node's primary addresses, instead of the Node object's.",
+        ),
+    ] = ()
+    timeouts: Annotated[
+        tuple[tuple[str, float], ...],
+        Option(
+            kube_proxy="conntrack",
+            live=True,
+            help="How long flows are remembered: seconds, by their names in the config record.",
+        ),
+    ] = ()
+    uplinks: Annotated[
+        tuple[_Pattern, ...],
+        Option(
+            flag="--uplink",
+            metavar="PATTERN",
+            field="uplinks",
+            live=True,
+            default="by routes and node addresses",
+            example=("eth*", "bond0"),
+            help="Interface to other machines.",
+        ),
+    ] = ()
+    pod_interfaces: Annotated[
+        tuple[_Pattern, ...],
+        Option(
+            flag="--pod-interface",
+            metavar="PATTERN",
+            field="podInterfaces",
+            kube_proxy="detectLocal.interfaceNamePrefix",
+            live=True,
+            default="veths whose peer is in another namespace",
+            example=("cali*", "eni*"),
+            help="Interface of a pod.",
+        ),
+    ] = ()
+
+    # The sockets of processes
+
+    cgroup: Annotated[
+        Path | None,
+        Option(
+            flag="--cgroup",
+            metavar="DIR",
+            default="all",
+            help="Serve sockets of the processes in this cgroup and below.",
+        ),
+    ] = None
+    socket_lb: Annotated[
+        Literal["off", "host", "all"],
+        Option(
+            flag="--socket-lb",
+            field="socketLB",
+            example="host",
+            help="Whose sockets are told a backend when they connect: nobody's, those of the "
+            "node's own network namespace, pods' too.",
+        ),
+    ] = "host"
+
+    # What the agent offers and occupies
+
+    healthz: Annotated[
+        Bind | None,
+        Option(
+            flag="--healthz-bind-address",
+            metavar="ADDRESS:PORT",
+            kube_proxy="healthzBindAddress",
+            live=True,
+            parse=parse_bind_or_off,
+            help="Where to answer /healthz and /livez; [::] means both families, off none.",
+        ),
+    ] = Bind(ANY4, HEALTHZ_PORT)
+    services: Annotated[
+        _Room | None,
+        Option(
+            flag="--services",
+            metavar="N",
+            field="services",
+            default=_DEFAULT_ROOM,
+            example=65536,
+            help="Room for service ports.",
+        ),
+    ] = None
+    endpoints: Annotated[
+        _Room | None,
+        Option(
+            flag="--endpoints",
+            metavar="N",
+            field="endpoints",
+            default=_DEFAULT_ROOM,
+            example=262144,
+            help="Room for endpoints.",
+        ),
+    ] = None
+    flows: Annotated[
+        _Flows | None,
+        Option(
+            flag="--flows",
+            metavar="N",
+            field="flows",
+            default=_DEFAULT_ROOM,
+            example=524288,
+            help="Room for flows per family.",
+        ),
+    ] = None
+    takeover: Annotated[
+        Literal["auto", "on", "off"],
+        Option(
+            flag="--takeover",
+            field="takeover",
+            example="auto",
+            help="Leave TCP connections alone that kube-proxy may own: while its rules are there, "
+            "always, never.",
+        ),
+    ] = "auto"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Option(
+            flag="--log-format",
+            field="logFormat",
+            example="json",
+            help="How to write the log, on stderr.",
+        ),
+    ] = "text"
+    verbose: Annotated[bool, Option(flag="--verbose", short="-v", help="Log every change.")] = False
+
+    @property
+    def node(self) -> NodeSettings:
+        """What the rules need to know (docs/semantics.md)."""
+        fields = msgspec.structs.fields(NodeSettings)
+        return NodeSettings(**{field.name: getattr(self, field.name) for field in fields})
 
 
-def ignored(file: ConfigFile) -> tuple[str, ...]:
-    """Fields of the file that hold something and mean nothing, sorted."""
-    return tuple(sorted(file.kube_proxy.ignored))
-
-
-def taken_over(before: Settings, after: Settings) -> list[str]:
-    """Names of the fields that differ and that a running agent can change."""
-    return _differing(before.node, after.node, _NODE_FIELDS) + _differing(
-        before, after, _LIVE_FIELDS
-    )
-
-
-def waiting_for_restart(started: Settings, now: Settings) -> list[str]:
-    """Names of the fields that differ from what the agent was started with, for good."""
-    return _differing(started, now, _START_FIELDS)
-
-
-def _differing(before: object, after: object, fields: dict[str, str]) -> list[str]:
-    return [name for own, name in fields.items() if getattr(before, own) != getattr(after, own)]
-
-
-def _healthz(flag: str | None, said: Bind | None) -> Bind | None:
-    if flag is not None and flag in (OFF, ""):
-        return None
-    if flag is None and said is not None:
-        return said
-    try:
-        return parse_bind(flag or DEFAULT_HEALTHZ, HEALTHZ_PORT)
-    except ValueError as error:
-        raise UsageError(f"--healthz-bind-address: {error}", f'Or "{OFF}".') from error
-
-
-def _prefixes(option: str, texts: Iterable[str]) -> tuple[Prefix, ...]:
-    try:
-        return tuple(parse_prefix(part) for text in texts for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from error
+OPTIONS = declared(Settings)

@@ -8,24 +8,25 @@ from pathlib import Path
 import structlog
 
 from lbctl.config import file as configfile
-from lbctl.config import settings
+from lbctl.config import settle
 from lbctl.config.file import ConfigFile
-from lbctl.config.settings import Flags, Settings
+from lbctl.config.settings import Settings
+from lbctl.config.settle import Said
 from lbctl.errors import ConfigError
 
 POLL_SECONDS = 2.0
 
 
-class Watch:
+class FollowedFile:
     """Looks at the file now and then. A ConfigMap's file is a chain of symbolic links, of which the
     kubelet swaps one: what they lead to is compared, so no kind of replacement is missed."""
 
-    def __init__(self, path: Path, flags: Flags, started: Settings, file: ConfigFile) -> None:
+    def __init__(self, path: Path, flags: Said, started: Settings, file: ConfigFile) -> None:
         """`started` is what the agent was started with, from `file`."""
         self._path = path
         self._flags = flags
         self._started = self._current = self._before = started
-        self._ignored = set(settings.ignored(file))
+        self._ignored = set(settle.ignored(file))
         self._seen = self._last = _identity(path)
         self._problem = ""
         self._next = 0.0
@@ -55,7 +56,7 @@ class Watch:
 
     def problems(self) -> list[str]:
         """Sentences about the file: what is wrong with it, what needs a restart."""
-        waiting = settings.waiting_for_restart(self._started, self._current)
+        waiting = settle.waiting_for_restart(self._started, self._current)
         needed = f"--config {self._path}: a restart of the agent is needed for {', '.join(waiting)}"
         return [*filter(None, [self._problem]), *([needed] if waiting else [])]
 
@@ -65,16 +66,16 @@ class Watch:
         self._fault(f"--config {self._path}: {why}; the agent goes on with what it said before")
 
     def _take(self, file: ConfigFile) -> Settings | None:
-        fresh = set(settings.ignored(file)) - self._ignored
+        fresh = set(settle.ignored(file)) - self._ignored
         if fresh:
             self._ignored |= fresh
             self._log.info("settings that mean nothing here", fields=sorted(fresh))
-        before, self._current = self._current, settings.settle(self._flags, file)
+        before, self._current = self._current, settle.settle(self._flags, file)
         self._before = before
-        waiting = settings.waiting_for_restart(before, self._current)
+        waiting = settle.waiting_for_restart(before, self._current)
         if waiting:
             self._log.warning("changed settings need a restart of the agent", fields=waiting)
-        changed = settings.taken_over(before, self._current)
+        changed = settle.taken_over(before, self._current)
         if not changed:
             return None
         self._log.info("settings changed", fields=changed)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
-from lbctl.addresses import Prefix, parse_address, parse_prefix
+from lbctl.addresses import parse_address
 from lbctl.config import file as configfile
+from lbctl.config import settle
 from lbctl.config.file import ConfigFile
 from lbctl.errors import UsageError
 from lbctl.model.records import Node
@@ -28,18 +27,15 @@ def node(
     What is missing or ignored is told to `say`. Raises ConfigError, UsageError.
     """
     file = configfile.read(config) if config is not None else ConfigFile()
-    read = file.kube_proxy
-    if read.ignored:
-        say(f"fields of --config that mean nothing here: {', '.join(read.ignored)}")
-    name = name or read.hostname_override or _only(nodes)
+    ignored = settle.ignored(file)
+    if ignored:
+        say(f"fields of --config that mean nothing here: {', '.join(ignored)}")
+    found = settle.settle(settle.from_command_line(service_cidrs=tuple(service_cidrs)), file)
+    name = name or found.node_name or _only(nodes)
     if name not in nodes:
         known = f": there is {', '.join(sorted(nodes))}" if nodes else ""
         say(f"no Node object is called {name}{known}; addresses and zone are unknown")
-    settings = msgspec.structs.replace(
-        read.settings,
-        service_cidrs=tuple(_prefix(t) for t in service_cidrs) or file.agent.service_prefixes,
-    )
-    return node_facts(name, nodes.get(name), [_address(ip) for ip in local_ips], settings)
+    return node_facts(name, nodes.get(name), [_address(ip) for ip in local_ips], found.node)
 
 
 def _only(nodes: Mapping[str, Node]) -> str:
@@ -54,10 +50,3 @@ def _address(text: str) -> bytes:
         return parse_address(text)
     except ValueError as error:
         raise UsageError(f"--local-ip: {error}") from error
-
-
-def _prefix(text: str) -> Prefix:
-    try:
-        return parse_prefix(text)
-    except ValueError as error:
-        raise UsageError(f"--service-cidr: {error}") from error

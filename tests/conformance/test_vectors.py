@@ -193,7 +193,7 @@ def _state(case: Case, step: Json, directory: Path) -> State:
     objects = load_manifests(file)
     node = case.node
     settings = msgspec.structs.replace(
-        kubeproxyconfig.parse(_configuration(node)).settings,
+        kubeproxyconfig.parse(_configuration(node)).node,
         service_cidrs=tuple(map(parse_prefix, node.get("service_cidrs", ()))),
     )
     addresses = [parse_address(a) for a in node.get("local_ips", ())]

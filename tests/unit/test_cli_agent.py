@@ -10,7 +10,7 @@ import structlog
 from click.testing import CliRunner
 
 from lbctl.cli import agent
-from lbctl.config.settings import Flags
+from lbctl.config.settle import from_command_line
 from lbctl.errors import ConfigError
 
 
@@ -37,7 +37,7 @@ def test_a_kubeconfig_of_kube_proxys_pod_gives_way_to_the_service_account(
 
 
 def test_without_a_file_nobody_follows_one() -> None:
-    found, watch = agent._settings(Flags(node_name="n"), None, verbose=False)
+    found, watch = agent._settings(from_command_line(node_name="n"), None)
     assert found.node_name == "n"
     assert watch is None
 
@@ -50,7 +50,7 @@ def test_ignored_fields_are_named_in_one_line(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
         "portRange: 1-2\noomScoreAdj: -999\nhostnameOverride: n\n"
     )
-    found, watch = agent._settings(Flags(log_format="json"), path, verbose=False)
+    found, watch = agent._settings(from_command_line(log_format="json"), path)
     assert found.node_name == "n"
     assert watch is not None
     (line,) = capsys.readouterr().err.splitlines()
@@ -62,7 +62,7 @@ def test_a_wrong_file_is_said_before_anything_starts(tmp_path: Path) -> None:
     path = tmp_path / "config.conf"
     path.write_text("apiVersion: lbctl/v1alpha1\nkind: AgentConfiguration\nuplink: [eth0]\n")
     with pytest.raises(ConfigError, match=r"config\.conf: uplink: no such field"):
-        agent._settings(Flags(), path, verbose=False)
+        agent._settings({}, path)
 
 
 def test_the_help_names_the_defaults() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from lbctl.config import settings
-from lbctl.config.agentconfig import AgentConfig
+from lbctl.cli import agent
+from lbctl.config import document
+from lbctl.config.agentconfig import FIELDS
 from lbctl.config.kubeproxyconfig import _TIMEOUTS, _File
+from lbctl.config.settings import OPTIONS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 
@@ -34,15 +36,37 @@ def test_honoured_fields_are_described() -> None:
 
 
 def test_our_own_fields_are_described() -> None:
-    fields = {field.encode_name for field in msgspec.structs.fields(AgentConfig)}
-    table = section("AgentConfiguration")
-    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    assert named == fields - {"apiVersion", "kind"}
+    named = re.findall(r"^\| `(\w+)` \|", section("AgentConfiguration"), re.MULTILINE)
+    assert named == list(FIELDS)
+
+
+def test_every_option_of_the_agent_is_in_a_table_or_beside_it() -> None:
+    others = section("Options that no field of AgentConfiguration has")
+    told = words(section("AgentConfiguration")) | words(others)
+    flags = {flag for found in agent.command.params for flag in found.opts if flag[:2] == "--"}
+    assert flags <= told
 
 
 def test_what_a_running_agent_takes_over_is_said() -> None:
     live, restart = section("When the file changes").split("Until the next start")
-    assert {*settings._NODE_FIELDS.values(), *settings._LIVE_FIELDS.values()} <= words(live)
+    files = [found for found in OPTIONS.values() if found.in_file]
+    assert {found.in_file for found in files if found.option.live} <= words(live)
     named = set(re.findall(r"`([\w.]+)`", restart))
-    assert set(settings._START_FIELDS.values()) <= named
+    assert {found.in_file for found in files if not found.option.live} <= named
     assert not words(live) & named
+
+
+def test_what_is_made_of_the_options_is_fresh() -> None:
+    stale = "run python -m lbctl.config.document"
+    assert document.document(TEXT) == TEXT, stale
+    example = document.EXAMPLE.read_text()
+    assert document.example(example) == example, stale
+
+
+def test_what_is_made_replaces_what_stood_there_and_nothing_else() -> None:
+    worn = TEXT.replace("| `flows` | ", "| `flow` | ").replace("`takeover` and", "")
+    assert worn != TEXT
+    assert document.document(worn) == TEXT
+    example = document.EXAMPLE.read_text()
+    assert document.example(f"{example}flow: 3\n") == example
+    assert document.example("mode: nftables\n") == "mode: nftables\n"

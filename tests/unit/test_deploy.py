@@ -11,10 +11,9 @@ import yaml
 from lbctl.cli.agent import command as agent
 from lbctl.cli.options import DEFAULT_PIN_DIR
 from lbctl.config import file as configfile
-from lbctl.config import settings
+from lbctl.config import settle
 from lbctl.config.bind import parse_bind
 from lbctl.config.file import ConfigFile
-from lbctl.config.settings import Flags
 from lbctl.health.monitor import Health
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +117,7 @@ def test_the_agent_knows_its_arguments() -> None:
 
 def test_the_probes_ask_where_the_agent_answers() -> None:
     context = agent.make_context("agent", list(AGENT["args"][1:]))
-    bind = parse_bind(context.params["healthz_bind_address"], 0)
+    bind = parse_bind(context.params["healthz"], 0)
     assert bind.both
     for probe, path in (("readinessProbe", "/healthz"), ("livenessProbe", "/livez")):
         assert AGENT[probe]["httpGet"] == {"path": path, "port": bind.port}
@@ -145,8 +144,8 @@ def test_the_configuration_is_mounted_where_it_is_read() -> None:
 
 def test_the_configuration_says_nothing_yet() -> None:
     found = configfile.read(DEPLOY / "config.yaml")
-    assert settings.settle(Flags(), found) == settings.settle(Flags(), ConfigFile())
-    assert settings.ignored(found) == ()
+    assert settle.settle({}, found) == settle.settle({}, ConfigFile())
+    assert settle.ignored(found) == ()
 
 
 def test_the_api_server_comes_from_the_file_to_edit() -> None:

@@ -93,9 +93,9 @@ def test_a_file_of_kubeadm(tmp_path: Path) -> None:
     path.write_text(KUBEADM)
     found = read(path).kube_proxy
     pods = (parse_prefix("10.244.0.0/16"), parse_prefix("fd00:10:244::/56"))
-    assert found.settings == NodeSettings(cluster_cidrs=pods)
-    assert (found.mode, found.hostname_override) == ("", "")
-    assert found.kubeconfig == "/var/lib/kube-proxy/kubeconfig.conf"
+    assert found.node == NodeSettings(cluster_cidrs=pods)
+    assert (found.mode, found.node_name) == ("", "")
+    assert found.file_kubeconfig == Path("/var/lib/kube-proxy/kubeconfig.conf")
     assert (found.healthz, found.timeouts, found.pod_interfaces) == (None, (), ())
     assert found.ignored == ("iptables.minSyncPeriod",)
 
@@ -117,7 +117,7 @@ def test_nothing_said_means_the_defaults() -> None:
     ],
 )
 def test_addresses_of_node_ports(fields: dict[str, Any], expected: tuple[str, ...] | None) -> None:
-    assert _parse(**fields).settings.nodeport_addresses == expected
+    assert _parse(**fields).node.nodeport_addresses == expected
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_addresses_of_node_ports(fields: dict[str, Any], expected: tuple[str, ..
     ],
 )
 def test_masquerade_all(fields: dict[str, Any], expected: bool) -> None:
-    assert _parse(**fields).settings.masquerade_all is expected
+    assert _parse(**fields).node.masquerade_all is expected
 
 
 def test_local_mode_and_host_name() -> None:
     found = _parse(detectLocalMode="NodeCIDR", hostnameOverride=" Worker-7 ")
-    assert found.settings.pods_from_node_cidrs
-    assert found.hostname_override == "worker-7"
-    assert not _parse(detectLocalMode="ClusterCIDR").settings.pods_from_node_cidrs
+    assert found.node.pods_from_node_cidrs
+    assert found.node_name == "worker-7"
+    assert not _parse(detectLocalMode="ClusterCIDR").node.pods_from_node_cidrs
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_local_mode_and_host_name() -> None:
 )
 def test_an_address_to_bind_to_is_the_nodes(text: str, primary: tuple[str, ...]) -> None:
     expected = tuple(map(parse_address, primary))
-    assert _parse(bindAddress=text).settings.primary_addresses == expected
+    assert _parse(bindAddress=text).node.primary_addresses == expected
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_what_means_nothing_is_named() -> None:
         metricsBindAddress="0.0.0.0:10249",
         oomScoreAdj=-999,
     )
-    assert found.kubeconfig == "/x"
+    assert found.file_kubeconfig == Path("/x")
     assert found.ignored == (
         "clientConnection.burst",
         "clientConnection.qps",

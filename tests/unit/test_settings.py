@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import structlog
 
 from lbctl.addresses import parse_prefix
 from lbctl.config import file as configfile
-from lbctl.config import settings
 from lbctl.config import watch as configwatch
 from lbctl.config.bind import parse_bind
 from lbctl.config.file import ConfigFile
-from lbctl.config.settings import Flags, Settings, settle
-from lbctl.config.watch import Watch
+from lbctl.config.kubeproxyconfig import KubeProxyConfig
+from lbctl.config.settings import OPTIONS, Settings
+from lbctl.config.settle import Said, settle
+from lbctl.config.settle import from_command_line as flags
+from lbctl.config.watch import FollowedFile
 from lbctl.errors import UsageError
+from lbctl.resolve.node import NodeSettings
 
 THEIRS = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 OURS = "---\napiVersion: lbctl/v1alpha1\nkind: AgentConfiguration\n"
@@ -38,7 +42,7 @@ def _file(text: str) -> ConfigFile:
 
 
 def test_defaults() -> None:
-    found = settle(Flags(), ConfigFile())
+    found = settle(flags(), ConfigFile())
     assert found.healthz == parse_bind("0.0.0.0:10256", 0)
     assert (found.takeover, found.socket_lb, found.log_format) == ("auto", "host", "text")
     assert found.node_name == ""
@@ -47,7 +51,7 @@ def test_defaults() -> None:
 
 
 def test_the_file_is_used() -> None:
-    found = settle(Flags(), _file(FULL))
+    found = settle(flags(), _file(FULL))
     assert found.node.cluster_cidrs == (parse_prefix("10.0.0.0/8"),)
     assert found.node.service_cidrs == (parse_prefix("10.96.0.0/16"),)
     assert found.node.pods_from_node_cidrs
@@ -60,7 +64,7 @@ def test_the_file_is_used() -> None:
 
 
 def test_flags_win() -> None:
-    flags = Flags(
+    said = flags(
         node_name="n",
         kubeconfig=Path("/flag"),
         api_server="https://flag",
@@ -68,7 +72,7 @@ def test_flags_win() -> None:
         pod_interfaces=("pod",),
         service_cidrs=("172.16.0.0/16,fd00::/112",),
         cluster_cidrs=("172.17.0.0/16", "fd01::/64"),
-        healthz_bind_address="[::]:1",
+        healthz="[::]:1",
         services=16,
         endpoints=17,
         flows=128,
@@ -76,13 +80,11 @@ def test_flags_win() -> None:
         socket_lb="all",
         log_format="text",
     )
-    found = settle(flags, _file(FULL))
+    found = settle(said, _file(FULL))
     assert [str(p) for p in found.node.service_cidrs] == ["172.16.0.0/16", "fd00::/112"]
     assert [str(p) for p in found.node.cluster_cidrs] == ["172.17.0.0/16", "fd01::/64"]
     assert not found.node.pods_from_node_cidrs
-    assert msgspec.structs.replace(found, node=settle(Flags(), ConfigFile()).node) == Settings(
-        node=settle(Flags(), ConfigFile()).node,
-        timeouts=(),
+    assert msgspec.structs.replace(found, service_cidrs=(), cluster_cidrs=()) == Settings(
         uplinks=("up",),
         pod_interfaces=("pod",),
         healthz=parse_bind("[::]:1", 0),
@@ -99,36 +101,53 @@ def test_flags_win() -> None:
 
 
 def test_manifests_need_no_cluster() -> None:
-    found = settle(Flags(manifests=Path("/m")), _file(FULL))
+    found = settle(flags(manifests=Path("/m")), _file(FULL))
     assert (found.api_server, found.file_kubeconfig) == (None, None)
 
 
 @pytest.mark.parametrize("flag", ["off", ""])
 def test_health_can_be_off(flag: str) -> None:
-    assert settle(Flags(healthz_bind_address=flag), _file(FULL)).healthz is None
+    assert settle(flags(healthz=flag), _file(FULL)).healthz is None
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("given", "says"),
     [
-        ({"healthz_bind_address": "host:1"}, "--healthz-bind-address: 'host:1'"),
+        ({"healthz": "host:1"}, "--healthz-bind-address: 'host:1'"),
         ({"service_cidrs": ("10.0.0.1",)}, "--service-cidr: '10.0.0.1'"),
+        ({"api_server": "api:6443"}, "--api-server: 'api:6443' is not a URL"),
         ({"cluster_cidrs": ("10.0.0.0/99",)}, "--cluster-cidr: '10.0.0.0/99'"),
     ],
 )
-def test_a_flag_without_sense_is_named(flags: dict[str, Any], says: str) -> None:
+def test_a_flag_without_sense_is_named(given: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        settle(Flags(**flags), ConfigFile())
+        flags(**given)
 
 
-def test_every_setting_is_taken_over_or_needs_a_restart() -> None:
-    live = {"node", *settings._LIVE_FIELDS}
-    start = set(settings._START_FIELDS)
-    # --kubeconfig is no field of the file; what that says is file_kubeconfig.
-    assert live | start | {"kubeconfig"} == {f.name for f in msgspec.structs.fields(Settings)}
-    assert not live & start
-    node = type(settle(Flags(), ConfigFile()).node)
-    assert set(settings._NODE_FIELDS) == {f.name for f in msgspec.structs.fields(node)}
+def test_what_the_rules_need_to_know_is_all_there() -> None:
+    node, ours = (typing.get_type_hints(t) for t in (NodeSettings, Settings))
+    assert {name: ours.get(name) for name in node} == node
+    found = settle(flags(), _file(f"{FULL}".replace(OURS, f"nodePortAddresses: [primary]\n{OURS}")))
+    assert found.node == NodeSettings(
+        cluster_cidrs=(parse_prefix("10.0.0.0/8"),),
+        service_cidrs=(parse_prefix("10.96.0.0/16"),),
+        nodeport_addresses=("primary",),
+        pods_from_node_cidrs=True,
+    )
+
+
+def test_what_kube_proxys_file_says_reaches_the_setting_of_that_name() -> None:
+    said = {f.name for f in msgspec.structs.fields(KubeProxyConfig)} - {"node", "mode", "ignored"}
+    said |= {f.name for f in msgspec.structs.fields(NodeSettings)} - {"service_cidrs"}
+    assert said == {name for name, found in OPTIONS.items() if found.option.kube_proxy}
+
+
+def test_a_setting_that_nobody_can_say_is_none() -> None:
+    for found in OPTIONS.values():
+        assert found.option.flag or found.in_file, found.name
+        assert found.option.help.endswith("."), found.name
+        assert not found.option.live or found.in_file, found.name
+        assert bool(found.option.field) == (found.option.example is not None), found.name
 
 
 # Following a file
@@ -137,10 +156,10 @@ def test_every_setting_is_taken_over_or_needs_a_restart() -> None:
 class Followed:
     """A file, who follows it, and the log that makes."""
 
-    def __init__(self, path: Path, flags: Flags) -> None:
+    def __init__(self, path: Path, said: Said) -> None:
         self.path = path
         file = configfile.read(path)
-        self.watch = Watch(path, flags, settle(flags, file), file)
+        self.watch = FollowedFile(path, said, settle(said, file), file)
         self.now = 0.0
         self.log: list[structlog.typing.EventDict] = []
 
@@ -173,7 +192,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_change_is_taken_over_once(path: Path) -> None:
-    followed = Followed(path, Flags())
+    followed = Followed(path, flags())
     assert followed.polls() is None
     text = f"{THEIRS}clusterCIDR: 10.1.0.0/16\nconntrack: {{udpTimeout: 10s}}\n{OURS}uplinks: [e]\n"
     followed.write(text)
@@ -188,7 +207,7 @@ def test_a_change_is_taken_over_once(path: Path) -> None:
 
 
 def test_it_is_not_looked_at_more_often_than_said(path: Path) -> None:
-    followed = Followed(path, Flags())
+    followed = Followed(path, flags())
     followed.polls(1)
     assert followed.watch.due() == followed.now + configwatch.POLL_SECONDS
     followed.write(f"{THEIRS}clusterCIDR: 10.1.0.0/16\n")
@@ -207,7 +226,7 @@ def test_a_config_map_is_followed(tmp_path: Path) -> None:
 
     version("..1", f"{THEIRS}clusterCIDR: 10.0.0.0/8\n")
     (tmp_path / "config.conf").symlink_to("..data/config.conf")
-    followed = Followed(tmp_path / "config.conf", Flags())
+    followed = Followed(tmp_path / "config.conf", flags())
     version("..2", f"{THEIRS}clusterCIDR: 11.0.0.0/8\n")
     os.utime(tmp_path / "..2" / "config.conf", (0, 0))  # not even newer
     found = followed.polls()
@@ -216,7 +235,7 @@ def test_a_config_map_is_followed(tmp_path: Path) -> None:
 
 
 def test_what_needs_a_restart_is_named_and_kept_in_mind(path: Path) -> None:
-    followed = Followed(path, Flags())
+    followed = Followed(path, flags())
     followed.write(f"{path.read_text()}hostnameOverride: other\n{OURS}takeover: on\nflows: 500\n")
     assert followed.polls() is None
     names = ["hostnameOverride", "flows", "takeover"]
@@ -230,7 +249,7 @@ def test_what_needs_a_restart_is_named_and_kept_in_mind(path: Path) -> None:
 
 
 def test_what_a_flag_says_does_not_change(path: Path) -> None:
-    followed = Followed(path, Flags(cluster_cidrs=("10.5.0.0/16",), takeover="off"))
+    followed = Followed(path, flags(cluster_cidrs=("10.5.0.0/16",), takeover="off"))
     followed.write(f"{THEIRS}clusterCIDR: 10.1.0.0/16\n{OURS}takeover: on\n")
     assert followed.polls() is None
     assert followed.log == []
@@ -238,7 +257,7 @@ def test_what_a_flag_says_does_not_change(path: Path) -> None:
 
 
 def test_a_broken_file_changes_nothing_and_is_reported_once(path: Path) -> None:
-    followed = Followed(path, Flags())
+    followed = Followed(path, flags())
     followed.write(f"{THEIRS}{OURS}uplink: [eth0]\n")
     assert followed.polls(5) is None
     (problem,) = followed.watch.problems()
@@ -253,7 +272,7 @@ def test_a_broken_file_changes_nothing_and_is_reported_once(path: Path) -> None:
 
 
 def test_settings_that_cannot_be_used_are_forgotten(path: Path) -> None:
-    followed = Followed(path, Flags())
+    followed = Followed(path, flags())
     followed.write(f"{THEIRS}clusterCIDR: 10.9.0.0/16\n")
     assert followed.polls() is not None
     followed.watch.refused("no room")
@@ -264,7 +283,7 @@ def test_settings_that_cannot_be_used_are_forgotten(path: Path) -> None:
 
 
 def test_newly_ignored_fields_are_named_once(path: Path) -> None:
-    followed = Followed(path, Flags())
+    followed = Followed(path, flags())
     followed.write(f"{path.read_text()}portRange: 1-2\n")
     followed.polls()
     followed.write(f"{THEIRS}portRange: 1-2\noomScoreAdj: 3\n")
