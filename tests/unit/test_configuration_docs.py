@@ -41,7 +41,7 @@ def test_our_own_fields_are_described() -> None:
 
 
 def test_every_option_of_the_agent_is_in_a_table_or_beside_it() -> None:
-    others = section("Options that no field of AgentConfiguration has")
+    others = section("The other options")
     told = words(section("AgentConfiguration")) | words(others)
     flags = {flag for found in agent.command.params for flag in found.opts if flag[:2] == "--"}
     assert flags <= told
