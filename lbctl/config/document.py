@@ -40,7 +40,7 @@ def example(text: str) -> str:
 
 def _fields() -> str:
     rows = (
-        (f"`{field}`", f"`{declared.option.flag}`", _values(declared), _what(declared))
+        (f"`{field}`", _flag(declared), _values(declared), _what(declared))
         for field, declared in FIELDS.items()
     )
     return _table(("field", "option", "value", "what"), rows)
@@ -49,7 +49,7 @@ def _fields() -> str:
 def _flags() -> str:
     """The options that are no fields of ours."""
     rows = (
-        (f"`{option.flag}`", f"`{option.kube_proxy}`" if option.kube_proxy else "", _what(declared))
+        (_flag(declared), f"`{option.kube_proxy}`" if option.kube_proxy else "", _what(declared))
         for declared in OPTIONS.values()
         if (option := declared.option).flag and not option.field
     )
@@ -67,6 +67,10 @@ def _changes() -> str:
 
 
 _PARTS: dict[str, Callable[[], str]] = {"fields": _fields, "flags": _flags, "changes": _changes}
+
+
+def _flag(declared: Declared) -> str:
+    return ", ".join(f"`{name}`" for name in declared.option.flag.split("/"))
 
 
 def _values(declared: Declared) -> str:

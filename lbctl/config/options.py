@@ -23,7 +23,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     help: str
-    flag: str = ""
+    flag: str = ""  # --so, or for what a file may say too and both ways, --so/--no-so
     short: str = ""  # of the flag, like -v
     metavar: str = ""
     env: str = ""  # a variable that speaks where the flag is silent
@@ -70,8 +70,9 @@ class Declared(msgspec.Struct, frozen=True):
     @property
     def default(self) -> str:
         """What holds if nobody says anything, in words; empty: nothing."""
-        plain = self.otherwise is None or isinstance(self.otherwise, bool | tuple)
-        return self.option.default or ("" if plain else str(self.otherwise))
+        if self.option.default or self.otherwise in (None, False, ()):
+            return self.option.default
+        return "true" if self.otherwise is True else str(self.otherwise)
 
     def value(self, said: Any, place: Callable[[int], str]) -> Any:
         """From what a person wrote. `place` names an item of it (0 where there is only one) in the

@@ -98,6 +98,7 @@ def test_the_help_has_values_defaults_and_variables(command: click.Command) -> N
     assert "-l, --level N How high. [default: 5] [x>=3]" in text
     assert "Where. [default: none] [env var: SAMPLE_PATH]" in text
     assert "--range CIDR Which ones. Repeatable." in text
+    assert "--quick / --no-quick Hurry. [default: true]" in text
     assert "silent" not in text
 
 
@@ -131,3 +132,4 @@ def test_values_are_described() -> None:
     assert described["count"] == "`N`"
     assert described["ranges"] == "list of `CIDR`"
     assert described["quick"] == "`true` or `false`"
+    assert document._flag(OPTIONS["quick"]) == "`--quick`, `--no-quick`"
