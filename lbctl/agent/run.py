@@ -39,11 +39,11 @@ from lbctl.health.monitor import Health
 from lbctl.health.ports import listening_addresses
 from lbctl.host import reserve, takeover
 from lbctl.model.records import Node
+from lbctl.model.updates import Source
 from lbctl.program import config as nodeconfig
 from lbctl.program.config import DataPathSettings
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts, is_leaving, node_facts
-from lbctl.sources.store import Source
 from lbctl.status import SourceState, StatusRecord
 
 # Addresses and sysctls are looked at again this often even if nobody reports a change.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lbctl.config.settings import Settings
     from lbctl.config.settle import Said
     from lbctl.config.watch import FollowedFile
-    from lbctl.sources.store import Source
+    from lbctl.model.updates import Source
 
 EPILOG = """\b
 Examples:

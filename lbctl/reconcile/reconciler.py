@@ -11,12 +11,12 @@ from ebpf.errors import LbError
 from lbctl.addresses import format_address
 from lbctl.datapath.tables import Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.model.updates import Update
 from lbctl.program import readback, writes
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.resolve.hints import NO_HINTS
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import FrontendKind, ResolvedPort, resolve
-from lbctl.sources.store import Update
 
 # Services planned at once when nothing is programmed yet: bounds the memory a first sync takes.
 _FIRST_BATCH = 2000

@@ -17,9 +17,10 @@ from lbctl.model.records import (
     Node,
     Service,
 )
+from lbctl.model.updates import SourceStatus, Update
 from lbctl.sources import access
-from lbctl.sources.reflector import HttpError, Reflector, Resource, Settings
-from lbctl.sources.store import SourceStatus, Store, Update
+from lbctl.sources.reflector import HttpError, Reflector, ReflectorSettings, Resource
+from lbctl.sources.store import Store
 
 if TYPE_CHECKING:
     import urllib3
@@ -32,7 +33,7 @@ _READ_SIZE = 1 << 16
 
 
 class KubernetesSource:
-    """Services, endpoint slices and the own node, watched. A `Source`, see objects.py.
+    """Services, endpoint slices and the own node, watched. A `Source`, see model/updates.py.
 
     `kubeconfig` None means the pod's service account. `api_server` replaces the address found
     there, so that the agent need not reach the API through a service it provides itself.
@@ -44,10 +45,10 @@ class KubernetesSource:
         *,
         kubeconfig: Path | None = None,
         api_server: str | None = None,
-        settings: Settings | None = None,
+        settings: ReflectorSettings | None = None,
     ) -> None:
         """Raises ConfigError if there is no usable configuration."""
-        settings = settings or Settings()
+        settings = settings or ReflectorSettings()
         self._client = ApiClient(kubeconfig, api_server)
         self._store = Store(node_name, parts=3)
         own_node = {"fieldSelector": f"metadata.name={node_name}"}
@@ -65,7 +66,7 @@ class KubernetesSource:
         )
         self.threads: list[threading.Thread] = []
 
-    def _reflector(self, resource: Resource[Any], settings: Settings) -> Reflector[Any]:
+    def _reflector(self, resource: Resource[Any], settings: ReflectorSettings) -> Reflector[Any]:
         return Reflector(resource, self._client, self._store, settings)
 
     def start(self) -> None:

@@ -18,10 +18,11 @@ import structlog
 
 from lbctl.errors import SourceError
 from lbctl.model.records import ObjectKey
+from lbctl.model.updates import SourceStatus, Update
 from lbctl.sources.documents import manifest_files, parse, read_bytes
 from lbctl.sources.failures import FailureLog
 from lbctl.sources.inotify import CREATE, DirectoryWatch
-from lbctl.sources.store import Object, SourceStatus, Store, Update, key_of
+from lbctl.sources.store import Object, Store, key_of
 
 SETTLE_SECONDS = 0.2  # between the two looks that must agree before a change is believed
 SAFETY_SECONDS = 2.0  # between looks for what inotify does not see: links' targets, some networks
@@ -42,7 +43,7 @@ class _File(msgspec.Struct):
 
 
 class ManifestSource:
-    """Follows a file, or the files of one directory. A `Source`, see objects.py."""
+    """Follows a file, or the files of one directory. A `Source`, see model/updates.py."""
 
     def __init__(self, path: Path, node_name: str) -> None:
         self._path = path

@@ -32,7 +32,7 @@ _SKIPPED = "object skipped, the others are kept"
 _BUSY = frozenset({UNAUTHORIZED, 429, 502, 503})
 
 
-class Settings(msgspec.Struct, frozen=True):
+class ReflectorSettings(msgspec.Struct, frozen=True):
     """Times in seconds; tests make them short."""
 
     page_size: int = 500
@@ -116,7 +116,7 @@ class Reflector(Generic[M]):
     """Keeps a store equal to what the API says of one kind. `run` is a thread's whole life."""
 
     def __init__(
-        self, resource: Resource[M], client: Client, store: Store, settings: Settings
+        self, resource: Resource[M], client: Client, store: Store, settings: ReflectorSettings
     ) -> None:
         self._resource = resource
         self._client = client

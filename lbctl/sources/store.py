@@ -11,59 +11,14 @@ import select
 import threading
 import time
 from collections.abc import Collection, Hashable, Iterable, Mapping
-from typing import Protocol
 
 import msgspec
 
 from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service, ServiceObjects
+from lbctl.model.updates import SourceStatus, Update
 
 Object = Service | EndpointSlice | Node
 KINDS: tuple[type[Object], ...] = (Service, EndpointSlice, Node)
-
-
-class SourceStatus(msgspec.Struct, frozen=True):
-    """How a source is doing. `problems` are sentences about files or objects, sorted."""
-
-    connected: bool = False
-    synced: bool = False  # every kind has been listed once
-    complete: bool = False  # ... and nothing that exists is unread
-    last_error: str = ""  # why it is not connected
-    last_event: float | None = None  # seconds since the epoch
-    problems: tuple[str, ...] = ()
-
-
-class Update(msgspec.Struct, frozen=True):
-    """Everything that happened since the last update, coalesced.
-
-    `services` holds, per service touched, what it now is (`service` None: gone). What is programmed
-    but was never in an update may be removed once `complete` says that all there is has been read.
-    """
-
-    services: dict[ObjectKey, ServiceObjects]
-    node: Node | None  # the own node as it now is
-    node_changed: bool
-    synced: bool
-    complete: bool
-    status: SourceStatus
-
-
-class Source(Protocol):
-    """A thing that runs threads of its own and reports updates."""
-
-    def start(self) -> None:
-        """Begin to read and follow. Raises SourceError if it cannot even be tried."""
-
-    def stop(self) -> None:
-        """End the threads, bounded, and release what they held."""
-
-    def fileno(self) -> int:
-        """Readable when `wait` would return something: for select, poll and the like."""
-
-    def wait(self, timeout: float) -> Update | None:
-        """What changed, after at most `timeout` seconds; None if nothing did."""
-
-    def status(self) -> SourceStatus:
-        """How it is doing now."""
 
 
 class _Problem(msgspec.Struct, frozen=True):

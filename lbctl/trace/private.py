@@ -10,12 +10,12 @@ from ebpf.maps import ArrayMap, HashMap, Map
 from ebpf.maps.sizes import Sizes
 from lbctl.errors import LbError
 from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.model.updates import SourceStatus, Update
 from lbctl.program import config as nodeconfig
 from lbctl.program.config import DataPathSettings
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import resolve
-from lbctl.sources.store import SourceStatus, Update
 from lbctl.trace import programs
 from lbctl.trace.flows import Arrival, Flow
 from lbctl.trace.world import World

@@ -22,12 +22,12 @@ from ebpf.maps.sizes import Sizes
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.cli.main import command as lbctl
 from lbctl.model.records import ServiceObjects
+from lbctl.model.updates import SourceStatus, Update
 from lbctl.program import config as nodeconfig
 from lbctl.program import readback, writes
 from lbctl.program.config import DataPathSettings
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
-from lbctl.sources.store import SourceStatus, Update
 from lbctl.trace.asking import Answer
 from lbctl.trace.flows import parse_flow
 from lbctl.trace.live import LiveWorld

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.model.updates import Update
 from lbctl.sources.kubernetes import KubernetesSource
-from lbctl.sources.reflector import Settings
-from lbctl.sources.store import Update
+from lbctl.sources.reflector import ReflectorSettings
 from tests.support.apiserver import ApiServer
 from tests.support.k8s_objects import endpoint, endpoint_slice, node, service
 
 PATIENCE = 20.0
-QUICK = Settings(
+QUICK = ReflectorSettings(
     page_size=3,
     watch_seconds=30.0,
     grace_seconds=1.0,

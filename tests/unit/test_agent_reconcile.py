@@ -21,11 +21,11 @@ from lbctl.model.records import (
     SliceEndpoint,
     SlicePort,
 )
+from lbctl.model.updates import SourceStatus, Update
 from lbctl.plan import alloc
 from lbctl.reconcile import housekeeping
 from lbctl.reconcile.reconciler import RETRY_SECONDS, Reconciler
 from lbctl.resolve.node import NodeFacts
-from lbctl.sources.store import SourceStatus, Update
 from tests.support.fake_tables import FakeHash, FakeTables
 
 NODE = NodeFacts("node1")

@@ -12,7 +12,7 @@ import pytest
 
 from lbctl.model.records import ObjectKey
 from lbctl.sources.kubernetes import KubernetesSource
-from lbctl.sources.reflector import Backoff, Settings
+from lbctl.sources.reflector import Backoff, ReflectorSettings
 from tests.support.apiserver import ApiServer
 from tests.support.following import PATIENCE, QUICK, Follower, fill
 from tests.support.k8s_objects import endpoint, endpoint_slice, node, port, service
@@ -34,7 +34,9 @@ def follow(server: ApiServer, tmp_path: Path) -> Iterator[Follow]:
     """Start a source and wait until it is in step."""
     started: list[KubernetesSource] = []
 
-    def start(settings: Settings = QUICK, *, wait: bool = True, **options: Any) -> Follower:
+    def start(
+        settings: ReflectorSettings = QUICK, *, wait: bool = True, **options: Any
+    ) -> Follower:
         source = KubernetesSource(
             "worker-1", kubeconfig=server.kubeconfig(tmp_path, **options), settings=settings
         )
@@ -151,7 +153,9 @@ def test_dropped_connection_resumes_where_it_was(server: ApiServer, follow: Foll
 def test_stalled_connection_is_noticed(server: ApiServer, follow: Follow) -> None:
     """Open, but nothing comes: given up after the time the server itself would have ended it."""
     fill(server)
-    brief = Settings(watch_seconds=0.2, grace_seconds=0.3, backoff_first=0.02, backoff_limit=0.1)
+    brief = ReflectorSettings(
+        watch_seconds=0.2, grace_seconds=0.3, backoff_first=0.02, backoff_limit=0.1
+    )
     server.stall()
     follower = follow(brief)
     watches = sum("watch" in q for _, q in server.requests)

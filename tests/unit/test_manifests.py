@@ -12,10 +12,10 @@ import yaml
 
 from lbctl.errors import SourceError
 from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.model.updates import Update
 from lbctl.sources import manifests as manifests_module
 from lbctl.sources.documents import load_manifests, manifest_files
 from lbctl.sources.manifests import ManifestSource
-from lbctl.sources.store import Update
 from tests.support.k8s_objects import Json, endpoint, endpoint_slice, node, port, service
 
 PATIENCE = 10.0

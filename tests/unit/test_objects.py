@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service
-from lbctl.sources.store import Store, Update
+from lbctl.model.updates import Update
+from lbctl.sources.store import Store
 from tests.support.k8s_objects import (
     as_node,
     as_service,
