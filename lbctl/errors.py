@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from ebpf.errors import LbError
 
-__all__ = ["ConfigError", "LbError", "ObjectError", "SourceError", "UsageError"]
+__all__ = ["ConfigError", "LbError", "NotFound", "ObjectError", "SourceError", "UsageError"]
 
 
 class UsageError(LbError):
     """The command line asks for something that cannot be."""
 
     exit_code = 2
+
+
+class NotFound(LbError):
+    """The named instance, service or backend does not exist."""
+
+    exit_code = 3
 
 
 class ConfigError(LbError):

@@ -75,7 +75,7 @@ def read(pin_dir: Path) -> StatusRecord | None:
         return None
 
 
-class Hints(msgspec.Struct, frozen=True):
+class HintsRecord(msgspec.Struct, frozen=True):
     """Content of a second file: by service port (as its name is stored in the maps), why topology
     hints narrow its endpoints or why not. Ports whose endpoints have no hints are left out."""
 
@@ -83,7 +83,7 @@ class Hints(msgspec.Struct, frozen=True):
     ports: dict[str, str]
 
 
-def write_hints(pin_dir: Path, record: Hints) -> None:
+def write_hints(pin_dir: Path, record: HintsRecord) -> None:
     """Replace the file of hints in one step. Raises OSError."""
     _replace(_hints_path(pin_dir), record.pid, msgspec.json.encode(record))
 
@@ -91,7 +91,7 @@ def write_hints(pin_dir: Path, record: Hints) -> None:
 def read_hints(pin_dir: Path) -> dict[str, str] | None:
     """What the agent that runs now says of hints; None if none runs, or it has not said yet."""
     try:
-        record = msgspec.json.decode(_hints_path(pin_dir).read_bytes(), type=Hints)
+        record = msgspec.json.decode(_hints_path(pin_dir).read_bytes(), type=HintsRecord)
     except (OSError, msgspec.DecodeError):
         return None
     return record.ports if record.pid == running_agent(pin_dir) else None

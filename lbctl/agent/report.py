@@ -34,7 +34,7 @@ class StatusWriter:
     def _write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
         try:
             if hints is not None:
-                status.write_hints(self._pin_dir, status.Hints(record.pid, hints))
+                status.write_hints(self._pin_dir, status.HintsRecord(record.pid, hints))
             status.write(record)
         except OSError as error:
             log = structlog.get_logger()

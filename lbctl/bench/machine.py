@@ -6,13 +6,10 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lbctl.bench.dataset import PORT, TARGET_PORT
+from lbctl.bench.options import Options
 from lbctl.bench.records import Results
-
-if TYPE_CHECKING:
-    from lbctl.bench.run import Options
 
 _TOOLS = {
     "iptables": ["iptables", "--version"],

@@ -34,7 +34,7 @@ def show(results: Results) -> None:
     """Everything on stdout."""
     from rich.table import Table as RichTable
 
-    from lbctl.cli.output import print_rich
+    from lbctl.printing import print_rich
 
     for table in _all_tables(results):
         shown = RichTable(box=None, padding=(0, 2, 0, 0))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import msgspec
 
 from lbctl.bench import kubeproxy, machine, measures
 from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator
-from lbctl.bench.measures import CONNECTION_MEASURES, Effort, Measuring
+from lbctl.bench.measures import CONNECTION_MEASURES, Measuring
+from lbctl.bench.options import PACKETS, PER_SERVICES, Options
 from lbctl.bench.ours import Agent
 from lbctl.bench.peers import (
     NOT_YET,
@@ -24,44 +22,17 @@ from lbctl.bench.peers import (
     rule_peers,
 )
 from lbctl.bench.records import ALL, FLOOR, PEERS, RATES, Record, Results, summary
-from lbctl.bench.saved import Saved
 from lbctl.bench.world import World
 from lbctl.errors import LbError
 
 Progress = Callable[[str, str], None]  # what is being done, and how far it is
 
-PER_SERVICES = (
-    *CONNECTION_MEASURES,
-    "request_rate",
-    "throughput",
-    "load_time",
-    "change_time",
-    "agent_memory",
-    "kernel_memory",
-)
-PACKETS = ("packet_ns", "packet_instructions")
 _NO_TEST_RUN = {
     False: "netfilter and routing have no test run that a packet could be timed in",
     True: "socket programs have no test run in the kernel, and there are no XDP programs",
 }
 # What the floor and rules cannot have, so that nobody waits for it.
 _NOT_OF_THE_FLOOR = {"load_time", "change_time", "agent_memory", "kernel_memory"}
-
-
-class Options(msgspec.Struct, frozen=True):
-    """What a run is asked for. `cpu`: where the generator stays, -1 for anywhere."""
-
-    services: tuple[int, ...] = (1, 100, 1000, 10000)
-    endpoints: int = 3
-    targets: int = 16
-    peers: tuple[str, ...] = PEERS
-    measures: tuple[str, ...] = (*PER_SERVICES, *PACKETS)
-    effort: Effort = Effort()
-    timeout: float = 300.0
-    cpu: int = -1
-    name: str = "bench"
-    saved: Saved | None = None
-    kube_proxy: Path | None = None
 
 
 def run(options: Options, results: Results, progress: Progress) -> None:

@@ -17,8 +17,8 @@ import click
 from lbctl.errors import UsageError
 
 if TYPE_CHECKING:
+    from lbctl.bench.options import Options
     from lbctl.bench.records import Results
-    from lbctl.bench.run import Options
 
 TERMINATED = 128 + signal.SIGTERM
 FULL_SERVICES = "1,100,1000,10000"
@@ -145,8 +145,8 @@ def command(
     """
     from lbctl.bench import kubeproxy, saved
     from lbctl.bench import report as reports
-    from lbctl.bench import run as runs
     from lbctl.bench.measures import Effort
+    from lbctl.bench.options import PACKETS, PER_SERVICES, Options
     from lbctl.bench.records import PEERS
 
     if report:
@@ -160,11 +160,11 @@ def command(
     if kube_proxy:
         kubeproxy.version(kube_proxy)  # it can be run, or the reader is told
     usual = QUICK_SERVICES if quick else FULL_SERVICES
-    options = runs.Options(
+    options = Options(
         services=tuple(services or map(int, usual.split(","))),
         endpoints=endpoints,
         peers=_chosen("--peers", peers, PEERS),
-        measures=_chosen("--measures", measures, (*runs.PER_SERVICES, *runs.PACKETS)),
+        measures=_chosen("--measures", measures, (*PER_SERVICES, *PACKETS)),
         effort=Effort.quick() if quick else Effort(),
         timeout=timeout,
         cpu=max(os.sched_getaffinity(0)) if cpu is None else cpu,

@@ -14,8 +14,8 @@ from lbctl.cli.output import Column, write, write_data
 from lbctl.errors import LbError
 from lbctl.lab import agents, teardown
 from lbctl.lab.cluster import Lab
+from lbctl.lab.overview import LabStatus, NodeStatus, status_of
 from lbctl.lab.state import AgentOptions, names_of_labs
-from lbctl.lab.status import LabStatus, NodeStatus, status_of
 from lbctl.lab.topology import Cni, check_name
 
 DEFAULTS = AgentOptions()

@@ -1,7 +1,6 @@
 """Prints records: as a table for people, as JSON or YAML for programs. Data only, on stdout."""
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -11,9 +10,6 @@ import msgspec
 FORMATS = ("table", "wide", "json", "yaml")
 
 Row = TypeVar("Row")
-
-# What is not printed to a terminal is never folded: something reads its lines.
-UNFOLDED = 100_000
 
 
 class Column(NamedTuple, Generic[Row]):
@@ -70,24 +66,6 @@ def write_data(value: object, output: str) -> bool:
         click.echo(text, nl=False)
         return True
     return False
-
-
-def print_rich(renderable: object) -> None:
-    """Prints a rich renderable on stdout; unfolded and without colour when that is no terminal."""
-    from rich.console import Console
-
-    terminal = sys.stdout.isatty()
-    console = Console(
-        file=sys.stdout,
-        width=None if terminal else UNFOLDED,
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
-    with console.capture() as capture:
-        console.print(renderable)
-    lines = (line.rstrip() for line in capture.get().splitlines())
-    click.echo("\n".join(lines))
 
 
 UNITS = ("", "K", "M", "G", "T", "P")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lbctl.cli import options
-from lbctl.cli.output import Column, print_rich, write, write_data
+from lbctl.cli.output import Column, write, write_data
 from lbctl.errors import LbError, UsageError
+from lbctl.printing import print_rich
 
 if TYPE_CHECKING:
     from lbctl.trace.asking import Traced

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from lbctl.cli.output import print_rich
 from lbctl.lab.traffic.report import Report
+from lbctl.printing import print_rich
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ebpf.hooks.cgroup import SocketAttacher
 from ebpf.hooks.tc import Attacher
 from ebpf.kernel import bpffs
 from lbctl import status
-from lbctl.inspect.opened import NotFound
+from lbctl.errors import NotFound
 
 # What ebpf/instance.py and ebpf/programs.py pin; a directory with anything else is not ours.
 _OURS = frozenset({"meta", "maps", "old", "programs", "links"})

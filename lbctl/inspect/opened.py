@@ -6,13 +6,7 @@ from pathlib import Path
 
 from ebpf.errors import MissingFeature
 from ebpf.instance import DEFAULT_PIN_DIR, Instance
-from lbctl.errors import LbError
-
-
-class NotFound(LbError):
-    """The named instance, service or backend does not exist."""
-
-    exit_code = 3
+from lbctl.errors import NotFound
 
 
 def open_instance(pin_dir: Path, *, readonly: bool = True) -> Instance:

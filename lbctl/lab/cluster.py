@@ -280,19 +280,27 @@ class Lab:
         """Wait until `service` leads to exactly `pods`; see `waiting.wait_programmed`."""
         from lbctl.lab import waiting  # reads maps, which a lab without agents does not have
 
-        waiting.wait_programmed(self, service, pods, nodes=nodes, timeout=timeout)
+        waiting.wait_programmed(
+            self._state, self.paths, service, pods, nodes=nodes, timeout=timeout
+        )
 
     def wait_attached(self, nodes: Sequence[str] = (), timeout: float = START_TIMEOUT) -> None:
         """Wait until programs are attached to the links of all pods."""
         from lbctl.lab import waiting  # as above
 
-        waiting.wait_attached(self, nodes=nodes, timeout=timeout)
+        waiting.wait_attached(self._state, self.paths, nodes, timeout)
 
     def wait_ready(self, nodes: Sequence[str] = (), timeout: float = START_TIMEOUT) -> None:
         """Wait until the agents last started say that they are ready."""
         from lbctl.lab import waiting  # as above
 
-        waiting.wait_ready(self, nodes=nodes, timeout=timeout)
+        waiting.wait_ready(self._state, self.paths, nodes, timeout)
+
+    def wait_gone(self, service: str, nodes: Sequence[str] = (), timeout: float = 30.0) -> None:
+        """Wait until `service` has no addresses left."""
+        from lbctl.lab import waiting  # as above
+
+        waiting.wait_gone(self._state, self.paths, service, nodes, timeout)
 
     def _manifest(self, name: str) -> Path:
         file = self.paths.manifests / name

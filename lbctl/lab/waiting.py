@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from lbctl import status
-from lbctl.errors import LbError
+from lbctl.errors import LbError, NotFound
 from lbctl.inspect import services
-from lbctl.inspect.opened import NotFound, open_instance
+from lbctl.inspect.opened import open_instance
 from lbctl.inspect.services import ServiceRow
-from lbctl.lab.cluster import Lab
+from lbctl.lab.state import Paths, State
 from lbctl.lab.topology import Pod
 
 TIMEOUT = 30.0  # seconds; the first start on a machine compiles the programs
@@ -19,10 +19,10 @@ LOG_LINES = 15
 
 
 def wait_programmed(
-    lab: Lab,
+    state: State,
+    paths: Paths,
     service: str,
     pods: Iterable[Pod],
-    *,
     nodes: Sequence[str] = (),
     timeout: float = TIMEOUT,
 ) -> None:
@@ -38,10 +38,15 @@ def wait_programmed(
 
     names = ", ".join(pod.name for pod in wanted) or "no pod"
     what = f"service {service} to lead to {names}"
-    _wait(lab, nodes, lambda node: done(_rows(lab, node, service)), what, timeout)
+    _wait(state, paths, nodes, lambda node: done(_rows(paths, node, service)), what, timeout)
 
 
-def wait_ready(lab: Lab, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT) -> None:
+def wait_ready(
+    state: State,
+    paths: Paths,
+    nodes: Sequence[str] = (),
+    timeout: float = TIMEOUT,
+) -> None:
     """Wait until the agents of the nodes named (or all) say that they are ready.
 
     That is: every object read and programmed, and programs attached to all pods' links. What an
@@ -49,39 +54,48 @@ def wait_ready(lab: Lab, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT)
     """
 
     def ready(node: str) -> bool:
-        agent = lab.agent(node)
-        said = status.read(lab.pin_dir(node))
+        agent = state.agents.get(node)
+        said = status.read(paths.pin_dir(node))
         if agent is None or said is None:
             return False
         return said.ready and said.pid == agent.pid and agent.running
 
-    _wait(lab, nodes, ready, "the agent to be ready", timeout)
+    _wait(state, paths, nodes, ready, "the agent to be ready", timeout)
 
 
-def wait_attached(lab: Lab, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT) -> None:
+def wait_attached(
+    state: State,
+    paths: Paths,
+    nodes: Sequence[str] = (),
+    timeout: float = TIMEOUT,
+) -> None:
     """Wait until programs are attached to the links of all pods, on the nodes named (or all)."""
 
     def attached(node: str) -> bool:
-        links = lab.pin_dir(node) / "links"
+        links = paths.pin_dir(node) / "links"
         return all(
             (links / f"{pod.interface}-{direction}").exists()
-            for pod in lab.pods
+            for pod in state.topology.pods
             if pod.node == node
             for direction in ("ingress", "egress")
         )
 
-    _wait(lab, nodes, attached, "programs on the links of all pods", timeout)
+    _wait(state, paths, nodes, attached, "programs on the links of all pods", timeout)
 
 
 def wait_gone(
-    lab: Lab, service: str, *, nodes: Sequence[str] = (), timeout: float = TIMEOUT
+    state: State,
+    paths: Paths,
+    service: str,
+    nodes: Sequence[str] = (),
+    timeout: float = TIMEOUT,
 ) -> None:
     """Wait until `service` has no addresses left on the nodes named (or all)."""
 
     def gone(node: str) -> bool:
-        return not any(row.addresses for row in _rows(lab, node, service))
+        return not any(row.addresses for row in _rows(paths, node, service))
 
-    _wait(lab, nodes, gone, f"service {service} to go", timeout)
+    _wait(state, paths, nodes, gone, f"service {service} to go", timeout)
 
 
 def _leads_to(row: ServiceRow, pods: tuple[Pod, ...]) -> bool:
@@ -91,37 +105,38 @@ def _leads_to(row: ServiceRow, pods: tuple[Pod, ...]) -> bool:
 
 
 def _wait(
-    lab: Lab,
+    state: State,
+    paths: Paths,
     nodes: Sequence[str],
     done: Callable[[str], bool],
     what: str,
     timeout: float,
 ) -> None:
     deadline = time.monotonic() + timeout
-    for node in nodes or [node.name for node in lab.nodes]:
+    for node in nodes or [node.name for node in state.topology.nodes]:
         while not done(node):
-            agent = lab.agent(node)
+            agent = state.agents.get(node)
             if agent is not None and not agent.running:
-                raise LbError(f"the agent of {node} has ended", log_tail(lab, node))
+                raise LbError(f"the agent of {node} has ended", _log_tail(paths, node))
             if time.monotonic() > deadline:
                 raise LbError(
-                    f"waited {timeout:g} s in vain for {what} on {node}", log_tail(lab, node)
+                    f"waited {timeout:g} s in vain for {what} on {node}", _log_tail(paths, node)
                 )
             time.sleep(POLL)
 
 
-def _rows(lab: Lab, node: str, service: str) -> list[ServiceRow]:
+def _rows(paths: Paths, node: str, service: str) -> list[ServiceRow]:
     """What is programmed; nothing while the instance or the service does not exist."""
     try:
-        with open_instance(lab.pin_dir(node)) as instance:
+        with open_instance(paths.pin_dir(node)) as instance:
             return services.show(instance, service)
     except NotFound:
         return []
 
 
-def log_tail(lab: Lab, node: str) -> str:
+def _log_tail(paths: Paths, node: str) -> str:
     """The last lines a node's agent has written."""
-    path = lab.paths.log(node)
+    path = paths.log(node)
     if not path.exists():
         return f"{node} has no agent; start it with start_agent()."
     lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]

@@ -19,7 +19,6 @@ from lbctl.lab.agents import environment, lbctl_command
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
 from lbctl.lab.state import AgentOptions
-from lbctl.lab.waiting import wait_gone
 
 pytestmark = pytest.mark.lab
 
@@ -73,7 +72,7 @@ def test_a_service_changes_and_goes(served: Lab) -> None:
     publish(served, "moving", "pod2")
     assert ask(served, "pod4", "moving", 10) == [{"pod2"}] * 2
     served.withdraw("moving")
-    wait_gone(served, "default/moving")
+    served.wait_gone("default/moving")
 
 
 def test_a_killed_agent_is_noticed_and_another_one_goes_on(served: Lab) -> None:

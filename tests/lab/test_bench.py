@@ -17,6 +17,7 @@ from lbctl.bench import generator, run, saved
 from lbctl.bench.dataset import Dataset
 from lbctl.bench.iptables_rules import full
 from lbctl.bench.measures import CONNECTION_MEASURES, Effort
+from lbctl.bench.options import Options
 from lbctl.bench.records import RATES, Record, Results, read_records
 from lbctl.bench.world import PINS, RUN, World
 from lbctl.errors import LbError
@@ -29,7 +30,7 @@ RAN = ("none", "nftables", "lbctl-tc")
 TINY = Effort(turns=2, connections=20, roundtrips=20, load_turns=1, changes=2, change_seconds=5)
 
 
-OPTIONS = run.Options(
+OPTIONS = Options(
     services=(1, 10),
     peers=(*RAN, "iptables-legacy", "ipvs"),
     measures=(*CONNECTION_MEASURES, "load_time", "change_time", "kernel_memory"),
@@ -39,7 +40,7 @@ OPTIONS = run.Options(
 )
 
 
-def options(**changes: Any) -> run.Options:
+def options(**changes: Any) -> Options:
     return msgspec.structs.replace(OPTIONS, **changes)
 
 

@@ -17,7 +17,6 @@ from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Endpoint
 from lbctl.lab.state import AgentOptions
-from lbctl.lab.waiting import wait_gone
 from lbctl.status import StatusRecord
 from tests.lab.support.labs import (
     PORT,
@@ -143,7 +142,7 @@ def test_services_are_followed(cluster: Cluster) -> None:
         with late, pytest.raises(ConnectionRefusedError):
             late.connect((addresses("web")[0], PORT))
         cluster.api.delete("Service", "web", NAMESPACE)
-        wait_gone(cluster.lab, f"{NAMESPACE}/web", nodes=["node1"])
+        cluster.lab.wait_gone(f"{NAMESPACE}/web", nodes=["node1"])
         assert ask(sock, "still open").connection == first.connection
     cluster.wait_for(lambda said: said.services == 1)
     assert cluster.answers("other") == {"pod1", "pod2"}
@@ -178,7 +177,7 @@ def test_a_history_that_is_gone_is_listed_again(cluster: Cluster) -> None:
     cluster.api.expire()
     cluster.api.drop()
     cluster.wait_programmed({"new": ["pod2", "pod4"]})
-    wait_gone(cluster.lab, f"{NAMESPACE}/web", nodes=["node1"])
+    cluster.lab.wait_gone(f"{NAMESPACE}/web", nodes=["node1"])
     assert cluster.answers("new") == {"pod2", "pod4"}
 
 
@@ -199,5 +198,5 @@ def test_nothing_goes_before_every_kind_was_listed(cluster: Cluster) -> None:
     assert cluster.answers("web") == {"pod2", "pod3"}
     cluster.api.stall_lists.clear()
     cluster.wait_programmed({"new": ["pod4"]})
-    wait_gone(cluster.lab, f"{NAMESPACE}/web", nodes=["node1"])
+    cluster.lab.wait_gone(f"{NAMESPACE}/web", nodes=["node1"])
     assert cluster.answers("new") == {"pod4"}

@@ -20,7 +20,6 @@ from lbctl.inspect import services
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
-from lbctl.lab.waiting import wait_gone
 from tests.lab.support.labs import (
     PORT,
     PORTS,
@@ -222,7 +221,7 @@ def test_datagrams_stop_with_the_last_endpoint_and_with_the_service(
         publish(lab, {"ending": ["pod3"]}, nodes=["node1"])
         assert ask(sock, "with another one").server == "pod3"
         lab.withdraw("ending")
-        wait_gone(lab, "default/ending", nodes=["node1"])
+        lab.wait_gone("default/ending", nodes=["node1"])
         sock.settimeout(0.3)
         with pytest.raises(TimeoutError):
             ask(sock, "without the service")
@@ -253,7 +252,7 @@ def test_established_connections_outlive_endpoint_port_and_service(
         lab.wait_programmed(f"default/{name}", endpoints, ["node1"])
         assert ask(sock, "without its port") == again(first, "without its port")
         lab.withdraw(name)
-        wait_gone(lab, f"default/{name}", nodes=["node1"])
+        lab.wait_gone(f"default/{name}", nodes=["node1"])
         assert ask(sock, "without its service") == again(first, "without its service")
         assert ask(sock, "bye") == again(first, "bye")
         assert sock.recv(10) == b""

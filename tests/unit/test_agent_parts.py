@@ -110,7 +110,7 @@ def test_hints_are_those_of_the_agent_that_runs(
     monkeypatch.setattr(status, "RUN_DIR", tmp_path / "run")
     monkeypatch.setattr(status, "running_agent", lambda _: 17)
     assert status.read_hints(tmp_path) is None
-    status.write_hints(tmp_path, status.Hints(17, {"a/b/TCP/v4": "not used: so"}))
+    status.write_hints(tmp_path, status.HintsRecord(17, {"a/b/TCP/v4": "not used: so"}))
     assert status.read_hints(tmp_path) == {"a/b/TCP/v4": "not used: so"}
     monkeypatch.setattr(status, "running_agent", lambda _: 18)
     assert status.read_hints(tmp_path) is None

@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from ebpf.errors import CompileError, InUseError
 from ebpf.instance import DEFAULT_PIN_DIR
 from lbctl.cli import main, options
-from lbctl.errors import UsageError
-from lbctl.inspect.opened import NotFound
+from lbctl.errors import NotFound, UsageError
 
 
 def run(*words: str) -> tuple[int, str, str]:

@@ -1,0 +1,38 @@
+"""What a run of the benchmark is asked for, and the measures there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from lbctl.bench.measures import CONNECTION_MEASURES, Effort
+from lbctl.bench.records import PEERS
+from lbctl.bench.saved import Saved
+
+PER_SERVICES = (
+    *CONNECTION_MEASURES,
+    "request_rate",
+    "throughput",
+    "load_time",
+    "change_time",
+    "agent_memory",
+    "kernel_memory",
+)
+PACKETS = ("packet_ns", "packet_instructions")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a run is asked for. `cpu`: where the generator stays, -1 for anywhere."""
+
+    services: tuple[int, ...] = (1, 100, 1000, 10000)
+    endpoints: int = 3
+    targets: int = 16
+    peers: tuple[str, ...] = PEERS
+    measures: tuple[str, ...] = (*PER_SERVICES, *PACKETS)
+    effort: Effort = Effort()
+    timeout: float = 300.0
+    cpu: int = -1
+    name: str = "bench"
+    saved: Saved | None = None
+    kube_proxy: Path | None = None
