@@ -20,6 +20,7 @@ from lbctl.agent.sockets import ALL, OFF
 from lbctl.datapath import consts
 from lbctl.datapath.regions import IDENTITY_BYTES, ArrayContents, address_columns, rows_as_bytes
 from lbctl.datapath.tables import HashTable, Records, Tables
+from lbctl.model.names import PortName
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.plan.planner import Planner
 from lbctl.plan.sets import HeldSets
@@ -166,11 +167,7 @@ class _Judge:
             self._serving[state.id] = {
                 identity for identity, (_, flags) in held.items() if flags & consts.BACKEND_SERVING
             }
-            # namespace/service:port/TCP/v4, :port only if it has a name. Of a long name the end is
-            # missing, never this much.
-            namespace, _, rest = name.partition("/")
-            service = rest.partition("/")[0].partition(":")[0]
-            key = self._owners[state.id] = ObjectKey(namespace, service)
+            key = self._owners[state.id] = PortName.parse(name).owner
             self._addresses[state.id] = _addresses(known.objects(key))
 
     def is_serving(self, service: int, place: bytes) -> bool:

@@ -13,7 +13,7 @@ from lbctl.addresses import format_address, format_endpoint
 from lbctl.datapath import consts
 from lbctl.datapath.tables import ArrayTable, HashTable
 from lbctl.inspect import names
-from lbctl.inspect.names import PortName
+from lbctl.model.names import PortName
 
 
 class BackendTables(Protocol):

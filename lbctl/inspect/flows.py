@@ -19,8 +19,8 @@ from lbctl.datapath.flows import are_pairs, pair_keys, wide_addresses
 from lbctl.datapath.tables import HashTable, Records
 from lbctl.inspect import names
 from lbctl.inspect.flowfilter import STATES, FlowFilter
-from lbctl.inspect.names import PortName
 from lbctl.inspect.services import TICK_SECONDS
+from lbctl.model.names import PortName
 from lbctl.reconcile.sweep import STEP_ENTRIES, current_tick
 
 PROTOCOLS = {

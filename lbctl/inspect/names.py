@@ -6,47 +6,9 @@ import difflib
 import functools
 from collections.abc import Callable, Iterator
 
-import msgspec
-
 from lbctl.datapath.tables import HashTable
-from lbctl.inspect.opened import NotFound
-
-
-class PortName(msgspec.Struct, frozen=True, order=True):
-    """One service port of one family, from `namespace/service:port/PROTOCOL/vN`."""
-
-    namespace: str
-    service: str
-    port: str  # the port's name, may be empty
-    protocol: str
-    family: str  # v4 or v6
-    text: str
-
-    @classmethod
-    def parse(cls, text: str) -> PortName:
-        """A text that is not of this form (cut off, or of another version) becomes the service."""
-        parts = text.split("/")
-        if len(parts) != 4:
-            return cls("", text, "", "", "", text)
-        namespace, service, protocol, family = parts
-        service, _, port = service.partition(":")
-        return cls(namespace, service, port, protocol, family, text)
-
-    @property
-    def label(self) -> str:
-        """`namespace/service:port`, as people write it."""
-        name = f"{self.namespace}/{self.service}" if self.namespace else self.service
-        return f"{name}:{self.port}" if self.port else name
-
-    def matches(self, query: str) -> bool:
-        """Does `query` mean this port: `service`, `namespace/service`, with or without `:port`,
-        or the whole text."""
-        if query == self.text:
-            return True
-        name, _, port = query.partition(":")
-        if port and port != self.port:
-            return False
-        return name in (self.service, f"{self.namespace}/{self.service}")
+from lbctl.errors import NotFound
+from lbctl.model.names import PortName
 
 
 def all_names(names: HashTable) -> dict[int, PortName]:
@@ -92,7 +54,7 @@ def _texts(names: HashTable) -> Iterator[tuple[int, bytes]]:
 
 
 def _nearest(query: str, known: dict[int, PortName]) -> str:
-    full = {f"{name.namespace}/{name.service}" for name in known.values()}
+    full = {name.service_label for name in known.values()}
     if "/" in query:
         candidates = {name: name for name in full}
     else:

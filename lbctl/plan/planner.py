@@ -6,7 +6,6 @@ plan as carried out; if carrying one out fails, read back and plan again.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Final
 
 import numpy as np
@@ -16,6 +15,7 @@ from ebpf.errors import LbError
 from lbctl.addresses import Prefix, format_endpoint
 from lbctl.datapath import consts
 from lbctl.datapath.regions import Contents, region_of, region_word
+from lbctl.model.names import shortened
 from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
 from lbctl.plan.claims import ADDRESS_BYTES, Claims
 from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
@@ -116,15 +116,8 @@ class Planner:
         self.regions = RegionPool("slots", sizes.slots, ENDPOINTS_FLAG)
 
     def stored_name(self, name: str) -> str:
-        """The text that stands for a service port in `names`, and by which it is known here.
-
-        Three labels of 63 characters do not fit: the end of such a name becomes a hash of it all.
-        """
-        raw = name.encode()
-        if len(raw) <= self._sizes.name_bytes:
-            return name
-        digest = sha256(raw).hexdigest()[:12]
-        return raw[: self._sizes.name_bytes - 13].decode(errors="ignore") + "~" + digest
+        """The text that stands for a service port in `names`, and by which it is known here."""
+        return shortened(name, self._sizes.name_bytes)
 
     def plan(self, changes: Mapping[str, ResolvedPort | None], now: float) -> Plan:
         """The writes for `changes`: name and what it resolves to, None for a port that is gone.

@@ -44,7 +44,7 @@ class ResolvedPort(msgspec.Struct, frozen=True, gc=False):
     `cluster_drop` and `local_drop` say what an empty set means: drop, where it would refuse.
     """
 
-    name: str  # namespace/service:port/TCP/v4
+    name: str  # see lbctl/model/names.py
     protocol: int
     frontends: tuple[Frontend, ...]
     cluster: tuple[Endpoint, ...]  # usable anywhere, sorted

@@ -14,6 +14,7 @@ from lbctl.addresses import (
     host_prefix,
     of_family,
 )
+from lbctl.model.names import port_text
 from lbctl.model.records import EndpointSlice, Service, ServicePort
 from lbctl.resolve.endpoints import candidates, local_ready_addresses, select
 from lbctl.resolve.node import NodeFacts, node_facts
@@ -28,7 +29,6 @@ __all__ = [
     "families_of",
     "health_check",
     "node_facts",
-    "port_name",
     "resolve",
 ]
 
@@ -53,12 +53,6 @@ def families_of(service: Service) -> tuple[int, ...]:
         return ()
     present = {family_of(a) for a in service.cluster_ips}
     return tuple(f for f in FAMILIES if f in present)
-
-
-def port_name(service: Service, port: ServicePort, family: int) -> str:
-    """`namespace/service:port/TCP/v4`, without `:port` where the port has no name."""
-    colon = f":{port.name}" if port.name else ""
-    return f"{service.key}{colon}/{port.protocol.name}/v{family}"
 
 
 def health_check(
@@ -97,7 +91,7 @@ def _resolve_port(
     selection = select(found, node)
     ranges = _source_ranges(service, family, node)
     return ResolvedPort(
-        name=port_name(service, port, family),
+        name=port_text(service.key, port.name, port.protocol.name, family),
         protocol=port.protocol,
         frontends=_frontends(service, port, family, node, guarded=bool(ranges)),
         cluster=selection.cluster,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -107,6 +108,23 @@ def test_services_come_and_go(tables: FakeTables) -> None:
     assert reconciler.apply(complete=True)
     assert (reconciler.services, reconciler.planner.backend_ids.in_use) == (1, 1)
     assert len(tables.frontends.entries) == 2
+
+
+def test_two_objects_whose_names_look_like_one_are_two(tables: FakeTables) -> None:
+    """No API server lets a service have a colon in its name, a file may."""
+    web = objects("web", "10.96.0.1", ["10.0.0.1"])
+    assert web.service
+    named = ServiceObjects(
+        msgspec.structs.replace(web.service, ports=(ServicePort("http", Protocol.TCP, 80),)),
+        (msgspec.structs.replace(web.slices[0], ports=(SlicePort("http", Protocol.TCP, 8080),)),),
+    )
+    odd = objects("web:http", "10.96.0.2", ["10.0.0.2"])
+    reconciler = synced(tables, named, odd)
+    assert (len(reconciler.planner.services), reconciler.planner.backend_ids.in_use) == (2, 2)
+    reconciler.take(update(gone=["web:http"]))
+    reconciler.apply(complete=True)
+    assert list(reconciler.planner.services) == ["default/web:http/TCP/v4"]
+    assert reconciler.planner.backend_ids.in_use == 1
 
 
 def test_what_became_of_hints_is_told_once(tables: FakeTables) -> None:

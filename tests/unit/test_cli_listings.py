@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from lbctl.addresses import parse_prefix
 from lbctl.cli.main import command
+from lbctl.errors import NotFound
 from lbctl.inspect import backends, names, services
-from lbctl.inspect.names import PortName
-from lbctl.inspect.opened import NotFound
+from lbctl.model.names import PortName
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import FrontendKind
 from tests.support.cli import DNS, EMPTY, WEB, WEB6, populate, port
