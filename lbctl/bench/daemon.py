@@ -11,7 +11,7 @@ from pathlib import Path
 from lbctl.bench.apiserver import ApiServer
 from lbctl.bench.dataset import Dataset
 from lbctl.bench.peers import NotFinished
-from lbctl.bench.world import World
+from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
 from lbctl.lab import agents
 
@@ -29,24 +29,24 @@ class Daemon(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._running: tuple[World, Dataset, ApiServer] | None = None
+        self._running: tuple[Testbed, Dataset, ApiServer] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
-    def _command(self, world: World, data: Dataset, url: str) -> Sequence[str]:
+    def _command(self, testbed: Testbed, data: Dataset, url: str) -> Sequence[str]:
         """The command line to run on the node, for an API server at `url`."""
 
     @abstractmethod
-    def _ready(self, world: World, data: Dataset) -> bool:
+    def _ready(self, testbed: Testbed, data: Dataset) -> bool:
         """Whether everything is programmed."""
 
-    def load(self, world: World, data: Dataset, timeout: float) -> float | None:
-        site = world.sites[self.name]
+    def load(self, testbed: Testbed, data: Dataset, timeout: float) -> float | None:
+        site = testbed.sites[self.name]
         api = ApiServer(site.node, data.all_objects(NODE, site.node_address)).__enter__()
-        self._running = (world, data, api)
-        command = world.command(self.name, self._command(world, data, api.url))
+        self._running = (testbed, data, api)
+        command = testbed.command(self.name, self._command(testbed, data, api.url))
         start = time.monotonic()
-        with self._log(world).open("ab") as log:
+        with self._log(testbed).open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -56,9 +56,9 @@ class Daemon(ABC):
                 cwd="/",
                 start_new_session=True,  # a Ctrl-C is for the harness, which ends it
             )
-        while not self._ready(world, data):
+        while not self._ready(testbed, data):
             if self._process.poll() is not None:
-                raise LbError(f"the agent ended: {self._log_end(world)}")
+                raise LbError(f"the agent ended: {self._log_end(testbed)}")
             if time.monotonic() > start + timeout:
                 raise NotFinished(f"not finished in {timeout:g} s")
             time.sleep(self.poll)
@@ -91,9 +91,9 @@ class Daemon(ABC):
             self._running[2].__exit__()
             self._running = None
 
-    def _log(self, world: World) -> Path:
-        return world.directory(self.name) / "agent.log"
+    def _log(self, testbed: Testbed) -> Path:
+        return testbed.directory(self.name) / "agent.log"
 
-    def _log_end(self, world: World) -> str:
-        lines = self._log(world).read_text(errors="replace").splitlines()
+    def _log_end(self, testbed: Testbed) -> str:
+        lines = self._log(testbed).read_text(errors="replace").splitlines()
         return " / ".join(lines[-LOG_LINES:])

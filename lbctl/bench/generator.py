@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from lbctl.bench.world import World
+from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
 from lbctl.lab import agents, namespace
 
@@ -47,10 +47,10 @@ class Timing(msgspec.Struct, frozen=True):
 class Generator:
     """Connects from a peer's client to the server, on one CPU (-1: any)."""
 
-    def __init__(self, world: World, cpu: int) -> None:
-        self._world = world
+    def __init__(self, testbed: Testbed, cpu: int) -> None:
+        self._testbed = testbed
         self._cpu = cpu
-        self._program = _compile(world.run)
+        self._program = _compile(testbed.run)
         self.compiled = self._program is not None
 
     def run(self, peer: str, mode: Mode, aim: Aim, count: int) -> Timing:
@@ -59,9 +59,9 @@ class Generator:
         # Each connection that fails takes a second.
         limit = 20.0 + count * 0.05
         argv = self._argv(peer, mode, self._cpu, aim.port, count)
-        client = self._world.sites[peer].client
+        client = self._testbed.sites[peer].client
         try:
-            done = self._world.run_in(client, peer, argv, _lines(aim.targets), limit)
+            done = self._testbed.run_in(client, peer, argv, _lines(aim.targets), limit)
         except subprocess.TimeoutExpired:
             raise LbError(f"{peer}: {mode}: no end within {limit:g} s") from None
         if done.returncode:
@@ -74,10 +74,10 @@ class Generator:
         return Timing(ns[ns >= 0], int(cpu.split()[1]), failed)
 
     @contextmanager
-    def watching(self, peer: str, aim: Aim, address: str) -> Iterator[Watch]:
+    def watching(self, peer: str, aim: Aim, address: str) -> Iterator[Waiting]:
         """Connects to the aim until `address` answers; enters once a first connection worked."""
         argv = self._argv(peer, "watch", self._cpu, aim.port, WATCH_SECONDS, address)
-        command = self._world.command(peer, argv, self._world.sites[peer].client)
+        command = self._testbed.command(peer, argv, self._testbed.sites[peer].client)
         with subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -91,38 +91,40 @@ class Generator:
             child.stdin.close()
             child.stdin = None
             try:
-                watch = Watch(peer, child)
-                watch.line("a first connection")
-                yield watch
+                waiting = Waiting(peer, child)
+                waiting.line("a first connection")
+                yield waiting
             finally:
                 child.kill()
 
     @contextmanager
     def serving_http(self, port: int) -> Iterator[None]:
         """An HTTP server on the endpoints' port while the block runs. Needs the compiled one."""
-        peer = next(iter(self._world.sites))
+        peer = next(iter(self._testbed.sites))
         with subprocess.Popen(
-            self._world.command(peer, self._argv(peer, "http", -1, port, 0), self._world.server),
+            self._testbed.command(
+                peer, self._argv(peer, "http", -1, port, 0), self._testbed.server
+            ),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         ) as child:
             try:
-                Watch("server", child).line("the HTTP server")
+                Waiting("server", child).line("the HTTP server")
                 yield
             finally:
                 child.kill()
 
     def _argv(self, peer: str, mode: str, cpu: int, port: int, count: int, *more: str) -> list[str]:
-        client = namespace.path_of(self._world.sites[peer].client)
-        server = namespace.path_of(self._world.server)
+        client = namespace.path_of(self._testbed.sites[peer].client)
+        server = namespace.path_of(self._testbed.server)
         own = [sys.executable, "-m", "lbctl.bench.generator_py"]
         program = [str(self._program)] if self._program else own
         numbers = [str(cpu), str(port), str(count)]
         return [*program, mode, str(client), str(server), *numbers, *more]
 
 
-class Watch:
+class Waiting:
     """A generator that waits for something to change."""
 
     def __init__(self, peer: str, child: subprocess.Popen[str]) -> None:
@@ -146,7 +148,7 @@ class Watch:
 
 
 def monotonic() -> float:
-    """The clock of `Watch.seen_at`."""
+    """The clock of `Waiting.seen_at`."""
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 

@@ -25,7 +25,7 @@ WARM_UP = 20
 Address = tuple[str, int]
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Comparison(msgspec.Struct, frozen=True):
     """The service, the addresses of its pods, and how often each is connected to."""
 
     service: Address
@@ -35,10 +35,10 @@ class Plan(msgspec.Struct, frozen=True):
     services: int  # how many the cluster has, for the records; 0 if nobody said
 
 
-def plan(service: str, pods: str, turns: int, connections: int, services: int) -> Plan:
+def plan(service: str, pods: str, turns: int, connections: int, services: int) -> Comparison:
     """From HOST:PORT each, where the pods' host may have many addresses. UsageError."""
     first, *_ = _resolve("--service", service)
-    return Plan(first, tuple(_resolve("--pods", pods)), turns, connections, services)
+    return Comparison(first, tuple(_resolve("--pods", pods)), turns, connections, services)
 
 
 def _resolve(option: str, text: str) -> list[Address]:
@@ -55,7 +55,7 @@ def _resolve(option: str, text: str) -> list[Address]:
     return sorted({(str(address[0]), int(address[1])) for *_, address in found})
 
 
-def measure(asked: Plan, results: Results, progress: Callable[[str, str], None]) -> None:
+def measure(asked: Comparison, results: Results, progress: Callable[[str, str], None]) -> None:
     """Adds connect_latency of both. LbError if one of them cannot be reached."""
     results.about.machine = machine.facts() | {"generator": "Python"}
     results.about.method = [

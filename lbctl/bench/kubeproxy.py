@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lbctl.bench.daemon import NODE, Daemon
 from lbctl.bench.dataset import CLIENT_CIDR, Dataset
-from lbctl.bench.world import World
+from lbctl.bench.testbed import Testbed
 from lbctl.errors import UsageError
 from lbctl.lab import namespace
 
@@ -44,9 +44,9 @@ class KubeProxy(Daemon):
         tool = "nft" if self.name == "nftables" else f"{self.name}-restore"
         return "" if shutil.which(tool) else f"{tool} is not installed"
 
-    def _command(self, world: World, data: Dataset, url: str) -> Sequence[str]:
-        self._before = world.kernel_bytes(self.name) or 0
-        directory = world.directory(self.name)
+    def _command(self, testbed: Testbed, data: Dataset, url: str) -> Sequence[str]:
+        self._before = testbed.kernel_bytes(self.name) or 0
+        directory = testbed.directory(self.name)
         config, kubeconfig = directory / "config.yaml", directory / "kubeconfig"
         config.write_bytes(msgspec.yaml.encode(configuration(self.name, kubeconfig)))
         kubeconfig.write_bytes(msgspec.yaml.encode(_kubeconfig(url)))
@@ -66,8 +66,8 @@ class KubeProxy(Daemon):
                 (tools / plain).symlink_to(found)
         return tools
 
-    def _ready(self, world: World, data: Dataset) -> bool:
-        text = namespace.run_in(world.sites[self.name].node, _metrics)
+    def _ready(self, testbed: Testbed, data: Dataset) -> bool:
+        text = namespace.run_in(testbed.sites[self.name].node, _metrics)
         return text is not None and has_synced(text, data.services)
 
     def kernel_memory(self) -> int | None:

@@ -15,7 +15,7 @@ from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator, Mode, Timing, monotonic
 from lbctl.bench.peers import Peer
 from lbctl.bench.records import FLOOR, Distribution, Record, Results, summary
-from lbctl.bench.world import World
+from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
 
 PACKETS_PER_ROUNDTRIP = 2
@@ -54,7 +54,7 @@ class Effort(msgspec.Struct, frozen=True):
 class Measuring(msgspec.Struct, frozen=True):
     """All that the measures of one number of services share. The rule-less peer comes first."""
 
-    world: World
+    testbed: Testbed
     data: Dataset
     peers: tuple[Peer, ...]
     aims: Mapping[str, Aim]
@@ -215,8 +215,8 @@ def _requests(run: Measuring, peer: str) -> float:
     address, port = run.aims[peer].targets[0]
     seconds = run.effort.load_seconds
     tool = ["wrk", "-t1", f"-c{_WRK_CONNECTIONS}", f"-d{seconds}s", f"http://{address}:{port}/"]
-    client = run.world.sites[peer].client
-    done = run.world.run_in(client, peer, tool, timeout=seconds + _START_SECONDS)
+    client = run.testbed.sites[peer].client
+    done = run.testbed.run_in(client, peer, tool, timeout=seconds + _START_SECONDS)
     for line in done.stdout.splitlines():
         if line.startswith("Requests/sec:"):
             if (rate := float(line.split()[1])) > 0:
@@ -242,7 +242,7 @@ def _throughput(run: Measuring, peer: str) -> float:
     address, port = run.aims[peer].targets[0]
     seconds, listen = run.effort.load_seconds, run.aims[peer].port
     serve = ["iperf3", "-s", "-1", "--forceflush", "-p", str(listen)]
-    command = run.world.command(peer, serve, run.world.server)
+    command = run.testbed.command(peer, serve, run.testbed.server)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -250,8 +250,8 @@ def _throughput(run: Measuring, peer: str) -> float:
                 if not line:
                     raise LbError("iperf3: the server does not start")
             tool = ["iperf3", "-c", address, "-p", str(port), "-t", str(seconds), "-J"]
-            client = run.world.sites[peer].client
-            done = run.world.run_in(client, peer, tool, timeout=seconds + _START_SECONDS)
+            client = run.testbed.sites[peer].client
+            done = run.testbed.run_in(client, peer, tool, timeout=seconds + _START_SECONDS)
         finally:
             server.kill()
     try:
@@ -288,9 +288,9 @@ def _changes_of(run: Measuring, peer: Peer) -> list[float]:
     while len(times) < run.effort.changes and (not times or time.monotonic() < end):
         run.progress(f"changes, {peer.name}", f"{len(times) + 1} of {run.effort.changes}")
         new = [data.replacement(len(times))]
-        with run.generator.watching(peer.name, aim, new[0]) as watch:
+        with run.generator.watching(peer.name, aim, new[0]) as waiting:
             start = monotonic()
             peer.change(old, new)
-            times.append((watch.seen_at() - start) * 1e3)
+            times.append((waiting.seen_at() - start) * 1e3)
         old = new
     return times

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lbctl import status
 from lbctl.bench.daemon import NODE, Daemon
 from lbctl.bench.dataset import CLIENT_CIDR, SERVICE_CIDR, Dataset
-from lbctl.bench.world import POD_INTERFACE, UPLINK, World
+from lbctl.bench.testbed import POD_INTERFACE, UPLINK, Testbed
 from lbctl.errors import LbError
 from lbctl.inspect.opened import open_instance
 from lbctl.lab import agents
@@ -17,7 +17,7 @@ _SPARE = 1.4
 _LEAST_SERVICES, _LEAST_ENDPOINTS = 4096, 16384
 
 
-class Agent(Daemon):
+class AgentPeer(Daemon):
     """`lbctl agent` with tables for the run's services and the default number of flows.
 
     Compile (cached), load, attach, list and program are all in its load time.
@@ -30,16 +30,16 @@ class Agent(Daemon):
     def unavailable(self) -> str:
         return ""
 
-    def _command(self, world: World, data: Dataset, url: str) -> Sequence[str]:
-        world.pin_dir(self.name).mkdir(parents=True, exist_ok=True)
+    def _command(self, testbed: Testbed, data: Dataset, url: str) -> Sequence[str]:
+        testbed.pin_dir(self.name).mkdir(parents=True, exist_ok=True)
         services = max(_LEAST_SERVICES, int(data.services * _SPARE))
         endpoints = max(_LEAST_ENDPOINTS, int(data.services * data.endpoints * _SPARE))
         return agents.lbctl_command(
             "agent",
             *("--api-server", url),
             *("--node-name", NODE),
-            *("--pin-dir", str(world.pin_dir(self.name))),
-            *("--cgroup", str(world.pods_cgroup(self.name))),
+            *("--pin-dir", str(testbed.pin_dir(self.name))),
+            *("--cgroup", str(testbed.pods_cgroup(self.name))),
             *("--socket-lb", self._socket_lb),
             *("--pod-interface", POD_INTERFACE),
             *("--uplink", UPLINK),
@@ -49,8 +49,8 @@ class Agent(Daemon):
             *("--endpoints", str(endpoints)),
         )
 
-    def _ready(self, world: World, data: Dataset) -> bool:
-        said = status.read(world.pin_dir(self.name))
+    def _ready(self, testbed: Testbed, data: Dataset) -> bool:
+        said = status.read(testbed.pin_dir(self.name))
         if not said or not said.ready or said.services != data.services:
             return False
         if said.socket_lb not in ("", self._socket_lb):

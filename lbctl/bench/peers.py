@@ -12,7 +12,7 @@ from typing import Protocol
 from lbctl.bench import iptables_rules, nftables_rules
 from lbctl.bench.dataset import Dataset
 from lbctl.bench.saved import Saved
-from lbctl.bench.world import World
+from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
 
 NOT_YET = "not in this version"
@@ -37,7 +37,7 @@ class Peer(Protocol):
     def unavailable(self) -> str:
         """Why it cannot run on this machine; empty if it can."""
 
-    def load(self, world: World, data: Dataset, timeout: float) -> float | None:
+    def load(self, testbed: Testbed, data: Dataset, timeout: float) -> float | None:
         """Program everything; how long that took, None where there is nothing to do. Raises
         NotFinished, LoadedOtherwise, LbError."""
 
@@ -63,7 +63,7 @@ class Bare:
     def unavailable(self) -> str:
         return ""
 
-    def load(self, world: World, data: Dataset, timeout: float) -> float | None:
+    def load(self, testbed: Testbed, data: Dataset, timeout: float) -> float | None:
         return None
 
     def change(self, old: Sequence[str], new: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ class Rules:
         self._file = saved
         self.saved = saved is not None
         self._shape = nftables_rules if name == "nftables" else iptables_rules
-        self._world: World | None = None
+        self._testbed: Testbed | None = None
         self._data: Dataset | None = None
         self._timeout = 0.0
         self._before = 0
@@ -116,18 +116,18 @@ class Rules:
             return f"{self._argv[0]} is not installed (package {package})"
         return ""
 
-    def load(self, world: World, data: Dataset, timeout: float) -> float | None:
-        self._world, self._data, self._timeout = world, data, timeout
+    def load(self, testbed: Testbed, data: Dataset, timeout: float) -> float | None:
+        self._testbed, self._data, self._timeout = testbed, data, timeout
         text = self._file.read_text() if self._file else self._shape.full(data)
-        self._before = world.kernel_bytes(self.name) or 0
+        self._before = testbed.kernel_bytes(self.name) or 0
         try:
             return self._restore(text, timeout)
         except NotFinished:
             if self.name != "iptables-nft" or self.saved:
                 raise
-        return self._load_in_parts(world, data, timeout)
+        return self._load_in_parts(testbed, data, timeout)
 
-    def _load_in_parts(self, world: World, data: Dataset, timeout: float) -> float:
+    def _load_in_parts(self, testbed: Testbed, data: Dataset, timeout: float) -> float:
         """iptables-nft takes more than the square of the number of rules for one file: in parts it
         gets there. kube-proxy knows no parts, so that is no load time. Raises NotFinished."""
         start = time.monotonic()
@@ -152,10 +152,10 @@ class Rules:
         self._restore(self._shape.change(self._data, old, new), self._timeout)
 
     def _restore(self, text: str, timeout: float) -> float:
-        assert self._world is not None
+        assert self._testbed is not None
         start = time.monotonic()
         try:
-            done = self._world.run_on(self.name, self._argv, text, timeout)
+            done = self._testbed.run_on(self.name, self._argv, text, timeout)
         except subprocess.TimeoutExpired:
             raise NotFinished(f"not finished in {timeout:g} s") from None
         if done.returncode:
@@ -164,9 +164,9 @@ class Rules:
         return time.monotonic() - start
 
     def kernel_memory(self) -> int | None:
-        if self._world is None:
+        if self._testbed is None:
             return None
-        now = self._world.kernel_bytes(self.name)
+        now = self._testbed.kernel_bytes(self.name)
         return None if now is None else max(0, now - self._before)
 
     def agent_memory(self) -> int | None:

@@ -11,7 +11,7 @@ from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator
 from lbctl.bench.measures import CONNECTION_MEASURES, Measuring
 from lbctl.bench.options import PACKETS, PER_SERVICES, Options
-from lbctl.bench.ours import Agent
+from lbctl.bench.ours import AgentPeer
 from lbctl.bench.peers import (
     NOT_YET,
     Bare,
@@ -22,7 +22,7 @@ from lbctl.bench.peers import (
     rule_peers,
 )
 from lbctl.bench.records import ALL, FLOOR, PEERS, RATES, Record, Results, summary
-from lbctl.bench.world import World
+from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
 
 Progress = Callable[[str, str], None]  # what is being done, and how far it is
@@ -50,7 +50,7 @@ def run(options: Options, results: Results, progress: Progress) -> None:
     sizes = [count for count in options.services if _lacks(results, peers, count, wanted)]
     if options.kube_proxy:
         results.about.machine["kube-proxy"] = kubeproxy.version(options.kube_proxy)
-    if sizes and any(isinstance(peer, Agent) for peer in peers):
+    if sizes and any(isinstance(peer, AgentPeer) for peer in peers):
         results.about.machine["programs"] = _compile(progress)
     if any(measure in PACKETS for measure in options.measures):
         _packets(options, results, progress)
@@ -79,8 +79,8 @@ def all_peers(options: Options) -> list[Peer]:
         Bare(),
         *(kubeproxy.peers(binary) if binary else rule_peers(options.saved)),
         Unavailable("ipvs", ipvs_reason()),
-        Agent("lbctl-tc"),
-        Agent("lbctl-socket", socket_lb="all"),
+        AgentPeer("lbctl-tc"),
+        AgentPeer("lbctl-socket", socket_lb="all"),
         Unavailable("lbctl-xdp", f"{NOT_YET}: the agent attaches no XDP programs"),
     ]
     return sorted(made, key=lambda peer: PEERS.index(peer.name))
@@ -113,17 +113,17 @@ def _one_size(
 
     wanted = set(options.measures)
     names = [FLOOR, *(peer.name for peer in peers if peer.name != FLOOR)]
-    with World(options.name, names) as world:
+    with Testbed(options.name, names) as testbed:
         try:
-            loaded = _load(options, world, data, peers, results, say)
-            generator = Generator(world, options.cpu)
+            loaded = _load(options, testbed, data, peers, results, say)
+            generator = Generator(testbed, options.cpu)
             results.about.machine["generator"] = (
                 "C" if generator.compiled else "Python: no C compiler here; ratios are too small"
             )
             aims = {peer.name: _aim(options, data, peer) for peer in loaded}
-            _prepare_saved(options, world)
+            _prepare_saved(options, testbed)
             measuring = Measuring(
-                world, data, tuple(loaded), aims, generator, options.effort, results, say
+                testbed, data, tuple(loaded), aims, generator, options.effort, results, say
             )
             if wanted & set(CONNECTION_MEASURES):
                 measures.connections(measuring)
@@ -139,7 +139,7 @@ def _one_size(
 
 def _load(
     options: Options,
-    world: World,
+    testbed: Testbed,
     data: Dataset,
     peers: Sequence[Peer],
     results: Results,
@@ -152,7 +152,7 @@ def _load(
             continue
         say(f"loading {peer.name}", "")
         try:
-            took = peer.load(world, data, options.timeout)
+            took = peer.load(testbed, data, options.timeout)
         except LoadedOtherwise as error:
             results.miss(peer.name, data.services, "load_time", error.message)
         except LbError as error:
@@ -179,9 +179,9 @@ def _aim(options: Options, data: Dataset, peer: Peer) -> Aim:
     return Aim(tuple(data.targets(options.targets)), TARGET_PORT)
 
 
-def _prepare_saved(options: Options, world: World) -> None:
+def _prepare_saved(options: Options, testbed: Testbed) -> None:
     if options.saved:
-        world.answer_on(options.saved.endpoints)
+        testbed.answer_on(options.saved.endpoints)
 
 
 def _memory(peers: Sequence[Peer], data: Dataset, results: Results) -> None:

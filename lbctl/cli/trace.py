@@ -18,7 +18,7 @@ from lbctl.printing import print_rich
 if TYPE_CHECKING:
     from lbctl.trace.asking import Traced
     from lbctl.trace.flows import Flow
-    from lbctl.trace.world import World
+    from lbctl.trace.tracednode import TracedNode
 
 DEFAULT_SAMPLES = 100
 
@@ -100,11 +100,11 @@ def command(
     flows = _flows(source, destination, flows_file)
     if manifests is None:
         _only_with_manifests(node_name, config, local_ips, service_cidrs)
-        world = _live(pin_dir)
+        node = _live(pin_dir)
     else:
-        world = _private(manifests, node_name, config, local_ips, service_cidrs)
-    with world:
-        traced = world.ask(flows, samples)
+        node = _private(manifests, node_name, config, local_ips, service_cidrs)
+    with node:
+        traced = node.ask(flows, samples)
     _remark(traced)
     _print(traced, samples, output)
 
@@ -142,14 +142,14 @@ def _only_with_manifests(
             )
 
 
-def _live(pin_dir: Path) -> World:
+def _live(pin_dir: Path) -> TracedNode:
     from lbctl.inspect.opened import open_instance
-    from lbctl.trace.live import LiveWorld
+    from lbctl.trace.live import LiveNode
     from lbctl.trace.programs import trace_bundle
 
     instance = open_instance(pin_dir)
     _require_root()
-    return LiveWorld(instance, trace_bundle())
+    return LiveNode(instance, trace_bundle())
 
 
 def _private(
@@ -158,17 +158,17 @@ def _private(
     config: Path | None,
     local_ips: tuple[str, ...],
     service_cidrs: tuple[str, ...],
-) -> World:
+) -> TracedNode:
     from lbctl.sources.documents import load_manifests
     from lbctl.trace import situation
-    from lbctl.trace.private import PrivateWorld, sizes_for
+    from lbctl.trace.private import PrivateNode, sizes_for
     from lbctl.trace.programs import trace_bundle
 
     objects = load_manifests(manifests)
     node = situation.node(objects.nodes, node_name, config, local_ips, service_cidrs, _say)
     services = list(objects.services.values())
     _require_root()
-    made = PrivateWorld(trace_bundle(), sizes_for(services, node), node)
+    made = PrivateNode(trace_bundle(), sizes_for(services, node), node)
     try:
         with _log_as_notes():
             made.apply(services, node)

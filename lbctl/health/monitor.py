@@ -12,7 +12,7 @@ from lbctl.config.bind import Bind
 from lbctl.health import answers
 from lbctl.health.answers import Answer, Condition
 from lbctl.health.ports import HealthPorts
-from lbctl.health.server import Endpoint, Server
+from lbctl.health.server import Route, Server
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.resolve.node import NodeFacts
 
@@ -106,14 +106,14 @@ class Health:
     # What the servers answer.
 
     def _serve(self) -> None:
-        wanted: dict[Bind, Endpoint] = {}
+        wanted: dict[Bind, Route] = {}
         owners, self._conflicts = self._ports.owners()
         for port, key in owners.items():
             count = self._ports.ports[key][1]
-            endpoint = Endpoint(f"healthCheckNodePort of {key}", _Service(self, key, count))
-            wanted.update((Bind(address, port), endpoint) for address in self._addresses)
+            route = Route(f"healthCheckNodePort of {key}", _Service(self, key, count))
+            wanted.update((Bind(address, port), route) for address in self._addresses)
         if self._bind is not None:
-            wanted[self._bind] = Endpoint("/healthz and /livez", self.general)
+            wanted[self._bind] = Route("/healthz and /livez", self.general)
         self._server.serve(wanted)
 
     def general(self, path: str) -> Answer:

@@ -26,7 +26,7 @@ FILES = 16384
 _BACKLOG = 128
 
 
-class Endpoint(NamedTuple):
+class Route(NamedTuple):
     """What answers at a place; `name` is for messages ("healthCheckNodePort of ns/svc")."""
 
     name: str
@@ -39,8 +39,8 @@ class Server:
 
     def __init__(self) -> None:
         self._log = structlog.get_logger()
-        self._wanted: Mapping[Bind, Endpoint] = MappingProxyType({})
-        self._served: Mapping[Bind, Endpoint] = self._wanted  # as far as could be
+        self._wanted: Mapping[Bind, Route] = MappingProxyType({})
+        self._served: Mapping[Bind, Route] = self._wanted  # as far as could be
         self._selector = selectors.DefaultSelector()
         self._wakeup, self._waker = socket.socketpair()
         for end in (self._wakeup, self._waker):
@@ -69,7 +69,7 @@ class Server:
             connection.close()
         self._selector.close()
 
-    def serve(self, wanted: Mapping[Bind, Endpoint]) -> None:
+    def serve(self, wanted: Mapping[Bind, Route]) -> None:
         """Listen at exactly these places from now on. Sockets that stay are not touched."""
         self._wanted = dict(wanted)  # replaced as a whole: the thread reads it without a lock
         self._wake()

@@ -12,10 +12,10 @@ from ebpf.layouts import Bundle
 from lbctl.addresses import FAMILIES, family_of
 from lbctl.trace import programs
 from lbctl.trace.flows import Arrival, Flow
-from lbctl.trace.world import World
+from lbctl.trace.tracednode import TracedNode
 
 
-class LiveWorld(World):
+class LiveNode(TracedNode):
     """A node's own maps. Takes `instance` over; nothing in it changes.
 
     Raises LayoutError if its maps are of another version of lbctl.

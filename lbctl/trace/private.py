@@ -18,7 +18,7 @@ from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import resolve
 from lbctl.trace import programs
 from lbctl.trace.flows import Arrival, Flow
-from lbctl.trace.world import World
+from lbctl.trace.tracednode import TracedNode
 
 _SPARE = 4  # times what is there now, since what leaves rests for a while before its reuse
 _SMALL = 16  # entries of the flow tables, which stay empty
@@ -65,7 +65,7 @@ class PrivateMaps:
             opened.close()
 
 
-class PrivateWorld(World):
+class PrivateNode(TracedNode):
     """A node that exists only here.
 
     `apply` may be called again: then only the difference is written, as the agent does it.

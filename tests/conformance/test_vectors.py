@@ -18,7 +18,7 @@ from lbctl.resolve.node import NodeFacts, node_facts
 from lbctl.sources.documents import load_manifests
 from lbctl.trace.asking import Answer
 from lbctl.trace.flows import Flow
-from lbctl.trace.private import PrivateWorld, sizes_for
+from lbctl.trace.private import PrivateNode, sizes_for
 from lbctl.trace.programs import trace_bundle
 from tests.support.vector_files import (
     SHARED,
@@ -151,17 +151,17 @@ def _fits(case: Case, step: Json, flow: Json, answer: Answer) -> bool:
 def test_shared_steps_one_after_another(tmp_path: Path) -> None:
     cases = shared_cases()
     assert any(case.file == "updates" and len(case.steps) > 1 for case in cases)
-    _check_in_one_world(cases, tmp_path)
+    _check_on_one_node(cases, tmp_path)
 
 
 @pytest.mark.kernel
 def test_own_steps_one_after_another(tmp_path: Path) -> None:
     cases = own_cases()
     assert any(len(case.steps) > 1 for case in cases)
-    _check_in_one_world(cases, tmp_path)
+    _check_on_one_node(cases, tmp_path)
 
 
-def _check_in_one_world(cases: list[Case], tmp_path: Path) -> None:
+def _check_on_one_node(cases: list[Case], tmp_path: Path) -> None:
     """Each step as a change to the last one's maps, as the agent does it: as on new maps."""
     wrong = []
     cases = [case for case in cases if len(case.steps) > 1]
@@ -169,11 +169,11 @@ def _check_in_one_world(cases: list[Case], tmp_path: Path) -> None:
     wanted = {(c.file, c.name, number): flows for c, number, flows in asked(cases)}
     for case in cases:
         states = [_state(case, step, tmp_path) for step in case.steps]
-        with PrivateWorld(bundle, _room_for(states), states[0][1]) as world:
+        with PrivateNode(bundle, _room_for(states), states[0][1]) as node:
             for number, state in enumerate(states):
-                world.apply(*state)
+                node.apply(*state)
                 flows = wanted.get((case.file, case.name, number), [])
-                traced = world.ask([_flow(flow) for flow in flows], SAMPLES)
+                traced = node.ask([_flow(flow) for flow in flows], SAMPLES)
                 answers = [t.answer for t in traced]
                 wrong += _differences(case, number, f"live step {number}", flows, answers)
     assert not wrong, "\n".join(wrong)

@@ -30,8 +30,8 @@ from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
 from lbctl.trace.asking import Answer
 from lbctl.trace.flows import parse_flow
-from lbctl.trace.live import LiveWorld
-from lbctl.trace.private import PrivateWorld, sizes_for
+from lbctl.trace.live import LiveNode
+from lbctl.trace.private import PrivateNode, sizes_for
 from lbctl.trace.programs import trace_bundle
 from tests.support.k8s_objects import (
     Json,
@@ -191,7 +191,7 @@ def test_a_private_world_answers(
     bundle: Bundle, question: tuple[str, str], expected: tuple[object, ...]
 ) -> None:
     services = _objects()
-    with PrivateWorld(bundle, sizes_for(services, NODE), NODE) as world:
+    with PrivateNode(bundle, sizes_for(services, NODE), NODE) as world:
         world.apply(services, NODE)
         assert world.warnings() == []
         [traced] = world.ask([parse_flow(*question)], 100)
@@ -223,7 +223,7 @@ def test_an_instance_is_asked_beside_its_agent(pin_dir: Path) -> None:
 
 
 def test_the_name_of_the_service_is_found(pin_dir: Path, bundle: Bundle) -> None:
-    with LiveWorld(Instance.open(pin_dir), bundle) as world:
+    with LiveNode(Instance.open(pin_dir), bundle) as world:
         [found, refused] = world.ask(
             [parse_flow("10.0.0.9", "172.30.0.41:80"), parse_flow("10.0.0.9", "172.30.0.42:80")], 1
         )
@@ -237,7 +237,7 @@ def test_an_instance_of_another_version_is_refused(pin_dir: Path, bundle: Bundle
     other = msgspec.structs.replace(spec, value=bundle.maps["slots"].value)
     changed = msgspec.structs.replace(bundle, maps={**bundle.maps, "services": other})
     with pytest.raises(LayoutError, match="services") as caught:
-        LiveWorld(Instance.open(pin_dir), changed)
+        LiveNode(Instance.open(pin_dir), changed)
     assert caught.value.hint
 
 
@@ -264,7 +264,7 @@ def test_nothing_is_pinned_and_no_descriptor_stays(bundle: Bundle) -> None:
     services = _objects()
     counts = []
     for _ in range(3):
-        with PrivateWorld(bundle, sizes_for(services, NODE), NODE) as world:
+        with PrivateNode(bundle, sizes_for(services, NODE), NODE) as world:
             world.apply(services, NODE)
             world.ask([parse_flow("10.0.0.9", "172.30.0.41:80")], 1)
             assert {p for p in BPFFS.iterdir() if p.name.startswith("tr-")} <= pins
@@ -278,7 +278,7 @@ def test_changes_are_written_as_differences(bundle: Bundle) -> None:
     bare = [ServiceObjects(objects.service) for objects in full]
     flow = parse_flow("10.0.0.9", "172.30.0.41:80")
     verdicts = []
-    with PrivateWorld(bundle, sizes_for(full, NODE), NODE) as world:
+    with PrivateNode(bundle, sizes_for(full, NODE), NODE) as world:
         for services in (full, bare, full, [], full):
             world.apply(services, NODE)
             verdicts += [t.answer.verdict for t in world.ask([flow], 5)]
@@ -345,7 +345,7 @@ def test_samples_find_every_backend(bundle: Bundle, count: int) -> None:
     services = [
         ServiceObjects(as_service(service()), (as_slice(endpoint_slice(endpoints=endpoints)),))
     ]
-    with PrivateWorld(bundle, sizes_for(services, NODE), NODE) as world:
+    with PrivateNode(bundle, sizes_for(services, NODE), NODE) as world:
         world.apply(services, NODE)
         [traced] = world.ask([parse_flow("10.0.1.1", "172.30.0.41:80")], 200)
     assert len(traced.answer.backends) == count
@@ -355,7 +355,7 @@ def test_more_service_ranges_than_fit_are_an_error(bundle: Bundle) -> None:
     ranges = tuple(parse_prefix(f"10.{n}.0.0/16") for n in range(5))
     node = msgspec.structs.replace(NODE, service_cidrs=ranges)
     with (
-        PrivateWorld(bundle, sizes_for([], node), node) as world,
+        PrivateNode(bundle, sizes_for([], node), node) as world,
         pytest.raises(LbError, match="5 ranges"),
     ):
         world.apply([], node)

@@ -19,7 +19,7 @@ from lbctl.bench.iptables_rules import full
 from lbctl.bench.measures import CONNECTION_MEASURES, Effort
 from lbctl.bench.options import Options
 from lbctl.bench.records import RATES, Record, Results, read_records
-from lbctl.bench.world import PINS, RUN, World
+from lbctl.bench.testbed import PINS, RUN, Testbed
 from lbctl.errors import LbError
 from lbctl.lab import cgroup, namespace
 
@@ -55,7 +55,7 @@ def nothing_is_left() -> Iterator[None]:
     pins, files = PINS / NAME, RUN / NAME
     group = cgroup.mount() / f"lbctl-bench-{NAME}"
     found = [*left, *(path for path in (pins, files, group) if path.exists())]
-    World(NAME, []).remove()
+    Testbed(NAME, []).remove()
     assert not found
 
 
@@ -215,5 +215,6 @@ def test_a_kube_proxy_that_ends_is_told_with_its_words(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_one_name_do_not_meet() -> None:
-    with World(NAME, ["none"]), pytest.raises(LbError, match="is running"), World(NAME, ["none"]):
+    second = Testbed(NAME, ["none"])
+    with Testbed(NAME, ["none"]), pytest.raises(LbError, match="is running"), second:
         pass

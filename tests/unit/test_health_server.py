@@ -17,7 +17,7 @@ from lbctl.config.bind import ANY6, Bind
 from lbctl.health import answers, connection, monitor, server
 from lbctl.health.answers import Answer, Condition
 from lbctl.health.monitor import Health
-from lbctl.health.server import Endpoint, Server
+from lbctl.health.server import Route, Server
 from lbctl.model.records import ServiceObjects
 from tests.support.k8s_objects import endpoint
 from tests.unit.test_healthports import KEY, NODE, balancer, objects
@@ -72,8 +72,8 @@ def http_server() -> Iterator[Server]:
     made.stop()
 
 
-def fixed(text: bytes) -> Endpoint:
-    return Endpoint("test", lambda path: Answer(HTTPStatus.OK, text + path.encode()))
+def fixed(text: bytes) -> Route:
+    return Route("test", lambda path: Answer(HTTPStatus.OK, text + path.encode()))
 
 
 # Answers

@@ -72,7 +72,7 @@ def key(cookie: int, address: bytes, port: bytes) -> bytes:
     return struct.pack("=Q16s2s6x", cookie, address, port)
 
 
-class World:
+class Rig:
     """A reconciler on fake tables, and what would have been closed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mode: str = "host") -> None:
@@ -108,8 +108,8 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World(monkeypatch)
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    made = Rig(monkeypatch)
     made.apply(objects("web", SERVICE, ["10.0.0.1", "10.0.0.2"]))
     assert made.stale.due() == 100.0 + DELAY_SECONDS, "an earlier agent may have missed some"
     assert made.look() == (set(), set())
@@ -136,61 +136,61 @@ def named(found: ServiceObjects, name: str) -> ServiceObjects:
     return ServiceObjects(replace(found.service, ports=ports), slices)
 
 
-def test_only_sockets_of_what_left_are_closed(world: World) -> None:
-    gone = {world.tables.connect(n, "10.0.0.1", world.service) for n in (1, 2)}
-    world.tables.connect(3, "10.0.0.2", world.service)
-    world.tables.call_last(4, "10.0.0.1", world.service)
-    world.apply(objects("web", SERVICE, ["10.0.0.2"]))
-    assert world.look() == (gone, gone)
-    assert world.stale.closed == 2
-    left = {struct.unpack_from("=Q", k)[0] for k in world.tables.socket_peers.entries}
+def test_only_sockets_of_what_left_are_closed(rig: Rig) -> None:
+    gone = {rig.tables.connect(n, "10.0.0.1", rig.service) for n in (1, 2)}
+    rig.tables.connect(3, "10.0.0.2", rig.service)
+    rig.tables.call_last(4, "10.0.0.1", rig.service)
+    rig.apply(objects("web", SERVICE, ["10.0.0.2"]))
+    assert rig.look() == (gone, gone)
+    assert rig.stale.closed == 2
+    left = {struct.unpack_from("=Q", k)[0] for k in rig.tables.socket_peers.entries}
     assert left == {3, 4}
-    assert len(world.tables.socket_choices.entries) == 1
+    assert len(rig.tables.socket_choices.entries) == 1
 
 
-def test_a_change_without_loss_is_no_reason_to_look(world: World) -> None:
-    world.tables.connect(1, "10.0.0.1", world.service)
-    world.apply(objects("web", SERVICE, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]))
-    assert world.stale.due() is None
+def test_a_change_without_loss_is_no_reason_to_look(rig: Rig) -> None:
+    rig.tables.connect(1, "10.0.0.1", rig.service)
+    rig.apply(objects("web", SERVICE, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]))
+    assert rig.stale.due() is None
 
 
-def test_tcp_waits_until_the_address_has_left(world: World) -> None:
-    leaving = world.tables.connect(1, "10.0.0.1", world.service)
+def test_tcp_waits_until_the_address_has_left(rig: Rig) -> None:
+    leaving = rig.tables.connect(1, "10.0.0.1", rig.service)
     remaining = objects("web", SERVICE, ["10.0.0.2"])
-    world.apply(terminating(remaining, "10.0.0.1"))
-    assert world.look() == ({leaving}, set())
-    leaving = world.tables.connect(1, "10.0.0.1", world.service)  # the fake closed it as UDP
-    world.apply(remaining)  # nothing stops serving by this change
-    assert world.look() == ({leaving}, {leaving})
+    rig.apply(terminating(remaining, "10.0.0.1"))
+    assert rig.look() == ({leaving}, set())
+    leaving = rig.tables.connect(1, "10.0.0.1", rig.service)  # the fake closed it as UDP
+    rig.apply(remaining)  # nothing stops serving by this change
+    assert rig.look() == ({leaving}, {leaving})
 
 
-def test_a_service_that_is_gone_keeps_its_tcp_connections(world: World) -> None:
-    leaving = world.tables.connect(1, "10.0.0.1", world.service)
-    world.apply(gone=["web"])
-    assert world.look() == ({leaving}, set())
+def test_a_service_that_is_gone_keeps_its_tcp_connections(rig: Rig) -> None:
+    leaving = rig.tables.connect(1, "10.0.0.1", rig.service)
+    rig.apply(gone=["web"])
+    assert rig.look() == ({leaving}, set())
 
 
 @pytest.mark.parametrize("port", ["", "http"])
 def test_the_owner_is_found_by_the_name_of_its_port(
     monkeypatch: pytest.MonkeyPatch, port: str
 ) -> None:
-    world = World(monkeypatch)
-    world.apply(named(objects("web", SERVICE, ["10.0.0.1"]), port))
-    leaving = world.tables.connect(1, "10.0.0.1", world.service)
-    world.apply(named(objects("web", SERVICE, ["10.0.0.2"]), port))
-    assert world.look() == ({leaving}, {leaving})
+    rig = Rig(monkeypatch)
+    rig.apply(named(objects("web", SERVICE, ["10.0.0.1"]), port))
+    leaving = rig.tables.connect(1, "10.0.0.1", rig.service)
+    rig.apply(named(objects("web", SERVICE, ["10.0.0.2"]), port))
+    assert rig.look() == ({leaving}, {leaving})
 
 
 def test_nothing_is_looked_at_with_the_hooks_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch, "off")
-    world.apply(objects("web", SERVICE, ["10.0.0.1"]))
-    world.apply(objects("web", SERVICE, []))
-    assert world.stale.due() is None
+    rig = Rig(monkeypatch, "off")
+    rig.apply(objects("web", SERVICE, ["10.0.0.1"]))
+    rig.apply(objects("web", SERVICE, []))
+    assert rig.stale.due() is None
 
 
-def test_what_the_kernel_cannot_do_is_told(world: World) -> None:
-    world.errors = [MissingFeature("this kernel does not close UDP sockets", "They time out.")]
-    world.tables.connect(1, "10.0.0.1", world.service)
-    world.apply(objects("web", SERVICE, ["10.0.0.2"]))
-    world.look()
-    assert world.stale.problem == "this kernel does not close UDP sockets. They time out."
+def test_what_the_kernel_cannot_do_is_told(rig: Rig) -> None:
+    rig.errors = [MissingFeature("this kernel does not close UDP sockets", "They time out.")]
+    rig.tables.connect(1, "10.0.0.1", rig.service)
+    rig.apply(objects("web", SERVICE, ["10.0.0.2"]))
+    rig.look()
+    assert rig.stale.problem == "this kernel does not close UDP sockets. They time out."

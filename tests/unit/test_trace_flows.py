@@ -148,7 +148,7 @@ def _objects(tmp_path: Path, *names: str) -> Path:
         ([], "--node-name is missing"),
     ],
 )
-def test_wrong_options_of_a_world(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_wrong_options_of_a_node(tmp_path: Path, arguments: list[str], says: str) -> None:
     common = [
         "trace",
         "10.0.0.2",

@@ -30,8 +30,8 @@ def _say_ready(server: socket.socket) -> None:
 
 def _client(options: argparse.Namespace) -> int:
     recorder = Recorder(options.target)
-    plan = pace.Plan(options.requests, options.seconds, options.rate, options.threads)
-    pace.run(plan, lambda: _request(options), recorder)
+    wanted = pace.Pace(options.requests, options.seconds, options.rate, options.threads)
+    pace.run(wanted, lambda: _request(options), recorder)
     print(recorder.finish(), flush=True)
     return 0
 

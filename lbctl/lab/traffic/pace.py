@@ -16,7 +16,7 @@ Request = Callable[[int], Answer]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Pace:
     """`requests` in all and `seconds` at most (0: no such limit), `rate` per second.
 
     `threads` is how many requests may be under way at once: a request that waits for its timeout
@@ -29,8 +29,8 @@ class Plan:
     threads: int
 
 
-def run(plan: Plan, make_request: Callable[[], Request], recorder: Recorder) -> None:
-    """Call requests by plan. SIGTERM and SIGINT end the run early; what is under way is finished.
+def run(pace: Pace, make_request: Callable[[], Request], recorder: Recorder) -> None:
+    """Call requests at that pace. SIGTERM and SIGINT end the run early; what is under way is finished.
 
     `make_request` is called once in each thread, for requests that share something.
     """
@@ -38,10 +38,10 @@ def run(plan: Plan, make_request: Callable[[], Request], recorder: Recorder) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     print("started", file=sys.stderr, flush=True)  # from here on, a signal gets a report
-    schedule = _Schedule(plan, stop)
+    schedule = _Schedule(pace, stop)
     threads = [
         threading.Thread(target=_work, args=(schedule, make_request(), recorder))
-        for _ in range(plan.threads)
+        for _ in range(pace.threads)
     ]
     for thread in threads:
         thread.start()
@@ -54,8 +54,8 @@ def run(plan: Plan, make_request: Callable[[], Request], recorder: Recorder) -> 
 class _Schedule:
     """Hands out the numbers of requests, each at its time."""
 
-    def __init__(self, plan: Plan, stop: threading.Event) -> None:
-        self._plan = plan
+    def __init__(self, pace: Pace, stop: threading.Event) -> None:
+        self._pace = pace
         self._stop = stop
         self._lock = threading.Lock()
         self._next = 0
@@ -66,10 +66,10 @@ class _Schedule:
         with self._lock:
             number = self._next
             self._next += 1
-        due = number / self._plan.rate
-        if self._plan.requests and number >= self._plan.requests:
+        due = number / self._pace.rate
+        if self._pace.requests and number >= self._pace.requests:
             return None
-        if self._plan.seconds and due >= self._plan.seconds:
+        if self._pace.seconds and due >= self._pace.seconds:
             return None
         if self._stop.wait(max(0.0, self._start + due - time.monotonic())):
             return None

@@ -63,7 +63,7 @@ class Site(msgspec.Struct, frozen=True):
         return f"10.65.{self.number}.1"
 
 
-class World:
+class Testbed:
     """All sites of a run called `name`. A context manager: nothing is left at the end of it."""
 
     def __init__(self, name: str, peers: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ class World:
         self._memory = _memory_controller()
         self._lock: int | None = None
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Testbed:
         self._take_name()
         try:
             self.remove()  # what a killed run has left

@@ -15,7 +15,7 @@ from lbctl.trace.asking import Traced
 from lbctl.trace.flows import Arrival, Flow
 
 
-class World(abc.ABC):
+class TracedNode(abc.ABC):
     """Takes over the programs, not the maps. Close it, or use it as a context manager."""
 
     def __init__(self, generation: Generation, names: HashMap, bundle: Bundle) -> None:
