@@ -13,7 +13,7 @@ from lbctl.bench.dataset import Dataset
 from lbctl.bench.peers import NotFinished
 from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
-from lbctl.lab import agents
+from lbctl.lab import agents, namespace
 
 NODE = "node"
 LOG_LINES = 2
@@ -42,7 +42,11 @@ class Daemon(ABC):
 
     def load(self, testbed: Testbed, data: Dataset, timeout: float) -> float | None:
         site = testbed.sites[self.name]
-        api = ApiServer(site.node, data.all_objects(NODE, site.node_address)).__enter__()
+        api = namespace.run_in(site.node, ApiServer)
+        for item in data.all_objects(NODE, site.node_address):
+            api.put(item)
+        api.settle()
+        api.__enter__()
         self._running = (testbed, data, api)
         command = testbed.command(self.name, self._command(testbed, data, api.url))
         start = time.monotonic()
@@ -67,7 +71,7 @@ class Daemon(ABC):
     def change(self, old: Sequence[str], new: Sequence[str]) -> None:
         assert self._running is not None
         _, data, api = self._running
-        api.modify(data.changed_slice(new))
+        api.put(data.changed_slice(new))
 
     def agent_memory(self) -> int | None:
         """Resident memory of the process, the pages of shared libraries included."""

@@ -30,9 +30,10 @@ class Pace:
 
 
 def run(pace: Pace, make_request: Callable[[], Request], recorder: Recorder) -> None:
-    """Call requests at that pace. SIGTERM and SIGINT end the run early; what is under way is finished.
+    """Call requests at that pace. SIGTERM and SIGINT end the run early.
 
-    `make_request` is called once in each thread, for requests that share something.
+    What is under way is finished. `make_request` is called once in each thread, for requests that
+    share something.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -138,8 +138,7 @@ class Cluster:
             numbers = range(first, min(first + _LOADED_AT_ONCE, services))
             server.put(*(service(n) for n in numbers))
             server.put(*(s for n in numbers for s in slices_of(n, endpoints(n, count))))
-        for history in server.history.values():
-            history.clear()
+        server.settle()
 
     def run(self, command: Command) -> Done:
         """Replace one endpoint of one service after the other, evenly in time."""
