@@ -1,1 +1,1 @@
-"""Everything that talks to the kernel: compiling, loading, maps, attaching. Knows no Kubernetes."""
+"""Everything that talks to the kernel: compiling, loading, maps, attaching. Knows nothing of who uses it."""
