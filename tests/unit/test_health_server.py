@@ -20,7 +20,7 @@ from lbctl.health.monitor import Health
 from lbctl.health.server import Route, Server
 from lbctl.model.records import ServiceObjects
 from tests.support.k8s_objects import endpoint
-from tests.unit.test_healthports import KEY, NODE, balancer, objects
+from tests.unit.test_health_ports import KEY, NODE, balancer, objects
 
 LOOPBACK = parse_address("127.0.0.1")
 BOUND = 10.0
