@@ -1,1 +1,1 @@
-"""Everything that talks to the kernel: compiling, loading, maps, attaching. Knows nothing of who uses it."""
+"""Everything that talks to the kernel: compiling, loading, maps, attaching. For whoever needs it."""

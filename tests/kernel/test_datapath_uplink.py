@@ -7,10 +7,10 @@ import pytest
 from ebpf.kernel.testrun import CHECKSUM_COMPLETE
 from tests.kernel.support import checks, model, packets
 from tests.kernel.support.conversation import others_end
+from tests.kernel.support.icmp_errors import ROUTER, aged, error, quote_of
 from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, Shape
 from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, REMOTE, Passage, node_port
 from tests.kernel.support.world import NODE, PORT_MIN, World
-from tests.kernel.test_datapath_icmp import ROUTER, aged, error, quote_of
 
 pytestmark = pytest.mark.kernel
 SHAPES = [*PLAIN, *SCTP_SHAPES, Shape(4, "udp", zero=True), Shape(4, "tcp", vlans=1)]

@@ -10,7 +10,7 @@ import pytest
 from ebpf.instance import Instance
 from ebpf.kernel import bpffs
 from lbctl.addresses import parse_address
-from tests.lab.test_agent_process import SERVICE, Node, wait_for
+from tests.lab.support.agent_process import SERVICE, Node, wait_for
 
 pytestmark = pytest.mark.lab
 

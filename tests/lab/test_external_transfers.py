@@ -25,7 +25,15 @@ from tests.lab.support.labs import (
     hear_back,
     listen,
 )
-from tests.lab.test_transfers import MTU_KNOWN, SMALL_MTU, Exchange, content, echoed, read, text_of
+from tests.lab.support.transfers import (
+    MTU_KNOWN,
+    SMALL_MTU,
+    Exchange,
+    content,
+    echoed,
+    read,
+    text_of,
+)
 
 pytestmark = pytest.mark.lab
 

@@ -11,10 +11,8 @@ from functools import partial
 import pytest
 
 from ebpf.hooks.cgroup import SocketAttacher
-from ebpf.maps.hashes import HashMap
 from lbctl import status
 from lbctl.agent import stalesockets
-from lbctl.inspect.opened import open_instance
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Endpoint, Port
 from lbctl.lab.topology import Pod
@@ -30,13 +28,13 @@ from tests.lab.support.labs import (
 )
 from tests.lab.support.labs import PORTS as PLAIN_PORTS
 from tests.lab.support.remote_sockets import RemoteProcess, RemoteSocket, process_in
+from tests.lab.support.socket_entries import both_families, entries, error_of, flows, wait_until
 
 pytestmark = pytest.mark.lab
 
 BACKENDS = ["pod1", "pod2", "node1", "node2"]
 KINDS = {"tcp": TCP, "udp": UDP}
 both_kinds = pytest.mark.parametrize("kind", KINDS)
-both_families = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 NODE_PORT = 30080
 EXTERNAL = ("192.0.2.80", "2001:db8:2::80")
 BALANCER = ("192.0.2.81", "2001:db8:2::81")
@@ -73,28 +71,6 @@ def publish_outside(lab: Lab) -> None:
 def node(lab: Lab) -> Iterator[RemoteProcess]:
     with process_in(lab, "node1") as process:
         yield process
-
-
-def entries(lab: Lab, name: str, node: str = "node1") -> int:
-    with open_instance(lab.pin_dir(node)) as instance:
-        table = instance.map(name)
-        assert isinstance(table, HashMap)
-        return len(table.read_all()[0])
-
-
-def wait_until(what: Callable[[], object], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
-
-
-def error_of(call: Callable[[], object]) -> int:
-    try:
-        call()
-    except OSError as error:
-        return error.errno or 0
-    return 0
 
 
 @both_kinds
@@ -223,13 +199,6 @@ def test_affinity_is_the_nodes(lab: Lab, node: RemoteProcess) -> None:
     with process_in(lab, "node1") as other:
         answered.add(other.connect(TCP, addresses("sticky")[0], PORT).ask("another"))
     assert len(answered) == 1
-
-
-def flows(lab: Lab, address: str) -> list[str]:
-    with open_instance(lab.pin_dir("node1")) as instance:
-        keys, _ = instance.flows4.read_all()
-    raw = int.from_bytes(socket.inet_aton(address), "little")
-    return [str(key) for key in keys if raw in (int(key["src"]), int(key["dst"]))]
 
 
 def test_pods_are_served_on_the_wire(lab: Lab) -> None:

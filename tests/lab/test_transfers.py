@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,16 +12,13 @@ from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
 from lbctl.lab.topology import Pod
 from tests.lab.support.labs import (
-    FAMILIES,
     PORT,
     TARGET,
     TCP,
     TIMEOUT,
     UDP,
-    Reply,
     Responder,
     addresses,
-    ask,
     client,
     connected,
     counted,
@@ -32,17 +27,22 @@ from tests.lab.support.labs import (
     listen,
     publish,
 )
+from tests.lab.support.transfers import (
+    MTU_KNOWN,
+    SMALL_MTU,
+    Exchange,
+    content,
+    echoed,
+    read,
+    text_of,
+)
 
 pytestmark = pytest.mark.lab
 
-SMALL_MTU = 1300
-SIZE = 3_000_000
 # Seen from pod1, which is on node1.
 PLACES = {"same-node": "pod3", "other-node": "pod2", "itself": "pod1"}
 DEAF = ("pod3", "pod2", "pod1", "node1", "node2")  # backends of services that nobody listens for
 CLOSED = (Port(PORT, TARGET + 9, "tcp"), Port(PORT, TARGET + 9, "udp", "UDP"))
-# IP_MTU and IPV6_MTU (linux/in.h, in6.h): what a connected socket knows of the way.
-MTU_KNOWN = ((socket.SOL_IP, 14), (socket.IPPROTO_IPV6, 24))
 
 
 @pytest.fixture(scope="module", params=["route", "bridge"])
@@ -86,39 +86,6 @@ def change_routes(lab: Lab, where: str, action: str, attributes: list[str]) -> N
             ways += [(found.node, address, ["dev", link]) for address in found.addresses]
     for node, destination, way in ways:
         lab.exec(node, ["ip", "route", action, destination, *way, *attributes], check=True)
-
-
-def content(seed: str, size: int = SIZE) -> bytes:
-    """Bytes in which every part differs from every other."""
-    return hashlib.shake_128(seed.encode()).digest(size)
-
-
-class Exchange(threading.Thread):
-    """A server that takes SIZE bytes over one connection and then sends as many of its own."""
-
-    def __init__(self, server: socket.socket) -> None:
-        super().__init__(daemon=True)
-        self._server = server
-        self.got = b""
-        self.mtu = 0
-
-    def run(self) -> None:
-        family = FAMILIES.index(self._server.family)
-        self._server.settimeout(TIMEOUT)
-        connection, _ = self._server.accept()
-        with connection:
-            connection.settimeout(TIMEOUT)
-            self.got = read(connection)
-            connection.sendall(content("down"))
-            self.mtu = connection.getsockopt(*MTU_KNOWN[family])
-            connection.recv(1)
-
-
-def read(sock: socket.socket, size: int = SIZE) -> bytes:
-    data = bytearray()
-    while len(data) < size and (piece := sock.recv(min(1 << 16, size - len(data)))):
-        data += piece
-    return bytes(data)
 
 
 BULK = Port(PORT, TARGET + 1, "bulk")
@@ -191,17 +158,6 @@ def test_datagrams_too_large_for_the_way_get_through_once_both_ends_know(
         sock.settimeout(TIMEOUT)
         for number in range(10, 15):
             assert echoed(sock, text_of(number, size)).server == "pod2"
-
-
-def text_of(number: int, size: int) -> str:
-    return f"{number:09}" + content(str(number), size // 2).hex()[: size - 9]
-
-
-def echoed(sock: socket.socket, text: str) -> Reply:
-    """Like `ask`, also for what is too long to compare by eye."""
-    reply = ask(sock, text)
-    assert len(reply.text) == len(text)
-    return reply
 
 
 @pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])

@@ -8,28 +8,9 @@ from lbctl.addresses import format_address, parse_address
 from lbctl.config.bind import parse_bind
 from lbctl.health.ports import HealthPorts, health_ports, listening_addresses
 from lbctl.model.records import ObjectKey, ServiceObjects
-from lbctl.resolve.node import NodeFacts, NodeSettings, node_facts
-from tests.support.k8s_objects import Json, as_service, as_slice, endpoint, endpoint_slice, service
-
-NODE = NodeFacts("worker-1")
-KEY = ObjectKey("ns1", "svc1")
-
-
-def balancer(name: str = "svc1", port: int = 32001, **spec: object) -> Json:
-    given: Json = {
-        "type": "LoadBalancer",
-        "externalTrafficPolicy": "Local",
-        "healthCheckNodePort": port,
-        **spec,
-    }
-    return service(name, **given)
-
-
-def objects(value: Json, *endpoints: Json) -> ServiceObjects:
-    found = as_service(value)
-    return ServiceObjects(
-        found, (as_slice(endpoint_slice(of=found.key.name, endpoints=endpoints)),)
-    )
+from lbctl.resolve.node import NodeSettings, node_facts
+from tests.support.balancers import KEY, NODE, balancer, objects
+from tests.support.k8s_objects import Json, as_service, as_slice, endpoint, endpoint_slice
 
 
 def test_local_ready_addresses_are_counted() -> None:

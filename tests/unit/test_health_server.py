@@ -19,8 +19,8 @@ from lbctl.health.answers import Answer, Condition
 from lbctl.health.monitor import Health
 from lbctl.health.server import Route, Server
 from lbctl.model.records import ServiceObjects
+from tests.support.balancers import KEY, NODE, balancer, objects
 from tests.support.k8s_objects import endpoint
-from tests.unit.test_health_ports import KEY, NODE, balancer, objects
 
 LOOPBACK = parse_address("127.0.0.1")
 BOUND = 10.0

@@ -1,7 +1,6 @@
 """From updates to maps: what waits for the first list, what is retried, what is cleaned up."""
 
 import time
-from collections.abc import Iterable
 
 import msgspec
 import numpy as np
@@ -12,59 +11,18 @@ from ebpf.maps import filters
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts
 from lbctl.model.records import (
-    EndpointSlice,
     Hints,
-    ObjectKey,
     Protocol,
-    Service,
     ServiceObjects,
     ServicePort,
-    SliceEndpoint,
     SlicePort,
 )
-from lbctl.model.updates import SourceStatus, Update
 from lbctl.plan import alloc
 from lbctl.reconcile import housekeeping
 from lbctl.reconcile.reconciler import RETRY_SECONDS, Reconciler
 from lbctl.resolve.node import NodeFacts
 from tests.support.fake_tables import FakeHash, FakeTables
-
-NODE = NodeFacts("node1")
-
-
-NO_HINTS = Hints()
-
-
-def objects(
-    name: str, cluster_ip: str, backends: Iterable[str], port: int = 80, hints: Hints = NO_HINTS
-) -> ServiceObjects:
-    key = ObjectKey("default", name)
-    endpoints = tuple(
-        SliceEndpoint(parse_address(b), "node1", True, True, False, hints) for b in backends
-    )
-    return ServiceObjects(
-        Service(
-            key,
-            "ClusterIP",
-            cluster_ips=(parse_address(cluster_ip),),
-            ports=(ServicePort("", Protocol.TCP, port),),
-        ),
-        (
-            EndpointSlice(
-                ObjectKey("default", f"{name}-1"),
-                key,
-                4,
-                (SlicePort("", Protocol.TCP, 8080),),
-                endpoints,
-            ),
-        ),
-    )
-
-
-def update(*found: ServiceObjects, gone: Iterable[str] = (), complete: bool = True) -> Update:
-    services = {o.service.key: o for o in found if o.service}
-    services.update({ObjectKey("default", n): ServiceObjects(None) for n in gone})
-    return Update(services, None, False, True, complete, SourceStatus())
+from tests.support.reconciling import NODE, objects, update
 
 
 class Clock:

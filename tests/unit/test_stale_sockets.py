@@ -18,7 +18,7 @@ from lbctl.agent.stalesockets import DELAY_SECONDS, StaleSockets
 from lbctl.model.records import EndpointSlice, ServiceObjects
 from lbctl.reconcile.reconciler import Reconciler
 from tests.support.fake_tables import ADDR, FakeHash, FakeTables
-from tests.unit.test_reconciler import NODE, objects, update
+from tests.support.reconciling import NODE, objects, update
 
 KEY = Record(
     "socket_key",
