@@ -1,1 +1,1 @@
-"""Everything that talks to the kernel: compiling, loading, maps, attaching. For whoever needs it."""
+"""All that talks to the kernel: compiling, loading, maps, attaching. Knows no one that uses it."""
