@@ -21,6 +21,7 @@ from lbctl.plan.planner import Plan, Planner
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
 from tests.support.fake_tables import FakeHash, FakeTables
+from tests.support.map_contents import contents
 
 pytestmark = pytest.mark.kernel
 
@@ -71,18 +72,6 @@ def port(number: int, endpoints: int = ENDPOINTS, shift: int = 0) -> ResolvedPor
 
 def everything(count: int = SERVICES) -> dict[str, ResolvedPort | None]:
     return {p.name: p for p in map(port, range(count))}
-
-
-def contents(tables: Instance) -> dict[str, Any]:
-    """Every map's bytes, by name."""
-    found: dict[str, Any] = {}
-    for name in tables.map_names():
-        table = tables.map(name)
-        if isinstance(table, ArrayMap):
-            found[name] = table.records.tobytes()
-        elif isinstance(table, HashMap):
-            found[name] = dict(table.items())
-    return found
 
 
 def start(tables: Instance, now: float = 0.0) -> tuple[Planner, int]:

@@ -18,7 +18,8 @@ from ebpf.kernel import bpffs
 from lbctl import status
 from lbctl.datapath import consts
 from lbctl.host.removal import survey
-from tests.lab.support.agent_process import BOUND, ROOT, SERVICE, Node, ip, wait_for
+from tests.lab.support.agent_process import BOUND, ROOT, SERVICE, Node, ip
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -55,12 +56,12 @@ def test_a_fresh_instance_waits_for_objects_before_it_acts(node: Node) -> None:
     node.add_pod("pod1")
     (node.manifests / "objects.json").mkdir()  # nothing readable yet
     process = node.start()
-    wait_for(node.pin_dir.joinpath("programs").is_dir)
-    wait_for(lambda: "agent started" in node.log.read_text())
+    wait_until(node.pin_dir.joinpath("programs").is_dir, BOUND)
+    wait_until(lambda: "agent started" in node.log.read_text(), BOUND)
     assert process.poll() is None
     (node.manifests / "objects.json").rmdir()
     node.publish(SERVICE, slice_of("10.0.0.1", "10.0.0.2"))
-    wait_for(lambda: (s := node.status()) and s.ready and s.services == 1)
+    wait_until(lambda: (s := node.status()) and s.ready and s.services == 1, BOUND)
     said = node.status()
     assert said is not None
     assert (said.service_ports, said.endpoints, said.interfaces) == (1, 2, 2)
@@ -104,7 +105,7 @@ def test_what_changed_meanwhile_is_applied_by_the_next_agent(node: Node) -> None
         serving = rows[rows["flags"] & consts.BACKEND_SERVING != 0]
         assert sorted(r["addr"].tobytes()[-1] for r in serving) == [2, 3]
     node.publish()
-    wait_for(lambda: (s := node.status()) and s.services == 0)
+    wait_until(lambda: (s := node.status()) and s.services == 0, BOUND)
     with Instance.open(node.pin_dir) as opened:
         assert not list(opened.frontends.items())
 
@@ -127,11 +128,11 @@ def test_pods_are_followed(node: Node) -> None:
     node.started()
     assert node.attached() == UPLINK
     node.add_pod("pod1")
-    wait_for(lambda: node.attached() == {*UPLINK, "pod1-ingress", "pod1-egress"}, 5)
+    wait_until(lambda: node.attached() == {*UPLINK, "pod1-ingress", "pod1-egress"}, 5)
     node.add_pod("pod2")
-    wait_for(lambda: len(node.attached()) == 6, 5)
+    wait_until(lambda: len(node.attached()) == 6, 5)
     ip("-n", node.name, "link", "delete", "pod1")
-    wait_for(lambda: not (node.pin_dir / "links" / "pod1-ingress").exists(), 5)
+    wait_until(lambda: not (node.pin_dir / "links" / "pod1-ingress").exists(), 5)
     assert survey(node.pin_dir).interfaces == ("pod2", "uplink0")
     assert "programs attached" in node.log.read_text()
 
@@ -152,7 +153,7 @@ def test_an_uplink_that_was_taken_for_a_pods_gets_an_uplinks_programs(node: Node
     assert before["second0-ingress"] != before["uplink0-ingress"]
     ip("-n", node.name, "route", "add", "default", "dev", "second0", "metric", "9")
     # Ingress is replaced first.
-    wait_for(lambda: node.programs()["second0-egress"] == before["uplink0-egress"], 10)
+    wait_until(lambda: node.programs()["second0-egress"] == before["uplink0-egress"], 10)
     assert node.programs()["second0-ingress"] == before["uplink0-ingress"]
 
 
@@ -200,7 +201,7 @@ def test_a_broken_manifest_removes_nothing_and_is_reported(node: Node) -> None:
     process = node.started()
     (node.manifests / ".x").write_text('{"apiVersion": "v1", "kind": "Service", "metadata": 3}\n')
     (node.manifests / ".x").rename(node.manifests / "objects.json")
-    wait_for(lambda: (s := node.status()) and s.source.problems)
+    wait_until(lambda: (s := node.status()) and s.source.problems, BOUND)
     said = node.status()
     assert said is not None
     assert said.services == 1
@@ -208,7 +209,7 @@ def test_a_broken_manifest_removes_nothing_and_is_reported(node: Node) -> None:
     # A restart cannot read it either, and keeps what is programmed.
     node.end(process)
     process = node.start()
-    wait_for(lambda: (s := node.status()) and s.pid == process.pid and s.synced)
+    wait_until(lambda: (s := node.status()) and s.pid == process.pid and s.synced, BOUND)
     with Instance.open(node.pin_dir) as opened:
         assert len(list(opened.frontends.items())) == 2
 

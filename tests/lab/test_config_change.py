@@ -10,7 +10,8 @@ import pytest
 from ebpf.instance import Instance
 from ebpf.kernel import bpffs
 from lbctl.addresses import parse_address
-from tests.lab.support.agent_process import SERVICE, Node, wait_for
+from tests.lab.support.agent_process import SERVICE, Node
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -62,20 +63,20 @@ def test_interfaces_and_ranges_follow_the_file(node: Node, tmp_path: Path) -> No
     assert service_cidrs(node) == [parse_address("10.96.0.0")]
 
     write(OURS + "serviceCIDRs: [10.96.0.0/16, 10.97.0.0/16]\npodInterfaces: [cali*]\n")
-    wait_for(lambda: pods(node) == {"cali1"}, 20)
-    wait_for(lambda: len(service_cidrs(node)) == 2, 20)
+    wait_until(lambda: pods(node) == {"cali1"})
+    wait_until(lambda: len(service_cidrs(node)) == 2)
 
     # Understood, but more than the programs have room for.
     many = ", ".join(f"10.{n}.0.0/16" for n in range(5))
     write(OURS + f"serviceCIDRs: [{many}]\n")
-    wait_for(lambda: "goes on with what it said before" in warnings(node), 20)
+    wait_until(lambda: "goes on with what it said before" in warnings(node))
     assert service_cidrs(node) == [parse_address("10.96.0.0"), parse_address("10.97.0.0")]
     assert pods(node) == {"cali1"}
 
     prefix = "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: pod}\n"
     write(f"{THEIRS}{prefix}---\n{OURS}logFormat: json\n")
-    wait_for(lambda: pods(node) == {"pod1"}, 20)
-    wait_for(lambda: service_cidrs(node) == [], 20)
-    wait_for(lambda: "restart of the agent is needed for logFormat" in warnings(node), 20)
+    wait_until(lambda: pods(node) == {"pod1"})
+    wait_until(lambda: service_cidrs(node) == [])
+    wait_until(lambda: "restart of the agent is needed for logFormat" in warnings(node))
     assert "goes on" not in warnings(node)
     assert process.poll() is None

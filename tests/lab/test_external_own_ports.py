@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,6 +14,7 @@ from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.external import SHORT, Exposed
 from tests.lab.support.labs import FAMILIES, TCP, UDP, Responder, ask, client, inside
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -130,13 +130,6 @@ def test_the_nodes_own_calls_go_out_and_are_answered(lab: Lab, family: int) -> N
         assert answered(lab, "node1", where, 7000, kind) == "pod2"
 
 
-def wait_until(done: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 15
-    while not done():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 @contextlib.contextmanager
 def added(lab: Lab, member: str, link: str, address: str) -> Iterator[None]:
     nodad = ["nodad"] if ":" in address else []
@@ -152,13 +145,13 @@ def test_node_ports_follow_the_nodes_addresses(lab: Lab, family: int) -> None:
     address = SECOND[family].split("/")[0]
     port = SERVICE.node_port
     with added(lab, "node1", "eth0", SECOND[family]):
-        wait_until(lambda: answered(lab, "outside", address, port) == "pod2", "the node port")
+        wait_until(lambda: answered(lab, "outside", address, port) == "pod2", 15)
         assert answered(lab, "pod1", address, port, "udp") == "pod2"
         assert answered(lab, "outside", address, CLOSED) == "refused"
         with client(lab, "outside", family, TCP) as sock:
             sock.connect((address, port))
             assert ask(sock, "whom do you see?").client == lab.find("node1").addresses[family]
-    wait_until(lambda: answered(lab, "pod1", address, port) != "pod2", "the end of the node port")
+    wait_until(lambda: answered(lab, "pod1", address, port) != "pod2", 15)
 
 
 @FAMILY
@@ -183,7 +176,7 @@ def test_an_uplink_that_appears_is_served(lab: Lab, family: int) -> None:
         via = ["ip", "route", "add", "default", "via", there, "dev", "second", "metric", "5000"]
         lab.exec("node1", via, check=True)
         port = SERVICE.node_port
-        wait_until(lambda: answered(lab, "outside", here, port) == "pod2", "the node port")
+        wait_until(lambda: answered(lab, "outside", here, port) == "pod2", 15)
         assert answered(lab, "outside", here, port, "udp") == "pod2"
         assert answered(lab, "outside", here, SSH) == "refused"  # bound to the other address
     finally:

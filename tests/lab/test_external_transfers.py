@@ -5,7 +5,6 @@ Every packet is changed at both sides of node1, both ways: client and backend ea
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable, Iterator
 
@@ -29,8 +28,11 @@ from tests.lab.support.transfers import (
     MTU_KNOWN,
     SMALL_MTU,
     Exchange,
+    assert_backend_hears_of_the_end,
     content,
     echoed,
+    flush_routes,
+    learn_size,
     read,
     text_of,
 )
@@ -65,9 +67,7 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
 def narrowed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
     """Somewhere on the way less fits through than both ends believe, and nobody knows it yet."""
     where: str = request.param
-    for member in ("outside", "node1", "node2", BACKEND):
-        for family in ("-4", "-6"):
-            lab.exec(member, ["ip", family, "route", "flush", "cache"], check=True)
+    flush_routes(lab, ("outside", "node1", "node2", BACKEND))
     change_routes(lab, where, ["mtu", str(SMALL_MTU)])
     yield where
     change_routes(lab, where, [])
@@ -138,17 +138,7 @@ def test_datagrams_too_large_for_the_way_get_through_once_both_ends_know(
 ) -> None:
     address, port = ECHO.where(lab, "node1", family)
     with connected(lab, "outside", address, UDP, port=port) as sock:
-        sock.settimeout(0.3)
-        for number in range(10):
-            try:
-                echoed(sock, text_of(number, size))
-                break
-            except TimeoutError:
-                continue
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:  # how a socket that asks hears of it
-                    raise
-        sock.settimeout(TIMEOUT)
+        learn_size(sock, size)
         for number in range(10, 15):
             assert echoed(sock, text_of(number, size)).server == BACKEND
 
@@ -175,12 +165,5 @@ def test_a_backend_hears_that_its_client_is_gone(lab: Lab, family: int) -> None:
         server.settimeout(TIMEOUT)
         address, port = BULK.where(lab, "node1", family)
         with connected(lab, "outside", address, UDP, port=port) as sock:
-            sock.send(b"hello")
-            _, peer = server.recvfrom(1000)
-            assert peer[0] == lab.find("node1").addresses[family]
-            server.connect(peer)
-            server.send(b"welcome")
-            assert sock.recv(1000) == b"welcome"
-        server.send(b"still there?")
-        with pytest.raises(ConnectionRefusedError):
-            server.recv(1000)
+            seen_as = assert_backend_hears_of_the_end(server, sock)
+        assert seen_as == lab.find("node1").addresses[family]

@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ebpf.maps import ArrayMap, HashMap
 from lbctl import status
 from lbctl.inspect.opened import open_instance
 from lbctl.lab import agents
@@ -36,6 +36,8 @@ from tests.lab.support.labs import (
     new_socket,
     publish,
 )
+from tests.support.map_contents import contents
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -185,7 +187,7 @@ def test_a_restart_without_change_writes_to_no_map(
     lab = make_lab("quiet", nodes=1, pods=2)
     publish(lab, {f"service{number}": ["pod1", "pod2"] for number in range(10)} | {"empty": []})
     lab.stop_agent("node1")
-    before = contents(lab)
+    before = held(lab)
     assert min(len(before[name]) for name in ("frontends", "names")) >= 40
     log = tmp_path / "strace"
     agent = lbctl_command(*agents.arguments(lab.paths, lab.node("node1"), AgentOptions()))
@@ -193,9 +195,9 @@ def test_a_restart_without_change_writes_to_no_map(
     with (tmp_path / "agent").open("w") as output:
         process = lab.popen("node1", trace, stdout=output, stderr=output)
     try:
-        wait_until(lambda: said_ready(lab), "the agent to be ready", tmp_path / "agent")
+        wait_until(lambda: said_ready(lab), 60, (tmp_path / "agent").read_text)
         time.sleep(1.5)  # what it does at leisure, it does now
-        after = contents(lab)
+        after = held(lab)
     finally:
         os.kill(status.running_agent(lab.pin_dir("node1")) or process.pid, signal.SIGTERM)
         process.wait(10)
@@ -205,29 +207,14 @@ def test_a_restart_without_change_writes_to_no_map(
     assert [call for call in calls if WRITES.search(call)] == []
 
 
-def contents(lab: Lab) -> dict[str, dict[bytes, bytes]]:
-    """Every map of node1, byte for byte; the per-CPU counters of packets are the programs' own."""
-    found: dict[str, dict[bytes, bytes]] = {}
+def held(lab: Lab) -> dict[str, Any]:
     with open_instance(lab.pin_dir("node1")) as instance:
-        for name in instance.map_names():
-            opened = instance.map(name)
-            if isinstance(opened, HashMap):
-                found[name] = dict(opened.items())
-            elif isinstance(opened, ArrayMap):
-                found[name] = {b"": opened.records.tobytes()}
-    return found
+        return contents(instance)
 
 
 def said_ready(lab: Lab) -> bool:
     said = status.read(lab.pin_dir("node1"))
     return bool(said and said.ready and said.pid == status.running_agent(lab.pin_dir("node1")))
-
-
-def wait_until(done: Callable[[], bool], what: str, log: Path) -> None:
-    limit = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < limit, f"waited in vain for {what}:\n{log.read_text()}"
-        time.sleep(0.02)
 
 
 def test_a_pod_that_started_without_an_agent_is_served_by_the_next(lab: Lab) -> None:

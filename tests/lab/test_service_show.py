@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from lbctl import status
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
 from tests.lab.support.labs import endpoint
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -29,13 +29,6 @@ def show(lab: Lab, service: str) -> list[dict[str, Any]]:
     )  # fmt: skip
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.2)
 
 
 def said(lab: Lab, service: str) -> set[str | None]:
@@ -59,17 +52,17 @@ def test_what_became_of_hints(make_lab: Callable[..., Lab]) -> None:
     publish(lab, "here", {"forNodes": [{"name": "node1"}]})
     publish(lab, "there", {"forNodes": [{"name": "node9"}]})
     used, unused = "node hints used: 1 of 1 for node node1", "no ready endpoint is meant for"
-    wait_for(lambda: said(lab, "there") != {"no hints"})
+    wait_until(lambda: said(lab, "there") != {"no hints"}, 30)
     assert said(lab, "plain") == {"no hints"}
     assert said(lab, "here") == {used}
     (text,) = said(lab, "there")
     assert text == f"not used: {unused} node node1"
 
     publish(lab, "there", {"forNodes": [{"name": "node1"}]})
-    wait_for(lambda: said(lab, "there") == {used})
+    wait_until(lambda: said(lab, "there") == {used}, 30)
 
     lab.stop_agent("node1")
     assert said(lab, "here") == {None}
     lab.start_agent("node1")
-    wait_for(lambda: said(lab, "here") == {used})
+    wait_until(lambda: said(lab, "here") == {used}, 30)
     assert status.read_hints(lab.pin_dir("node1")) is not None

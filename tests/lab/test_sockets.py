@@ -28,7 +28,8 @@ from tests.lab.support.labs import (
 )
 from tests.lab.support.labs import PORTS as PLAIN_PORTS
 from tests.lab.support.remote_sockets import RemoteProcess, RemoteSocket, process_in
-from tests.lab.support.socket_entries import both_families, entries, error_of, flows, wait_until
+from tests.lab.support.socket_entries import both_families, entries, error_of, flows
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 

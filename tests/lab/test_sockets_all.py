@@ -17,7 +17,8 @@ from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.labs import PORT, TCP, UDP, Responder, addresses, publish
 from tests.lab.support.remote_sockets import process_in
-from tests.lab.support.socket_entries import both_families, entries, error_of, flows, wait_until
+from tests.lab.support.socket_entries import both_families, entries, error_of, flows
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 

@@ -6,7 +6,6 @@ import contextlib
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -27,6 +26,7 @@ from tests.lab.support.labs import (
     counted,
     endpoint,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -179,10 +179,3 @@ def test_a_node_without_rules_resets_strangers_from_the_start(lab: Lab, variant:
             with pytest.raises(ConnectionResetError):
                 ask(sock, "by nobody")
         assert open_and_ask(lab, "web", 10) == set(BACKENDS)
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < limit, "the agent does not notice"
-        time.sleep(0.05)

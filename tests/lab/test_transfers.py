@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable, Iterator
 
@@ -31,8 +30,11 @@ from tests.lab.support.transfers import (
     MTU_KNOWN,
     SMALL_MTU,
     Exchange,
+    assert_backend_hears_of_the_end,
     content,
     echoed,
+    flush_routes,
+    learn_size,
     read,
     text_of,
 )
@@ -64,9 +66,7 @@ def lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Iterato
 def narrowed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
     """Somewhere on the way less fits through than both ends believe, and nobody knows it yet."""
     where: str = request.param
-    for pod in lab.pods:
-        for family in ("-4", "-6"):
-            lab.exec(pod.name, ["ip", family, "route", "flush", "cache"], check=True)
+    flush_routes(lab, [pod.name for pod in lab.pods])
     change_routes(lab, where, "replace", ["mtu", str(SMALL_MTU)])
     yield where
     change_routes(lab, where, "replace", [])
@@ -145,17 +145,7 @@ def test_datagrams_too_large_for_the_way_get_through_once_both_ends_know(
     """The first ones are lost to "packet too big", which each sender must hear of; IPv4 cuts up
     fragments on the way, IPv6 never does."""
     with connected(lab, "pod1", addresses("other-node")[family], UDP) as sock:
-        sock.settimeout(0.3)
-        for number in range(10):
-            try:
-                echoed(sock, text_of(number, size))
-                break
-            except TimeoutError:
-                continue
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:  # how a socket that asks hears of it
-                    raise
-        sock.settimeout(TIMEOUT)
+        learn_size(sock, size)
         for number in range(10, 15):
             assert echoed(sock, text_of(number, size)).server == "pod2"
 
@@ -181,11 +171,4 @@ def test_a_backend_hears_that_its_client_is_gone(lab: Lab, place: str, family: i
     with listen(lab, backend.name, backend.addresses[family], TARGET + 1, UDP) as server:
         server.settimeout(TIMEOUT)
         with connected(lab, "pod1", addresses("gone")[family], UDP) as sock:
-            sock.send(b"hello")
-            _, peer = server.recvfrom(1000)
-            server.connect(peer)
-            server.send(b"welcome")
-            assert sock.recv(1000) == b"welcome"
-        server.send(b"still there?")
-        with pytest.raises(ConnectionRefusedError):
-            server.recv(1000)
+            assert_backend_hears_of_the_end(server, sock)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from lbctl.model.records import ObjectKey, ServiceObjects
-from lbctl.model.updates import Update
-from lbctl.sources.kubernetes import KubernetesSource
+from lbctl.model.updates import Source, Update
 from lbctl.sources.reflector import ReflectorSettings
 from tests.support.apiserver import ApiServer
 from tests.support.k8s_objects import endpoint, endpoint_slice, node, service
@@ -27,7 +26,7 @@ QUICK = ReflectorSettings(
 class Follower:
     """A consumer of a source that keeps what it was told."""
 
-    def __init__(self, source: KubernetesSource) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         self.services: dict[ObjectKey, ServiceObjects] = {}
         self.last: Update | None = None
@@ -39,12 +38,12 @@ class Follower:
             if condition():
                 return
             self.take(0.05)
-        pytest.fail(f"never happened; status {self.source.status()}")
+        pytest.fail(f"never happened; {self.names()}, {self.source.status()}")
 
-    def take(self, timeout: float) -> None:
+    def take(self, timeout: float) -> Update | None:
         update = self.source.wait(timeout)
         if update is None:
-            return
+            return None
         self.last = update
         self.updates += 1
         for key, value in update.services.items():
@@ -52,6 +51,7 @@ class Follower:
                 self.services.pop(key, None)
             else:
                 self.services[key] = value
+        return update
 
     def names(self) -> list[str]:
         return sorted(key.name for key in self.services)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +20,7 @@ from lbctl.health.server import Route, Server
 from lbctl.model.records import ServiceObjects
 from tests.support.balancers import KEY, NODE, balancer, objects
 from tests.support.k8s_objects import endpoint
+from tests.support.waiting import wait_until
 
 LOOPBACK = parse_address("127.0.0.1")
 BOUND = 10.0
@@ -47,13 +47,6 @@ def ask(
 def listens(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def eventually(what: Callable[[], object]) -> None:
-    end = time.monotonic() + BOUND
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -173,7 +166,7 @@ def test_a_loop_that_hangs_is_not_healthy(timed: Health, clock: list[float]) -> 
 def test_before_anything_is_served_it_lives_but_is_not_ready(health: Health) -> None:
     port = free_port()
     health.set_places(Bind(LOOPBACK, port), ())
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     assert (ask(port, "/livez")[0], ask(port, "/healthz")[0]) == (200, 503)
     health.ready()
     assert ask(port, "/healthz?verbose")[0] == 200
@@ -188,7 +181,7 @@ def test_a_service_comes_changes_and_goes(health: Health) -> None:
     port = free_port()
     health.set_places(None, (LOOPBACK,))
     health.take({KEY: objects(balancer(port=port), endpoint("10.0.0.1"))}, NODE)
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     status, headers, body = ask(port, "/any/path")
     assert (status, headers["X-Load-Balancing-Endpoint-Weight"]) == (200, "1")
     assert json.loads(body)["localEndpoints"] == 1
@@ -196,9 +189,9 @@ def test_a_service_comes_changes_and_goes(health: Health) -> None:
     assert ask(port)[0] == 503
     other = free_port()
     health.take({KEY: objects(balancer(port=other), endpoint("10.0.0.1"))}, NODE)
-    eventually(lambda: listens(other) and not listens(port))
+    wait_until(lambda: listens(other) and not listens(port), BOUND)
     health.take({KEY: ServiceObjects(None)}, NODE)
-    eventually(lambda: not listens(other))
+    wait_until(lambda: not listens(other), BOUND)
 
 
 # The server
@@ -207,7 +200,7 @@ def test_a_service_comes_changes_and_goes(health: Health) -> None:
 def test_both_families_on_the_unspecified_address(http_server: Server) -> None:
     port = free_port()
     http_server.serve({Bind(ANY6, port, both=True): fixed(b"")})
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     for host in ("127.0.0.1", "::1"):
         assert ask(port, "/x", host=host)[2] == b"/x"
 
@@ -215,10 +208,10 @@ def test_both_families_on_the_unspecified_address(http_server: Server) -> None:
 def test_sockets_that_stay_are_not_touched(http_server: Server) -> None:
     port, other = free_port(), free_port()
     http_server.serve({Bind(LOOPBACK, port): fixed(b"one")})
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     before = http_server._listening[Bind(LOOPBACK, port)]
     http_server.serve({Bind(LOOPBACK, port): fixed(b"two"), Bind(LOOPBACK, other): fixed(b"")})
-    eventually(lambda: listens(other))
+    wait_until(lambda: listens(other), BOUND)
     assert http_server._listening[Bind(LOOPBACK, port)] is before
     assert ask(port)[2] == b"two/"
 
@@ -233,11 +226,11 @@ def test_a_port_in_use_is_reported_and_taken_when_free(
         port = holder.getsockname()[1]
         free = free_port()
         http_server.serve({Bind(LOOPBACK, port): fixed(b""), Bind(LOOPBACK, free): fixed(b"")})
-        eventually(lambda: listens(free))  # the others do not wait
-        eventually(http_server.problems)
+        wait_until(lambda: listens(free), BOUND)  # the others do not wait
+        wait_until(http_server.problems, BOUND)
         (problem,) = http_server.problems()
         assert f"cannot listen on 127.0.0.1:{port} for test: another process" in problem
-    eventually(lambda: not http_server.problems())
+    wait_until(lambda: not http_server.problems(), BOUND)
     assert ask(port)[0] == 200
 
 
@@ -251,7 +244,7 @@ def test_an_address_the_node_does_not_have() -> None:
 def test_head_and_other_methods(http_server: Server) -> None:
     port = free_port()
     http_server.serve({Bind(LOOPBACK, port): fixed(b"body")})
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     status, headers, body = ask(port, "/", "HEAD")
     assert (status, headers["Content-Length"], body) == (200, "5", b"")
     status, headers, _ = ask(port, "/", "POST")
@@ -271,7 +264,7 @@ def test_head_and_other_methods(http_server: Server) -> None:
 def test_what_is_no_request(http_server: Server, sent: bytes, status: int) -> None:
     port = free_port()
     http_server.serve({Bind(LOOPBACK, port): fixed(b"")})
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     with socket.create_connection(("127.0.0.1", port), BOUND) as client:
         client.sendall(sent)
         assert client.recv(4096).startswith(b"HTTP/1.1 %d " % status)
@@ -280,7 +273,7 @@ def test_what_is_no_request(http_server: Server, sent: bytes, status: int) -> No
 def test_a_request_in_pieces(http_server: Server) -> None:
     port = free_port()
     http_server.serve({Bind(LOOPBACK, port): fixed(b"")})
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     with socket.create_connection(("127.0.0.1", port), BOUND) as client:
         for piece in (b"GET /slow", b"ly HTTP/1.1\r\nHost: x", b"\r\n\r", b"\n"):
             client.sendall(piece)
@@ -292,7 +285,7 @@ def test_idle_clients_give_way(http_server: Server, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
     port = free_port()
     http_server.serve({Bind(LOOPBACK, port): fixed(b"")})
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     idle = [socket.create_connection(("127.0.0.1", port), BOUND) for _ in range(3)]
     try:
         assert ask(port)[0] == 200
@@ -306,6 +299,6 @@ def test_idle_clients_are_sent_away(http_server: Server, monkeypatch: pytest.Mon
     monkeypatch.setattr(server, "CONNECTION_SECONDS", 0.05)
     port = free_port()
     http_server.serve({Bind(LOOPBACK, port): fixed(b"")})
-    eventually(lambda: listens(port))
+    wait_until(lambda: listens(port), BOUND)
     with socket.create_connection(("127.0.0.1", port), BOUND) as client:
         assert client.recv(1) == b""

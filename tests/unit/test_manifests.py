@@ -11,14 +11,12 @@ import pytest
 import yaml
 
 from lbctl.errors import SourceError
-from lbctl.model.records import ObjectKey, ServiceObjects
-from lbctl.model.updates import Update
+from lbctl.model.records import ObjectKey
 from lbctl.sources import manifests as manifests_module
 from lbctl.sources.documents import load_manifests, manifest_files
 from lbctl.sources.manifests import ManifestSource
+from tests.support.following import Follower
 from tests.support.k8s_objects import Json, endpoint, endpoint_slice, node, port, service
-
-PATIENCE = 10.0
 
 
 def _yaml(*values: Json) -> str:
@@ -29,32 +27,12 @@ def _pods(count: int) -> Json:
     return endpoint_slice(endpoints=[endpoint(f"10.0.0.{i + 1}") for i in range(count)])
 
 
-class Follower:
-    """A source that runs, and what it said."""
+class FileFollower(Follower):
+    """A source of files that runs, and what it said."""
 
     def __init__(self, path: Path) -> None:
-        self.source = ManifestSource(path, "worker-1")
-        self.services: dict[ObjectKey, ServiceObjects] = {}
-        self.last: Update | None = None
+        super().__init__(ManifestSource(path, "worker-1"))
         self.source.start()
-
-    def take(self, timeout: float) -> Update | None:
-        update = self.source.wait(timeout)
-        if update is not None:
-            self.last = update
-            for key, value in update.services.items():
-                if value.service is None:
-                    self.services.pop(key, None)
-                else:
-                    self.services[key] = value
-        return update
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        for _ in range(int(PATIENCE / 0.05)):
-            if condition():
-                return
-            self.take(0.05)
-        pytest.fail(f"never happened; {self.names()}, {self.source.status()}")
 
     def stays(self, seconds: float = 0.7) -> None:
         """Nothing changes for a while (longer than two looks)."""
@@ -62,27 +40,20 @@ class Follower:
             update = self.take(0.05)
             assert update is None or not update.services
 
-    def names(self) -> list[str]:
-        return sorted(key.name for key in self.services)
-
-    def endpoints(self) -> int:
-        found = self.services.get(ObjectKey("ns1", "svc1"))
-        return sum(len(s.endpoints) for s in found.slices) if found else -1
-
     @property
     def problems(self) -> str:
         return "\n".join(self.source.status().problems)
 
 
-Follow = Callable[[Path], Follower]
+Follow = Callable[[Path], FileFollower]
 
 
 @pytest.fixture
 def follow() -> Iterator[Follow]:
-    started: list[Follower] = []
+    started: list[FileFollower] = []
 
-    def start(path: Path) -> Follower:
-        follower = Follower(path)
+    def start(path: Path) -> FileFollower:
+        follower = FileFollower(path)
         started.append(follower)
         follower.until(lambda: follower.source.status().synced)
         follower.take(0)

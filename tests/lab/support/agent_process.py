@@ -7,18 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ebpf import instance
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
-from ebpf.maps import ArrayMap
-from ebpf.maps.hashes import HashMap
 from lbctl import status
 from lbctl.status import StatusRecord
+from tests.support.map_contents import contents
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 BOUND = 60.0  # a first start compiles
@@ -37,13 +35,6 @@ SERVICE = {
 
 def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
-
-
-def wait_for(what: Callable[[], object], seconds: float = BOUND) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.02)
 
 
 class Node:
@@ -112,7 +103,7 @@ class Node:
 
     def started(self, *more: str) -> subprocess.Popen[bytes]:
         process = self.start(*more)
-        wait_for(lambda: self.ready(process))
+        wait_until(lambda: self.ready(process), BOUND)
         return process
 
     def end(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
@@ -138,16 +129,8 @@ class Node:
         }
 
     def contents(self) -> dict[str, Any]:
-        """Every map's bytes, by name."""
-        found: dict[str, Any] = {}
         with Instance.open(self.pin_dir) as opened:
-            for name in opened.map_names():
-                table = opened.map(name)
-                if isinstance(table, ArrayMap):
-                    found[name] = table.records.tobytes()
-                elif isinstance(table, HashMap):
-                    found[name] = dict(table.items())
-        return found
+            return contents(opened)
 
     def close(self) -> None:
         for process in self.processes:

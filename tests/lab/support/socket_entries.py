@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 
 import pytest
@@ -20,13 +19,6 @@ def entries(lab: Lab, name: str, node: str = "node1") -> int:
         table = instance.map(name)
         assert isinstance(table, HashMap)
         return len(table.read_all()[0])
-
-
-def wait_until(what: Callable[[], object], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
 
 
 def error_of(call: Callable[[], object]) -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import socket
 import threading
+from collections.abc import Iterable
 
+import pytest
+
+from lbctl.lab.cluster import Lab
 from tests.lab.support.labs import (
     FAMILIES,
     TIMEOUT,
@@ -61,3 +66,42 @@ def echoed(sock: socket.socket, text: str) -> Reply:
     reply = ask(sock, text)
     assert len(reply.text) == len(text)
     return reply
+
+
+def learn_size(sock: socket.socket, size: int) -> None:
+    """Send datagrams of this size until one is answered: the first ones are lost to "packet too
+    big", which each sender must hear of."""
+    sock.settimeout(0.3)
+    for number in range(10):
+        try:
+            echoed(sock, text_of(number, size))
+            break
+        except TimeoutError:
+            continue
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:  # how a socket that asks hears of it
+                raise
+    sock.settimeout(TIMEOUT)
+
+
+def flush_routes(lab: Lab, members: Iterable[str]) -> None:
+    """What these know of sizes on the way is forgotten."""
+    for member in members:
+        for family in ("-4", "-6"):
+            lab.exec(member, ["ip", family, "route", "flush", "cache"], check=True)
+
+
+def assert_backend_hears_of_the_end(server: socket.socket, sock: socket.socket) -> str:
+    """A datagram each way between `sock`, a client, and its backend; then the client is gone.
+
+    Returns the client's address, as the backend sees it."""
+    with sock:
+        sock.send(b"hello")
+        _, peer = server.recvfrom(1000)
+        server.connect(peer)
+        server.send(b"welcome")
+        assert sock.recv(1000) == b"welcome"
+    server.send(b"still there?")
+    with pytest.raises(ConnectionRefusedError):
+        server.recv(1000)
+    return str(peer[0])
