@@ -13,13 +13,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from lbctl.bench import generator, run, saved
+from lbctl.bench import (
+    generator,
+    run,
+    saved,
+    testbed,  # not its class, which pytest would collect
+)
 from lbctl.bench.dataset import Dataset
 from lbctl.bench.iptables_rules import full
 from lbctl.bench.measures import CONNECTION_MEASURES, Effort
 from lbctl.bench.options import Options
 from lbctl.bench.records import RATES, Record, Results, read_records
-from lbctl.bench.testbed import PINS, RUN, Testbed
 from lbctl.errors import LbError
 from lbctl.lab import cgroup, namespace
 
@@ -52,10 +56,10 @@ def quiet(_what: str, _detail: str) -> None:
 def nothing_is_left() -> Iterator[None]:
     yield
     left = [name for name in namespace.existing() if NAME in name]
-    pins, files = PINS / NAME, RUN / NAME
+    pins, files = testbed.PINS / NAME, testbed.RUN / NAME
     group = cgroup.mount() / f"lbctl-bench-{NAME}"
     found = [*left, *(path for path in (pins, files, group) if path.exists())]
-    Testbed(NAME, []).remove()
+    testbed.Testbed(NAME, []).remove()
     assert not found
 
 
@@ -215,6 +219,6 @@ def test_a_kube_proxy_that_ends_is_told_with_its_words(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_one_name_do_not_meet() -> None:
-    second = Testbed(NAME, ["none"])
-    with Testbed(NAME, ["none"]), pytest.raises(LbError, match="is running"), second:
+    second = testbed.Testbed(NAME, ["none"])
+    with testbed.Testbed(NAME, ["none"]), pytest.raises(LbError, match="is running"), second:
         pass
