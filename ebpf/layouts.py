@@ -10,6 +10,36 @@ import numpy as np
 
 from ebpf.errors import LayoutError
 
+# enum bpf_prog_type of the kernel's UAPI.
+SCHED_CLS = 3
+XDP = 6
+CGROUP_SOCK = 9
+CGROUP_SOCK_ADDR = 18
+
+# enum bpf_attach_type: BPF_XDP, and a socket's hooks with the type of program each takes.
+XDP_ATTACH = 37
+SOCKET_HOOKS = {
+    "release": (CGROUP_SOCK, 34),
+    "connect4": (CGROUP_SOCK_ADDR, 10),
+    "connect6": (CGROUP_SOCK_ADDR, 11),
+    "sendmsg4": (CGROUP_SOCK_ADDR, 14),
+    "sendmsg6": (CGROUP_SOCK_ADDR, 15),
+    "recvmsg4": (CGROUP_SOCK_ADDR, 19),
+    "recvmsg6": (CGROUP_SOCK_ADDR, 20),
+    "getpeername4": (CGROUP_SOCK_ADDR, 29),
+    "getpeername6": (CGROUP_SOCK_ADDR, 30),
+}
+
+# enum bpf_map_type, and flags of BPF_MAP_CREATE.
+HASH = 1
+ARRAY = 2
+PROG_ARRAY = 3
+PERCPU_ARRAY = 6
+LRU_HASH = 9
+LPM_TRIE = 11
+F_NO_PREALLOC = 1 << 0
+F_MMAPABLE = 1 << 10
+
 
 class Field(msgspec.Struct, frozen=True):
     """One member of a C struct. `count` is 0 for a single value, else the array's length.

@@ -20,7 +20,7 @@ from msgspec import structs
 from ebpf.compile import constants, source
 from ebpf.compile.source import Unit
 from ebpf.errors import CompileError
-from ebpf.layouts import Bundle, MapSpec, Program
+from ebpf.layouts import SCHED_CLS, SOCKET_HOOKS, XDP, XDP_ATTACH, Bundle, MapSpec, Program
 
 _CHILD = Path(__file__).with_name("child.py")
 _HEADERS = Path(__file__).parents[1] / "headers"
@@ -28,24 +28,6 @@ _CONSTANTS_FILE = "consts.h"
 _TIMEOUT_SECONDS = 120
 _KEPT_BUNDLES = 40
 _VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {"live": (), "trace": (("TRACE", "1"),)}
-
-# enum bpf_prog_type and bpf_attach_type of the kernel's UAPI.
-SCHED_CLS = 3
-XDP = 6
-CGROUP_SOCK = 9
-CGROUP_SOCK_ADDR = 18
-_SOCKET_ATTACH = {
-    "connect4": 10,
-    "connect6": 11,
-    "sendmsg4": 14,
-    "sendmsg6": 15,
-    "recvmsg4": 19,
-    "recvmsg6": 20,
-    "getpeername4": 29,
-    "getpeername6": 30,
-}
-_SOCKET_RELEASE = 34
-_XDP_ATTACH = 37
 
 
 class _ChildProgram(msgspec.Struct):
@@ -319,14 +301,12 @@ def _kind(name: str) -> tuple[int, int]:
     """Program and attach type by the name's first part: sock_, xdp_, else TC."""
     if name.startswith("sock_"):
         hook = name.removeprefix("sock_")
-        if hook in _SOCKET_ATTACH:
-            return CGROUP_SOCK_ADDR, _SOCKET_ATTACH[hook]
-        if hook == "release":
-            return CGROUP_SOCK, _SOCKET_RELEASE
+        if hook in SOCKET_HOOKS:
+            return SOCKET_HOOKS[hook]
         raise CompileError(
             f"program {name}: no socket hook is called {hook}",
-            f"Known: {', '.join((*_SOCKET_ATTACH, 'release'))}.",
+            f"Known: {', '.join(SOCKET_HOOKS)}.",
         )
     if name.startswith("xdp_"):
-        return XDP, _XDP_ATTACH
+        return XDP, XDP_ATTACH
     return SCHED_CLS, 0

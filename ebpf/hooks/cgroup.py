@@ -16,25 +16,16 @@ import msgspec
 
 from ebpf.errors import KernelError, LbError, MissingFeature
 from ebpf.kernel import bpffs, libbpf, syscall
+from ebpf.layouts import SOCKET_HOOKS
 
-# Replies are named before calls are translated: nobody sees an answer from a stranger meanwhile.
-HOOKS = {
-    "release": 34,
-    "recvmsg4": 19,
-    "recvmsg6": 20,
-    "getpeername4": 29,
-    "getpeername6": 30,
-    "connect4": 10,
-    "connect6": 11,
-    "sendmsg4": 14,
-    "sendmsg6": 15,
-}
+_CALLS = ("connect", "sendmsg")
+# In the order they are attached. Replies are named before calls are translated: nobody sees an
+# answer from a stranger meanwhile.
+HOOKS = tuple(sorted(SOCKET_HOOKS, key=lambda name: name.startswith(_CALLS)))
 PREFIX = "cgroup-"
 _PROGRAM = "sock_"
-_CALLS = ("connect", "sendmsg")
 _LINK_TYPE_CGROUP = 3
 _HYBRID = "unified"  # where version 2 is beside version 1, seen from /sys/fs/cgroup
-_HINT = "Name the cgroup of this node's processes with --cgroup; --socket-lb off does without."
 
 
 class Hook(msgspec.Struct, frozen=True):
@@ -46,16 +37,23 @@ class Hook(msgspec.Struct, frozen=True):
     path: str
 
 
-def root(mounts: Path = Path("/proc/mounts")) -> Path:
-    """Where cgroup version 2 is mounted. Raises MissingFeature."""
-    for line in mounts.read_text().splitlines():
-        _, directory, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(directory)
-    raise MissingFeature(
-        "no cgroup2 is mounted, to which programs on sockets could be attached",
-        "mount -t cgroup2 none /sys/fs/cgroup, or --socket-lb off.",
-    )
+def mounted(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[tuple[Path, str]]:
+    """Where cgroup version 2 is mounted, and which directory of the tree is the mount's root."""
+    found = []
+    for line in mountinfo.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split(" ", 1)[0] == "cgroup2":
+            parts = before.split(" ")
+            found.append((Path(parts[4]), parts[3]))
+    return found
+
+
+def root() -> Path:
+    """The first mount of cgroup version 2. Raises MissingFeature."""
+    found = mounted()
+    if not found:
+        raise MissingFeature("no cgroup2 is mounted", "mount -t cgroup2 none /sys/fs/cgroup")
+    return found[0][0]
 
 
 class SocketAttacher:
@@ -90,7 +88,7 @@ class SocketAttacher:
     def detach(self) -> int:
         """Detaches everything of this instance; returns how many hooks there were."""
         found = self.hooks()
-        # Calls first: what was called by a service's name is answered by it to the end.
+        # Calls first: what was called by another name is answered by it to the end.
         for hook in sorted(found, key=lambda hook: not hook.name.startswith(_CALLS)):
             libbpf.link_detach(hook.path)
             bpffs.unpin(Path(hook.path))
@@ -112,7 +110,7 @@ class SocketAttacher:
         if known:
             libbpf.link_detach(known.path)
         try:
-            link = syscall.cgroup_link(prog_fd, directory, HOOKS[name])
+            link = syscall.cgroup_link(prog_fd, directory, SOCKET_HOOKS[name][1])
         except KernelError as error:
             raise _explained(name, error) from error
         try:
@@ -146,8 +144,8 @@ def missing_hooks() -> list[str]:
     Raises KernelError when loading is not allowed at all.
     """
     missing = []
-    for name, attach_type in HOOKS.items():
-        kind = _CGROUP_SOCK if name == "release" else _CGROUP_SOCK_ADDR
+    for name in HOOKS:
+        kind, attach_type = SOCKET_HOOKS[name]
         try:
             os.close(libbpf.prog_load(kind, "lbctl_probe", _ALLOW, attach_type))
         except KernelError as error:
@@ -157,7 +155,6 @@ def missing_hooks() -> list[str]:
     return missing
 
 
-_CGROUP_SOCK, _CGROUP_SOCK_ADDR = 9, 18
 _ALLOW = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
 
 
@@ -167,11 +164,11 @@ def _open(cgroup: Path) -> int:
     try:
         found = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise KernelError(f"cannot open cgroup {cgroup}", error.errno or 0, _HINT) from error
+        raise KernelError(f"cannot open cgroup {cgroup}", error.errno or 0) from error
     kind = bpffs.filesystem_of(cgroup)[1]
     if kind != "cgroup2":
         os.close(found)
-        raise MissingFeature(f"{cgroup} is no directory of cgroup2 ({kind or 'unknown'})", _HINT)
+        raise MissingFeature(f"{cgroup} is no directory of cgroup2 ({kind or 'unknown'})")
     return found
 
 
@@ -179,8 +176,7 @@ def _explained(name: str, error: KernelError) -> LbError:
     """Why a link to a cgroup could not be made, as far as the number tells."""
     if error.errno == errno.EINVAL:
         return MissingFeature(
-            f"this kernel has no socket hook {name}",
-            "It needs CONFIG_CGROUP_BPF; --socket-lb off does without.",
+            f"this kernel has no socket hook {name}", "It needs CONFIG_CGROUP_BPF."
         )
     if error.errno in (errno.EPERM, errno.EACCES):
         hint = "Another program was attached to this cgroup or one above it without sharing it."

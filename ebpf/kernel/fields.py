@@ -14,9 +14,9 @@ import sys
 
 import msgspec
 
-from ebpf.compile.compiler import SCHED_CLS
 from ebpf.errors import LbError, MissingFeature
 from ebpf.kernel import btf, features, libbpf
+from ebpf.layouts import SCHED_CLS
 
 # enum checksum_kind of bpf_src/checksum.h: what makes the programs ask the helper.
 _CHECKSUM_COMPLETE = 2

@@ -17,6 +17,7 @@ HOST: Final = "host"
 ALL: Final = "all"
 
 _SO_NETNS_COOKIE = 71
+_HINT = "--cgroup names the cgroup of this node's processes; --socket-lb off does without."
 _FLAGS: Final = {
     OFF: 0,
     HOST: consts.CONFIG_SOCKET_HOST | consts.CONFIG_SOCKET_PEERS,
@@ -63,7 +64,8 @@ class SocketHooks:
         except LbError as error:
             problem = f"sockets of this node are not served: {error.message}"
             if problem != self._problem:
-                self._log.error("no socket hooks", error=error.message, hint=error.hint)
+                hint = f"{error.hint} {_HINT}".strip()
+                self._log.error("no socket hooks", error=error.message, hint=hint)
         self._problem = problem
 
     def refresh(self) -> None:

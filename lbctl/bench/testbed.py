@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from ebpf.hooks.cgroup import root as cgroup_root
 from ebpf.kernel import bpffs
 from lbctl import status
 from lbctl.bench.dataset import ENDPOINT_CIDR
@@ -79,7 +80,7 @@ class Testbed:
             )
             for number, peer in enumerate(peers, 1)
         }
-        self._cgroup = cgroup.mount() / f"lbctl-bench-{self.name}"
+        self._cgroup = cgroup_root() / f"lbctl-bench-{self.name}"
         self._memory = _memory_controller()
         self._lock: int | None = None
 

@@ -21,7 +21,7 @@ from ebpf.hooks import cgroup
 from ebpf.instance import DEFAULT_PIN_DIR
 from ebpf.kernel import bpffs, features, libbpf, sockdiag
 from ebpf.kernel import fields as kernel_fields
-from ebpf.layouts import Field, MapSpec, Record
+from ebpf.layouts import SCHED_CLS, Field, MapSpec, Record
 from ebpf.maps.sizes import Sizes
 from lbctl.host import settings as host
 
@@ -123,7 +123,7 @@ def _bpf_allowed() -> Requirement:
 
 
 def _load(*instructions: bytes) -> int:
-    return libbpf.prog_load(compiler.SCHED_CLS, "lbctl_probe", b"".join(instructions))
+    return libbpf.prog_load(SCHED_CLS, "lbctl_probe", b"".join(instructions))
 
 
 def _instruction(opcode: int, registers: int = 0, value: int = 0) -> bytes:
@@ -223,10 +223,10 @@ def _memory() -> Requirement:
     sizes = Sizes.automatic_here()
     needed = sizes.estimated_bytes()
     limit = None
-    mounted = cgroup_mounts(Path("/proc/self/mountinfo").read_text())
+    mounted = cgroup.mounted()
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         if line.startswith("0::") and mounted:
-            path = Path(mounted[0][0] + line[3:]) / "memory.max"
+            path = Path(f"{mounted[0][0]}{line[3:]}", "memory.max")
             text = path.read_text().strip() if path.exists() else "max"
             limit = None if text == "max" else int(text)
     megabytes = f"maps take about {needed >> 20} MB"
@@ -239,19 +239,8 @@ def _memory() -> Requirement:
     )
 
 
-def cgroup_mounts(mountinfo: str) -> list[tuple[str, str]]:
-    """(mount point, root within the file system) of every cgroup2 mount in /proc/self/mountinfo."""
-    found = []
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        if after.split(" ", 1)[0] == "cgroup2":
-            parts = before.split(" ")
-            found.append((parts[4], parts[3]))
-    return found
-
-
 def _cgroup() -> Requirement:
-    mounted = cgroup_mounts(Path("/proc/self/mountinfo").read_text())
+    mounted = cgroup.mounted()
     if not mounted:
         return _answer(
             False, "no cgroup2 is mounted", "mount -t cgroup2 none /sys/fs/cgroup (socket hooks)."

@@ -11,24 +11,14 @@ import os
 import time
 from pathlib import Path
 
-from ebpf.errors import LbError, MissingFeature
+from ebpf.errors import LbError
+from ebpf.hooks import cgroup
 
 KILL_TIMEOUT = 30.0
 
 
-def mount(mounts: Path = Path("/proc/mounts")) -> Path:
-    """Where cgroup version 2 is mounted (it differs between hybrid and unified set-ups)."""
-    for line in mounts.read_text().splitlines():
-        _, directory, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(directory)
-    raise MissingFeature(
-        "cgroup version 2 is not mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified"
-    )
-
-
 def root_of(lab: str) -> Path:
-    return mount() / f"lbctl-lab-{lab}"
+    return cgroup.root() / f"lbctl-lab-{lab}"
 
 
 def remove(root: Path) -> None:

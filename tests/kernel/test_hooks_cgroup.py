@@ -21,7 +21,7 @@ from ebpf.hooks import cgroup
 from ebpf.hooks.cgroup import HOOKS, SocketAttacher
 from ebpf.kernel import bpffs, libbpf, sockdiag
 from ebpf.kernel.sockdiag import TCP, UDP, Diag, Target
-from ebpf.layouts import Field, MapSpec, Record
+from ebpf.layouts import SOCKET_HOOKS, Field, MapSpec, Record
 from ebpf.maps import ProgramArray
 from ebpf.programs import Generation
 from lbctl.agent.sockets import SocketHooks
@@ -48,10 +48,9 @@ else:
 def programs(verdict: int) -> dict[str, int]:
     """A program for each hook that allows (1) or, for calls, denies (0)."""
     made = {}
-    for name, attach_type in HOOKS.items():
+    for name, (kind, attach_type) in SOCKET_HOOKS.items():
         value = verdict if name.startswith(("connect", "sendmsg")) else 1
         code = struct.pack("=BBhi", 0xB7, 0, 0, value) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-        kind = 9 if name == "release" else 18
         made[f"sock_{name}"] = libbpf.prog_load(kind, f"t_{name}", code, attach_type)
     return made
 
@@ -63,7 +62,7 @@ class Place:
         bpffs.mount()
         self.pin_dir = Path("/sys/fs/bpf") / NAME
         (self.pin_dir / "links").mkdir(parents=True)
-        self.cgroups = [cgroups.mount() / f"{NAME}-{n}" for n in (1, 2)]
+        self.cgroups = [cgroup.root() / f"{NAME}-{n}" for n in (1, 2)]
         for path in self.cgroups:
             path.mkdir()
         self.allow, self.deny = programs(1), programs(0)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ebpf.hooks.cgroup import root as cgroup_root
 from lbctl.bench import (
     generator,
     run,
@@ -25,7 +26,7 @@ from lbctl.bench.measures import CONNECTION_MEASURES, Effort
 from lbctl.bench.options import Options
 from lbctl.bench.records import RATES, Record, Results, read_records
 from lbctl.errors import LbError
-from lbctl.lab import cgroup, namespace
+from lbctl.lab import namespace
 
 pytestmark = [pytest.mark.lab]
 
@@ -57,7 +58,7 @@ def nothing_is_left() -> Iterator[None]:
     yield
     left = [name for name in namespace.existing() if NAME in name]
     pins, files = testbed.PINS / NAME, testbed.RUN / NAME
-    group = cgroup.mount() / f"lbctl-bench-{NAME}"
+    group = cgroup_root() / f"lbctl-bench-{NAME}"
     found = [*left, *(path for path in (pins, files, group) if path.exists())]
     testbed.Testbed(NAME, []).remove()
     assert not found

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ebpf.hooks import cgroup
 from ebpf.kernel import bpffs
 from lbctl.host import leftovers, requirements
 from lbctl.host import settings as host
@@ -122,15 +123,16 @@ def test_kernel_version(release: str, ok: bool | None) -> None:
     assert requirements.kernel_version(release).ok is ok
 
 
-def test_cgroup_mounts_are_read_from_mountinfo() -> None:
-    text = (
+def test_cgroup_mounts_are_read_from_mountinfo(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(
         "30 24 0:26 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n"
         "31 24 0:27 / /sys/fs/bpf rw - bpf bpf rw\n"
         "32 24 0:26 /../.. /host/cgroup rw - cgroup2 cgroup2 rw\n"
     )
-    assert requirements.cgroup_mounts(text) == [
-        ("/sys/fs/cgroup/unified", "/"),
-        ("/host/cgroup", "/../.."),
+    assert cgroup.mounted(mountinfo) == [
+        (Path("/sys/fs/cgroup/unified"), "/"),
+        (Path("/host/cgroup"), "/../.."),
     ]
 
 
