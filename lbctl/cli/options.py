@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lbctl.cli.output import FORMATS
+from lbctl.pins import DEFAULT_PIN_DIR
 
 if TYPE_CHECKING:
     from lbctl.config.options import Declared
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-DEFAULT_PIN_DIR = "/sys/fs/bpf/lbctl"
 
 pin_dir: Decorator = click.option(
     "--pin-dir",

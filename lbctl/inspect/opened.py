@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ebpf.errors import MissingFeature
-from ebpf.instance import DEFAULT_PIN_DIR, Instance
+from ebpf.instance import Instance
 from lbctl.errors import NotFound
+from lbctl.pins import DEFAULT_PIN_DIR
 
 
 def open_instance(pin_dir: Path, *, readonly: bool = True) -> Instance:

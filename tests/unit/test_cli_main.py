@@ -8,8 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from ebpf.errors import CompileError, InUseError
-from ebpf.instance import DEFAULT_PIN_DIR
-from lbctl.cli import main, options
+from lbctl.cli import main
 from lbctl.errors import NotFound, UsageError
 
 
@@ -101,7 +100,3 @@ def test_an_interrupt_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("lbctl.cli.doctor.command", interrupted)
     assert run("doctor") == (130, "", "interrupted\n")
-
-
-def test_the_default_pin_directory_is_the_instances_own() -> None:
-    assert str(DEFAULT_PIN_DIR) == options.DEFAULT_PIN_DIR

@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from lbctl.cli.agent import command as agent
-from lbctl.cli.options import DEFAULT_PIN_DIR
 from lbctl.config import file as configfile
 from lbctl.config import settle
 from lbctl.config.bind import parse_bind
 from lbctl.config.file import ConfigFile
 from lbctl.health.monitor import Health
+from lbctl.pins import DEFAULT_PIN_DIR
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -108,7 +108,7 @@ def test_the_agent_knows_its_arguments() -> None:
     used = set(re.findall(r"\$\((\w+)\)", " ".join(args)))
     assert used <= variables
     context = agent.make_context("agent", list(args))
-    assert str(context.params["pin_dir"]) == DEFAULT_PIN_DIR
+    assert context.params["pin_dir"] == DEFAULT_PIN_DIR
     assert context.params["api_server"] == "$(KUBERNETES_API_SERVER)"
     assert context.params["node_name"] == "$(NODE_NAME)"
     assert context.params["manifests"] is None

@@ -1,0 +1,5 @@
+"""Where an instance is pinned unless it is told otherwise."""
+
+from pathlib import Path
+
+DEFAULT_PIN_DIR = Path("/sys/fs/bpf/lbctl")
