@@ -12,19 +12,15 @@ from ebpf.compile import compiler
 from ebpf.errors import LbError
 from ebpf.kernel import libbpf
 from ebpf.maps.sizes import Sizes
-from ebpf.programs import PROGRAM_ARRAY, Generation
+from ebpf.programs import Generation
 
 
 def main() -> int:
     variant = sys.argv[1] if len(sys.argv) > 1 else "live"
     try:
         bundle = compiler.bundle(variant)
-        entries = Sizes(1024, 1024, 1024).max_entries(bundle.enums)
-        opened = {
-            name: maps.create(spec, entries[name])
-            for name, spec in bundle.maps.items()
-            if name != PROGRAM_ARRAY
-        }
+        entries = Sizes(1024, 1024, 1024).max_entries(bundle)
+        opened = {name: maps.create(bundle.maps[name], n) for name, n in entries.items()}
         fds = {name: found.fd for name, found in opened.items()}
         with Generation.load(bundle, fds) as generation:
             for name, fd in sorted({**generation.fds, **generation.tails}.items()):

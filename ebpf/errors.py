@@ -34,7 +34,15 @@ class LayoutError(LbError):
     """A pinned map is not what the code that opens it expects."""
 
 
+class Damaged(LayoutError):
+    """What is pinned is not what the instance's own notes say, or has none."""
+
+
 class InUseError(LbError):
+    """Another process holds what is wanted."""
+
+
+class Locked(InUseError):
     """Another process holds this instance."""
 
 
@@ -51,6 +59,18 @@ class KernelError(LbError):
         message = what if said else f"{what}: {os.strerror(errno)} ({name})"
         super().__init__(message, hint or _HINTS.get(errno, ""))
         self.errno = errno
+
+
+class MapFull(KernelError):
+    """A map has no room. `limit` is the chosen number it is sized by, empty if by none."""
+
+    def __init__(self, name: str, entries: int, limit: str = "") -> None:
+        hint = f"Its size follows the limit of {limit}: a larger one is needed." if limit else ""
+        super().__init__(
+            f"map {name} is full: it has {entries} entries", errno_names.E2BIG, hint, said=True
+        )
+        self.map_name = name
+        self.limit = limit
 
 
 _HINTS = {

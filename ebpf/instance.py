@@ -13,53 +13,26 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ebpf import maps
 from ebpf.errors import LayoutError
 from ebpf.kernel import bpffs, libbpf
-from ebpf.layouts import Bundle
+from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, meta, migrate
+from ebpf.maps.declared import Maps
 from ebpf.maps.meta import Meta
-from ebpf.maps.sizes import LIMITS, Sizes
+from ebpf.maps.migrate import Replaced
+from ebpf.maps.sizes import Sizes
 
 __all__ = ["Instance", "Sizes"]
 
-DEFAULT_PIN_DIR = Path("/sys/fs/bpf/lbctl")
-# A prog array belongs to a generation, not to the instance.
-_PER_GENERATION = ("programs",)
-# Hash maps that get entries from programs, by the start of their names; the agent fills the others.
-_WRITTEN_BY_PROGRAMS = ("flows", "fragments", "affinity", "socket_")
 
-
-class Instance:
+class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
     """The maps of a pin directory, as attributes by name. Opened when first asked for.
 
     A writer (`create_or_open`) holds the directory's lock; readers need none.
     """
-
-    frontends: HashMap
-    source_ranges: HashMap
-    affinity: HashMap
-    socket_choices: HashMap
-    socket_peers: HashMap
-    names: HashMap
-    services: ArrayMap
-    slots: ArrayMap
-    backends: ArrayMap
-    service_filter: ArrayMap
-    backend_filter: ArrayMap
-    service_counters: ArrayMap
-    config: ArrayMap
-    table_state: ArrayMap
-    counters: PerCpuArray
-    flows4: HashMap
-    flows4_lru: HashMap
-    fragments4: HashMap
-    ended4: PerCpuArray
-    flows6: HashMap
-    flows6_lru: HashMap
-    fragments6: HashMap
-    ended6: PerCpuArray
 
     def __init__(self, pin_dir: Path, notes: Meta, readonly: bool, lock: bpffs.Lock | None) -> None:
         self.pin_dir = pin_dir
@@ -67,10 +40,10 @@ class Instance:
         self.readonly = readonly
         self._lock = lock
         self._open: dict[str, Map] = {}
-        self._copied: dict[int, maps.Records] = {}
+        self._replaced = Replaced(pin_dir, notes)
 
     @classmethod
-    def open(cls, pin_dir: Path | str = DEFAULT_PIN_DIR, readonly: bool = True) -> Instance:
+    def open(cls, pin_dir: Path | str, readonly: bool = True) -> Instance:
         """The instance that is there, without compiling and without its lock.
 
         Raises LbError when there is none, LayoutError (when a map is first used) for a pinned map
@@ -104,10 +77,12 @@ class Instance:
             undo.pop_all()
         return made
 
-    def __getattr__(self, name: str) -> Map:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self.map(name)
+    if not TYPE_CHECKING:  # what is not declared in Maps is a mistake that a checker can find
+
+        def __getattr__(self, name: str) -> Map:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            return self.map(name)
 
     def map(self, name: str) -> Map:
         """A map by name. Raises LayoutError if there is none of that name, or another kind."""
@@ -131,10 +106,11 @@ class Instance:
     def require(self, bundle: Bundle) -> None:
         """Raises LayoutError unless the maps are laid out as `bundle` expects."""
         for name, spec in bundle.maps.items():
-            if name not in _PER_GENERATION and self.map(name).spec != spec:
+            # A program array belongs to a generation, not to the instance.
+            if spec.type != PROG_ARRAY and self.map(name).spec != spec:
                 raise LayoutError(
-                    f"map {name} of {self.pin_dir} was made by another version of lbctl",
-                    "Use the version that the agent runs, or restart the agent with this one.",
+                    f"map {name} of {self.pin_dir} was made by another version of this program",
+                    "Use the version that writes this instance, or start that one anew as this.",
                 )
 
     def finish(self) -> int:
@@ -144,19 +120,7 @@ class Instance:
         how many flows came. Does nothing when nothing was replaced. Counts that the old programs
         added after the copy (counters, service_counters) are lost: those of some seconds.
         """
-        carried = 0
-        directory = self.pin_dir / "old"
-        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-            name = path.name.rsplit("-", 1)[0]
-            fd = libbpf.obj_get(str(path))
-            old = maps.wrap(self.meta.spec_of(name, fd), fd)
-            try:
-                if name.startswith(_WRITTEN_BY_PROGRAMS) and name in self.map_names():
-                    carried += self._carry_later(old, self.map(name))
-            finally:
-                old.close()
-            path.unlink()
-        bpffs.remove_tree(directory)
+        carried = self._replaced.finish({name: self.map(name) for name in self.map_names()})
         self.meta.forget_maps({(name, self.map(name).id) for name in self.map_names()})
         return carried
 
@@ -180,7 +144,7 @@ class Instance:
         if not path.exists():
             raise LayoutError(
                 f"the instance at {self.pin_dir} has no map {name}",
-                "It was made by another version of lbctl; restarting the agent adds what is new.",
+                "It was made by another version; the next start of its writer adds what is new.",
             )
         fd = libbpf.obj_get(str(path), self.readonly)
         spec = self.meta.spec_of(name, fd)
@@ -192,39 +156,20 @@ class Instance:
             meta.check(spec, fd, path)
         return maps.wrap(spec, fd, self.readonly)
 
-    def _carry_later(self, old: Map, new: Map) -> int:
-        if not isinstance(old, HashMap) or not isinstance(new, HashMap):
-            raise LayoutError(f"map {old.name} was a {old.type} and is a {new.type}")
-        return migrate.copy_later(old, new, self._copied.pop(old.id, None))
-
     def _prepare(self, bundle: Bundle, sizes: Sizes | None) -> None:
         """Creates and replaces maps until all are as `bundle` and `sizes` want them."""
-        wanted = (sizes or Sizes.automatic_here()).max_entries(bundle.enums)
-        for name, spec in bundle.maps.items():
-            if name in _PER_GENERATION:
-                continue
+        wanted = (sizes or Sizes.automatic_here()).max_entries(bundle)
+        for name, entries in wanted.items():
+            spec = bundle.maps[name]
             path = self.pin_dir / "maps" / name
-            entries = wanted.get(name, 1)
             if not path.exists():
                 self._adopt(maps.create(spec, entries), path)
                 continue
             old = self._open_pinned(name)
-            fixed = name not in LIMITS
-            if old.spec == spec and not (
-                old.max_entries < entries and (sizes is not None or fixed)
-            ):
+            if migrate.suits(old, spec, entries, chosen=sizes is not None):
                 self._open[name] = old
-                continue
-            new = maps.create(spec, max(entries, old.max_entries))
-            if isinstance(old, HashMap) and name.startswith(_WRITTEN_BY_PROGRAMS):
-                self._copied[old.id] = old.read_all()[0]
-            migrate.copy(old, new)
-            os.makedirs(self.pin_dir / "old", exist_ok=True)
-            kept = self.pin_dir / "old" / f"{name}-{old.id}"
-            if not kept.exists():
-                os.link(path, kept)
-            old.close()
-            self._adopt(new, path)
+            else:
+                self._adopt(self._replaced.replace(old, spec, entries, path), path)
         self.meta.note_bundle(bundle)
 
     def _adopt(self, new: Map, path: Path) -> None:

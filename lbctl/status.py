@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from ebpf.kernel import bpffs
+
 RUN_DIR = Path("/run/lbctl")
 
 
@@ -115,17 +117,5 @@ def remove(pin_dir: Path) -> None:
 
 
 def running_agent(pin_dir: Path) -> int:
-    """The process that holds the instance's lock, 0 if none does.
-
-    Read from /proc/locks: trying the lock would keep an agent that starts just now from it.
-    """
-    try:
-        found = pin_dir.stat()
-    except OSError:
-        return 0
-    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    for line in Path("/proc/locks").read_text().splitlines():
-        words = line.split()
-        if words[1] == "FLOCK" and place in words:
-            return max(0, int(words[words.index(place) - 1]))
-    return 0
+    """The process that holds the instance's lock, 0 if none does."""
+    return bpffs.holder(pin_dir)

@@ -9,7 +9,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from ebpf.errors import InUseError, KernelError, LbError, MissingFeature
+from ebpf.errors import KernelError, LbError, Locked, MissingFeature
 from ebpf.kernel import libbpf
 
 
@@ -113,14 +113,13 @@ class Lock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            pid = _holder(self._fd)
+            pid = _holder(os.fstat(self._fd))
             os.close(self._fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise KernelError(f"cannot lock {path}", error.errno or 0) from error
             who = f"process {pid} ({_command(pid)})" if pid else "another process"
-            raise InUseError(
-                f"{path} is in use by {who}",
-                "One agent serves one pin directory: stop it, or choose another --pin-dir.",
+            raise Locked(
+                f"{path} is in use by {who}", "One process at a time writes to a directory of pins."
             ) from error
 
     def close(self) -> None:
@@ -130,9 +129,18 @@ class Lock:
             self._fd = -1
 
 
-def _holder(fd: int) -> int:
-    """The process that holds a flock on this file, or 0."""
-    stat = os.fstat(fd)
+def holder(path: Path) -> int:
+    """The process that holds a `Lock` on `path`, 0 if none does or nothing is there.
+
+    Read from /proc/locks: trying the lock would keep a writer that starts just now from it.
+    """
+    try:
+        return _holder(path.stat())
+    except OSError:
+        return 0
+
+
+def _holder(stat: os.stat_result) -> int:
     inode = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
     for line in Path("/proc/locks").read_text().splitlines():
         parts = line.split()
@@ -150,7 +158,4 @@ def _command(pid: int) -> str:
 
 def absent(path: Path) -> LbError:
     """The error for a pin directory that is not there."""
-    return LbError(
-        f"there is no instance at {path}",
-        "Start one with `lbctl agent`, or name another with --pin-dir.",
-    )
+    return LbError(f"there is no instance at {path}")

@@ -1,7 +1,6 @@
 """Maps: their kinds, how they are read and written, and what is kept of them."""
 
-from ebpf.maps.arrays import ArrayMap, PerCpuArray, ProgramArray, element_dtype, possible_cpus
-from ebpf.maps.base import (
+from ebpf.layouts import (
     ARRAY,
     F_MMAPABLE,
     F_NO_PREALLOC,
@@ -10,10 +9,9 @@ from ebpf.maps.base import (
     LRU_HASH,
     PERCPU_ARRAY,
     PROG_ARRAY,
-    TYPE_NAMES,
-    Map,
-    Records,
 )
+from ebpf.maps.arrays import ArrayMap, PerCpuArray, ProgramArray, element_dtype, possible_cpus
+from ebpf.maps.base import TYPE_NAMES, Map, Records
 from ebpf.maps.hashes import HashMap, Many
 from ebpf.maps.kinds import create, wrap
 

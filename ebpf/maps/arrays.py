@@ -13,8 +13,8 @@ import numpy as np
 
 from ebpf.errors import KernelError, LayoutError
 from ebpf.kernel import libbpf
-from ebpf.layouts import MapSpec
-from ebpf.maps.base import F_MMAPABLE, Map, Records
+from ebpf.layouts import F_MMAPABLE, MapSpec
+from ebpf.maps.base import Map, Records
 
 
 class ArrayMap(Map):

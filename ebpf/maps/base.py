@@ -10,20 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from ebpf.errors import KernelError
+from ebpf.errors import KernelError, MapFull
 from ebpf.kernel import libbpf
-from ebpf.layouts import MapSpec
-from ebpf.maps.sizes import LIMITS
-
-# enum bpf_map_type and flags of the kernel's UAPI.
-HASH = 1
-ARRAY = 2
-PROG_ARRAY = 3
-PERCPU_ARRAY = 6
-LRU_HASH = 9
-LPM_TRIE = 11
-F_NO_PREALLOC = 1 << 0
-F_MMAPABLE = 1 << 10
+from ebpf.layouts import (
+    ARRAY,
+    HASH,
+    LPM_TRIE,
+    LRU_HASH,
+    PERCPU_ARRAY,
+    PROG_ARRAY,
+    MapSpec,
+)
+from ebpf.maps import declared
 
 TYPE_NAMES = {
     HASH: "hash",
@@ -65,15 +63,9 @@ class Map:
             self.fd = -1
 
     def failed(self, what: str, code: int) -> KernelError:
-        """The error for a failed update; a full map says how to get a larger one."""
+        """The error for a failed call; that of a full map says which limit it is sized by."""
         if code == errno.E2BIG:
-            limit = LIMITS.get(self.name)
-            return KernelError(
-                f"map {self.name} is full: it has {self.max_entries} entries",
-                code,
-                f"Start the agent with a larger --{limit}." if limit else "",
-                said=True,
-            )
+            return MapFull(self.name, self.max_entries, declared.limit_of(self.name) or "")
         if code == errno.EPERM and self.readonly:
             return KernelError(f"{what} map {self.name}, which was opened for reading", code)
         return KernelError(f"{what} map {self.name}", code)

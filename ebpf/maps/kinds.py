@@ -6,17 +6,17 @@ import os
 
 from ebpf.errors import KernelError, LayoutError
 from ebpf.kernel import libbpf
-from ebpf.layouts import MapSpec
-from ebpf.maps.arrays import ArrayMap, PerCpuArray, ProgramArray
-from ebpf.maps.base import (
+from ebpf.layouts import (
     ARRAY,
     HASH,
     LPM_TRIE,
     LRU_HASH,
     PERCPU_ARRAY,
     PROG_ARRAY,
-    Map,
+    MapSpec,
 )
+from ebpf.maps.arrays import ArrayMap, PerCpuArray, ProgramArray
+from ebpf.maps.base import Map
 from ebpf.maps.hashes import HashMap
 
 _CLASSES: dict[int, type[Map]] = {

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from ebpf import maps
-from ebpf.errors import KernelError, LayoutError
+from ebpf.errors import Damaged, KernelError, LayoutError
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import Bundle, Field, MapSpec, Record
 from ebpf.maps import HashMap, Map
@@ -23,7 +23,7 @@ _NAME = "meta"
 _KEY_SIZE = 32
 _VALUE_SIZE = 8192
 _ENTRIES = 256
-_HINT = "`lbctl cleanup` removes the instance, with its flows; the next start creates it anew."
+_HINT = "Without the instance, and its flows, the next start would make a new one."
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class Meta:
         key = f"{name}:{libbpf.map_info(fd).id}"
         spec = self._get(key, MapSpec)
         if spec is None:
-            raise LayoutError(f"nothing is known of the layout of pinned map {name}", _HINT)
+            raise Damaged(f"nothing is known of the layout of pinned map {name}", _HINT)
         check(spec, fd, name)
         return spec
 
@@ -129,11 +129,11 @@ class Meta:
         try:
             return msgspec.json.decode(data.split(b"\0", 1)[0], type=kind)
         except msgspec.DecodeError as error:
-            raise LayoutError(f"entry {key} of map meta is unreadable: {error}", _HINT) from error
+            raise Damaged(f"entry {key} of map meta is unreadable: {error}", _HINT) from error
 
 
 def check(spec: MapSpec, fd: int, where: Path | str) -> None:
-    """Closes `fd` and raises LayoutError unless the map it names has the shape of `spec`."""
+    """Closes `fd` and raises Damaged unless the map it names has the shape of `spec`."""
     try:
         info = libbpf.map_info(fd)
     except KernelError:
@@ -147,7 +147,7 @@ def check(spec: MapSpec, fd: int, where: Path | str) -> None:
         return
     libbpf.close(fd)
     kind = maps.TYPE_NAMES.get(found[0], str(found[0]))
-    raise LayoutError(
+    raise Damaged(
         f"pinned map {where} is not what this instance pinned: {kind} with keys of {found[1]} and "
         f"values of {found[2]} bytes, flags {flags:#x}, instead of "
         f"{maps.TYPE_NAMES.get(spec.type, str(spec.type))} with {spec.key.size} and "

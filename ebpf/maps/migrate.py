@@ -1,19 +1,86 @@
 """Carrying a map's contents into a map of another layout or size, field by field by name.
 
-Ids are indices, so arrays are copied index by index: flows that name a backend stay right.
+Ids are indices, so arrays are copied index by index: flows that name a backend stay right. Programs
+go on with the old map until they are replaced too, so it stays pinned as old/NAME-ID till then.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ebpf import maps
 from ebpf.errors import LayoutError
-from ebpf.kernel import libbpf
-from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, Records
+from ebpf.kernel import bpffs, libbpf
+from ebpf.layouts import MapSpec
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, Records, declared
+from ebpf.maps.meta import Meta
+
+
+class Replaced:
+    """The maps of one instance whose place others took."""
+
+    def __init__(self, pin_dir: Path, notes: Meta) -> None:
+        self._directory = pin_dir / "old"
+        self._notes = notes
+        self._copied: dict[int, Records] = {}  # keys that were there, by the old map's id
+
+    def replace(self, old: Map, spec: MapSpec, entries: int, path: Path) -> Map:
+        """A map like `spec`, not smaller than `old`, with what that holds; not pinned.
+
+        `old`, pinned at `path`, is closed and gets its second pin.
+        """
+        new = maps.create(spec, max(entries, old.max_entries))
+        if isinstance(old, HashMap) and _filled(spec.name):
+            self._copied[old.id] = old.read_all()[0]
+        copy(old, new)
+        os.makedirs(self._directory, exist_ok=True)
+        kept = self._directory / f"{spec.name}-{old.id}"
+        if not kept.exists():
+            os.link(path, kept)
+        old.close()
+        return new
+
+    def finish(self, current: Mapping[str, Map]) -> int:
+        """Lets the old maps go, once no program uses them. What programs still put into them comes
+        into the `current` ones, by name; returns how many entries those were."""
+        carried = 0
+        for path in sorted(self._directory.iterdir()) if self._directory.is_dir() else []:
+            name = path.name.rsplit("-", 1)[0]
+            fd = libbpf.obj_get(str(path))
+            old = maps.wrap(self._notes.spec_of(name, fd), fd)
+            try:
+                if _filled(name) and name in current:
+                    carried += self._carry_later(old, current[name])
+            finally:
+                old.close()
+            path.unlink()
+        bpffs.remove_tree(self._directory)
+        return carried
+
+    def _carry_later(self, old: Map, new: Map) -> int:
+        if not isinstance(old, HashMap) or not isinstance(new, HashMap):
+            raise LayoutError(f"map {old.name} was a {old.type} and is a {new.type}")
+        return copy_later(old, new, self._copied.pop(old.id, None))
+
+
+def suits(old: Map, spec: MapSpec, entries: int, chosen: bool) -> bool:
+    """Whether `old` can stay: of this layout, and of this size or larger. Where sizes were not
+    `chosen`, one that follows a limit may keep a smaller size."""
+    if old.spec != spec:
+        return False
+    return old.max_entries >= entries or not (chosen or declared.limit_of(spec.name) is None)
+
+
+def _filled(name: str) -> bool:
+    """Whether programs put entries into the map, which are then nowhere else."""
+    use = declared.USES.get(name)
+    return use is not None and use.filled
 
 
 def convert(entries: Records, dtype: np.dtype[Any]) -> Records:

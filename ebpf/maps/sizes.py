@@ -6,26 +6,15 @@ from collections.abc import Mapping
 
 import msgspec
 
+from ebpf.errors import LayoutError
+from ebpf.layouts import PROG_ARRAY, Bundle
+from ebpf.maps import declared
+from ebpf.maps.declared import Bits, Constant, Fixed, Share
+
 _SERVICES = 65536
 _ENDPOINTS = 262144
 _FLOWS = 131072
-_FRAGMENTS = 8192
-_SOCKETS = 65536  # of the node's own processes, with a service as peer
 _GIB = 1 << 30
-
-# Which of the three numbers a full map wants raised.
-LIMITS = {
-    "frontends": "services",
-    "services": "services",
-    "service_counters": "services",
-    "names": "services",
-    "slots": "endpoints",
-    "backends": "endpoints",
-    "flows4": "flows",
-    "flows4_lru": "flows",
-    "flows6": "flows",
-    "flows6_lru": "flows",
-}
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -56,37 +45,30 @@ class Sizes(msgspec.Struct, frozen=True):
         """Kernel memory of all maps: measured per entry on x86-64 (Linux 6.18), plus the fixed."""
         return 800 * self.services + 80 * self.endpoints + 890 * self.flows + 3_000_000
 
-    def max_entries(self, enums: Mapping[str, int]) -> dict[str, int]:
-        """Map name to number of entries; `enums` are the constants of consts.h.
+    def max_entries(self, bundle: Bundle) -> dict[str, int]:
+        """Entries by map, for every map of `bundle` but the program array.
 
-        A service port has one id and up to four frontends on average (ClusterIP, node port, load
-        balancer and external addresses). Slots and backends have room for the old set and the new
-        one at once, slots for a cluster and a local region besides. A flow is two entries.
+        Raises LayoutError for a map that `declared.Maps` does not know.
         """
-        sizes = {
-            "frontends": 4 * self.services,
-            "services": self.services,
-            "service_counters": self.services,
-            "names": self.services,
-            "slots": 4 * self.endpoints,
-            "backends": 2 * self.endpoints,
-            "service_filter": _words(enums.get("SERVICE_FILTER_BITS", 6)),
-            "backend_filter": _words(enums.get("BACKEND_FILTER_BITS", 6)),
-            "source_ranges": self.services,
-            "affinity": self.flows,
-            "socket_choices": _SOCKETS,
-            "socket_peers": _SOCKETS,
-            "counters": enums.get("REASON_MAX", 1),
-            "config": 1,
-            "table_state": 1,
-            "programs": enums.get("PROGRAM_MAX", 1),
+        return {
+            name: self._entries(name, declared.use_of(spec).size, bundle.enums)
+            for name, spec in bundle.maps.items()
+            if spec.type != PROG_ARRAY
         }
-        for family in "46":
-            sizes[f"flows{family}"] = 2 * self.flows
-            sizes[f"flows{family}_lru"] = self.flows
-            sizes[f"fragments{family}"] = _FRAGMENTS
-            sizes[f"ended{family}"] = 1
-        return sizes
+
+    def _entries(self, name: str, size: declared.Size, enums: Mapping[str, int]) -> int:
+        match size:
+            case Share(limit, times):
+                chosen: int = getattr(self, limit)
+                return times * chosen
+            case Fixed(entries):
+                return entries
+            case Constant(constant) | Bits(constant) if constant not in enums:
+                raise LayoutError(f"map {name} is sized by {constant}, which consts.h lacks")
+            case Constant(constant):
+                return enums[constant]
+            case Bits(constant):
+                return max(1, (1 << enums[constant]) // 64)
 
 
 def memory_of_machine() -> int:
@@ -96,8 +78,3 @@ def memory_of_machine() -> int:
             if line.startswith("MemTotal:"):
                 return int(line.split()[1]) * 1024
     return 0
-
-
-def _words(bits: int) -> int:
-    """64-bit words of a filter with 2**bits bits."""
-    return max(1, (1 << bits) // 64)

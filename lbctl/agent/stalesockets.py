@@ -31,15 +31,6 @@ DELAY_SECONDS = 0.25
 _ADDRESS_BYTES = 16
 
 
-class SocketTables(Tables, Protocol):
-    """The maps that are needed here."""
-
-    @property
-    def socket_peers(self) -> HashTable: ...
-    @property
-    def socket_choices(self) -> HashTable: ...
-
-
 class Objects(Protocol):
     """What the reconciler knows."""
 
@@ -51,7 +42,7 @@ class Objects(Protocol):
 class StaleSockets:
     """Decides in the agent's thread, closes in another."""
 
-    def __init__(self, tables: SocketTables, known: Objects, mode: str) -> None:
+    def __init__(self, tables: Tables, known: Objects, mode: str) -> None:
         """`mode` as in `SocketHooks`: with "all", every network namespace is searched."""
         self._tables = tables
         self._known = known

@@ -58,8 +58,10 @@ def exit_code(error: LbError) -> int:
 
 def _report(error: LbError) -> NoReturn:
     click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True)
-    if error.hint:
-        click.echo(error.hint, err=True)
+    from lbctl import advice
+
+    if hint := advice.on(error):
+        click.echo(hint, err=True)
     sys.exit(exit_code(error))
 
 

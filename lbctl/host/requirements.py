@@ -18,7 +18,6 @@ from ebpf import maps
 from ebpf.compile import compiler
 from ebpf.errors import KernelError, LbError
 from ebpf.hooks import cgroup
-from ebpf.instance import DEFAULT_PIN_DIR
 from ebpf.kernel import bpffs, features, libbpf, sockdiag
 from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import SCHED_CLS, Field, MapSpec, Record
@@ -46,7 +45,7 @@ class Requirement(msgspec.Struct, frozen=True):
     required: bool = True
 
 
-def check(pin_dir: Path = DEFAULT_PIN_DIR) -> list[Requirement]:
+def check(pin_dir: Path) -> list[Requirement]:
     """Every requirement, in the order a person would solve them. Takes about a second."""
     checks: list[tuple[str, bool, Callable[[], Requirement]]] = [
         ("kernel version", True, kernel_version),

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ebpf.errors import LbError
+from lbctl import advice
 from lbctl.addresses import Prefix, format_endpoint
 from lbctl.datapath import consts
 from lbctl.datapath.regions import Contents, region_of, region_word
@@ -23,9 +24,6 @@ from lbctl.resolve.ports import ResolvedPort
 
 CLUSTER: Final = "cluster"
 LOCAL: Final = "local"
-
-SERVICES_FLAG = "--services"
-ENDPOINTS_FLAG = "--endpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +109,9 @@ class Planner:
         self.services: dict[str, Programmed] = {}
         self.retired: dict[str, Programmed] = {}  # gone, but flows may still have the id
         self.claims = Claims()
-        self.service_ids = IdPool("services", sizes.services, SERVICES_FLAG)
-        self.backend_ids = IdPool("backends", sizes.backends, ENDPOINTS_FLAG)
-        self.regions = RegionPool("slots", sizes.slots, ENDPOINTS_FLAG)
+        self.service_ids = IdPool("services", sizes.services, advice.flag_of("services"))
+        self.backend_ids = IdPool("backends", sizes.backends, advice.flag_of("backends"))
+        self.regions = RegionPool("slots", sizes.slots, advice.flag_of("slots"))
 
     def stored_name(self, name: str) -> str:
         """The text that stands for a service port in `names`, and by which it is known here."""
@@ -208,7 +206,7 @@ class Planner:
         """
         more = self.claims.room_for(key for key, _ in frontends)
         if more and len(self.claims) + more > self._sizes.frontends:
-            raise Exhausted("frontends", self._sizes.frontends, 0, SERVICES_FLAG)
+            raise Exhausted("frontends", self._sizes.frontends, 0, advice.flag_of("frontends"))
         fresh_ids = self.backend_ids.take_many(len(fresh))
         ids = dict(zip(fresh, fresh_ids, strict=True))
         cluster = sets.ids_of(wanted.cluster, ids)

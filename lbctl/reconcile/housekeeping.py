@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import structlog
 
 from ebpf.errors import LbError
+from lbctl import advice
 from lbctl.datapath import filters as filterbits
 from lbctl.datapath.tables import Tables
 from lbctl.plan.alloc import GRACE_SECONDS
@@ -20,15 +21,6 @@ BUSY_SWEEP_SECONDS = 1.0  # while a TCP table is filling up
 BUSY_LOAD = 0.75
 _WARN_AT = (0.9, 0.8)
 _OVER = object()
-
-_FLAGS = {
-    "frontends": "--services",
-    "services": "--services",
-    "slots": "--endpoints",
-    "backends": "--endpoints",
-    "flows4": "--flows",
-    "flows6": "--flows",
-}
 
 
 class Housekeeper:
@@ -80,7 +72,7 @@ class Housekeeper:
         try:
             found = next(self._running)
         except LbError as error:
-            self._log.error("the sweep failed", error=error.message, hint=error.hint)
+            self._log.error("the sweep failed", error=error.message, hint=advice.on(error))
             self._running, self._next = None, now + SWEEP_SECONDS
             return False
         if found is None:
@@ -115,7 +107,7 @@ class Housekeeper:
         for name, table in (("flows4", tables.flows4), ("flows6", tables.flows6)):
             if name in self._flows:
                 used[name] = (self._flows[name], table.max_entries)
-        return {name: TableUse(*pair, _FLAGS[name]) for name, pair in used.items()}
+        return {name: TableUse(*pair, advice.flag_of(name)) for name, pair in used.items()}
 
     def warnings(self) -> list[str]:
         """A sentence for each map that is nearly full; logged when one gets fuller."""

@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from ebpf.errors import LbError
+from lbctl import advice
 from lbctl.addresses import format_address
 from lbctl.datapath.tables import Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
@@ -192,8 +193,9 @@ class Reconciler:
 
     def _start_over(self, error: LbError) -> None:
         """A map refused an update: what is programmed is read back, and all is planned again."""
-        self._log.error("cannot write", error=error.message, hint=error.hint)
-        self._problems["maps"] = f"{error.message} {error.hint}"
+        hint = advice.on(error)
+        self._log.error("cannot write", error=error.message, hint=hint)
+        self._problems["maps"] = f"{error.message} {hint}"
         now = time.monotonic()
         self.planner, leftovers = readback.read(self._tables, now)
         readback.repair(self.planner, leftovers, self._tables)

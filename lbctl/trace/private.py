@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ebpf import maps
-from ebpf.layouts import Bundle, MapSpec
-from ebpf.maps import ArrayMap, HashMap, Map
+from ebpf.layouts import Bundle
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared
+from ebpf.maps.declared import Maps
 from ebpf.maps.sizes import Sizes
 from lbctl.errors import LbError
 from lbctl.model.records import ObjectKey, ServiceObjects
@@ -24,38 +26,27 @@ _SPARE = 4  # times what is there now, since what leaves rests for a while befor
 _SMALL = 16  # entries of the flow tables, which stay empty
 
 
-class PrivateMaps:
+class PrivateMaps(Maps[HashMap, ArrayMap, PerCpuArray]):
     """Unpinned maps of a bundle, as attributes by name like those of an instance."""
 
-    frontends: HashMap
-    source_ranges: HashMap
-    names: HashMap
-    services: ArrayMap
-    slots: ArrayMap
-    backends: ArrayMap
-    service_filter: ArrayMap
-    backend_filter: ArrayMap
-    service_counters: ArrayMap
-    config: ArrayMap
-    table_state: ArrayMap
-    flows4: HashMap
-    flows4_lru: HashMap
-    flows6: HashMap
-    flows6_lru: HashMap
-
-    def __init__(self, specs: Iterable[MapSpec], entries: Mapping[str, int]) -> None:
+    def __init__(self, bundle: Bundle, sizes: Sizes) -> None:
+        """Maps for `sizes`; what only programs fill stays empty, and is tiny. Raises KernelError,
+        LayoutError."""
         self._all: dict[str, Map] = {}
         try:
-            for spec in specs:
-                self._all[spec.name] = maps.create(spec, entries.get(spec.name, _SMALL))
+            for name, entries in sizes.max_entries(bundle).items():
+                room = _SMALL if declared.USES[name].filled else entries
+                self._all[name] = maps.create(bundle.maps[name], room)
         except LbError:
             self.close()
             raise
 
-    def __getattr__(self, name: str) -> Map:
-        if name.startswith("_") or name not in self._all:
-            raise AttributeError(name)
-        return self._all[name]
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Map:
+            if name.startswith("_") or name not in self._all:
+                raise AttributeError(name)
+            return self._all[name]
 
     def fds(self) -> dict[str, int]:
         return {name: opened.fd for name, opened in self._all.items()}
@@ -73,10 +64,7 @@ class PrivateNode(TracedNode):
 
     def __init__(self, bundle: Bundle, sizes: Sizes, node: NodeFacts) -> None:
         """Maps for `sizes`; flow tables are tiny. Raises KernelError."""
-        entries = sizes.max_entries(bundle.enums)
-        small = [name for name in bundle.maps if name.startswith(("flows", "fragments"))]
-        entries.update(dict.fromkeys(small, _SMALL))
-        self.maps = PrivateMaps((bundle.maps[n] for n in programs.maps_of(bundle)), entries)
+        self.maps = PrivateMaps(bundle, sizes)
         try:
             generation = programs.load(bundle, self.maps.fds())
         except LbError:

@@ -20,7 +20,7 @@ from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
 from ebpf.maps import filters
 from ebpf.maps.sizes import Sizes
-from ebpf.programs import PROGRAM_ARRAY, Generation, load
+from ebpf.programs import Generation, load
 from tests.kernel.support.programs import SOURCES, UNITS, small_bundle
 
 pytestmark = pytest.mark.kernel
@@ -215,11 +215,8 @@ def test_the_verifiers_words_are_in_the_error(cache: Path, tmp_path: Path) -> No
 
 def test_tail_calls_reach_the_family(cache: Path) -> None:
     bundle = small_bundle()
-    opened = {
-        name: maps.create(spec, Sizes(16, 16, 16).max_entries(bundle.enums).get(name, 1))
-        for name, spec in bundle.maps.items()
-        if name != PROGRAM_ARRAY
-    }
+    entries = Sizes(16, 16, 16).max_entries(bundle)
+    opened = {name: maps.create(bundle.maps[name], room) for name, room in entries.items()}
     services, counters = opened["services"], opened["counters"]
     assert isinstance(services, maps.ArrayMap)
     assert isinstance(counters, maps.PerCpuArray)

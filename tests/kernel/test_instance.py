@@ -66,7 +66,7 @@ def test_what_is_created_is_found_again(pin_dir: Path, bundle: Bundle) -> None:
         ids = {name: made.map(name).id for name in names}
         made.services.records[3] = (1, 2, 3)
         add_flows(made, 0, 5)
-    assert names == ["counters", "flows4", "flows4_lru", "ranges", "service_filter", "services"]
+    assert names == sorted(bundle.maps.keys() - {"programs"})
     with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
         assert {name: made.map(name).id for name in names} == ids
         assert made.services.records[3].tolist() == (1, 2, 3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ebpf import maps
-from ebpf.errors import KernelError, LayoutError
+from ebpf.errors import LayoutError, MapFull
 from ebpf.kernel import libbpf
 from ebpf.layouts import Bundle
 from ebpf.maps import ArrayMap, HashMap, PerCpuArray, hashes
@@ -42,7 +42,7 @@ def few(bundle: Bundle) -> Iterator[HashMap]:
 
 @pytest.fixture
 def ranges(bundle: Bundle) -> Iterator[HashMap]:
-    made = cast(HashMap, maps.create(bundle.maps["ranges"], 100))
+    made = cast(HashMap, maps.create(bundle.maps["source_ranges"], 100))
     yield made
     made.close()
 
@@ -124,10 +124,11 @@ def test_a_full_map_is_named_with_its_remedy(few: HashMap, many: bool) -> None:
     if not many:
         for key, value in zip(keys[:4], values[:4], strict=True):
             few.put(key.tobytes(), value.tobytes())
-    with pytest.raises(KernelError, match="map flows4 is full: it has 4 entries") as caught:
+    with pytest.raises(MapFull, match="map flows4 is full: it has 4 entries") as caught:
         few.put_many(keys, values) if many else few.put(keys[8].tobytes(), values[8].tobytes())
     assert caught.value.errno == errno.E2BIG
-    assert "--flows" in caught.value.hint
+    assert (caught.value.map_name, caught.value.limit) == ("flows4", "flows")
+    assert "flows" in caught.value.hint
     assert len(few.read_all()[0]) == 4
 
 

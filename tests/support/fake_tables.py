@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ebpf.layouts import Field, MapSpec, Record
-from lbctl.datapath.tables import Records
+from ebpf.maps.declared import USES, Maps
+from lbctl.datapath.tables import PerCpuTable, Records
 
 HASH, ARRAY = 1, 2
 
@@ -204,25 +205,30 @@ class FakeArray:
         self.records[field][index] = value
 
 
-class FakeTables:
-    """All maps the control plane knows, empty."""
+class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
+    """The maps the control plane writes and reads, empty."""
 
     def __init__(self, services: int = 64, endpoints: int = 256, slots: int = 1024) -> None:
-        self.frontends = FakeHash("frontends", FRONTEND_KEY, FRONTEND, 8 * services)
-        self.source_ranges = FakeHash("source_ranges", RANGE, number("u32"), services)
-        self.names = FakeHash("names", NAME_KEY, NAME, services)
-        self.services = FakeArray("services", SERVICE, services)
-        self.slots = FakeArray("slots", SLOT, slots)
-        self.backends = FakeArray("backends", BACKEND, endpoints)
-        self.service_filter = FakeArray("service_filter", number("u64"), 1 << 13)
-        self.backend_filter = FakeArray("backend_filter", number("u64"), 1 << 16)
-        self.service_counters = FakeArray("service_counters", COUNTERS, services)
-        self.config = FakeArray("config", CONFIG, 1)
-        self.table_state = FakeArray("table_state", TABLE_STATE, 1)
-        self.flows4 = FakeHash("flows4", *flow_records(4), 4096)
-        self.flows4_lru = FakeHash("flows4_lru", *flow_records(4), 4096)
-        self.flows6 = FakeHash("flows6", *flow_records(6), 4096)
-        self.flows6_lru = FakeHash("flows6_lru", *flow_records(6), 4096)
+        self.add(FakeHash("frontends", FRONTEND_KEY, FRONTEND, 8 * services))
+        self.add(FakeHash("source_ranges", RANGE, number("u32"), services))
+        self.add(FakeHash("names", NAME_KEY, NAME, services))
+        self.add(FakeArray("services", SERVICE, services))
+        self.add(FakeArray("slots", SLOT, slots))
+        self.add(FakeArray("backends", BACKEND, endpoints))
+        self.add(FakeArray("service_filter", number("u64"), 1 << 13))
+        self.add(FakeArray("backend_filter", number("u64"), 1 << 16))
+        self.add(FakeArray("service_counters", COUNTERS, services))
+        self.add(FakeArray("config", CONFIG, 1))
+        self.add(FakeArray("table_state", TABLE_STATE, 1))
+        for family in (4, 6):
+            self.add(FakeHash(f"flows{family}", *flow_records(family), 4096))
+            self.add(FakeHash(f"flows{family}_lru", *flow_records(family), 4096))
+
+    def add(self, table: FakeHash | FakeArray) -> None:
+        """One of the declared maps, of its declared kind."""
+        kind = HASH if isinstance(table, FakeHash) else ARRAY
+        assert kind in USES[table.name].kinds
+        setattr(self, table.name, table)
 
     def snapshot(self) -> dict[str, Any]:
         """The bytes of everything."""

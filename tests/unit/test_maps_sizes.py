@@ -1,12 +1,52 @@
-"""Sizes of maps."""
+"""Sizes of maps, and that every map of the C has one."""
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from ebpf.maps.sizes import LIMITS, Sizes
+import pytest
+from msgspec import structs
+
+from ebpf.compile import constants, source
+from ebpf.errors import LayoutError
+from ebpf.layouts import (
+    ARRAY,
+    HASH,
+    LPM_TRIE,
+    LRU_HASH,
+    PERCPU_ARRAY,
+    PROG_ARRAY,
+    Bundle,
+    Field,
+    MapSpec,
+    Record,
+)
+from ebpf.maps.declared import USES
+from ebpf.maps.sizes import Sizes
 
 GIB = 1 << 30
+# As bcc's macros call them.
+TYPES = {
+    "hash": HASH,
+    "lru_hash": LRU_HASH,
+    "lpm_trie": LPM_TRIE,
+    "array": ARRAY,
+    "percpu_array": PERCPU_ARRAY,
+    "prog": PROG_ARRAY,
+}
+WORD = Record("", 4, (Field("", 0, 4, 0, "u32"),))
+SIZES = Sizes(10, 20, 30)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """The maps of bpf_src/maps.h and the numbers of consts.h, uncompiled."""
+    text = (source.source_dir() / "maps.h").read_text()
+    found = re.findall(r'^BPF_F_TABLE\("(\w+)", [^,]+, [^,]+, (\w+), 1, [^)]+\);', text, re.M)
+    assert len(found) == text.count("BPF_F_TABLE(")
+    maps = {name: MapSpec(name, TYPES[kind], 0, WORD, WORD) for kind, name in found}
+    enums = constants.constants((source.source_dir() / "consts.h").read_text())
+    return Bundle("", "live", {}, maps, enums)
 
 
 def test_a_large_machine_has_the_defaults() -> None:
@@ -18,13 +58,35 @@ def test_small_machines_get_their_share(memory: int, flows: int) -> None:
     assert Sizes.automatic(memory).flows == flows
 
 
-def test_entries_follow_the_three_numbers_and_the_constants() -> None:
-    enums = {"REASON_MAX": 20, "SERVICE_FILTER_BITS": 19, "PROGRAM_MAX": 14}
-    entries = Sizes(10, 20, 30).max_entries(enums)
+def test_entries_follow_the_three_numbers_and_the_constants(bundle: Bundle) -> None:
+    enums = bundle.enums | {"REASON_MAX": 20, "SERVICE_FILTER_BITS": 19}
+    entries = SIZES.max_entries(structs.replace(bundle, enums=enums))
     assert entries["flows4"] == entries["flows6"] == 60
     assert entries["flows4_lru"] == 30
     assert entries["slots"] == 80
     assert entries["counters"] == 20
-    assert entries["programs"] == 14
     assert entries["service_filter"] == 8192
-    assert entries.keys() >= LIMITS.keys()
+    assert entries["config"] == 1
+
+
+def test_the_maps_of_the_c_and_those_declared_are_the_same(bundle: Bundle) -> None:
+    assert SIZES.max_entries(bundle).keys() == USES.keys() == bundle.maps.keys() - {"programs"}
+
+
+def test_a_map_that_is_not_declared_is_an_error_and_no_map_of_one_entry(bundle: Bundle) -> None:
+    more = bundle.maps | {"forgotten": MapSpec("forgotten", HASH, 0, WORD, WORD)}
+    with pytest.raises(LayoutError, match="map forgotten is not declared") as caught:
+        SIZES.max_entries(structs.replace(bundle, maps=more))
+    assert "declared.py" in caught.value.hint
+
+
+def test_a_map_of_another_kind_than_declared_is_an_error(bundle: Bundle) -> None:
+    other = bundle.maps | {"services": MapSpec("services", HASH, 0, WORD, WORD)}
+    with pytest.raises(LayoutError, match="map services is declared as another kind"):
+        SIZES.max_entries(structs.replace(bundle, maps=other))
+
+
+def test_a_constant_that_is_not_there_is_an_error(bundle: Bundle) -> None:
+    fewer = {name: value for name, value in bundle.enums.items() if name != "REASON_MAX"}
+    with pytest.raises(LayoutError, match="map counters is sized by REASON_MAX"):
+        SIZES.max_entries(structs.replace(bundle, enums=fewer))

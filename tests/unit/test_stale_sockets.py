@@ -49,8 +49,8 @@ NOWHERE = bytes(16)
 class Tables(FakeTables):
     def __init__(self) -> None:
         super().__init__()
-        self.socket_peers = FakeHash("socket_peers", KEY, PEER, 64)
-        self.socket_choices = FakeHash("socket_choices", KEY, CHOICE, 64)
+        self.add(FakeHash("socket_peers", KEY, PEER, 64))
+        self.add(FakeHash("socket_choices", KEY, CHOICE, 64))
 
     def connect(self, cookie: int, backend: str, service: int) -> Target:
         """What the programs leave of a UDP socket that was connected through a service."""

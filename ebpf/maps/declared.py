@@ -1,0 +1,126 @@
+"""The maps of bpf_src/maps.h, for Python: each one's name, kind and size stand here alone.
+
+What opens maps derives from `Maps` and has them as attributes, typed by what it makes of each kind.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, Literal, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from ebpf.errors import LayoutError
+from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, MapSpec
+
+# A number that a person can choose; see `Sizes`.
+Limit = Literal["services", "endpoints", "flows"]
+
+Hash = TypeVar("Hash", covariant=True)
+Array = TypeVar("Array", covariant=True)
+PerCpu = TypeVar("PerCpu", covariant=True)
+
+
+class Share(msgspec.Struct, frozen=True):
+    """As many entries as a chosen number says, `times` over."""
+
+    limit: Limit
+    times: int = 1
+
+
+class Constant(msgspec.Struct, frozen=True):
+    """As many entries as a constant of consts.h says."""
+
+    name: str
+
+
+class Bits(msgspec.Struct, frozen=True):
+    """64-bit words for as many bits as a constant of consts.h is the logarithm of."""
+
+    name: str
+
+
+class Fixed(msgspec.Struct, frozen=True):
+    """The same number of entries on every machine."""
+
+    entries: int = 1
+
+
+Size = Share | Constant | Bits | Fixed
+
+# Entries come from programs, all the time: a map that takes another's place gets late ones too.
+FILLED = "filled by programs"
+
+_FRAGMENTS = Fixed(8192)
+_SOCKETS = Fixed(65536)  # of the node's own processes that call by a name of ours
+
+
+class Maps(Generic[Hash, Array, PerCpu]):
+    """Every map but the program array, which is a generation's.
+
+    A service port has one id and up to four frontends on average (an address of its own, a port of
+    the node, outer addresses). Slots and backends have room for the old set and the new one at
+    once, slots for two regions besides. A flow is two entries.
+    """
+
+    frontends: Annotated[Hash, Share("services", 4)]
+    source_ranges: Annotated[Hash, Share("services")]
+    names: Annotated[Hash, Share("services")]
+    services: Annotated[Array, Share("services")]
+    service_counters: Annotated[Array, Share("services")]
+    slots: Annotated[Array, Share("endpoints", 4)]
+    backends: Annotated[Array, Share("endpoints", 2)]
+    service_filter: Annotated[Array, Bits("SERVICE_FILTER_BITS")]
+    backend_filter: Annotated[Array, Bits("BACKEND_FILTER_BITS")]
+    config: Annotated[Array, Fixed()]
+    table_state: Annotated[Array, Fixed()]
+    counters: Annotated[PerCpu, Constant("REASON_MAX")]
+    affinity: Annotated[Hash, Share("flows"), FILLED]
+    socket_choices: Annotated[Hash, _SOCKETS, FILLED]
+    socket_peers: Annotated[Hash, _SOCKETS, FILLED]
+    flows4: Annotated[Hash, Share("flows", 2), FILLED]
+    flows4_lru: Annotated[Hash, Share("flows"), FILLED]
+    fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
+    ended4: Annotated[PerCpu, Fixed()]
+    flows6: Annotated[Hash, Share("flows", 2), FILLED]
+    flows6_lru: Annotated[Hash, Share("flows"), FILLED]
+    fragments6: Annotated[Hash, _FRAGMENTS, FILLED]
+    ended6: Annotated[PerCpu, Fixed()]
+
+
+class Use(msgspec.Struct, frozen=True):
+    """What `Maps` says of one map. `kinds` are the kernel's numbers of the types it may have."""
+
+    kinds: tuple[int, ...]
+    size: Size
+    filled: bool
+
+
+_KINDS = {Hash: (HASH, LRU_HASH, LPM_TRIE), Array: (ARRAY,), PerCpu: (PERCPU_ARRAY,)}
+
+
+def _declared() -> dict[str, Use]:
+    found = {}
+    for name, hint in get_type_hints(Maps, include_extras=True).items():
+        kind, size, *rest = get_args(hint)
+        found[name] = Use(_KINDS[kind], size, FILLED in rest)
+    return found
+
+
+USES = _declared()
+
+
+def use_of(spec: MapSpec) -> Use:
+    """What is declared of a map. Raises LayoutError if it is forgotten here, or of another kind."""
+    use = USES.get(spec.name)
+    where = "Maps in ebpf/maps/declared.py says what each map of bpf_src/maps.h is, and its size."
+    if use is None:
+        raise LayoutError(f"map {spec.name} is not declared for Python", where)
+    if spec.type not in use.kinds:
+        raise LayoutError(f"map {spec.name} is declared as another kind than {spec.type}", where)
+    return use
+
+
+def limit_of(name: str) -> Limit | None:
+    """Which chosen number a map's size follows, None if that of the machine or the code."""
+    use = USES.get(name)
+    return use.size.limit if use and isinstance(use.size, Share) else None
