@@ -13,6 +13,7 @@ from ebpf.kernel import netlink
 from ebpf.kernel.netlink import IPAddress, Link, Network
 from ebpf.programs import Generation
 from lbctl.addresses import IPV4, family_of, is_link_local
+from lbctl.agent.uplinks import pod_interfaces, uplinks
 
 # Of the veth's host side: what comes in there comes from the pod.
 _POD_HOOKS = {"ingress": "entry_from_pod", "egress": "entry_to_pod"}
@@ -98,7 +99,7 @@ class Interfaces:
             self._stale = self._stale or began
         if changes.gone & self._attached.keys():
             self._forget(changes.gone)
-        for link in netlink.pod_interfaces(changes.links, self._uplinks, self._patterns):
+        for link in pod_interfaces(changes.links, self._uplinks, self._patterns):
             if self._attach(link, _POD_HOOKS):
                 spent = round((time.monotonic() - began) * 1000, 2)
                 self._log.info("programs attached", interface=link.ifname, milliseconds=spent)
@@ -128,7 +129,7 @@ class Interfaces:
     def _sort_links(self, thorough: bool) -> None:
         """Decide anew what each interface is, and make it so."""
         network = self.network
-        self._uplinks = netlink.uplinks(
+        self._uplinks = uplinks(
             network.links,
             network.default_routes,
             network.addresses,
@@ -150,7 +151,7 @@ class Interfaces:
         for link in network.links:
             if link.ifindex in self._uplinks:
                 yield link, _TUNNEL_HOOKS if link.bare else _UPLINK_HOOKS
-        for link in netlink.pod_interfaces(network.links, self._uplinks, self._patterns):
+        for link in pod_interfaces(network.links, self._uplinks, self._patterns):
             yield link, _POD_HOOKS
 
     def _detach_others(self, wanted: Collection[int]) -> None:

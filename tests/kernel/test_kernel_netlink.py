@@ -13,6 +13,7 @@ import pytest
 
 from ebpf.kernel import netlink
 from ebpf.kernel.netlink import Changes, Watch
+from lbctl.agent.uplinks import pod_interfaces, uplinks
 from tests.kernel.support.programs import Space, ip, unique
 
 pytestmark = pytest.mark.kernel
@@ -80,9 +81,9 @@ def test_what_a_namespace_looks_like(space: Space, pod: str) -> None:
         (left.ifindex, 4),
         (left.ifindex, 6),
     }
-    uplinks = netlink.uplinks(found.links, found.default_routes, found.addresses)
-    assert uplinks == {left.ifindex}
-    assert netlink.pod_interfaces(found.links, uplinks) == [pod0]
+    outward = uplinks(found.links, found.default_routes, found.addresses)
+    assert outward == {left.ifindex}
+    assert pod_interfaces(found.links, outward) == [pod0]
 
 
 def test_several_default_routes_in_one(space: Space) -> None:
@@ -107,7 +108,7 @@ def test_an_interface_that_comes_is_described(space: Space, pod: str, watch: Wat
     (link,) = (link for link in changes.links if link.ifname == "pod0")
     assert (link.kind, link.ifindex) == ("veth", space.index("pod0"))
     assert link.peer_netns is not None
-    assert netlink.pod_interfaces(changes.links, ()) == [link]
+    assert pod_interfaces(changes.links, ()) == [link]
 
 
 def test_an_interface_that_goes_is_gone(space: Space, watch: Watch) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
-from ebpf.kernel.netlink import Address, Link, Route, pod_interfaces, uplinks
+from ebpf.kernel.netlink import Address, Link, Route
+from lbctl.agent.uplinks import pod_interfaces, uplinks
 
 
 def link(index: int, name: str, kind: str = "", peer_netns: int | None = None) -> Link:
