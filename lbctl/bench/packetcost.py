@@ -24,9 +24,10 @@ from ebpf.compile import compiler
 from ebpf.compile.source import Unit
 from ebpf.kernel import libbpf, testrun
 from ebpf.layouts import Bundle
-from ebpf.maps import ArrayMap, HashMap, ProgramArray, filters
+from ebpf.maps import ArrayMap, HashMap, ProgramArray
 from ebpf.programs import Generation, load
 from lbctl.bench.records import PacketCost, Record, summary
+from lbctl.datapath import filters
 
 DRIVER = Path(__file__).parent / "driver"
 CLIENT4, SERVICE4, BACKEND4 = "10.244.1.2", "10.96.0.10", "10.244.2.3"

@@ -1,11 +1,12 @@
 """The two bit filters: which bits stand for what is programmed, and storing those that differ."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ebpf.maps import filters
+from ebpf.maps.filters import hashed
 from lbctl.datapath import consts
 from lbctl.datapath.regions import IDENTITY_BYTES
 from lbctl.datapath.tables import ArrayTable, Records
@@ -18,10 +19,28 @@ Bits = npt.NDArray[np.uint32]
 _CLUSTER_IP = consts.FRONTEND_CLUSTER_IP | consts.FRONTEND_ADDRESS
 
 
+def address_bits(addresses: npt.NDArray[np.uint8], kind: int = 0) -> Bits:
+    """Bit numbers in `service_filter`, one per row of an (n, 16) array of address bytes.
+
+    `kind` 0 stands for any address of a service, 1 for a ClusterIP; see maybe_service() in C.
+    """
+    kinds = np.full(len(addresses), kind, np.uint32)
+    return hashed(addresses, kinds, consts.SERVICE_FILTER_BITS)
+
+
+def endpoint_bits(addresses: npt.NDArray[np.uint8], ports: npt.NDArray[Any]) -> Bits:
+    """Bit numbers in `backend_filter` for (n, 16) address bytes and n ports: of backends, and of
+    frontends that are no ClusterIP.
+
+    Ports are as the records hold them: 16 bits loaded from network byte order.
+    """
+    return hashed(addresses, ports, consts.BACKEND_FILTER_BITS)
+
+
 def service_bits(addresses: Sequence[bytes], cluster_ip: bool = False) -> Bits:
     """Bit numbers of 16-byte addresses in `service_filter`, as any service's or as ClusterIPs."""
     rows = np.frombuffer(b"".join(addresses), np.uint8).reshape(-1, ADDRESS_BYTES)
-    return filters.address_bits(rows, int(cluster_ip))
+    return address_bits(rows, int(cluster_ip))
 
 
 def frontend_bits(keys: Iterable[bytes], flags: Sequence[int]) -> tuple[Bits, Bits]:
@@ -29,8 +48,8 @@ def frontend_bits(keys: Iterable[bytes], flags: Sequence[int]) -> tuple[Bits, Bi
     rows = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, IDENTITY_BYTES + 1)
     whole = np.array(flags, np.int64) & _CLUSTER_IP != 0
     services = [
-        filters.address_bits(rows[:, :ADDRESS_BYTES]),
-        filters.address_bits(rows[whole, :ADDRESS_BYTES], 1),
+        address_bits(rows[:, :ADDRESS_BYTES]),
+        address_bits(rows[whole, :ADDRESS_BYTES], 1),
     ]
     return np.concatenate(services), _identity_bits(rows[~whole, :IDENTITY_BYTES])
 
@@ -43,14 +62,14 @@ def backend_bits(identities: Sequence[bytes]) -> Bits:
 
 def _identity_bits(rows: npt.NDArray[np.uint8]) -> Bits:
     ports = np.ascontiguousarray(rows[:, ADDRESS_BYTES:]).view(np.uint16).reshape(-1)
-    return filters.endpoint_bits(rows[:, :ADDRESS_BYTES], ports)
+    return endpoint_bits(rows[:, :ADDRESS_BYTES], ports)
 
 
 def backend_record_bits(records: Records) -> Bits:
     """Bit numbers of those elements of `backends` that hold an endpoint, serving or not."""
     used = records[records["port"] != 0]
     addresses = np.ascontiguousarray(used["addr"]).view(np.uint8).reshape(-1, ADDRESS_BYTES)
-    return filters.endpoint_bits(addresses, used["port"])
+    return endpoint_bits(addresses, used["port"])
 
 
 def set_bits(table: ArrayTable, bits: Bits) -> int:

@@ -12,8 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ebpf.maps import filters
-from lbctl.datapath import consts
+from lbctl.datapath import consts, filters
 from lbctl.datapath import flows as flowrecords
 from lbctl.datapath.regions import rows_as_bytes
 from lbctl.datapath.tables import HashTable, Records, Tables

@@ -18,9 +18,9 @@ from ebpf.compile.source import Unit, family_unit
 from ebpf.errors import CompileError, KernelError
 from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
-from ebpf.maps import filters
 from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation, load
+from lbctl.datapath import consts, filters
 from tests.kernel.support.programs import SOURCES, UNITS, small_bundle
 
 pytestmark = pytest.mark.kernel
@@ -277,7 +277,7 @@ def test_the_filters_hash_is_that_of_the_programs(cache: Path, tmp_path: Path, f
         wide = address if size == 16 else bytes(10) + b"\xff\xff" + address
         rows = np.frombuffer(wide, np.uint8).reshape(1, 16)
         (bit,) = filters.endpoint_bits(rows, np.frombuffer(port, np.uint16))
-        assert (result.retval & 0xFFFFFFFF) >> (32 - filters.BACKEND_FILTER_BITS) == bit
+        assert (result.retval & 0xFFFFFFFF) >> (32 - consts.BACKEND_FILTER_BITS) == bit
     os.close(fd)
 
 

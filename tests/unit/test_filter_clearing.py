@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ebpf.maps import filters
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts
 from lbctl.datapath import filters as filterbits
@@ -25,7 +24,7 @@ def found(*flows_to: str) -> Found:
 
 def service_bits(*addresses: str, kind: int = 0) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
     raw = b"".join(map(parse_address, addresses))
-    return filters.address_bits(np.frombuffer(raw, np.uint8).reshape(-1, 16), kind)
+    return filterbits.address_bits(np.frombuffer(raw, np.uint8).reshape(-1, 16), kind)
 
 
 def set_in(table_records: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> set[int]:

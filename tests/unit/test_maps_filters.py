@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpf.maps import filters
+from lbctl.datapath import consts, filters
 
 _MASK = (1 << 32) - 1
 
@@ -25,9 +25,9 @@ def _plain(address: bytes, port: int) -> int:
 def test_bits_are_those_of_the_c(endpoints: list[tuple[bytes, int]]) -> None:
     addresses = np.frombuffer(b"".join(a for a, _ in endpoints), np.uint8).reshape(-1, 16)
     ports = np.array([p for _, p in endpoints], np.uint16)
-    shift = 32 - filters.SERVICE_FILTER_BITS
+    shift = 32 - consts.SERVICE_FILTER_BITS
     assert filters.address_bits(addresses).tolist() == [_plain(a, 0) >> shift for a, _ in endpoints]
-    shift = 32 - filters.BACKEND_FILTER_BITS
+    shift = 32 - consts.BACKEND_FILTER_BITS
     assert filters.endpoint_bits(addresses, ports).tolist() == [
         _plain(a, p) >> shift for a, p in endpoints
     ]
@@ -36,5 +36,5 @@ def test_bits_are_those_of_the_c(endpoints: list[tuple[bytes, int]]) -> None:
 def test_every_bit_is_inside_the_filter() -> None:
     rows = np.random.default_rng(1).integers(0, 256, (1000, 16), np.uint8)
     bits = filters.endpoint_bits(rows, np.arange(1000, dtype=np.uint16))
-    assert bits.max() < 1 << filters.BACKEND_FILTER_BITS
+    assert bits.max() < 1 << consts.BACKEND_FILTER_BITS
     assert len(set(bits.tolist())) > 990, "a thousand endpoints have about a thousand bits"

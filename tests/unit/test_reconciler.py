@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from ebpf.errors import KernelError
-from ebpf.maps import filters
 from lbctl.addresses import parse_address
-from lbctl.datapath import consts
+from lbctl.datapath import consts, filters
 from lbctl.model.records import (
     Hints,
     Protocol,

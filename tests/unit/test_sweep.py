@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ebpf.maps import filters
 from lbctl.addresses import parse_address
-from lbctl.datapath import consts
+from lbctl.datapath import consts, filters
 from lbctl.datapath import flows as flowrecords
 from lbctl.program import config as nodeconfig
 from lbctl.reconcile import sweep

@@ -19,8 +19,8 @@ from ebpf import maps
 from ebpf.compile import compiler
 from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
-from ebpf.maps import filters
 from ebpf.programs import Generation
+from lbctl.datapath import filters
 from tests.kernel.support.flows import Flow, Flows
 
 NODE = {4: "192.0.2.1", 6: "fd00:192::1"}
