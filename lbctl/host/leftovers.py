@@ -11,7 +11,8 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ import msgspec
 from ebpf.errors import LbError
 
 TIMEOUT_SECONDS = 60  # a table may have a hundred thousand rules
+_SHORT_SECONDS = 20  # chains alone, many thousand
 
 # Chains that lead to a backend. While there are some, connections may be kube-proxy's.
 _TRANSLATING = (
@@ -35,7 +37,7 @@ _TABLE = re.compile(r"^table ((?:ip|ip6|inet) kube-proxy)(?![\w-])", re.M)
 _TARGET = re.compile(r".* -[jg] (\S+)")  # the last: a comment may say anything
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
-# Asking legacy iptables creates its tables, so it is asked only about those that exist.
+# Where the kernel names the tables of a legacy iptables.
 _LEGACY = {"iptables-legacy": "ip_tables_names", "ip6tables-legacy": "ip6_tables_names"}
 _IPVS_DEVICE = "kube-ipvs0"
 
@@ -104,15 +106,21 @@ class Found(msgspec.Struct, frozen=True):
         return bool(self.tables) or any(rules.chains or rules.jumps for rules in self.rules)
 
 
-def output(*command: str) -> str | None:
-    """What a command prints; None if it is not installed or fails."""
+def _ignored(_: Exception) -> None:
+    """A command that cannot be run is as good as one that is not installed."""
+
+
+def output(
+    *command: str, seconds: float = TIMEOUT_SECONDS, failed: Callable[[Exception], None] = _ignored
+) -> str | None:
+    """What a command prints; None if it is not installed, ends with an error, or cannot be run for
+    so long (which `failed` is told)."""
     if not shutil.which(command[0]):
         return None
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failed(error)
         return None
     return done.stdout if done.returncode == 0 else None
 
@@ -125,18 +133,38 @@ def saved() -> dict[str, str | None]:
             shown[f"{name}-nft"] = output(f"{name}-nft-save")
         else:
             shown[name] = output(f"{name}-save")
-    for name, names in _LEGACY.items():
-        if _legacy_tables(names):
+    for name in _LEGACY:
+        if legacy_tables(name):
             shown[name] = output(f"{name}-save")
     shown["nft"] = output("nft", "list", "ruleset")
     return shown
 
 
-def _legacy_tables(names: str) -> bool:
-    try:
-        return bool(Path("/proc/thread-self/net", names).read_text().split())
-    except OSError:
+def in_use(failed: Callable[[Exception], None]) -> bool:
+    """Whether kube-proxy's chains exist in this network namespace, in any of its modes.
+
+    Asks for less than `saved` does, since it is asked again and again: nft shows the chains of
+    nftables and of iptables-nft, and only the nat table leads to backends. Chains of the kubelet,
+    which have the same prefix and stay for ever, do not count. `failed` is told of a command that
+    cannot be run.
+    """
+    ask = partial(output, seconds=_SHORT_SECONDS, failed=failed)
+    chains = ask("nft", "list", "chains")
+    if chains is None:
+        chains = ask("iptables-nft-save", "-t", "nat") or ""
+    if translates(chains):
+        return True
+    if "nat" not in legacy_tables("iptables-legacy"):
         return False
+    return translates(ask("iptables-legacy-save", "-t", "nat") or "")
+
+
+def legacy_tables(command: str) -> list[str]:
+    """The tables that a legacy iptables has: asking it about another would create that."""
+    try:
+        return Path("/proc/thread-self/net", _LEGACY[command]).read_text().split()
+    except OSError:
+        return []
 
 
 def translates(listing: str) -> bool:

@@ -1,8 +1,6 @@
 """Is kube-proxy still here? While its rules are, TCP without a flow may be its connection."""
 
-import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import structlog
 
@@ -11,25 +9,14 @@ from lbctl.host import leftovers
 MODES = ("auto", "on", "off")
 CHECK_SECONDS = 60.0
 
-_BOUND = 20  # seconds for a listing of many thousand chains
-_LEGACY_TABLES = Path("/proc/net/ip_tables_names")
-
 
 def kube_proxy_rules() -> bool:
-    """Whether kube-proxy's chains exist in this network namespace, in any of its modes.
+    """Whether kube-proxy's chains exist in this network namespace."""
+    return leftovers.in_use(_cannot_look)
 
-    nft shows the chains of nftables and of iptables-nft. The legacy iptables is asked only where
-    its nat table is in use already: asking would create it. Chains of the kubelet, which have the
-    same prefix and stay for ever, do not count.
-    """
-    chains = _output("nft", "list", "chains")
-    if chains is None:
-        chains = _output("iptables-nft-save", "-t", "nat") or ""
-    if leftovers.translates(chains):
-        return True
-    if not _legacy_nat():
-        return False
-    return leftovers.translates(_output("iptables-legacy-save", "-t", "nat") or "")
+
+def _cannot_look(error: Exception) -> None:
+    structlog.get_logger().debug("cannot look for kube-proxy's rules", error=str(error))
 
 
 class Watcher:
@@ -62,20 +49,3 @@ class Watcher:
         """Let go of the thread; an answer under way is not waited for."""
         if self._pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _legacy_nat() -> bool:
-    try:
-        return "nat" in _LEGACY_TABLES.read_text().split()
-    except OSError:
-        return False
-
-
-def _output(*command: str) -> str | None:
-    """What it prints; None if there is no such command or it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_BOUND, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        structlog.get_logger().debug("cannot look for kube-proxy's rules", error=str(error))
-        return None
-    return done.stdout if done.returncode == 0 else None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lbctl.host import reserve, takeover
+from lbctl.host import leftovers, reserve, takeover
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_reserved_ports_are_not_written_again(tmp_path: Path, before: str) -> No
 def test_kube_proxy_is_seen_in_any_of_its_modes(
     monkeypatch: pytest.MonkeyPatch, outputs: dict[str, str], legacy: bool, expected: bool
 ) -> None:
-    monkeypatch.setattr(takeover, "_output", lambda *command: outputs.get(command[0]))
-    monkeypatch.setattr(takeover, "_legacy_nat", lambda: legacy)
+    monkeypatch.setattr(leftovers, "output", lambda *command, **_: outputs.get(command[0]))
+    monkeypatch.setattr(leftovers, "legacy_tables", lambda _: ["nat"] if legacy else [])
     assert takeover.kube_proxy_rules() is expected
 
 
