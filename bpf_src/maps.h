@@ -1,4 +1,4 @@
-/* The maps. One entry each here: ebpf/maps/sizes.py sizes them for the machine. */
+/* The maps. One entry each here: ebpf/maps/declared.py names each one, its kind and its size. */
 #pragma once
 
 /* Address, port and protocol to service. Agent writes, programs read; nothing evicts. */
