@@ -72,9 +72,8 @@ class Replaced:
 def suits(old: Map, spec: MapSpec, entries: int, chosen: bool) -> bool:
     """Whether `old` can stay: of this layout, and of this size or larger. Where sizes were not
     `chosen`, one that follows a limit may keep a smaller size."""
-    if old.spec != spec:
-        return False
-    return old.max_entries >= entries or not (chosen or declared.limit_of(spec.name) is None)
+    nobody_cares = not chosen and declared.limit_of(spec.name) is not None
+    return old.spec == spec and (old.max_entries >= entries or nobody_cares)
 
 
 def _filled(name: str) -> bool:

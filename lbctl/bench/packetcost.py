@@ -25,6 +25,7 @@ from ebpf.compile.source import Unit
 from ebpf.kernel import libbpf, testrun
 from ebpf.layouts import Bundle
 from ebpf.maps import ArrayMap, HashMap, ProgramArray
+from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation, load
 from lbctl.bench.records import PacketCost, Record, summary
 from lbctl.datapath import filters
@@ -110,21 +111,6 @@ class Bench:
         self.array("table_state").records["tcp_entries6"] = 0
 
 
-def _sizes(bundle: Bundle) -> dict[str, int]:
-    flows = 2 * FLOWS
-    return {
-        "service_filter": 1 << bundle.enums["SERVICE_FILTER_BITS"] - 6,
-        "backend_filter": 1 << bundle.enums["BACKEND_FILTER_BITS"] - 6,
-        "counters": bundle.enums["REASON_MAX"],
-        "config": 1,
-        "table_state": 1,
-        "flows4": flows,
-        "flows6": flows,
-        "flows4_lru": FLOWS,
-        "flows6_lru": FLOWS,
-    }
-
-
 def _set_bit(array: ArrayMap, bit: int) -> None:
     array.records[bit >> 6] |= np.uint64(1 << (bit & 63))
 
@@ -166,12 +152,8 @@ def bench() -> Iterator[Bench]:
     """Loads everything; closes it at the end."""
     bundle = compiler.bundle("live")
     driver = compiler.bundle("live", directory=DRIVER, units=[Unit("driver", "driver.c")])
-    sizes = _sizes(bundle)
-    tables = {
-        name: maps.create(spec, sizes.get(name, 1024))
-        for name, spec in bundle.maps.items()
-        if name != "programs"
-    }
+    sizes = Sizes(services=256, endpoints=256, flows=FLOWS).max_entries(bundle)
+    tables = {name: maps.create(bundle.maps[name], entries) for name, entries in sizes.items()}
     counts = {"headers": FLOWS, "control": 1, "callee": 1, "yardsticks": 1}
     own = {name: maps.create(spec, counts[name]) for name, spec in driver.maps.items()}
     fds = {name: table.fd for name, table in own.items()}

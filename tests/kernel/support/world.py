@@ -19,6 +19,7 @@ from ebpf import maps
 from ebpf.compile import compiler
 from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
+from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation
 from lbctl.datapath import filters
 from tests.kernel.support.flows import Flow, Flows
@@ -26,13 +27,9 @@ from tests.kernel.support.flows import Flow, Flows
 NODE = {4: "192.0.2.1", 6: "fd00:192::1"}
 SERVICE_RANGES = ("10.96.0.0/16", "fd00:96::/112")
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+# By map, where they are not those of `Sizes`.
 SIZES = {
     "frontends": 64,
-    "services": 64,
-    "service_counters": 64,
-    "names": 64,
-    "slots": 1024,
-    "backends": 512,
     "flows4": 4096,
     "flows6": 4096,
     "flows4_lru": 4096,
@@ -90,19 +87,8 @@ class World:
     def __init__(self, sizes: Mapping[str, int] | None = None) -> None:
         self.bundle: Bundle = compiler.bundle("live")
         enums = self.bundle.enums
-        wanted = {
-            **SIZES,
-            "service_filter": (1 << enums["SERVICE_FILTER_BITS"]) // 64,
-            "backend_filter": (1 << enums["BACKEND_FILTER_BITS"]) // 64,
-            "counters": enums["REASON_MAX"],
-            "config": 1,
-            "table_state": 1,
-            "ended4": 1,
-            "ended6": 1,
-            **(sizes or {}),
-        }
-        specs = {name: spec for name, spec in self.bundle.maps.items() if name != "programs"}
-        self.maps = {name: maps.create(spec, wanted.get(name, 64)) for name, spec in specs.items()}
+        wanted = Sizes(64, 256, 64).max_entries(self.bundle) | SIZES | dict(sizes or {})
+        self.maps = {name: maps.create(self.bundle.maps[name], n) for name, n in wanted.items()}
         fds = {name: made.fd for name, made in self.maps.items()}
         self.programs = Generation.load(self.bundle, fds)
         self.reasons = {
