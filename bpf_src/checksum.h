@@ -1,6 +1,13 @@
 /* The checksum over a transport header, after an address or ports that it covers have changed. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/in.h>
+#include "unit.h"
+#include "kernel.h"
+#include "types.h"
+#include "parse.h"
+
 #define NO_CHECKSUM 0
 
 /* Where the transport checksum lies; SCTP's does not cover addresses, and sctp.h sees to its ports.
@@ -74,7 +81,7 @@ INLINE bool tells_nothing(u16 difference)
 
 INLINE u16 *checksum_field(struct __sk_buff *skb, const struct packet *p)
 {
-	void *transport = packet_start(skb) + (p->l4 & 0x3fff);
+	void *transport = packet_start(skb) + (p->l4 & L4_MASK);
 
 	if (p->proto == IPPROTO_TCP)
 		return transport + 18 > packet_end(skb) ? 0 : transport + 16;

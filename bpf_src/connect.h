@@ -5,6 +5,24 @@
  * second gets another source port, as the kernel's conntrack does. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/in.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "address.h"
+#include "config.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "tailcall.h"
+#include "flow.h"
+#include "nat.h"
+#include "select.h"
+#include "refuse.h"
+
 /* A source port to try: any of the range that the node keeps for this. Network byte order. */
 INLINE u16 random_port(const struct config *c)
 {
@@ -196,15 +214,15 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_
 		return DROP;
 	}
 	masquerade = needs_masquerade(c, p, frontend->flags, &choice);
-	skb->cb[1] = choice.service;
+	handoff(skb)->service = choice.service;
 #ifdef TRACE
-	skb->cb[2] = masquerade;
+	handoff(skb)->masqueraded = masquerade;
 	count(skb, REASON_FORWARDED);
 	return translate(skb, p, false, &choice.addr, choice.port, choice.client_port);
 #else
 	if (!masquerade)
 		return open_and_forward(skb, p, key, &choice);
-	skb->cb[2] = choice.backend;
+	handoff(skb)->backend = choice.backend;
 	return hand_to(skb, FAMILY_PROGRAM(MASQUERADE));
 #endif
 }
@@ -273,7 +291,7 @@ INLINE int connect(struct __sk_buff *skb)
 		return DROP;
 	make_key(&key, &p);
 #ifndef TRACE
-	if (skb->cb[1])
+	if (handoff(skb)->old_flow)
 		leave_old_flow(skb, &key);
 #endif
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);

@@ -18,12 +18,12 @@ enum reason {
 	REASON_TOO_MANY_HEADERS,   /* more IPv6 extension headers than are followed */
 	REASON_FRAGMENT_UNMATCHED, /* a later fragment whose first was not seen: dropped */
 	REASON_FLOWS_FULL,	   /* no room for a flow: dropped, the client retries */
-	REASON_PORTS_EXHAUSTED, /* no free source port for an ambiguous or hairpin flow: dropped */
-	REASON_ICMP_TRANSLATED, /* an ICMP error about a flow */
-	REASON_FLOW_MOVED,	/* a UDP flow left a backend that stopped serving */
-	REASON_SOURCE_TRANSLATED, /* a client port was changed to keep two flows apart */
-	REASON_REWRITE_FAILED,	  /* the kernel would not let us change the packet: dropped */
-	REASON_INTERNAL,	  /* a map entry that must exist does not, or a tail call failed */
+	REASON_PORTS_EXHAUSTED,	   /* ambiguous or hairpin, and no free source port: dropped */
+	REASON_ICMP_TRANSLATED,	   /* an ICMP error about a flow */
+	REASON_FLOW_MOVED,	   /* a UDP flow left a backend that stopped serving */
+	REASON_SOURCE_TRANSLATED,  /* a client port was changed to keep two flows apart */
+	REASON_REWRITE_FAILED,	   /* the kernel would not let us change the packet: dropped */
+	REASON_INTERNAL,	   /* a map entry that must exist does not, or a tail call failed */
 	REASON_MAX,
 };
 
@@ -60,20 +60,18 @@ enum flow_state {
 	FLOW_RESET,	  /* TCP, RST seen */
 	FLOW_TIME_WAIT,	  /* TCP finished; the tuple rests for a while */
 	FLOW_DATAGRAM,	  /* UDP and SCTP */
-	FLOW_SIDE,	  /* helper entry of a hairpin flow: translates, has no state of its own */
+	FLOW_SIDE, /* helper entry of a masqueraded flow: translates, has no state of its own */
 };
 
 /* flow.flags */
 enum flow_flag {
-	FLOW_FIN = 1, /* this direction sent a FIN */
-	FLOW_FIRST =
-	    2, /* ... not knowing of the other one's: it will hold the tuple in TIME_WAIT */
-	FLOW_PEER_FIN =
-	    4,		 /* the other direction sent one; peer_fin holds the number that acks it */
-	FLOW_ACKED = 8,	 /* ... and this direction acknowledged it */
-	FLOW_REPLY = 16, /* entry for packets to the client: writes source, else destination */
-	FLOW_MASQUERADED = 32, /* the backend sees the node's address; see masquerade.h */
-	FLOW_DIRECT = 64,      /* no service: only the client's port is changed, see flow.h */
+	FLOW_FIN = 1,	       /* this direction sent a FIN */
+	FLOW_FIRST = 2,	       /* ... not knowing of the other's: it will hold TIME_WAIT */
+	FLOW_PEER_FIN = 4,     /* the other one did; peer_fin holds what acknowledges it */
+	FLOW_ACKED = 8,	       /* ... and this direction acknowledged it */
+	FLOW_REPLY = 16,       /* of packets to the client: writes the source, else destination */
+	FLOW_MASQUERADED = 32, /* the backend sees the node's address, see masquerade.h */
+	FLOW_DIRECT = 64,      /* no service: only the client's port is changed, see direct.h */
 	FLOW_REPLIED = 128,    /* the backend has answered */
 };
 
@@ -84,6 +82,14 @@ enum config_flag {
 	CONFIG_SOCKET_HOST = 4,	   /* the socket hooks serve the node's own processes */
 	CONFIG_SOCKET_ALL = 8,	   /* ... and pods */
 	CONFIG_SOCKET_PEERS = 16,  /* TCP's getpeername shows the service */
+};
+
+/* table_state.notes: may TCP conversations that go straight to a backend be noted (direct.h)? As of
+ * table_state.overflowed and .direct, 2 is the agent's doubt while it looks; programs take it for
+ * yes, and write their own value over it. */
+enum notes {
+	NOTES_POSSIBLE, /* there are some, or nobody has looked yet */
+	NOTES_NONE,	/* the agent found none, and no program has made one since */
 };
 
 /* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */
@@ -109,6 +115,11 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
 #define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
+
+/* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words
+ * of it (handoff.h). */
+#define HANDOFF_PLACE 48
+enum handoff_word { HANDOFF_REASON, HANDOFF_SERVICE, HANDOFF_MASQUERADED };
 
 /* Slots of the program array: the parts a packet is handed to by tail call, per family. */
 enum program {

@@ -5,6 +5,24 @@
  */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/in.h>
+#include "unit.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "address.h"
+#include "config.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "tailcall.h"
+#include "flow.h"
+#include "tcp.h"
+#include "nat.h"
+#include "select.h"
+#include "connect.h"
+
 INLINE int translate_direct(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
 			    struct flow *held)
 {
@@ -46,7 +64,7 @@ INLINE void note_direct(struct table_state *state, struct flow_key *reply_key,
 	note.client_port = p->sport;
 	note.state = p->proto == IPPROTO_TCP ? FLOW_ESTABLISHED : FLOW_DATAGRAM;
 	if (p->proto == IPPROTO_TCP)
-		*no_notes(state) = 0;
+		*direct_notes(state) = NOTES_POSSIBLE;
 	FLOWS_LRU.update(reply_key, &note);
 }
 

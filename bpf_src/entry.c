@@ -2,16 +2,14 @@
 #include <uapi/linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
-#include <linux/pkt_cls.h>
+#include "unit.h"
 #include "kernel.h"
 #include "consts.h"
-#include "types.h"
 #include "maps.h"
-
-#define PROGRAM(name) int name(struct __sk_buff *skb)
+#include "handoff.h"
 
 /* Ethertype behind at most two VLAN tags, network byte order. */
-static __attribute__((always_inline)) inline u16 ethertype(struct __sk_buff *skb)
+INLINE u16 ethertype(struct __sk_buff *skb)
 {
 	u32 offset = offsetof(struct ethhdr, h_proto);
 	u16 type = skb->protocol;
@@ -35,7 +33,7 @@ PROGRAM(entry_from_pod)
 		programs.call(skb, PROGRAM_FROM_POD4);
 	else if (type == htons(ETH_P_IPV6))
 		programs.call(skb, PROGRAM_FROM_POD6);
-	return TC_ACT_UNSPEC;
+	return PASS;
 }
 
 PROGRAM(entry_to_pod)
@@ -46,27 +44,27 @@ PROGRAM(entry_to_pod)
 		programs.call(skb, PROGRAM_TO_POD4);
 	else if (type == htons(ETH_P_IPV6))
 		programs.call(skb, PROGRAM_TO_POD6);
-	return TC_ACT_UNSPEC;
+	return PASS;
 }
 
-static __attribute__((always_inline)) inline int from_net(struct __sk_buff *skb, u16 type, u32 from)
+INLINE int from_net(struct __sk_buff *skb, u16 type, u32 from)
 {
-	skb->cb[3] = from;
+	handoff(skb)->from = from;
 	if (type == htons(ETH_P_IP))
 		programs.call(skb, PROGRAM_FROM_NET4);
 	else if (type == htons(ETH_P_IPV6))
 		programs.call(skb, PROGRAM_FROM_NET6);
-	return TC_ACT_UNSPEC;
+	return PASS;
 }
 
-static __attribute__((always_inline)) inline int to_net(struct __sk_buff *skb, u16 type, u32 to)
+INLINE int to_net(struct __sk_buff *skb, u16 type, u32 to)
 {
-	skb->cb[3] = to;
+	handoff(skb)->from = to;
 	if (type == htons(ETH_P_IP))
 		programs.call(skb, PROGRAM_TO_NET4);
 	else if (type == htons(ETH_P_IPV6))
 		programs.call(skb, PROGRAM_TO_NET6);
-	return TC_ACT_UNSPEC;
+	return PASS;
 }
 
 PROGRAM(entry_from_net)

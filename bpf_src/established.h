@@ -1,6 +1,21 @@
 /* A packet of a flow that is known: what almost every packet is. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/in.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "tailcall.h"
+#include "flow.h"
+#include "tcp.h"
+#include "nat.h"
+#include "select.h"
+
 /* A flow's reply entry fell out of the LRU table while the flow lives: put it back. */
 INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key,
 			  const struct flow *f, u32 tick)
@@ -87,7 +102,7 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
 /* The program for the first packet of a datagram flow in a beat. */
 INLINE int upkeep(struct __sk_buff *skb)
 {
-	bool reply = skb->cb[1];
+	bool reply = handoff(skb)->reply;
 	struct flow_key key;
 	struct packet p;
 	struct flow *f;

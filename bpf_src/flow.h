@@ -1,6 +1,17 @@
 /* The flow tables: finding, adding and ending flows. docs/datapath.md tells the whole story. */
 #pragma once
 
+#include <linux/in.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "address.h"
+#include "config.h"
+#include "parse.h"
+#include "stats.h"
+
 INLINE void make_key(struct flow_key *key, const struct packet *p)
 {
 	__builtin_memset(key, 0, sizeof(*key));
@@ -66,19 +77,19 @@ INLINE u32 *has_direct(struct table_state *state)
 #endif
 }
 
-INLINE u32 *no_notes(struct table_state *state)
+INLINE u32 *direct_notes(struct table_state *state)
 {
 #if FAMILY == 6
-	return &state->no_notes6;
+	return &state->notes6;
 #else
-	return &state->no_notes4;
+	return &state->notes4;
 #endif
 }
 
 /* May TCP entries be in the LRU table? */
 INLINE bool forgettable(struct table_state *state)
 {
-	return *overflowed(state) || *no_notes(state) != 1;
+	return *overflowed(state) || *direct_notes(state) != NOTES_NONE;
 }
 
 /* A note is found too, and changes nothing: who uses it keeps it from being forgotten. */

@@ -1,6 +1,11 @@
 /* Later fragments have no ports: they get those of the first one, which passed here before. */
 #pragma once
 
+#include "unit.h"
+#include "types.h"
+#include "maps.h"
+#include "parse.h"
+
 INLINE void make_fragment_key(struct fragment_key *key, const struct packet *p)
 {
 	__builtin_memset(key, 0, sizeof(*key));

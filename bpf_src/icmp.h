@@ -2,6 +2,21 @@
  * got in that form, so the quote is translated as well as the outer header. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "address.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "flow.h"
+#include "checksum.h"
+#include "nat.h"
+
 INLINE bool is_icmp_error(struct __sk_buff *skb, const struct packet *p)
 {
 	u8 type;
@@ -29,7 +44,7 @@ INLINE bool parse_quote(struct __sk_buff *skb, const struct packet *outer, struc
 
 	if (bpf_skb_load_bytes(skb, inner->l3, &ip, sizeof(ip)) || ip.ihl < 5 || ip.version != 4)
 		return false;
-	if (ntohs(ip.frag_off) & 0x1fff)
+	if (ntohs(ip.frag_off) & IP_FRAGMENT_OFFSET)
 		return false;
 	inner->src = ip.saddr;
 	inner->dst = ip.daddr;
@@ -101,7 +116,7 @@ INLINE int rewrite_outer(struct __sk_buff *skb, const struct packet *outer, bool
 
 	if (FAMILY == 6 && adjust_for_address(skb, outer->l4 + 2, 0, difference))
 		return -EFAULT;
-	network = packet_start(skb) + (outer->l3 & 0x3f);
+	network = packet_start(skb) + (outer->l3 & L3_MASK);
 	if (network + IP_HEADER_LENGTH > packet_end(skb))
 		return -EFAULT;
 	store_address(network, source, to, difference);

@@ -1,6 +1,9 @@
 /* What the kernel's own headers would give: byte order, and the errors its map helpers return. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/types.h>
+
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define htons(x) ((u16)__builtin_bswap16(x))
 #define htonl(x) ((u32)__builtin_bswap32(x))

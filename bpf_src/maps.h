@@ -1,6 +1,9 @@
 /* The maps. One entry each here: ebpf/maps/declared.py names each one, its kind and its size. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include "types.h"
+
 /* Address, port and protocol to service. Agent writes, programs read; nothing evicts. */
 BPF_F_TABLE("hash", struct frontend_key, struct frontend, frontends, 1, 0);
 

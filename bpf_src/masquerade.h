@@ -12,6 +12,21 @@
  * np is of the port range that the node uses for nothing else. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "address.h"
+#include "config.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "flow.h"
+#include "select.h"
+#include "connect.h"
+
 /* The node's address of this family; the service's own where the agent knows none. */
 INLINE void masquerade_source(ip_addr *source, const struct config *c, const struct packet *p)
 {
@@ -137,7 +152,7 @@ INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *cho
 
 INLINE int masquerade(struct __sk_buff *skb)
 {
-	u32 id = skb->cb[2] & BACKEND_ID_MASK;
+	u32 id = handoff(skb)->backend & BACKEND_ID_MASK;
 	struct backend *b = backends.lookup(&id);
 	struct choice choice = {};
 	struct flow_key key;
@@ -145,7 +160,7 @@ INLINE int masquerade(struct __sk_buff *skb)
 
 	if (!b || !restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
 		return DROP;
-	take_backend(&choice, b, skb->cb[2], skb->cb[1]);
+	take_backend(&choice, b, handoff(skb)->backend, handoff(skb)->service);
 	choice.flags = FLOW_MASQUERADED;
 	make_key(&key, &p);
 	if (add_sides(skb, &p, &choice))

@@ -4,6 +4,19 @@
  * tells what kind of checksum the packet has. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include "unit.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "checksum.h"
+
 INLINE u32 join_ports(u16 sport, u16 dport)
 {
 	u16 ports[2] = {sport, dport};
@@ -49,19 +62,19 @@ INLINE int rewrite(struct __sk_buff *skb, struct packet *p, bool source, const i
 	} else if (FAMILY == 6) {
 		bpf_csum_update(skb, difference);
 	}
-	network = packet_start(skb) + (p->l3 & 0x3f);
+	network = packet_start(skb) + (p->l3 & L3_MASK);
 	if (network + IP_HEADER_LENGTH > packet_end(skb))
 		goto failed;
 	store_address(network, source, to, difference);
 	if (!whole || old == ports)
 		return PASS;
 	if (p->proto == IPPROTO_SCTP) {
-		skb->cb[4] = ports;
+		handoff(skb)->ports = ports;
 		programs.call(skb, FAMILY_PROGRAM(SCTP));
 		count(skb, REASON_INTERNAL);
 		return DROP;
 	}
-	transport = packet_start(skb) + (p->l4 & 0x3fff);
+	transport = packet_start(skb) + (p->l4 & L4_MASK);
 	if (transport + 4 > packet_end(skb))
 		goto failed;
 	*(u32 *)transport = ports;

@@ -1,9 +1,18 @@
 /* What a packet says: headers are read here and nowhere else, never beyond the packet's end. */
 #pragma once
 
-#define INLINE static __attribute__((always_inline)) inline
-#define PASS TC_ACT_UNSPEC /* lets the next program on the interface run; TC_ACT_OK would not */
-#define DROP TC_ACT_SHOT
+#include <uapi/linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
 
 enum fragment_kind { WHOLE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
@@ -22,6 +31,16 @@ struct packet {
 	__u32 id;	 /* of a fragment */
 };
 
+/* What the offsets can be: link header and two VLAN tags, then IP header and extension headers. The
+ * verifier follows no value through a tail call: where one is used as an offset, it is masked. */
+#define L3_BITS 6
+#define L3_MASK ((1 << L3_BITS) - 1)
+#define L4_BITS 14
+#define L4_MASK ((1 << L4_BITS) - 1)
+
+#define IP_DONT_FRAGMENT 0x4000
+#define IP_MORE_FRAGMENTS 0x2000
+#define IP_FRAGMENT_OFFSET 0x1fff
 #define SCTP_HEADER_LENGTH 12
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -100,7 +119,7 @@ INLINE bool has_ports(u8 proto)
 INLINE int parse_transport(struct __sk_buff *skb, struct packet *p)
 {
 	void *data = packet_start(skb), *end = packet_end(skb);
-	u32 l4 = p->l4 & 0x3fff;
+	u32 l4 = p->l4 & L4_MASK;
 
 	if (p->proto == IPPROTO_TCP) {
 		struct tcphdr *tcp = data + l4;
@@ -161,9 +180,9 @@ INLINE int parse_network(struct __sk_buff *skb, struct packet *p)
 	p->l4 = p->l3 + header;
 	p->l4_length = total - header;
 	offset = ntohs(ip->frag_off);
-	if (offset & 0x3fff) {
+	if (offset & (IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET)) {
 		p->id = ip->id;
-		p->fragment = offset & 0x1fff ? FRAGMENT_LATER : FRAGMENT_FIRST;
+		p->fragment = offset & IP_FRAGMENT_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
 	}
 	return 0;
 }
@@ -257,7 +276,7 @@ INLINE int parse_addresses(struct __sk_buff *skb, struct packet *p, u32 from)
 /* Ports may lie behind options or extension headers, beyond the linear part. */
 INLINE int parse_ports(struct __sk_buff *skb, struct packet *p)
 {
-	u32 wanted = (p->l4 & 0x3fff) + (p->proto == IPPROTO_TCP ? 20 : 12);
+	u32 wanted = (p->l4 & L4_MASK) + (p->proto == IPPROTO_TCP ? 20 : 12);
 	int reason;
 
 	if (p->fragment == FRAGMENT_LATER)
@@ -266,56 +285,6 @@ INLINE int parse_ports(struct __sk_buff *skb, struct packet *p)
 	if (reason != REASON_TRUNCATED || bpf_skb_pull_data(skb, wanted))
 		return reason;
 	return parse_transport(skb, p);
-}
-
-/* What was parsed goes with the packet through tail calls, in the bytes the kernel keeps for
- * programs (skb->cb): headers are walked once. The first three words are for reasons and choices.
- */
-INLINE void save_packet(struct __sk_buff *skb, const struct packet *p)
-{
-	skb->cb[3] = p->l4 | p->l3 << 14 | p->fragment << 20 | p->origin << 22 | p->proto << 24;
-	skb->cb[4] = p->sport | (u32)p->dport << 16;
-}
-
-/* False only if the packet is not what it was, which cannot happen between our own programs. */
-INLINE bool restore_packet(struct __sk_buff *skb, struct packet *p)
-{
-	u32 saved = skb->cb[3], ports = skb->cb[4];
-	void *network, *end = packet_end(skb);
-
-	__builtin_memset(p, 0, sizeof(*p));
-	p->l4 = saved & 0x3fff;
-	p->l3 = saved >> 14 & 0x3f;
-	p->fragment = saved >> 20 & 3;
-	p->origin = saved >> 22 & 3;
-	p->proto = saved >> 24;
-	p->sport = ports;
-	p->dport = ports >> 16;
-	network = packet_start(skb) + p->l3;
-	if (network + IP_HEADER_LENGTH > end)
-		return false;
-#if FAMILY == 4
-	p->src = ((struct iphdr *)network)->saddr;
-	p->dst = ((struct iphdr *)network)->daddr;
-	p->l4_length = ntohs(((struct iphdr *)network)->tot_len);
-#else
-	__builtin_memcpy(&p->src, &((struct ipv6hdr *)network)->saddr, 16);
-	__builtin_memcpy(&p->dst, &((struct ipv6hdr *)network)->daddr, 16);
-	p->l4_length = ntohs(((struct ipv6hdr *)network)->payload_len);
-	if (p->l4_length || !skb->gso_size)
-		p->l4_length += IP_HEADER_LENGTH;
-#endif
-	if (!p->l4_length) /* a GSO packet above 64 KiB */
-		p->l4_length = skb->len - p->l3;
-	p->l4_length -= p->l4 - p->l3;
-	if (p->proto == IPPROTO_TCP && p->fragment != FRAGMENT_LATER) {
-		void *transport = packet_start(skb) + p->l4;
-
-		if (transport + sizeof(struct tcphdr) > end)
-			return false;
-		p->tcp_flags = *((u8 *)transport + 13);
-	}
-	return true;
 }
 
 INLINE bool starts_connection(const struct packet *p)

@@ -6,6 +6,20 @@
  * stays where it is, and its checksum field is given what that kind of packet needs. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "maps.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "checksum.h"
+
 #if FAMILY == 6
 #define UNREACHABLE_TYPE 1
 #define UNREACHABLE_CODE 4
@@ -78,7 +92,7 @@ INLINE int answer_header(struct __sk_buff *skb, struct packet *p, u32 payload)
 	ip.daddr = p->src;
 	ip.tot_len = htons(p->l4 - p->l3 + payload);
 	ip.id = 0;
-	ip.frag_off = htons(0x4000);
+	ip.frag_off = htons(IP_DONT_FRAGMENT);
 	ip.ttl = ANSWER_TTL;
 	difference = bpf_csum_diff((void *)&old, sizeof(old), (void *)&ip, sizeof(ip), 0);
 	ip.check = ~fold((u32)difference + (u16)~old.check);
@@ -159,7 +173,7 @@ INLINE void fill_unreachable(struct unreachable *u, struct packet *p, u32 quoted
 	u->ip.version = 4;
 	u->ip.ihl = 5;
 	u->ip.tot_len = htons(sizeof(u->ip) + icmp);
-	u->ip.frag_off = htons(0x4000);
+	u->ip.frag_off = htons(IP_DONT_FRAGMENT);
 	u->ip.ttl = ANSWER_TTL;
 	u->ip.protocol = IPPROTO_ICMP;
 	u->ip.saddr = p->dst;

@@ -3,6 +3,15 @@
  * nothing but the packet's length. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include "unit.h"
+#include "consts.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "checksum.h"
+#include "nat.h"
+
 #define CRC32C 0x82f63b78
 #define CRC_ONE (1u << 31)  /* x^0: coefficients are in reversed order, as in the checksum */
 #define CRC_BYTE (1u << 23) /* x^8 */

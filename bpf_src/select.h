@@ -1,6 +1,13 @@
 /* From an address and port to a service, and from a service to one of its backends. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include "unit.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "address.h"
+
 struct choice {
 	ip_addr addr;
 	__u16 port;

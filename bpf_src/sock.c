@@ -6,18 +6,18 @@
  * sockets that speak IPv4 meet in the same records. */
 #include <uapi/linux/bpf.h>
 #include <linux/in.h>
+#include "unit.h"
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
 #include "maps.h"
+#include "config.h"
+#include "filter.h"
+#include "select.h"
 
-#define INLINE static __attribute__((always_inline)) inline
 #define AF_INET 2
 #define ALLOW 1
 #define DENY 0
-
-#include "address.h"
-#include "select.h"
 
 /* Who calls whom, whatever the hook's family. */
 struct call {

@@ -1,11 +1,18 @@
 /* Counting: reasons per packet that was not simply forwarded, and traffic by flow and service. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include "unit.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "handoff.h"
+
 /* In the trace variant the reason is told to the caller and nothing is counted. */
 INLINE void count(struct __sk_buff *skb, u32 reason)
 {
 #ifdef TRACE
-	skb->cb[0] = reason;
+	handoff(skb)->reason = reason;
 #else
 	u64 *counter = counters.lookup(&reason);
 
@@ -61,31 +68,4 @@ INLINE void count_packet(struct flow *f, u32 bytes)
 {
 	f->tick_packets += 1;
 	f->tick_bytes += bytes;
-}
-
-/* Hands the packet on; a missing program is counted and the packet let through. */
-INLINE int hand_to(struct __sk_buff *skb, u32 program)
-{
-	programs.call(skb, program);
-	count(skb, REASON_INTERNAL);
-	return PASS;
-}
-
-INLINE int hand_to_track(struct __sk_buff *skb, bool reply)
-{
-	skb->cb[1] = reply;
-	return hand_to(skb, FAMILY_PROGRAM(TRACK));
-}
-
-INLINE int hand_to_upkeep(struct __sk_buff *skb, bool reply)
-{
-	skb->cb[1] = reply;
-	return hand_to(skb, FAMILY_PROGRAM(UPKEEP));
-}
-
-/* `old_flow`: a flow with the packet's tuple is in the way. */
-INLINE int hand_to_connect(struct __sk_buff *skb, bool old_flow)
-{
-	skb->cb[1] = old_flow;
-	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
 }

@@ -3,163 +3,23 @@
  * TRACE builds the variant behind `lbctl trace`: the same decisions on the same maps, but every
  * packet is the first of its flow, none is remembered and nothing is counted. */
 #include <uapi/linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
-#include <linux/pkt_cls.h>
-#include <linux/tcp.h>
-#include <linux/udp.h>
+#include "unit.h"
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
-#include "maps.h"
-
-#if FAMILY == 6
-#define FAMILY_NAME(name) name##6
-#define FAMILY_PROGRAM(name) PROGRAM_##name##6
-#else
-#define FAMILY_NAME(name) name##4
-#define FAMILY_PROGRAM(name) PROGRAM_##name##4
-#endif
-#define PROGRAM(name) int name(struct __sk_buff *skb)
-
 #include "parse.h"
-#include "address.h"
-#include "stats.h"
+#include "handoff.h"
+#include "tailcall.h"
+#include "classify.h"
 #include "flow.h"
-#include "checksum.h"
-#include "nat.h"
-#include "sctp.h"
+#include "established.h"
 #include "tcp.h"
-#include "refuse.h"
-#include "select.h"
-#include "fragment.h"
 #include "connect.h"
 #include "masquerade.h"
 #include "direct.h"
+#include "refuse.h"
+#include "sctp.h"
 #include "icmp.h"
-#include "established.h"
-
-/* A packet that is not for a service. */
-INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct packet *p)
-{
-	if (in_service_range(c, &p->dst) && !(c->flags & CONFIG_PASS_MIDSTREAM)) {
-		count(skb, REASON_UNALLOCATED);
-		return DROP;
-	}
-#ifndef TRACE
-	if (p->origin == ORIGIN_POD && has_ports(p->proto) && p->fragment == WHOLE &&
-	    !parse_ports(skb, p) && maybe_endpoint(&p->dst, p->dport)) {
-		struct table_state *state = get_table_state();
-
-		if (p->proto != IPPROTO_TCP || starts_connection(p) ||
-		    (state && *has_direct(state))) {
-			save_packet(skb, p);
-			return hand_to(skb, FAMILY_PROGRAM(DIRECT));
-		}
-	}
-#endif
-	return PASS;
-}
-
-/* Ports for a packet to a service, also of fragments. 0 or a reason. */
-INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
-{
-	int reason = parse_ports(skb, p);
-
-	if (reason || p->fragment == WHOLE)
-		return reason;
-#ifndef TRACE
-	if (p->fragment == FRAGMENT_FIRST)
-		remember_fragment(p);
-	else if (!recall_fragment(p))
-		return REASON_FRAGMENT_UNMATCHED;
-#endif
-	return 0;
-}
-
-/* A packet that comes in: whom does it concern? This and going_out() write nothing, so that traffic
- * that is none of ours is not copied for it. */
-/* Is this really a ClusterIP, or at least an address that only services have? The filter's bit may
- * be there by chance, and other traffic's broken packets and fragments are the stack's. */
-INLINE bool is_cluster_ip(const struct config *c, const struct packet *p)
-{
-	struct frontend_key key;
-	struct frontend found;
-
-	if (!maybe_service(&p->dst, 1))
-		return false;
-	if (in_service_range(c, &p->dst))
-		return true;
-	make_frontend_key(&key, &p->dst, 0, 0);
-	return find_frontend(&key, &found);
-}
-
-INLINE int coming_in(struct __sk_buff *skb, u32 from)
-{
-	const struct config *c = get_config();
-	struct packet p;
-	bool cluster_ip;
-	int reason = parse_addresses(skb, &p, from);
-
-	if (!c)
-		return PASS;
-	if (reason) {
-		/* If only extension headers are at fault, the addresses are known. */
-		bool ours = p.l4 && is_cluster_ip(c, &p);
-
-		if (ours || !p.l4)
-			count(skb, reason);
-		return ours ? DROP : PASS;
-	}
-	if (!maybe_service(&p.dst, 0))
-		return not_service(skb, c, &p);
-	cluster_ip = maybe_service(&p.dst, 1);
-	reason = ports_or_reason(skb, &p);
-	if (reason) {
-		/* An address that is also the node's own gets what the stack makes of it. */
-		count(skb, reason);
-		return is_cluster_ip(c, &p) ? DROP : PASS;
-	}
-	save_packet(skb, &p);
-#ifndef TRACE
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p))
-		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
-#endif
-	if (!cluster_ip && !maybe_endpoint(&p.dst, p.dport) && !is_own_port(c, p.dport))
-		return PASS;
-#ifdef TRACE
-	return hand_to_connect(skb, false);
-#else
-	return hand_to(skb, FAMILY_PROGRAM(SERVICE));
-#endif
-}
-
-/* A packet that goes out: may it be a reply, or one whose source is to change? */
-INLINE int going_out(struct __sk_buff *skb, u32 to)
-{
-	const struct config *c = get_config();
-	struct packet p;
-
-	if (!c || parse_addresses(skb, &p, to))
-		return PASS;
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
-		save_packet(skb, &p);
-		return hand_to(skb, FAMILY_PROGRAM(ICMP_TO_POD));
-	}
-	if (!has_ports(p.proto) || parse_ports(skb, &p))
-		return PASS;
-	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
-		return PASS;
-	if (!maybe_endpoint(&p.src, p.sport) && !is_own_port(c, p.sport) &&
-	    !same_address(&p.src, &p.dst))
-		return PASS;
-	save_packet(skb, &p);
-	if (p.fragment == FRAGMENT_FIRST)
-		remember_fragment(&p);
-	return hand_to(skb, FAMILY_PROGRAM(REPLY));
-}
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -174,12 +34,12 @@ PROGRAM(FAMILY_NAME(to_pod))
 /* The entry program says where from, and whether there is a link header. */
 PROGRAM(FAMILY_NAME(from_net))
 {
-	return coming_in(skb, skb->cb[3]);
+	return coming_in(skb, handoff(skb)->from);
 }
 
 PROGRAM(FAMILY_NAME(to_net))
 {
-	return going_out(skb, skb->cb[3]);
+	return going_out(skb, handoff(skb)->from);
 }
 
 PROGRAM(FAMILY_NAME(service))

@@ -1,6 +1,19 @@
 /* The life of a TCP flow as seen from the middle: flags decide, and both closes must be acked. */
 #pragma once
 
+#include <uapi/linux/bpf.h>
+#include <linux/tcp.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "config.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "flow.h"
+#include "nat.h"
+
 /* Most packets need no more than this: the flow opens, or is open. False: see track_tcp. */
 INLINE bool tcp_unremarkable(const struct packet *p, struct flow *f, bool reply)
 {
@@ -93,7 +106,7 @@ INLINE bool track_tcp(struct __sk_buff *skb, struct packet *p, struct flow *f, s
 /* The program for remarkable packets of a flow. */
 INLINE int track(struct __sk_buff *skb)
 {
-	bool reply = skb->cb[1];
+	bool reply = handoff(skb)->reply;
 	struct flow_key key, pair_key;
 	struct flow *f, *pair;
 	u16 port, client_port;

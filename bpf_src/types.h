@@ -1,6 +1,9 @@
 /* Records of the maps. Python derives its layouts from what the compiler says of these. */
 #pragma once
 
+#include <linux/types.h>
+#include "consts.h"
+
 /* An address of either family, network byte order; IPv4 is ::ffff:a.b.c.d. */
 struct addr {
 	__u32 w[4];
@@ -124,7 +127,7 @@ struct config {
 	__u32 time_wait_timeout;
 	__u32 datagram_timeout;	       /* no reply yet */
 	__u32 datagram_stream_timeout; /* replied */
-	__u16 port_min;		       /* source ports for hairpin flows, host byte order */
+	__u16 port_min;		       /* source ports that flows are given, host byte order */
 	__u16 port_max;
 	__u32 cidr_count4;
 	__u32 cidr_count6;
@@ -147,8 +150,8 @@ struct table_state {
 	__u32 overflowed6;
 	__u32 direct4; /* not zero: FLOW_DIRECT entries may exist */
 	__u32 direct6;
-	__u32 no_notes4; /* 1: there are no notes of direct TCP conversations, see direct.h */
-	__u32 no_notes6;
+	__u32 notes4; /* enum notes */
+	__u32 notes6;
 };
 
 /* A client is its address, or a socket's network namespace. */

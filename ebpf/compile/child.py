@@ -190,6 +190,8 @@ def compile_unit(request: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lbctl-headers-") as tree:
         flags = header_tree(request["headers"], tree)
         flags += [f"-D{name}={value}" for name, value in request["defines"]]
+        # C lets a function go undeclared, and one that nothing calls would pass with such a call.
+        flags.append("-Werror=implicit-function-declaration")
         os.environ["BCC_KERNEL_SOURCE"] = tree
         text = request["text"].encode()
         # Not bcc.BPF(): that attaches by name, and raises nothing narrower than Exception.

@@ -1,4 +1,4 @@
-"""The Python twin of `filter_hash` in bpf_src: which bit of a filter stands for an address."""
+"""The Python twin of `filter_hash` in bpf_src/filter.h: which bit stands for an address."""
 
 from __future__ import annotations
 

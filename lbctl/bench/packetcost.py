@@ -138,7 +138,7 @@ def _populate(bench: Bench) -> None:
         _set_bit(bench.array("backend_filter"), int(filters.endpoint_bits(serving, target)[0]))
     # As the sweep finds it on a node without direct traffic to endpoints.
     for family in "46":
-        bench.array("table_state").records[f"no_notes{family}"] = 1
+        bench.array("table_state").records[f"notes{family}"] = enums["NOTES_NONE"]
     config = bench.array("config").records
     config["flow_limit"] = FLOWS * 2
     config["established_timeout"] = config["syn_timeout"] = 1 << 20

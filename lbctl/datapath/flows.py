@@ -91,7 +91,7 @@ def are_pairs(pairs: Records, keys: Records, values: Records) -> Mask:
 
 
 def side_owners(keys: Records, values: Records) -> Records:
-    """Keys of the reply entries of the flows that hairpin side entries serve (hairpin.h)."""
+    """Keys of the reply entries of the flows that hairpin side entries serve (masquerade.h)."""
     owners = np.zeros(len(keys), keys.dtype)
     owners["proto"] = keys["proto"]
     reply, forward = is_reply(values), ~is_reply(values)

@@ -1,7 +1,7 @@
 """The connections being translated: listing those that match, and finding all entries of each.
 
 A flow has an entry per direction, found by the packet's own tuple (bpf_src/flow.h); a pod that
-reaches itself has two more (bpf_src/hairpin.h).
+reaches itself has two more (bpf_src/masquerade.h).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _get(family: Family, key: bytes) -> Entry | None:
 
 
 def _hairpin_sides(entry: Entry, family: Family) -> list[Entry]:
-    """The helper entries of a hairpin flow, given its forward entry (delete_hairpin_sides())."""
+    """The helper entries of a hairpin flow, given its forward entry (find_sides() of flow.h)."""
     flow, proto = entry.flow, int(entry.tuple["proto"])
     if not int(flow["flags"]) & consts.FLOW_MASQUERADED:
         return []

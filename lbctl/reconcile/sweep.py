@@ -29,7 +29,11 @@ class _Said(NamedTuple):
     none: int
 
 
-_SAID: Final = {"overflowed": _Said(1, 0), "direct": _Said(1, 0), "no_notes": _Said(0, 1)}
+_SAID: Final = {
+    "overflowed": _Said(1, 0),
+    "direct": _Said(1, 0),
+    "notes": _Said(consts.NOTES_POSSIBLE, consts.NOTES_NONE),
+}
 # What the agent writes over what the programs said, to see whether they say it again. They take it
 # for "some".
 _DOUBTED = 2
@@ -134,7 +138,7 @@ class Sweep:
             # A note says of its tuple what it is.
             noted = tcp & direct & flowrecords.is_reply(values)
             noted &= values["client_port"] == keys["dport"]
-            watched[f"no_notes{family}"] |= bool(noted.any())
+            watched[f"notes{family}"] |= bool(noted.any())
             watched[f"overflowed{family}"] |= bool((tcp & ~noted).any())
 
     def _end_idle(

@@ -12,6 +12,7 @@ import msgspec
 from ebpf.errors import LbError
 from ebpf.kernel import testrun
 from lbctl.addresses import family_of, format_endpoint
+from lbctl.datapath import consts
 from lbctl.trace.flows import Flow
 from lbctl.trace.packets import Ends, frame, read_ends
 
@@ -23,10 +24,7 @@ _UNSPEC = -1
 _SHOT = 2
 _REDIRECT = 7
 
-# In the trace variant skb->cb, at this offset of struct __sk_buff, holds the reason, the service's
-# id, and whether the source would be rewritten.
-_CB_OFFSET = 48
-_CB = struct.Struct("=3I")
+_HANDOFF = struct.Struct("=5I")  # bpf_src/handoff.h
 
 _FIRST_SOURCE_PORT = 32768
 _SOURCE_PORTS = 28232  # Linux gives out these by default
@@ -109,7 +107,8 @@ def _sample(flow: Flow, entry_fd: int, number: int) -> Sample:
     source_port = _FIRST_SOURCE_PORT + number % _SOURCE_PORTS
     sent = Ends(flow.source, source_port, flow.destination, flow.port)
     result = testrun.run(entry_fd, frame(sent, flow.protocol), ctx=testrun.context())
-    reason, service, rewritten = _CB.unpack_from(result.ctx, _CB_OFFSET)
+    handoff = _HANDOFF.unpack_from(result.ctx, consts.HANDOFF_PLACE)
+    reason = handoff[consts.HANDOFF_REASON]
     if result.retval == _SHOT:
         return Sample("drop", reason)
     if result.retval == _REDIRECT:
@@ -124,7 +123,7 @@ def _sample(flow: Flow, entry_fd: int, number: int) -> Sample:
     return Sample(
         "forward",
         reason,
-        service,
+        handoff[consts.HANDOFF_SERVICE],
         format_endpoint(got.destination, got.port),
-        bool(rewritten) or got.source != sent.source,
+        bool(handoff[consts.HANDOFF_MASQUERADED]) or got.source != sent.source,
     )

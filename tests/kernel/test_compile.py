@@ -240,23 +240,11 @@ def test_a_program_of_the_enum_that_does_not_exist(cache: Path, sources: Path) -
 
 @pytest.mark.parametrize("family", ["4", "6"])
 def test_the_filters_hash_is_that_of_the_programs(cache: Path, tmp_path: Path, family: str) -> None:
-    """The real address.h, run on addresses of both families."""
+    """The real filter.h, run on addresses of both families."""
     directory = Path(shutil.copytree(source.source_dir(), tmp_path / "bpf_src"))
     (directory / "probe.c").write_text(
         """
-        #include <uapi/linux/bpf.h>
-        #include <linux/types.h>
-        #include <linux/if_ether.h>
-        #include <linux/in.h>
-        #include <linux/pkt_cls.h>
-        #include "kernel.h"
-        #include "consts.h"
-        #include "types.h"
-        #include "maps.h"
-        #ifndef INLINE
-        #define INLINE static __attribute__((always_inline)) inline
-        #endif
-        #include "address.h"
+        #include "filter.h"
         int probe(struct __sk_buff *skb)
         {
             ip_addr a;

@@ -66,7 +66,7 @@ COUNTERS = record(
     "service_counters",
     *((n, "u64") for n in ("connections", "packets_in", "bytes_in", "packets_out", "bytes_out")),
 )
-_NOT_ZERO = [f"{what}{family}" for what in ("overflowed", "direct", "no_notes") for family in "46"]
+_NOT_ZERO = [f"{what}{family}" for what in ("overflowed", "direct", "notes") for family in "46"]
 TABLE_STATE = record(
     "table_state",
     ("tcp_entries4", "u64"),

@@ -20,7 +20,7 @@ NOW = 100_000
 
 
 class Flows:
-    """Builds flow entries the way bpf_src/connect.h and hairpin.h do."""
+    """Builds flow entries the way bpf_src/connect.h and masquerade.h do."""
 
     def __init__(self, tables: FakeTables, family: int = 4) -> None:
         self.tables = tables
@@ -287,14 +287,14 @@ def test_notes_of_direct_conversations_are_no_overflow(tables: FakeTables) -> No
     tables.flows4.entries.clear()
     tables.flows4_lru.entries[note] = entry
     run(tables)
-    names = ("overflowed4", "direct4", "no_notes4")
+    names = ("overflowed4", "direct4", "notes4")
     assert [state[name][0] for name in names] == [0, 0, 0]
     tables.flows4_lru.entries.clear()
     run(tables)
     assert [state[name][0] for name in names] == [0, 0, 1]
     tables.flows4_lru.entries[note] = entry  # and one that was missed
     run(tables)
-    assert state["no_notes4"][0] == 0
+    assert state["notes4"][0] == 0
 
 
 def test_they_stay_if_a_program_sets_them_meanwhile(tables: FakeTables) -> None:
