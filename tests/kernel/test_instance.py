@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from ebpf import instance, maps, programs
+from ebpf.compile import compiler
 from ebpf.errors import InUseError, KernelError, LayoutError, LbError, MissingFeature
 from ebpf.instance import Instance, Sizes
 from ebpf.kernel import bpffs, libbpf, testrun
@@ -260,6 +262,27 @@ def test_a_new_layout_keeps_the_flows(pin_dir: Path, bundle: Bundle, wide: Bundl
     generation.close()
     with Instance.open(pin_dir) as reader:
         assert flows(reader) == [*range(30), 100]
+
+
+def test_a_table_state_with_other_names_is_taken_over(pin_dir: Path) -> None:
+    """As the first agents pinned it: `notes` was `no_notes`. What is not known is 'possible'."""
+    bundle = compiler.bundle()
+    spec = bundle.maps["table_state"]
+    fields = tuple(
+        structs.replace(field, name=field.name.replace("notes", "no_notes"))
+        for field in spec.value.fields
+    )
+    assert {"no_notes4", "no_notes6"} <= {field.name for field in fields}
+    before = structs.replace(spec, value=structs.replace(spec.value, fields=fields))
+    former = structs.replace(bundle, maps={**bundle.maps, "table_state": before})
+    with Instance.create_or_open(pin_dir, former, SMALL) as old:
+        state = old.table_state.records
+        state["tcp_entries4"], state["overflowed6"], state["direct4"] = 7, 1, 1
+        state["no_notes4"] = state["no_notes6"] = 1
+    with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
+        state = made.table_state.records[0]
+        assert (state["tcp_entries4"], state["overflowed6"], state["direct4"]) == (7, 1, 1)
+        assert state["notes4"] == state["notes6"] == bundle.enums["NOTES_POSSIBLE"]
 
 
 def test_what_ended_meanwhile_does_not_come_back(

@@ -1,48 +1,62 @@
-"""Guards what a packet costs, by counts and by ratios to a hash lookup on the same machine."""
+"""Guards what a packet costs: by counts, and by ratios to what is inevitable on the machine."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
 from ebpf.kernel import fields as kernel_fields
+from ebpf.kernel import libbpf
 from lbctl.bench import packetcost as cost
 from lbctl.bench.packetcost import Bench
 
 pytestmark = [pytest.mark.kernel, pytest.mark.perf]
 
-# In lookups of a hot 16-byte key, with room for a noisy machine: measured values are in
-# docs/benchmarks.md. A second lookup, or a helper call per packet, shows.
+# In what the inevitable costs on the same machine (`packetcost.yardstick`). Nanoseconds mean nothing
+# elsewhere, and ratios not much: machines that need 11 and 20 ns for a lookup both need 60 for an
+# established packet, which is 4.7 and about 3 yardsticks; of a new flow, 2.5 here. So these bounds
+# are half as much again as the worse machine's, and guard against what no count shows: memory that
+# is waited for, locked instructions, longer walks in tables. COUNTS finds one helper or lookup more.
 BOUNDS = {
-    "not service, IPv4": 2.5,
-    "not service, IPv6": 2.5,
-    "not service, to the pod": 2.5,
-    "established, IPv4": 3.5,
-    "established reply, IPv4": 3.5,
-    "established, IPv6": 4,
-    "established reply, IPv6": 4,
-    "new flow, IPv4": 50,
-    "new flow, IPv6": 50,
+    "not service, IPv4": 3,
+    "not service, IPv6": 3,
+    "not service, to the pod": 3,
+    "established, IPv4": 7,
+    "established reply, IPv4": 7,
+    "established, IPv6": 8,
+    "established reply, IPv6": 8,
+    "new flow, IPv4": 4.5,
+    "new flow, IPv6": 4.5,
 }
-# Static instructions of what every packet runs; growth here is growth in the cache it needs.
-INSTRUCTIONS = {
-    "entry_from_pod": 60,
-    "entry_to_pod": 60,
-    "from_pod4": 1300,
-    "from_pod6": 1900,
-    "to_pod4": 440,
-    "to_pod6": 830,
-    "service4": 880,
-    "service6": 1010,
-    "reply4": 600,
-    "reply6": 650,
-}
-
-
 # They hold where programs can read the kind of checksum; else a call of a helper comes on top.
-HELPER = 1.5
+HELPER = 3
+
+
+class Counts(NamedTuple):
+    """Of one program, as compiled and as loaded. Other compilers and kernels differ a little."""
+
+    static: int  # instructions; growth here is growth in the cache that every packet needs
+    verified: int  # instructions the verifier walked through; growth here is longer ways
+    calls: int  # of helpers, lookups in maps among them: as it is, without room for one more
+
+
+# Of what every packet runs, and every packet of a flow that is established.
+COUNTS = {
+    "entry_from_pod": Counts(60, 80, 3),
+    "entry_to_pod": Counts(60, 80, 3),
+    "from_pod4": Counts(1300, 5000, 29),
+    "from_pod6": Counts(1900, 75000, 35),
+    "to_pod4": Counts(440, 3400, 11),
+    "to_pod6": Counts(830, 31000, 17),
+    "service4": Counts(880, 5700, 30),
+    "service6": Counts(1010, 6400, 32),
+    "reply4": Counts(600, 2700, 18),
+    "reply6": Counts(650, 2800, 20),
+}
+CALL = 0x85  # BPF_JMP | BPF_CALL
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +73,24 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.parametrize("name", BOUNDS)
 def test_cost_of_a_packet(bench: Bench, name: str) -> None:
     case = next(case for case in cost.CASES if case.name == name)
-    # The best of a few rounds: other tenants of the machine only ever add.
-    best = min(cost.measure(bench, case, 3, min(case.repeat, 100_000)).lookups for _ in range(3))
-    bench.clear_flows()
+    repeat = min(case.repeat, 100_000)
+    costs, yardsticks = [], []
+    for _ in range(3):
+        costs.append(cost.measure(bench, case, 3, repeat).median)
+        yardsticks.append(cost.yardstick(bench, case, 3, repeat).median)
+        bench.clear_flows()
     bound = BOUNDS[name]
     if name.startswith("established") and not kernel_fields.checksum_place():
         bound += HELPER
-    assert best < bound, f"{name} costs as much as {best:.1f} hash lookups"
+    # The best of each: other tenants of the machine only ever add.
+    ratio = min(costs) / min(yardsticks)
+    assert ratio < bound, f"{name}: {min(costs):.0f} ns, yardstick {min(yardsticks):.0f} ns"
 
 
-@pytest.mark.parametrize("name", INSTRUCTIONS)
-def test_instructions(bench: Bench, name: str) -> None:
-    assert len(bench.bundle.programs[name].insns) // 8 <= INSTRUCTIONS[name]
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts(bench: Bench, name: str) -> None:
+    insns = bench.bundle.programs[name].insns
+    fd = {**bench.generation.fds, **bench.generation.tails}[name]
+    calls = sum(insns[at] == CALL for at in range(0, len(insns), 8))
+    found = Counts(len(insns) // 8, libbpf.verified(fd), calls)
+    assert all(have <= most for have, most in zip(found, COUNTS[name], strict=True)), found

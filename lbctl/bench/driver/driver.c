@@ -14,6 +14,10 @@ struct yardstick {
 	u64 words[2];
 };
 
+struct filling {
+	u64 words[8];
+};
+
 struct control {
 	u32 next;
 	u32 mask; /* number of headers - 1, a power of two - 1 */
@@ -26,7 +30,9 @@ BPF_F_TABLE("array", u32, struct header, headers, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, control, 1, BPF_F_MMAPABLE);
 /* One entry, found by `lookup`: what one hash lookup costs on this machine. */
 BPF_F_TABLE("hash", struct yardstick, u64, yardsticks, 1, 0);
-/* One entry: the program under test. */
+/* Filled by `insert`: as large as a flow table, with entries as large as a flow's. */
+BPF_F_TABLE("hash", struct yardstick, struct filling, fillings, 1, 0);
+/* The program under test, then `second` and `lookup` for `first`. */
 BPF_F_TABLE("prog", u32, u32, callee, 1, 0);
 
 int restore(struct __sk_buff *skb)
@@ -56,7 +62,39 @@ int empty(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-/* The yardstick for costs: a lookup of one hot 16-byte key. */
+/* The yardstick for packets of a flow that is known: two tail calls, as from the entry to the program
+ * that translates, and in the last one a lookup of one hot 16-byte key. */
+int first(struct __sk_buff *skb)
+{
+	callee.call(skb, 1);
+	return TC_ACT_SHOT;
+}
+
+int second(struct __sk_buff *skb)
+{
+	callee.call(skb, 2);
+	return TC_ACT_SHOT;
+}
+
+/* The yardstick for new flows: two entries with keys that were never there, which the flow's two
+ * directions are. */
+int insert(struct __sk_buff *skb)
+{
+	u32 zero = 0;
+	struct control *c = control.lookup(&zero);
+	struct yardstick key = {};
+	struct filling value = {};
+
+	if (!c)
+		return TC_ACT_SHOT;
+	key.words[0] = c->next;
+	if (fillings.insert(&key, &value))
+		return TC_ACT_SHOT;
+	key.words[1] = 1;
+	return fillings.insert(&key, &value) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+}
+
+/* A lookup of one hot 16-byte key. */
 int lookup(struct __sk_buff *skb)
 {
 	struct yardstick key = {};
