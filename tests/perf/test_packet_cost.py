@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.perf]
 # In what the inevitable costs on the same machine (`packetcost.yardstick`). Nanoseconds mean
 # nothing elsewhere, and ratios not much: machines that need 11 and 20 ns for a lookup both need 60
 # for an established packet, which is 4.7 and about 3 yardsticks; of a new flow, 2.5 here. So these
-# bounds are half as much again as the worse machine's, and guard against what no count shows: memory
+# bounds are half as much again as the worse machine, and guard against what no count shows: memory
 # that is waited for, locked instructions, longer walks. COUNTS finds one helper or lookup more.
 BOUNDS = {
     "not service, IPv4": 3,
