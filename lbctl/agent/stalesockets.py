@@ -18,7 +18,8 @@ from ebpf.kernel import sockdiag
 from ebpf.kernel.sockdiag import Target
 from lbctl.agent.sockets import ALL, OFF
 from lbctl.datapath import consts
-from lbctl.datapath.regions import IDENTITY_BYTES, ArrayContents, address_columns, rows_as_bytes
+from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.regions import ArrayContents
 from lbctl.datapath.tables import HashTable, Records, Tables
 from lbctl.model.names import PortName
 from lbctl.model.records import ObjectKey, ServiceObjects

@@ -1,5 +1,7 @@
 """The numbers of bpf_src/consts.h that the control plane uses, by their names there."""
 
+import time
+
 from ebpf.compile import constants, source
 
 _C = constants.constants((source.source_dir() / "consts.h").read_text())
@@ -64,3 +66,8 @@ CONFIG_SOCKET_PEERS = _C["CONFIG_SOCKET_PEERS"]
 def ticks(seconds: float) -> int:
     """Whole ticks (ktime >> TICK_SHIFT, about 1.07 s) that cover `seconds`; 0 only for 0."""
     return -(-int(seconds * 1_000_000_000) // (1 << TICK_SHIFT))
+
+
+def current_tick() -> int:
+    """The programs' clock: CLOCK_MONOTONIC in ticks."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT

@@ -8,9 +8,8 @@ import numpy.typing as npt
 
 from ebpf.maps.filters import hashed
 from lbctl.datapath import consts
-from lbctl.datapath.regions import IDENTITY_BYTES
+from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES
 from lbctl.datapath.tables import ArrayTable, Records
-from lbctl.plan.claims import ADDRESS_BYTES
 
 Bits = npt.NDArray[np.uint32]
 

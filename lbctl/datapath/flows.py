@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.datapath import consts
-from lbctl.datapath.regions import rows_as_bytes
+from lbctl.datapath.records import rows_as_bytes
 from lbctl.datapath.tables import Records
 
 Mask = npt.NDArray[np.bool_]
 
+# Entries looked at more closely in one step; each costs some system calls of a few microseconds.
+STEP_ENTRIES = 1024
 _STATES = 256  # of a u8
 
 

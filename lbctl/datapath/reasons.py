@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 SENTENCES = {
     "not_service": "No service has this address: the packet goes on untouched.",
     "forwarded": "The service has usable endpoints: each new connection gets one at random.",
@@ -60,3 +62,13 @@ SENTENCES = {
 def sentence(reason: str) -> str:
     """What `reason` (lower case, no prefix) means; empty for one this version does not know."""
     return SENTENCES.get(reason, "")
+
+
+def reason_names(enums: Mapping[str, int]) -> dict[int, str]:
+    """enum reason by number: lower case, without the prefix."""
+    prefix = "REASON_"
+    return {
+        number: name.removeprefix(prefix).lower()
+        for name, number in enums.items()
+        if name.startswith(prefix) and name != "REASON_MAX"
+    }

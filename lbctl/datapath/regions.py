@@ -5,13 +5,10 @@ The arrays are the only copy: the planner keeps a region word per service, no li
 
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from lbctl.datapath import consts
-
-# What tells one endpoint from another: address (16 bytes) and port (2, network order).
-IDENTITY_BYTES = 18
+from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
 
 UNKNOWN = -1  # in place of a region word whose content cannot be trusted
 
@@ -27,20 +24,6 @@ def region_of(word: int) -> tuple[int, int]:
         return 0, 0
     length = word >> consts.REGION_LENGTH_SHIFT & consts.REGION_LENGTH_MASK
     return word & consts.REGION_BASE_MASK, length
-
-
-def address_columns(dtype: np.dtype[Any], *fields: str) -> npt.NDArray[np.intp]:
-    """The byte positions of `fields` in a record, one after the other."""
-    columns: list[int] = []
-    for name in fields:
-        kind, offset = dtype.fields[name][:2] if dtype.fields else (dtype, 0)
-        columns.extend(range(offset, offset + kind.itemsize))
-    return np.array(columns, dtype=np.intp)
-
-
-def rows_as_bytes(records: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The same memory as (n, itemsize) bytes; `records` must be contiguous."""
-    return records.view(np.uint8).reshape(len(records), records.dtype.itemsize)
 
 
 class Contents(Protocol):

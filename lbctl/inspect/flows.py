@@ -15,13 +15,13 @@ import numpy as np
 
 from lbctl.addresses import format_endpoint
 from lbctl.datapath import consts
-from lbctl.datapath.flows import are_pairs, pair_keys, wide_addresses
+from lbctl.datapath.consts import current_tick
+from lbctl.datapath.flows import STEP_ENTRIES, are_pairs, pair_keys, wide_addresses
 from lbctl.datapath.tables import HashTable, Records
 from lbctl.inspect import names
 from lbctl.inspect.flowfilter import STATES, FlowFilter
 from lbctl.inspect.services import TICK_SECONDS
 from lbctl.model.names import PortName
-from lbctl.reconcile.sweep import STEP_ENTRIES, current_tick
 
 PROTOCOLS = {
     socket.IPPROTO_TCP: "TCP",

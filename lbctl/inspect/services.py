@@ -12,13 +12,13 @@ import numpy as np
 
 from lbctl.addresses import Prefix, format_address, format_endpoint
 from lbctl.datapath import consts
+from lbctl.datapath.ranges import SERVICE_BITS
 from lbctl.datapath.regions import ArrayContents, region_of
 from lbctl.datapath.tables import ArrayTable, HashTable, Records
 from lbctl.errors import NotFound
 from lbctl.inspect import names
 from lbctl.inspect.backends import BackendRow, rows_of
 from lbctl.model.names import PortName
-from lbctl.program.writes import SERVICE_BITS
 from lbctl.resolve.hints import NO_HINTS
 from lbctl.resolve.ports import FrontendKind
 

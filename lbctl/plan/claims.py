@@ -8,19 +8,9 @@ are told from packets to an address that nobody has.
 from collections.abc import Iterable, Iterator
 
 from lbctl.datapath import consts
+from lbctl.datapath.records import ADDRESS_BYTES, marker_key
 
-ADDRESS_BYTES = 16
 _MARKER = consts.FRONTEND_ADDRESS  # of service 0, which is nobody's id
-
-
-def frontend_key(address: bytes, port: int, protocol: int) -> bytes:
-    """What identifies a frontend: address (16 bytes), port (2, network order), protocol (1)."""
-    return address + port.to_bytes(2, "big") + bytes((protocol,))
-
-
-def marker_key(address: bytes) -> bytes:
-    """The key of the marker of a ClusterIP address."""
-    return address + b"\0\0\0"
 
 
 class Claims:

@@ -5,99 +5,21 @@ plan as carried out; if carrying one out fails, read back and plan again.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ebpf.errors import LbError
 from lbctl import advice
 from lbctl.addresses import Prefix, format_endpoint
 from lbctl.datapath import consts
+from lbctl.datapath.records import ADDRESS_BYTES
 from lbctl.datapath.regions import Contents, region_of, region_word
 from lbctl.model.names import shortened
 from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
-from lbctl.plan.claims import ADDRESS_BYTES, Claims
+from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, Programmed, Sizes
+from lbctl.plan.claims import Claims
 from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
 from lbctl.resolve.ports import ResolvedPort
-
-CLUSTER: Final = "cluster"
-LOCAL: Final = "local"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Writes by kind, in the order in which lbctl/program/writes.py carries them out."""
-
-    names: list[tuple[int, str]] = field(default_factory=list)
-    new_settings: list[tuple[int, int, int]] = field(default_factory=list)  # id, flags, affinity
-    # New backends, as columns.
-    backend_ids: list[int] = field(default_factory=list)
-    backend_identities: list[bytes] = field(default_factory=list)
-    backend_flags: list[int] = field(default_factory=list)
-    backend_services: list[int] = field(default_factory=list)
-    raised: list[tuple[int, int]] = field(default_factory=list)  # backend, flags before the switch
-    slot_indices: list[int] = field(default_factory=list)
-    slot_backends: list[int] = field(default_factory=list)
-    words: list[tuple[int, str, int]] = field(default_factory=list)  # service, field, region word
-    settings: list[tuple[int, int, int]] = field(default_factory=list)
-    # Service and range: loadBalancerSourceRanges.
-    ranges: list[tuple[int, Prefix]] = field(default_factory=list)
-    frontends: list[tuple[bytes, int, int]] = field(default_factory=list)  # key, service, flags
-    frontends_gone: list[bytes] = field(default_factory=list)
-    ranges_gone: list[tuple[int, Prefix]] = field(default_factory=list)
-    words_emptied: list[tuple[int, str, int]] = field(default_factory=list)
-    lowered: list[tuple[int, int]] = field(default_factory=list)  # backend, flags after the switch
-    # Not writes:
-    warnings: list[str] = field(default_factory=list)
-    failed: dict[str, LbError] = field(default_factory=dict)  # unchanged in the maps; plan again
-
-    def writes(self) -> dict[str, int]:
-        """Stores and map updates by kind; kinds without any are left out."""
-        counts = {
-            "names": len(self.names),
-            "settings": len(self.new_settings) + len(self.settings),
-            "backends": len(self.backend_ids),
-            "backend flags": len(self.raised) + len(self.lowered),
-            "slots": len(self.slot_indices),
-            "region words": len(self.words) + len(self.words_emptied),
-            "source ranges": len(self.ranges) + len(self.ranges_gone),
-            "frontends": len(self.frontends) + len(self.frontends_gone),
-        }
-        return {kind: count for kind, count in counts.items() if count}
-
-
-@dataclass(frozen=True, slots=True)
-class Freed:
-    """Ids that no flow has any more, whose records are to be cleared before their next use."""
-
-    services: list[int]
-    backends: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Entries of the maps of these names; `name_bytes` is the longest text `names` holds."""
-
-    services: int
-    backends: int
-    slots: int
-    frontends: int
-    name_bytes: int
-
-
-@dataclass(slots=True)
-class Programmed:
-    """What the maps hold of one service port."""
-
-    id: int
-    cluster: int = 0  # region words, or contents.UNKNOWN
-    local: int = 0
-    flags: int = 0
-    affinity: int = 0  # ticks
-    frontends: tuple[tuple[bytes, int], ...] = ()  # asked for: key and flags
-    ranges: tuple[Prefix, ...] = ()
 
 
 class Planner:

@@ -1,8 +1,8 @@
 """The endpoint sets and addresses of one service port: as they are wanted, and as programmed."""
 
 from lbctl.datapath import consts
+from lbctl.datapath.records import frontend_key
 from lbctl.datapath.regions import Contents
-from lbctl.plan.claims import frontend_key
 from lbctl.resolve.ports import Endpoint, ResolvedPort
 
 

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from lbctl.addresses import Prefix
 from lbctl.datapath import consts
 from lbctl.datapath import filters as filterbits
-from lbctl.datapath.regions import UNKNOWN, ArrayContents, address_columns, rows_as_bytes
+from lbctl.datapath.ranges import SERVICE_BITS
+from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.regions import UNKNOWN, ArrayContents
 from lbctl.datapath.tables import Records, Tables
-from lbctl.plan.claims import ADDRESS_BYTES
-from lbctl.plan.planner import Plan, Planner, Programmed, Sizes
+from lbctl.plan.changes import Plan, Programmed, Sizes
+from lbctl.plan.planner import Planner
 from lbctl.program import writes
 
 Numbers = npt.NDArray[np.int64]
@@ -109,7 +111,7 @@ def _read_ranges(tables: Tables, by_id: dict[int, Programmed], leftovers: Leftov
     found: dict[int, list[Prefix]] = {}
     keys, _ = tables.source_ranges.read_all()
     for key in keys:
-        number, length = int(key["service"]), int(key["prefix_length"]) - writes.SERVICE_BITS
+        number, length = int(key["service"]), int(key["prefix_length"]) - SERVICE_BITS
         found.setdefault(number, []).append(Prefix(key["client"]["w"].tobytes(), length))
     for number, ranges in found.items():
         if number in by_id:

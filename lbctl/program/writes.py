@@ -11,13 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from lbctl.addresses import Prefix
 from lbctl.datapath import filters as filterbits
-from lbctl.datapath.regions import IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.ranges import range_keys
+from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.tables import ArrayTable, HashTable, Records, Tables
-from lbctl.plan.planner import Freed, Plan
+from lbctl.plan.changes import Freed, Plan
 
-SERVICE_BITS = 32  # of a source range's key, before the address
 _KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol
 
 
@@ -103,14 +102,14 @@ def switch(plan: Plan, tables: Tables) -> None:
 def put_ranges(plan: Plan, tables: Tables) -> None:
     """Who may call comes before the address that asks."""
     if plan.ranges:
-        keys = _range_keys(plan.ranges, tables.source_ranges)
+        keys = range_keys(plan.ranges, tables.source_ranges)
         tables.source_ranges.put_many(keys, np.ones(len(keys), np.uint32))
 
 
 def delete_ranges(plan: Plan, tables: Tables) -> None:
     """Clients that may no longer call."""
     if plan.ranges_gone:
-        tables.source_ranges.delete_many(_range_keys(plan.ranges_gone, tables.source_ranges))
+        tables.source_ranges.delete_many(range_keys(plan.ranges_gone, tables.source_ranges))
 
 
 def put_frontends(plan: Plan, tables: Tables) -> None:
@@ -169,16 +168,6 @@ def _set_flags(flags: Sequence[tuple[int, int]], backends: ArrayTable) -> None:
     if flags:
         ids, values = (list(column) for column in zip(*flags, strict=True))
         backends.records["flags"][ids] = values
-
-
-def _range_keys(ranges: Sequence[tuple[int, Prefix]], table: HashTable) -> Records:
-    """Keys of the trie: the service's 32 bits, then the prefix of the client's address."""
-    keys = np.zeros(len(ranges), table.spec.key.dtype)
-    keys["service"] = [service for service, _ in ranges]
-    keys["prefix_length"] = [SERVICE_BITS + prefix.length for _, prefix in ranges]
-    raw = b"".join(prefix.address for _, prefix in ranges)
-    keys["client"]["w"] = np.frombuffer(raw, np.uint32).reshape(-1, 4)
-    return keys
 
 
 def _frontend_keys(keys: list[bytes], frontends: HashTable) -> Records:

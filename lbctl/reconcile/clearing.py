@@ -10,8 +10,8 @@ from typing import Final
 from lbctl.datapath import consts
 from lbctl.datapath import filters as filterbits
 from lbctl.datapath.tables import Tables
+from lbctl.plan.changes import Plan
 from lbctl.plan.claims import Claims
-from lbctl.plan.planner import Plan
 from lbctl.reconcile.sweep import Found
 
 _KEYS: Final = 2048

@@ -10,7 +10,8 @@ from lbctl import advice
 from lbctl.datapath import filters as filterbits
 from lbctl.datapath.tables import Tables
 from lbctl.plan.alloc import GRACE_SECONDS
-from lbctl.plan.planner import Plan, Planner
+from lbctl.plan.changes import Plan
+from lbctl.plan.planner import Planner
 from lbctl.program import writes
 from lbctl.reconcile.clearing import Clearing
 from lbctl.reconcile.sweep import Found, Sweep

@@ -2,14 +2,12 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-import msgspec
 import structlog
 
 from ebpf.errors import LbError
 from lbctl import advice
-from lbctl.addresses import format_address
 from lbctl.datapath.tables import Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
@@ -17,7 +15,7 @@ from lbctl.program import readback, writes
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.resolve.hints import NO_HINTS
 from lbctl.resolve.node import NodeFacts
-from lbctl.resolve.service import FrontendKind, ResolvedPort, resolve
+from lbctl.resolve.service import ResolvedPort, resolve
 
 # Services planned at once when nothing is programmed yet: bounds the memory a first sync takes.
 _FIRST_BATCH = 2000
@@ -129,7 +127,7 @@ class Reconciler:
         owners: dict[str, ObjectKey] = {}
         self._touched.update(keys)
         for key in keys:
-            ports = list(self._resolve(key))
+            ports = self._resolve(key)
             before = self._ports.pop(key, ())
             changes.update(dict.fromkeys(before))
             changes.update((port.name, port) for port in ports)
@@ -141,12 +139,11 @@ class Reconciler:
         self._unclaimed.difference_update(self.planner.stored_name(name) for name in changes)
         return self._write(changes, owners)
 
-    def _resolve(self, key: ObjectKey) -> Iterator[ResolvedPort]:
+    def _resolve(self, key: ObjectKey) -> tuple[ResolvedPort, ...]:
         objects = self._objects.get(key)
         if objects is None or objects.service is None:
-            return
-        for port in resolve(objects.service, objects.slices, self._node):
-            yield _without_own_addresses(port, self._node.addresses)
+            return ()
+        return resolve(objects.service, objects.slices, self._node)
 
     def _set_notes(self, key: ObjectKey, ports: Iterable[ResolvedPort]) -> None:
         notes = tuple(f"{port.name}: {text}" for port in ports for text in port.warnings)
@@ -206,17 +203,3 @@ class Reconciler:
         self._unclaimed.update(self.planner.services.keys() - wanted)
         self._dirty.update(dict.fromkeys(self._objects))
         self._retry = now + RETRY_SECONDS
-
-
-def _without_own_addresses(port: ResolvedPort, own: tuple[bytes, ...]) -> ResolvedPort:
-    """A ClusterIP that the node itself has is left to the stack: a node-local DNS cache answers
-    there, or kube-proxy's IPVS mode."""
-    mine = [f for f in port.frontends if f.kind & FrontendKind.CLUSTER_IP and f.address in own]
-    if not mine:
-        return port
-    where = ", ".join(format_address(f.address) for f in mine)
-    return msgspec.structs.replace(
-        port,
-        frontends=tuple(f for f in port.frontends if f not in mine),
-        warnings=(*port.warnings, f"{where} is assigned to this node, which answers there itself"),
-    )

@@ -4,7 +4,6 @@ A flow's two entries live and die together, when neither direction was seen for 
 allows. The walk is a generator of short steps, so that a change never waits for it.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -14,12 +13,12 @@ import numpy.typing as npt
 
 from lbctl.datapath import consts, filters
 from lbctl.datapath import flows as flowrecords
-from lbctl.datapath.regions import rows_as_bytes
+from lbctl.datapath.consts import current_tick
+from lbctl.datapath.flows import STEP_ENTRIES
+from lbctl.datapath.records import rows_as_bytes
 from lbctl.datapath.tables import HashTable, Records, Tables
 
 FAMILIES: Final = ("4", "6")
-# Entries looked at more closely in one step; each costs some system calls of a few microseconds.
-STEP_ENTRIES = 1024
 
 
 class _Said(NamedTuple):
@@ -37,11 +36,6 @@ _SAID: Final = {
 # What the agent writes over what the programs said, to see whether they say it again. They take it
 # for "some".
 _DOUBTED = 2
-
-
-def current_tick() -> int:
-    """The programs' clock: CLOCK_MONOTONIC in ticks."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> consts.TICK_SHIFT
 
 
 @dataclass(slots=True)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from lbctl.addresses import (
     FAMILIES,
     Prefix,
     family_of,
+    format_address,
     host_prefix,
     of_family,
 )
@@ -41,7 +44,7 @@ def resolve(
     `slices` are those of this service, in any order.
     """
     return tuple(
-        _resolve_port(service, port, family, slices, node)
+        _without_own_addresses(_resolve_port(service, port, family, slices, node), node.addresses)
         for family in families_of(service)
         for port in _distinct(service.ports)
     )
@@ -105,6 +108,20 @@ def _resolve_port(
         source_ranges=ranges,
         warnings=tuple(_warnings(service, port)),
         hints=selection.hints,
+    )
+
+
+def _without_own_addresses(port: ResolvedPort, own: tuple[bytes, ...]) -> ResolvedPort:
+    """A ClusterIP that the node itself has is left to the stack: a node-local DNS cache answers
+    there, or kube-proxy's IPVS mode."""
+    mine = [f for f in port.frontends if f.kind & FrontendKind.CLUSTER_IP and f.address in own]
+    if not mine:
+        return port
+    where = ", ".join(format_address(f.address) for f in mine)
+    return msgspec.structs.replace(
+        port,
+        frontends=tuple(f for f in port.frontends if f not in mine),
+        warnings=(*port.warnings, f"{where} is assigned to this node, which answers there itself"),
     )
 
 

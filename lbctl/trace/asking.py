@@ -88,16 +88,6 @@ def ask(
     return Traced(flow, answer, name_of(service) if service else "", len(verdicts) == 1)
 
 
-def reason_names(enums: Mapping[str, int]) -> dict[int, str]:
-    """enum reason by number: lower case, without the prefix."""
-    prefix = "REASON_"
-    return {
-        number: name.removeprefix(prefix).lower()
-        for name, number in enums.items()
-        if name.startswith(prefix) and name != "REASON_MAX"
-    }
-
-
 def _masquerade(seen: Iterable[bool]) -> Masquerade:
     kinds = set(seen)
     return "mixed" if len(kinds) == 2 else kinds == {True}

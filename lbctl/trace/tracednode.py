@@ -10,6 +10,7 @@ from typing import Self
 from ebpf.layouts import Bundle
 from ebpf.maps import HashMap
 from ebpf.programs import Generation
+from lbctl.datapath import reasons
 from lbctl.trace import asking, programs
 from lbctl.trace.asking import Traced
 from lbctl.trace.flows import Arrival, Flow
@@ -21,7 +22,7 @@ class TracedNode(abc.ABC):
     def __init__(self, generation: Generation, names: HashMap, bundle: Bundle) -> None:
         self._generation = generation
         self._names = names
-        self._reasons = asking.reason_names(bundle.enums)
+        self._reasons = reasons.reason_names(bundle.enums)
 
     def ask(self, flows: Iterable[Flow], samples: int) -> list[Traced]:
         """An answer per flow, in their order, from `samples` packets each. Raises KernelError."""

@@ -17,7 +17,8 @@ from ebpf.maps.hashes import HashMap
 from lbctl.datapath import consts
 from lbctl.datapath import filters as filterbits
 from lbctl.datapath.regions import region_of
-from lbctl.plan.planner import Plan, Planner
+from lbctl.plan.changes import Plan
+from lbctl.plan.planner import Planner
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
 from tests.support.fake_tables import FakeHash, FakeTables

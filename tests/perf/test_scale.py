@@ -23,7 +23,7 @@ from ebpf.maps.sizes import Sizes
 from lbctl.datapath.tables import Tables
 from lbctl.model.decode import SERVICES, SLICES
 from lbctl.model.records import EndpointSlice, Node, Service
-from lbctl.plan.planner import Plan
+from lbctl.plan.changes import Plan
 from lbctl.program import writes
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts

@@ -9,7 +9,7 @@ from lbctl.datapath import consts
 from lbctl.datapath import filters as filterbits
 from lbctl.datapath.regions import region_of
 from lbctl.datapath.tables import Records
-from lbctl.plan.planner import Plan
+from lbctl.plan.changes import Plan
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
 from tests.support.fake_tables import FakeTables

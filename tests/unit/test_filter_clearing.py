@@ -5,8 +5,9 @@ import numpy as np
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts
 from lbctl.datapath import filters as filterbits
-from lbctl.plan.claims import Claims, frontend_key, marker_key
-from lbctl.plan.planner import Plan
+from lbctl.datapath.records import frontend_key, marker_key
+from lbctl.plan.changes import Plan
+from lbctl.plan.claims import Claims
 from lbctl.reconcile.clearing import Clearing
 from lbctl.reconcile.sweep import Found
 from lbctl.resolve.ports import FrontendKind

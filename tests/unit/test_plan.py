@@ -6,7 +6,7 @@ import pytest
 
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.datapath import consts
-from lbctl.plan.claims import frontend_key, marker_key
+from lbctl.datapath.records import frontend_key, marker_key
 from lbctl.program import writes
 from lbctl.resolve.ports import FrontendKind
 from tests.support.fake_tables import FakeTables

@@ -8,7 +8,7 @@ import pytest
 
 from lbctl.datapath import consts
 from lbctl.datapath import filters as filterbits
-from lbctl.plan.claims import frontend_key
+from lbctl.datapath.records import frontend_key
 from lbctl.program import writes
 from lbctl.resolve.ports import Endpoint, FrontendKind, ResolvedPort
 from tests.support.fake_tables import FakeTables

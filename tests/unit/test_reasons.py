@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ebpf.compile import constants, source
-from lbctl.datapath.reasons import SENTENCES, sentence
-from lbctl.trace.asking import reason_names
+from lbctl.datapath.reasons import SENTENCES, reason_names, sentence
 
 
 def test_complete() -> None:

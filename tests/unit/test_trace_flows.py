@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from lbctl.addresses import parse_address
 from lbctl.cli.main import command
+from lbctl.datapath.reasons import reason_names
 from lbctl.errors import LbError, UsageError
 from lbctl.model.records import Protocol
-from lbctl.trace.asking import reason_names
 from lbctl.trace.flows import parse_flow, read_flows
 
 
