@@ -1,6 +1,6 @@
 """Keys of `source_ranges`, the trie of who may call a load balancer's addresses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,3 +18,10 @@ def range_keys(ranges: Sequence[tuple[int, Prefix]], table: HashTable) -> Record
     raw = b"".join(prefix.address for _, prefix in ranges)
     keys["client"]["w"] = np.frombuffer(raw, np.uint32).reshape(-1, 4)
     return keys
+
+
+def ranges_of(keys: Records) -> Iterator[tuple[int, Prefix]]:
+    """The service and the range that each key stands for."""
+    for key in keys:
+        length = int(key["prefix_length"]) - SERVICE_BITS
+        yield int(key["service"]), Prefix(key["client"]["w"].tobytes(), length)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_PREFIX = "REASON_"
+
 SENTENCES = {
     "not_service": "No service has this address: the packet goes on untouched.",
     "forwarded": "The service has usable endpoints: each new connection gets one at random.",
@@ -66,9 +68,8 @@ def sentence(reason: str) -> str:
 
 def reason_names(enums: Mapping[str, int]) -> dict[int, str]:
     """enum reason by number: lower case, without the prefix."""
-    prefix = "REASON_"
     return {
-        number: name.removeprefix(prefix).lower()
+        number: name.removeprefix(_PREFIX).lower()
         for name, number in enums.items()
-        if name.startswith(prefix) and name != "REASON_MAX"
+        if name.startswith(_PREFIX) and name != f"{_PREFIX}MAX"
     }

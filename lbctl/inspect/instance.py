@@ -10,11 +10,9 @@ import numpy as np
 from ebpf.instance import Instance
 from ebpf.maps.hashes import HashMap
 from lbctl import status
+from lbctl.datapath.reasons import reason_names
 from lbctl.datapath.regions import region_of
 from lbctl.datapath.tables import HashTable
-
-_REASON = "REASON_"
-_NOT_A_REASON = "REASON_MAX"
 
 
 class MapUse(msgspec.Struct, frozen=True):
@@ -95,13 +93,8 @@ def _of_agent(agent: int, said: status.StatusRecord | None, pin_dir: Path) -> li
 def reasons(instance: Instance) -> dict[str, int]:
     """Packets counted by reason, by its name in lower case; those never seen too."""
     sums = instance.counters.read_sum().tolist()
-    numbers = {name: value for name, value in instance.enums.items() if name.startswith(_REASON)}
-    numbers.pop(_NOT_A_REASON, None)
-    return {
-        name.removeprefix(_REASON).lower(): int(sums[number])
-        for name, number in numbers.items()
-        if number < len(sums)
-    }
+    names = reason_names(instance.enums)
+    return {name: int(sums[number]) for number, name in names.items() if number < len(sums)}
 
 
 def _use(instance: Instance, name: str, flag: str) -> MapUse:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lbctl.addresses import Prefix, format_address, format_endpoint
 from lbctl.datapath import consts
-from lbctl.datapath.ranges import SERVICE_BITS
+from lbctl.datapath.ranges import ranges_of
 from lbctl.datapath.regions import ArrayContents, region_of
 from lbctl.datapath.tables import ArrayTable, HashTable, Records
 from lbctl.errors import NotFound
@@ -213,9 +213,8 @@ def _ranges(table: HashTable, wanted: set[int]) -> dict[int, list[Prefix]]:
     """Source ranges of some services, by id."""
     found: dict[int, list[Prefix]] = defaultdict(list)
     for keys, _ in table.batches():
-        for key in keys[np.isin(keys["service"], list(wanted))]:
-            prefix = Prefix(key["client"]["w"].tobytes(), int(key["prefix_length"]) - SERVICE_BITS)
-            found[int(key["service"])].append(prefix)
+        for number, prefix in ranges_of(keys[np.isin(keys["service"], list(wanted))]):
+            found[number].append(prefix)
     return found
 
 

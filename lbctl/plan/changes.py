@@ -61,7 +61,7 @@ class Freed:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class Room:
     """Entries of the maps of these names; `name_bytes` is the longest text `names` holds."""
 
     services: int
@@ -72,11 +72,11 @@ class Sizes:
 
 
 @dataclass(slots=True)
-class Programmed:
+class PortState:
     """What the maps hold of one service port."""
 
     id: int
-    cluster: int = 0  # region words, or contents.UNKNOWN
+    cluster: int = 0  # region words, or regions.UNKNOWN
     local: int = 0
     flags: int = 0
     affinity: int = 0  # ticks

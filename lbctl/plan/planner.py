@@ -16,7 +16,7 @@ from lbctl.datapath.records import ADDRESS_BYTES
 from lbctl.datapath.regions import Contents, region_of, region_word
 from lbctl.model.names import shortened
 from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
-from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, Programmed, Sizes
+from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, PortState, Room
 from lbctl.plan.claims import Claims
 from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
 from lbctl.resolve.ports import ResolvedPort
@@ -25,19 +25,19 @@ from lbctl.resolve.ports import ResolvedPort
 class Planner:
     """Keeps ids, regions and frontends of all service ports, and plans their changes."""
 
-    def __init__(self, contents: Contents, sizes: Sizes) -> None:
+    def __init__(self, contents: Contents, room: Room) -> None:
         self._contents = contents
-        self._sizes = sizes
-        self.services: dict[str, Programmed] = {}
-        self.retired: dict[str, Programmed] = {}  # gone, but flows may still have the id
+        self._room = room
+        self.services: dict[str, PortState] = {}
+        self.retired: dict[str, PortState] = {}  # gone, but flows may still have the id
         self.claims = Claims()
-        self.service_ids = IdPool("services", sizes.services, advice.flag_of("services"))
-        self.backend_ids = IdPool("backends", sizes.backends, advice.flag_of("backends"))
-        self.regions = RegionPool("slots", sizes.slots, advice.flag_of("slots"))
+        self.service_ids = IdPool("services", room.services, advice.flag_of("services"))
+        self.backend_ids = IdPool("backends", room.backends, advice.flag_of("backends"))
+        self.regions = RegionPool("slots", room.slots, advice.flag_of("slots"))
 
     def stored_name(self, name: str) -> str:
         """The text that stands for a service port in `names`, and by which it is known here."""
-        return shortened(name, self._sizes.name_bytes)
+        return shortened(name, self._room.name_bytes)
 
     def plan(self, changes: Mapping[str, ResolvedPort | None], now: float) -> Plan:
         """The writes for `changes`: name and what it resolves to, None for a port that is gone.
@@ -45,7 +45,7 @@ class Planner:
         A port for which there is no room is in `Plan.failed`, and stays as it was.
         """
         plan = Plan()
-        moved: list[tuple[Programmed, tuple[tuple[bytes, int], ...]]] = []
+        moved: list[tuple[PortState, tuple[tuple[bytes, int], ...]]] = []
         for full_name, port in changes.items():
             name = self.stored_name(full_name)
             before = self.services.get(name)
@@ -79,10 +79,10 @@ class Planner:
         return Freed(services, self.backend_ids.recover(sweep_began, backends_seen))
 
     def _set(
-        self, plan: Plan, name: str, port: ResolvedPort, before: Programmed | None, now: float
-    ) -> Programmed:
+        self, plan: Plan, name: str, port: ResolvedPort, before: PortState | None, now: float
+    ) -> PortState:
         returning = None if before else self.retired.get(name)
-        state = before or returning or Programmed(0)
+        state = before or returning or PortState(0)
         frontends = frontends_of(port)
         sets = HeldSets(self._contents, state.cluster, state.local)
         wanted = WantedSets(port)
@@ -127,8 +127,8 @@ class Planner:
         Raises `Exhausted`, with nothing taken.
         """
         more = self.claims.room_for(key for key, _ in frontends)
-        if more and len(self.claims) + more > self._sizes.frontends:
-            raise Exhausted("frontends", self._sizes.frontends, 0, advice.flag_of("frontends"))
+        if more and len(self.claims) + more > self._room.frontends:
+            raise Exhausted("frontends", self._room.frontends, 0, advice.flag_of("frontends"))
         fresh_ids = self.backend_ids.take_many(len(fresh))
         ids = dict(zip(fresh, fresh_ids, strict=True))
         cluster = sets.ids_of(wanted.cluster, ids)
@@ -136,9 +136,10 @@ class Planner:
         existing = [(sets.cluster, sets.words[0]), (sets.local, sets.words[1])]
         regions: list[tuple[int, list[int]]] = []
         try:
-            cluster_word = self._place(cluster, wanted.cluster_drop, existing, regions, now)
+            cluster_word = self._place(cluster, 0, existing, regions, now)
             existing.append((cluster, cluster_word))
-            local_word = self._place(local, wanted.local_drop, existing, regions, now)
+            empty = consts.REGION_DROP if wanted.local_drop else 0
+            local_word = self._place(local, empty, existing, regions, now)
         except Exhausted:
             self._give_back(fresh_ids, regions)
             raise
@@ -147,14 +148,15 @@ class Planner:
     def _place(
         self,
         ids: list[int],
-        drop: bool,
+        empty: int,
         existing: list[tuple[list[int], int]],
         regions: list[tuple[int, list[int]]],
         now: float,
     ) -> int:
-        """The word for a set: of a region that holds it already, or of a new one."""
+        """The word for a set: of a region that holds it already, or of a new one; `empty` for one
+        without endpoints."""
         if not ids:
-            return consts.REGION_DROP if drop else 0
+            return empty
         for held, word in existing:
             if held == ids or (len(held) == len(ids) and set(held) == set(ids)):
                 return word
@@ -185,7 +187,7 @@ class Planner:
         plan.lowered.append((number, flags & consts.BACKEND_LOCAL))
         self.backend_ids.release(number, now)
 
-    def _switch(self, plan: Plan, state: Programmed, words: tuple[int, int], now: float) -> None:
+    def _switch(self, plan: Plan, state: PortState, words: tuple[int, int], now: float) -> None:
         cluster, local = words
         old = {region_of(state.cluster), region_of(state.local)}
         if cluster != state.cluster:
@@ -200,7 +202,7 @@ class Planner:
             if length:
                 self.regions.release(base, length, now)
 
-    def _configure(self, plan: Plan, state: Programmed, port: ResolvedPort, new: bool) -> None:
+    def _configure(self, plan: Plan, state: PortState, port: ResolvedPort, new: bool) -> None:
         flags = (
             consts.SERVICE_INTERNAL_LOCAL * port.internal_local
             | consts.SERVICE_EXTERNAL_LOCAL * port.external_local
@@ -211,7 +213,7 @@ class Planner:
             state.flags, state.affinity = flags, affinity
             (plan.new_settings if new else plan.settings).append((state.id, flags, affinity))
 
-    def _set_ranges(self, plan: Plan, state: Programmed, wanted: tuple[Prefix, ...]) -> None:
+    def _set_ranges(self, plan: Plan, state: PortState, wanted: tuple[Prefix, ...]) -> None:
         """New ranges come before the frontends that ask for them, old ones go after."""
         if wanted != state.ranges:
             had, want = set(state.ranges), set(wanted)
@@ -219,7 +221,7 @@ class Planner:
             plan.ranges_gone.extend((state.id, r) for r in state.ranges if r not in want)
             state.ranges = wanted
 
-    def _remove(self, plan: Plan, name: str, state: Programmed, now: float) -> None:
+    def _remove(self, plan: Plan, name: str, state: PortState, now: float) -> None:
         for number, flags in HeldSets(self._contents, state.cluster, state.local).held.values():
             self._retire(plan, number, flags, now)
         if state.cluster:
@@ -235,7 +237,7 @@ class Planner:
         self.service_ids.release(state.id, now)
 
     def _move_frontends(
-        self, plan: Plan, moved: list[tuple[Programmed, tuple[tuple[bytes, int], ...]]]
+        self, plan: Plan, moved: list[tuple[PortState, tuple[tuple[bytes, int], ...]]]
     ) -> None:
         """First all that is given up, then all that is asked for: an address can change hands."""
         for state, asked in moved:

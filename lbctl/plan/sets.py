@@ -34,7 +34,7 @@ class HeldSets:
 class WantedSets:
     """What a port resolves to, in the planner's terms."""
 
-    __slots__ = ("cluster", "cluster_drop", "flags", "local", "local_drop")
+    __slots__ = ("cluster", "flags", "local", "local_drop")
 
     def __init__(self, port: ResolvedPort) -> None:
         plain = consts.BACKEND_SERVING | consts.BACKEND_IN_CLUSTER
@@ -46,7 +46,6 @@ class WantedSets:
         local = consts.BACKEND_SERVING | consts.BACKEND_IN_LOCAL | consts.BACKEND_LOCAL
         for identity in self.local:
             self.flags[identity] = self.flags.get(identity, 0) | local
-        self.cluster_drop = port.cluster_drop
         self.local_drop = port.local_drop
 
 

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.addresses import Prefix
-from lbctl.datapath import consts
-from lbctl.datapath import filters as filterbits
-from lbctl.datapath.ranges import SERVICE_BITS
+from lbctl.datapath import consts, filters
+from lbctl.datapath.ranges import ranges_of
 from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import UNKNOWN, ArrayContents
 from lbctl.datapath.tables import Records, Tables
-from lbctl.plan.changes import Plan, Programmed, Sizes
+from lbctl.plan.changes import Plan, PortState, Room
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
 
@@ -47,7 +46,7 @@ class Leftovers:
 
 def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`."""
-    sizes = Sizes(
+    room = Room(
         services=tables.services.max_entries,
         backends=tables.backends.max_entries,
         slots=tables.slots.max_entries,
@@ -55,7 +54,7 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
         name_bytes=tables.names.spec.value.field("text").size - 1,
     )
     contents = ArrayContents(tables.slots.records, tables.backends.records)
-    planner = Planner(contents, sizes)
+    planner = Planner(contents, room)
     leftovers = Leftovers()
     by_id = _read_names(tables, planner, leftovers)
     _read_services(tables, by_id)
@@ -76,15 +75,15 @@ def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:
         key["service"] = number
         tables.names.delete_many(key)
     writes.delete_ranges(Plan(ranges_gone=leftovers.ranges), tables)
-    services, called = filterbits.frontend_bits(*planner.claims.columns())
-    stored += filterbits.set_bits(tables.service_filter, services)
-    endpoints = filterbits.backend_record_bits(tables.backends.records)
-    return stored + filterbits.set_bits(tables.backend_filter, np.concatenate([called, endpoints]))
+    services, called = filters.frontend_bits(*planner.claims.columns())
+    stored += filters.set_bits(tables.service_filter, services)
+    endpoints = filters.backend_record_bits(tables.backends.records)
+    return stored + filters.set_bits(tables.backend_filter, np.concatenate([called, endpoints]))
 
 
-def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[int, Programmed]:
+def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[int, PortState]:
     keys, values = tables.names.read_all()
-    by_id: dict[int, Programmed] = {}
+    by_id: dict[int, PortState] = {}
     named = zip(keys["service"].tolist(), values["text"].tolist(), strict=True)
     for number, text in sorted(named):
         name = text.decode(errors="replace")
@@ -92,13 +91,13 @@ def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[
             leftovers.names.append(number)
         elif name in planner.services:
             # Two ids of one name: the second rests, and is freed with its name.
-            planner.retired[f"{name} ({number})"] = Programmed(number)
+            planner.retired[f"{name} ({number})"] = PortState(number)
         else:
-            by_id[number] = planner.services[name] = Programmed(number)
+            by_id[number] = planner.services[name] = PortState(number)
     return by_id
 
 
-def _read_services(tables: Tables, by_id: dict[int, Programmed]) -> None:
+def _read_services(tables: Tables, by_id: dict[int, PortState]) -> None:
     ids = list(by_id)
     records = tables.services.records[ids]
     columns = (records[name].tolist() for name in ("cluster", "local", "flags", "affinity"))
@@ -106,13 +105,12 @@ def _read_services(tables: Tables, by_id: dict[int, Programmed]) -> None:
         state.cluster, state.local, state.flags, state.affinity = cluster, local, flags, affinity
 
 
-def _read_ranges(tables: Tables, by_id: dict[int, Programmed], leftovers: Leftovers) -> None:
+def _read_ranges(tables: Tables, by_id: dict[int, PortState], leftovers: Leftovers) -> None:
     """Source ranges by service; those of nobody are removed by `repair`."""
     found: dict[int, list[Prefix]] = {}
     keys, _ = tables.source_ranges.read_all()
-    for key in keys:
-        number, length = int(key["service"]), int(key["prefix_length"]) - SERVICE_BITS
-        found.setdefault(number, []).append(Prefix(key["client"]["w"].tobytes(), length))
+    for number, prefix in ranges_of(keys):
+        found.setdefault(number, []).append(prefix)
     for number, ranges in found.items():
         if number in by_id:
             by_id[number].ranges = tuple(sorted(ranges))
@@ -217,7 +215,7 @@ def _rest_ids(
 
 
 def _read_frontends(
-    tables: Tables, planner: Planner, by_id: dict[int, Programmed], leftovers: Leftovers
+    tables: Tables, planner: Planner, by_id: dict[int, PortState], leftovers: Leftovers
 ) -> None:
     keys, values = tables.frontends.read_all()
     columns = address_columns(keys.dtype, "addr", "port", "proto")

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from lbctl.datapath import filters as filterbits
+from lbctl.datapath import filters
 from lbctl.datapath.ranges import range_keys
 from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.tables import ArrayTable, HashTable, Records, Tables
@@ -80,10 +80,10 @@ def write_backends(plan: Plan, tables: Tables) -> None:
 def set_filter_bits(plan: Plan, tables: Tables) -> None:
     """Before the first packet can be for these addresses, or come from them."""
     keys, flags = [key for key, _, _ in plan.frontends], [flags for _, _, flags in plan.frontends]
-    services, endpoints = filterbits.frontend_bits(keys, flags)
-    filterbits.set_bits(tables.service_filter, services)
-    filterbits.set_bits(tables.backend_filter, endpoints)
-    filterbits.set_bits(tables.backend_filter, filterbits.backend_bits(plan.backend_identities))
+    services, endpoints = filters.frontend_bits(keys, flags)
+    filters.set_bits(tables.service_filter, services)
+    filters.set_bits(tables.backend_filter, endpoints)
+    filters.set_bits(tables.backend_filter, filters.backend_bits(plan.backend_identities))
 
 
 def write_slots(plan: Plan, tables: Tables) -> None:

@@ -7,12 +7,11 @@ that are needed. What changes meanwhile is added at the end.
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from lbctl.datapath import consts
-from lbctl.datapath import filters as filterbits
+from lbctl.datapath import consts, filters
 from lbctl.datapath.tables import Tables
 from lbctl.plan.changes import Plan
 from lbctl.plan.claims import Claims
-from lbctl.reconcile.sweep import Found
+from lbctl.reconcile.sweep import Swept
 
 _KEYS: Final = 2048
 _RECORDS: Final = 16384
@@ -21,7 +20,7 @@ _RECORDS: Final = 16384
 class Clearing:
     """One pass over everything. `found` is of the sweep before: what flows need; it is used up."""
 
-    def __init__(self, tables: Tables, claims: Claims, found: Found, gone: list[bytes]) -> None:
+    def __init__(self, tables: Tables, claims: Claims, found: Swept, gone: list[bytes]) -> None:
         """`gone`: keys of frontends that packets under way may still look for."""
         self._tables = tables
         self._claims = claims
@@ -45,16 +44,16 @@ class Clearing:
         records = self._tables.backends.records
         for start in range(0, len(records), _RECORDS):
             part = records[start : start + _RECORDS]
-            self._backends[filterbits.backend_record_bits(part)] = True
+            self._backends[filters.backend_record_bits(part)] = True
             yield
         for plan in self._meanwhile:
             self._frontends([k for k, _, _ in plan.frontends], [f for _, _, f in plan.frontends])
-            self._backends[filterbits.backend_bits(plan.backend_identities)] = True
-        self._services[filterbits.service_bits(list(node_addresses))] = True
-        filterbits.replace_bits(self._tables.service_filter, self._services)
-        filterbits.replace_bits(self._tables.backend_filter, self._backends)
+            self._backends[filters.backend_bits(plan.backend_identities)] = True
+        self._services[filters.service_bits(list(node_addresses))] = True
+        filters.replace_bits(self._tables.service_filter, self._services)
+        filters.replace_bits(self._tables.backend_filter, self._backends)
 
     def _frontends(self, keys: list[bytes], flags: list[int]) -> None:
-        services, endpoints = filterbits.frontend_bits(keys, flags)
+        services, endpoints = filters.frontend_bits(keys, flags)
         self._services[services] = True
         self._backends[endpoints] = True

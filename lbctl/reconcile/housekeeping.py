@@ -7,14 +7,14 @@ import structlog
 
 from ebpf.errors import LbError
 from lbctl import advice
-from lbctl.datapath import filters as filterbits
+from lbctl.datapath import filters
 from lbctl.datapath.tables import Tables
 from lbctl.plan.alloc import GRACE_SECONDS
 from lbctl.plan.changes import Plan
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
 from lbctl.reconcile.clearing import Clearing
-from lbctl.reconcile.sweep import Found, Sweep
+from lbctl.reconcile.sweep import Sweep, Swept
 from lbctl.status import TableUse
 
 SWEEP_SECONDS = 10.0
@@ -31,7 +31,7 @@ class Housekeeper:
         self.planner = planner
         self._tables = tables
         self._sweep = Sweep(tables)
-        self._running: Iterator[Found | None] | None = None
+        self._running: Iterator[Swept | None] | None = None
         self._next = 0.0
         self._clearing: Clearing | None = None
         self._clear_steps: Iterator[None] = iter(())
@@ -53,8 +53,8 @@ class Housekeeper:
     def set_node_addresses(self, addresses: tuple[bytes, ...]) -> None:
         """Addresses that masqueraded flows use as source: they need their bits now."""
         self._node_addresses = addresses
-        bits = filterbits.service_bits(addresses)
-        filterbits.set_bits(self._tables.service_filter, bits)
+        bits = filters.service_bits(addresses)
+        filters.set_bits(self._tables.service_filter, bits)
 
     def due(self) -> float:
         """When `step` has something to do."""
@@ -126,7 +126,7 @@ class Housekeeper:
             self._warned[name] = level
         return said
 
-    def _finish(self, found: Found) -> bool:
+    def _finish(self, found: Swept) -> bool:
         self._flows = found.entries
         freed = self.planner.recover(found.began, found.services, found.backends)
         writes.clear(freed, self._tables)
@@ -143,7 +143,7 @@ class Housekeeper:
         )
         return bool(freed.services or freed.backends)
 
-    def _clear_filters(self, found: Found) -> None:
+    def _clear_filters(self, found: Swept) -> None:
         """Only bits that a change or a flow has needed since the sweep began stay."""
         while self._gone and self._gone[0][0] + GRACE_SECONDS <= found.began:
             self._gone.popleft()

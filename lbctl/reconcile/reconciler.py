@@ -1,19 +1,16 @@
 """From updates of the source to plans carried out: which ports changed, and what is left to do."""
 
-import itertools
 import time
-from collections.abc import Iterable
 
 import structlog
 
 from ebpf.errors import LbError
-from lbctl import advice
 from lbctl.datapath.tables import Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
 from lbctl.program import readback, writes
 from lbctl.reconcile.housekeeping import Housekeeper
-from lbctl.resolve.hints import NO_HINTS
+from lbctl.reconcile.notes import Notes
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import ResolvedPort, resolve
 
@@ -32,10 +29,8 @@ class Reconciler:
         self._log = structlog.get_logger()
         self._objects: dict[ObjectKey, ServiceObjects] = {}
         self._ports: dict[ObjectKey, tuple[str, ...]] = {}  # names of what is wanted
-        self._notes: dict[ObjectKey, tuple[str, ...]] = {}  # warnings by service
         self._dirty: dict[ObjectKey, None] = {}
-        self._hints: dict[str, str] = {}
-        self._hints_changed = True
+        self._notes = Notes()
         self._retry: float | None = None
         self.synced = False
         self.planner, leftovers = readback.read(tables, time.monotonic())
@@ -45,7 +40,6 @@ class Reconciler:
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
         self.housekeeper = Housekeeper(tables, self.planner)
         self.had_services = bool(self._unclaimed)
-        self._problems: dict[str, str] = {}
         self._touched: set[ObjectKey] = set()  # since `take_touched`
         self._left = True  # an earlier agent may have seen some leave
 
@@ -66,16 +60,12 @@ class Reconciler:
 
     def warnings(self) -> list[str]:
         """Sentences about objects, and about what did not fit."""
-        notes = itertools.chain.from_iterable(self._notes.values())
-        return [*dict.fromkeys(itertools.chain(self._problems.values(), notes))]
+        return self._notes.warnings()
 
     def take_hints(self) -> dict[str, str] | None:
         """By stored name, what is to say of the ports whose endpoints have topology hints; None if
-        nothing has changed since the last call."""
-        if not self.synced or not self._hints_changed:
-            return None
-        self._hints_changed = False
-        return self._hints
+        nothing has changed since the last call, or nothing is known yet."""
+        return self._notes.take_hints() if self.synced else None
 
     def retry_at(self) -> float | None:
         """When `retry` has something to do, on the monotonic clock."""
@@ -84,7 +74,7 @@ class Reconciler:
     @property
     def refused(self) -> bool:
         """Whether a map refused an update of the last `apply`: then much is not written."""
-        return "maps" in self._problems
+        return self._notes.refused
 
     def set_node(self, node: NodeFacts) -> None:
         """Facts about the node; if they differ, every service is looked at again."""
@@ -109,7 +99,7 @@ class Reconciler:
         keys = list(self._dirty)
         self._dirty.clear()
         self._retry = None
-        self._problems.pop("maps", None)
+        self._notes.begin()
         step = len(keys) or 1 if self.synced or self.had_services else _FIRST_BATCH
         wrote = False
         for start in range(0, len(keys), step):
@@ -134,9 +124,10 @@ class Reconciler:
             owners.update((port.name, key) for port in ports)
             if ports:
                 self._ports[key] = tuple(port.name for port in ports)
-            self._set_notes(key, ports)
-        self._set_hints(changes)
-        self._unclaimed.difference_update(self.planner.stored_name(name) for name in changes)
+            self._notes.resolved(key, ports)
+        stored = {self.planner.stored_name(name): port for name, port in changes.items()}
+        self._notes.hinted(stored)
+        self._unclaimed.difference_update(stored)
         return self._write(changes, owners)
 
     def _resolve(self, key: ObjectKey) -> tuple[ResolvedPort, ...]:
@@ -144,28 +135,6 @@ class Reconciler:
         if objects is None or objects.service is None:
             return ()
         return resolve(objects.service, objects.slices, self._node)
-
-    def _set_notes(self, key: ObjectKey, ports: Iterable[ResolvedPort]) -> None:
-        notes = tuple(f"{port.name}: {text}" for port in ports for text in port.warnings)
-        for note in notes:
-            if note not in self._notes.get(key, ()):
-                self._log.warning(note)
-        if notes:
-            self._notes[key] = notes
-        else:
-            self._notes.pop(key, None)
-
-    def _set_hints(self, changes: dict[str, ResolvedPort | None]) -> None:
-        for full_name, port in changes.items():
-            said = port.hints if port and port.hints != NO_HINTS else ""
-            name = self.planner.stored_name(full_name)
-            if said == self._hints.get(name, ""):
-                continue
-            self._hints_changed = True
-            if said:
-                self._hints[name] = said
-            else:
-                del self._hints[name]
 
     def _write(self, changes: dict[str, ResolvedPort | None], owners: dict[str, ObjectKey]) -> bool:
         now = time.monotonic()
@@ -177,22 +146,15 @@ class Reconciler:
             return True
         self.housekeeper.note(plan, now)
         self._left |= bool(plan.lowered)
-        for name in changes:
-            self._problems.pop(name, None)
-        for text in plan.warnings:
-            self._log.warning(text)
-        for name, why in plan.failed.items():
-            self._problems[name] = f"{name} is not programmed: {why.message}; {why.hint}"
-            self._log.error("not programmed", port=name, error=why.message, hint=why.hint)
+        self._notes.planned(changes, plan.warnings, plan.failed)
+        for name in plan.failed:
             self._dirty[owners[name]] = None
             self._retry = now + RETRY_SECONDS
         return bool(plan.writes())
 
     def _start_over(self, error: LbError) -> None:
         """A map refused an update: what is programmed is read back, and all is planned again."""
-        hint = advice.on(error)
-        self._log.error("cannot write", error=error.message, hint=hint)
-        self._problems["maps"] = f"{error.message} {hint}"
+        self._notes.map_refused(error)
         now = time.monotonic()
         self.planner, leftovers = readback.read(self._tables, now)
         readback.repair(self.planner, leftovers, self._tables)

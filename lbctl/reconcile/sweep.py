@@ -11,14 +11,12 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lbctl.datapath import consts, filters
-from lbctl.datapath import flows as flowrecords
+from lbctl.addresses import FAMILIES
+from lbctl.datapath import consts, filters, flows
 from lbctl.datapath.consts import current_tick
-from lbctl.datapath.flows import STEP_ENTRIES
-from lbctl.datapath.records import rows_as_bytes
+from lbctl.datapath.flows import STEP_ENTRIES, Mask
 from lbctl.datapath.tables import HashTable, Records, Tables
-
-FAMILIES: Final = ("4", "6")
+from lbctl.reconcile.flowtables import Entry, FlowTables, pieces
 
 
 class _Said(NamedTuple):
@@ -39,7 +37,7 @@ _DOUBTED = 2
 
 
 @dataclass(slots=True)
-class Found:
+class Swept:
     """What one complete sweep saw of flows that live on."""
 
     began: float  # the agent's clock
@@ -56,201 +54,134 @@ class Sweep:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._by_name: dict[str, HashTable] = {
-            "flows4": tables.flows4,
-            "flows4_lru": tables.flows4_lru,
-            "flows6": tables.flows6,
-            "flows6_lru": tables.flows6_lru,
-        }
+        self._families = [FlowTables(tables, family) for family in FAMILIES]
 
-    def run(self, began: float) -> Iterator[Found | None]:
+    def run(self, began: float) -> Iterator[Swept | None]:
         """One sweep: yields None after every step, and at its end what it found."""
         tables = self._tables
-        found = Found(
+        found = Swept(
             began,
             np.zeros(tables.services.max_entries, bool),
             np.zeros(tables.backends.max_entries, bool),
             np.zeros(1 << consts.SERVICE_FILTER_BITS, bool),
             np.zeros(1 << consts.BACKEND_FILTER_BITS, bool),
         )
-        for family in FAMILIES:
+        for family in self._families:
             yield from self._sweep_family(family, found)
         yield found
 
     def tcp_load(self) -> float:
-        """How full the fuller of the two TCP tables is, 0 to 1, by the programs' own count."""
-        state = self._tables.table_state.records[0]
-        return max(
-            int(state["tcp_entries4"]) / self._tables.flows4.max_entries,
-            int(state["tcp_entries6"]) / self._tables.flows6.max_entries,
-        )
+        """How full the fuller of the two TCP tables is, 0 to 1."""
+        return max(family.load() for family in self._families)
 
-    def _sweep_family(self, family: str, found: Found) -> Iterator[None]:
+    def _sweep_family(self, family: FlowTables, found: Swept) -> Iterator[None]:
         """The LRU table first: entries move from it to the plain one, and must not be missed."""
-        plain, lru = f"flows{family}", f"flows{family}_lru"
-        state = self._tables.table_state.records
-        watched = {f"{name}{family}": False for name in _SAID}
-        for name in watched:
-            if state[name][0] != _SAID[name[:-1]].none:
-                state[name][0] = _DOUBTED
-        before = int(state[f"tcp_entries{family}"][0])
-        deleted_before = found.ended
-        for name in (lru, plain):
-            found.entries[name] = 0
-            for keys, values in self._by_name[name].batches():
+        seen = dict.fromkeys(_SAID, False)
+        for name, said in _SAID.items():
+            if family.state(name)[0] != said.none:
+                family.state(name)[0] = _DOUBTED
+        before = int(family.state("tcp_entries")[0])
+        ended_before = found.ended
+        for table in (family.lru, family.plain):
+            found.entries[table.name] = 0
+            for keys, values in table.batches():
                 for start in range(0, len(keys), STEP_ENTRIES * 16):
                     part = slice(start, start + STEP_ENTRIES * 16)
                     live = np.ones(len(keys[part]), bool)
-                    yield from self._end_idle(name, keys[part], values[part], live, found)
-                    self._note(name, keys[part][live], values[part][live], found, watched)
+                    yield from self._end_idle(family, table, keys[part], values[part], live, found)
+                    living = keys[part][live], values[part][live]
+                    found.entries[table.name] += len(living[0])
+                    _note(*living, found)
+                    _note_said(*living, seen, overflow=table is family.lru)
                     yield None
-        for name, seen in watched.items():
-            if seen:
-                state[name][0] = _SAID[name[:-1]].some
-            elif state[name][0] == _DOUBTED:
-                state[name][0] = _SAID[name[:-1]].none
-        self._correct_count(family, before, found.ended - deleted_before, found.entries[plain])
-
-    def _note(
-        self, name: str, keys: Records, values: Records, found: Found, watched: dict[str, bool]
-    ) -> None:
-        family = name[5]
-        found.entries[name] += len(keys)
-        found.services[values["service"][values["service"] < len(found.services)]] = True
-        backends = values["backend"] & consts.BACKEND_ID_MASK
-        found.backends[backends[backends < len(found.backends)]] = True
-        direct = values["flags"] & consts.FLOW_DIRECT != 0
-        from_pod = ~direct & ~flowrecords.is_reply(values)
-        rows = flowrecords.wide_addresses(keys["dst"][from_pod])
-        for kind in (0, 1):  # whether it was a ClusterIP is not known any more
-            found.addresses[filters.address_bits(rows, kind)] = True
-        found.endpoints[filters.endpoint_bits(rows, keys["dport"][from_pod])] = True
-        # Mere notes of direct conversations change no packet, so nobody need look for them then.
-        watched[f"direct{family}"] |= bool((direct & ~flowrecords.is_reply(values)).any())
-        if name.endswith("_lru"):
-            tcp = keys["proto"] == consts.IPPROTO_TCP
-            # A note says of its tuple what it is.
-            noted = tcp & direct & flowrecords.is_reply(values)
-            noted &= values["client_port"] == keys["dport"]
-            watched[f"notes{family}"] |= bool(noted.any())
-            watched[f"overflowed{family}"] |= bool((tcp & ~noted).any())
+        for name, said in _SAID.items():
+            if seen[name]:
+                family.state(name)[0] = said.some
+            elif family.state(name)[0] == _DOUBTED:
+                family.state(name)[0] = said.none
+        ended = found.ended - ended_before
+        family.correct_entries(before, ended, found.entries[family.plain.name])
 
     def _end_idle(
         self,
-        name: str,
+        family: FlowTables,
+        table: HashTable,
         keys: Records,
         values: Records,
-        live: npt.NDArray[np.bool_],
-        found: Found,
+        live: Mask,
+        found: Swept,
     ) -> Iterator[None]:
         """Delete idle flows among these entries, and clear their places in `live`."""
-        limits = flowrecords.timeouts(self._tables.config.records[0])
+        limits = flows.timeouts(self._tables.config.records[0])
         tick = current_tick()
-        idle = np.flatnonzero(flowrecords.expired(values, limits, tick))
+        idle = np.flatnonzero(flows.expired(values, limits, tick))
         for start in range(0, len(idle), STEP_ENTRIES):
             part = idle[start : start + STEP_ENTRIES]
-            picked = flowrecords.take(keys, part), flowrecords.take(values, part)
-            dead = self._dead(name, *picked, limits, tick, found)
-            live[part[dead]] = False
+            picked = flows.take(keys, part), flows.take(values, part)
+            gone = self._end_dead(family, table, *picked, limits, tick, found)
+            live[part[gone]] = False
             yield None
 
-    def _dead(
+    def _end_dead(
         self,
-        name: str,
+        family: FlowTables,
+        table: HashTable,
         keys: Records,
         values: Records,
         limits: npt.NDArray[np.int64],
         tick: int,
-        found: Found,
-    ) -> npt.NDArray[np.bool_]:
+        found: Swept,
+    ) -> Mask:
         """End those of these idle entries whose partner is idle or gone; returns which."""
         sides = values["state"] == consts.FLOW_SIDE
-        partners = flowrecords.pair_keys(keys, values)
-        partners[sides] = flowrecords.side_owners(keys[sides], values[sides])
-        where, raw = self._look_up(name, partners)
+        partners = flows.pair_keys(keys, values)
+        partners[sides] = flows.side_owners(keys[sides], values[sides])
+        where, raw = family.find(partners)
         pairs = np.frombuffer(b"".join(raw), values.dtype)
-        there = np.array([bool(w) for w in where])
-        paired = there & flowrecords.are_pairs(pairs, keys, values)
-        alive = (paired & ~flowrecords.expired(pairs, limits, tick)) | (sides & there)
+        there = np.array([place is not None for place in where])
+        paired = there & flows.are_pairs(pairs, keys, values)
+        alive = (paired & ~flows.expired(pairs, limits, tick)) | (sides & there)
         gone = np.zeros(len(keys), bool)
-        ended: list[tuple[bytes, bytes]] = []
-        raw_keys, raw_values = _pieces(keys), _pieces(values)
-        raw_partners = _pieces(partners)
+        ended: list[Entry] = []
+        raw_keys, raw_values = pieces(keys), pieces(values)
+        raw_partners = pieces(partners)
         for i in np.flatnonzero(~alive).tolist():
-            if not self._delete(name, raw_keys[i], raw_values[i], found):
+            if not family.end(table, raw_keys[i], raw_values[i]):
                 # It moved in the meantime, or went with its partner a moment ago.
-                gone[i] = self._by_name[name].get(raw_keys[i]) is None
+                gone[i] = table.get(raw_keys[i]) is None
                 continue
             gone[i] = True
             ended.append((raw_keys[i], raw_values[i]))
-            if paired[i] and self._delete(where[i], raw_partners[i], raw[i], found):
+            place = where[i]
+            if place and paired[i] and family.end(place, raw_partners[i], raw[i]):
                 ended.append((raw_partners[i], raw[i]))
-        self._count(ended, keys.dtype, values.dtype)
+        found.ended += len(ended)
+        family.count(ended)
         return gone
 
-    def _look_up(self, name: str, keys: Records) -> tuple[list[str], list[bytes]]:
-        """Where each key is found ("" for nowhere), and its value's bytes (or zeros)."""
-        family = name[5]
-        tables = (f"flows{family}", f"flows{family}_lru")
-        blank = bytes(self._by_name[name].spec.value.size)
-        where, values = [], []
-        for key, proto in zip(_pieces(keys), keys["proto"].tolist(), strict=True):
-            for table in tables if proto == consts.IPPROTO_TCP else tables[1:]:
-                value = self._by_name[table].get(key)
-                if value is not None:
-                    where.append(table)
-                    values.append(value)
-                    break
-            else:
-                where.append("")
-                values.append(blank)
-        return where, values
 
-    def _delete(self, name: str, key: bytes, value: bytes, found: Found) -> bool:
-        """Delete an entry, if it is still what was read: a new connection may have taken it."""
-        table = self._by_name[name]
-        if table.get(key) != value or not table.delete(key):
-            return False
-        found.ended += 1
-        if not name.endswith("_lru"):
-            state = self._tables.table_state.records[f"tcp_entries{name[5]}"]
-            if state[0]:
-                state[0] -= np.uint64(1)
-        return True
-
-    def _count(
-        self, ended: list[tuple[bytes, bytes]], key_type: np.dtype, value_type: np.dtype
-    ) -> None:
-        """Add what ended flows had not yet added to their services' counters.
-
-        The programs add to the same numbers with atomic instructions, which Python has not: a
-        packet counted in between these loads and stores can be lost, a flow's never.
-        """
-        values = np.frombuffer(b"".join(value for _, value in ended), value_type)
-        counted = (
-            (values["tick_packets"] > 0)
-            & (values["state"] != consts.FLOW_SIDE)
-            & (values["flags"] & consts.FLOW_DIRECT == 0)
-        )
-        counters = self._tables.service_counters.records
-        for value in values[counted]:
-            service = int(value["service"])
-            if service >= len(counters):
-                continue
-            way = "out" if value["flags"] & consts.FLOW_REPLY else "in"
-            counters[f"packets_{way}"][service] += np.uint64(value["tick_packets"])
-            counters[f"bytes_{way}"][service] += np.uint64(value["tick_bytes"])
-
-    def _correct_count(self, family: str, before: int, deleted: int, counted: int) -> None:
-        """Set the number of TCP entries right, unless it only moved while we counted."""
-        column = self._tables.table_state.records[f"tcp_entries{family}"]
-        now = int(column[0])
-        moved = abs(now - (before - deleted))
-        if abs(counted - now) > 2 * moved:
-            column[0] = counted
+def _note(keys: Records, values: Records, found: Swept) -> None:
+    """What these entries, which live on, still refer to."""
+    found.services[values["service"][values["service"] < len(found.services)]] = True
+    backends = values["backend"] & consts.BACKEND_ID_MASK
+    found.backends[backends[backends < len(found.backends)]] = True
+    direct = values["flags"] & consts.FLOW_DIRECT != 0
+    from_pod = ~direct & ~flows.is_reply(values)
+    rows = flows.wide_addresses(keys["dst"][from_pod])
+    for kind in (0, 1):  # whether it was a ClusterIP is not known any more
+        found.addresses[filters.address_bits(rows, kind)] = True
+    found.endpoints[filters.endpoint_bits(rows, keys["dport"][from_pod])] = True
 
 
-def _pieces(records: Records) -> list[bytes]:
-    raw = rows_as_bytes(np.ascontiguousarray(records)).tobytes()
-    size = records.dtype.itemsize
-    return [raw[start : start + size] for start in range(0, len(raw), size)]
+def _note_said(keys: Records, values: Records, seen: dict[str, bool], overflow: bool) -> None:
+    """Which of the kinds in `_SAID` there are. `overflow`: TCP here is what did not fit."""
+    direct = values["flags"] & consts.FLOW_DIRECT != 0
+    # Mere notes of direct conversations change no packet, so nobody need look for them then.
+    seen["direct"] |= bool((direct & ~flows.is_reply(values)).any())
+    if overflow:
+        tcp = keys["proto"] == consts.IPPROTO_TCP
+        # A note says of its tuple what it is.
+        noted = tcp & direct & flows.is_reply(values)
+        noted &= values["client_port"] == keys["dport"]
+        seen["notes"] |= bool(noted.any())
+        seen["overflowed"] |= bool((tcp & ~noted).any())

@@ -41,7 +41,8 @@ class Frontend(msgspec.Struct, frozen=True, gc=False, order=True):
 class ResolvedPort(msgspec.Struct, frozen=True, gc=False):
     """One port of a service in one family, all its addresses and both of its endpoint sets.
 
-    `cluster_drop` and `local_drop` say what an empty set means: drop, where it would refuse.
+    `cluster` is empty only if nothing anywhere is usable, and then it refuses (rule 9 of
+    docs/semantics.md); an empty `local` drops if `local_drop` says so.
     """
 
     name: str  # see lbctl/model/names.py
@@ -49,7 +50,6 @@ class ResolvedPort(msgspec.Struct, frozen=True, gc=False):
     frontends: tuple[Frontend, ...]
     cluster: tuple[Endpoint, ...]  # usable anywhere, sorted
     local: tuple[Endpoint, ...]  # usable on this node, sorted
-    cluster_drop: bool
     local_drop: bool
     internal_local: bool  # pods and others calling the ClusterIP use `local`
     external_local: bool  # traffic from outside to the other addresses uses `local`

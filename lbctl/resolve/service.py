@@ -99,8 +99,6 @@ def _resolve_port(
         frontends=_frontends(service, port, family, node, guarded=bool(ranges)),
         cluster=selection.cluster,
         local=selection.local,
-        # Empty only if nothing anywhere is usable, and then it refuses (rule 9).
-        cluster_drop=False,
         local_drop=bool(selection.cluster) and not selection.local,  # rules 7, 8
         internal_local=service.internal_local,
         external_local=service.external_local,

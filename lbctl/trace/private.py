@@ -13,7 +13,7 @@ from ebpf.maps.sizes import Sizes
 from lbctl.errors import LbError
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import SourceStatus, Update
-from lbctl.program import config as nodeconfig
+from lbctl.program import config
 from lbctl.program.config import DataPathSettings
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
@@ -82,7 +82,7 @@ class PrivateNode(TracedNode):
         too many service ranges.
         """
         settings = DataPathSettings(pass_midstream=False, tcp_entries=_SMALL)
-        nodeconfig.store(self.maps.config, node, settings)
+        config.store(self.maps.config, node, settings)
         self._node = node
         wanted = {s.service.key: s for s in services if s.service is not None}
         gone = dict.fromkeys(self._known - wanted.keys(), ServiceObjects(None))

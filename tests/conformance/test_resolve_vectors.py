@@ -89,7 +89,7 @@ class State:
         endpoints: tuple[Endpoint, ...] = port.local if local else port.cluster
         if endpoints:
             return "forward", [format_endpoint(e.address, e.port) for e in endpoints]
-        return ("drop" if (port.local_drop if local else port.cluster_drop) else "reject"), []
+        return ("drop" if local and port.local_drop else "reject"), []
 
     def _unserved(self, address: bytes) -> tuple[str, list[str]]:
         if address in self.cluster_ips:

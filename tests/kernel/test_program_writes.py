@@ -14,8 +14,7 @@ from ebpf.instance import Instance, Sizes
 from ebpf.kernel import bpffs
 from ebpf.maps import ArrayMap
 from ebpf.maps.hashes import HashMap
-from lbctl.datapath import consts
-from lbctl.datapath import filters as filterbits
+from lbctl.datapath import consts, filters
 from lbctl.datapath.regions import region_of
 from lbctl.plan.changes import Plan
 from lbctl.plan.planner import Planner
@@ -60,7 +59,6 @@ def port(number: int, endpoints: int = ENDPOINTS, shift: int = 0) -> ResolvedPor
         frontends=(Frontend(MAPPED + bytes((10, 96, high, low)), 80, 6, FrontendKind.CLUSTER_IP),),
         cluster=members,
         local=tuple(e for e in members if e.local),
-        cluster_drop=False,
         local_drop=False,
         internal_local=number % 7 == 0,
         external_local=False,
@@ -183,7 +181,7 @@ def test_everything_goes_and_ids_come_back(tables: Instance) -> None:
     assert (len(freed.services), len(freed.backends)) == (100, 100 * ENDPOINTS)
     writes.clear(freed, tables)
     assert not list(tables.names.items())
-    assert not filterbits.backend_record_bits(tables.backends.records).size
+    assert not filters.backend_record_bits(tables.backends.records).size
     assert not any(tables.services.records.tobytes())
     # Started again, all ids are free at once, and generations go on.
     planner, _ = start(tables, 11.0)

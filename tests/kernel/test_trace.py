@@ -23,8 +23,7 @@ from lbctl.addresses import parse_address, parse_prefix
 from lbctl.cli.main import command as lbctl
 from lbctl.model.records import ServiceObjects
 from lbctl.model.updates import SourceStatus, Update
-from lbctl.program import config as nodeconfig
-from lbctl.program import readback, writes
+from lbctl.program import config, readback, writes
 from lbctl.program.config import DataPathSettings
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
@@ -107,7 +106,7 @@ def pin_dir(bundle: Bundle) -> Iterator[Path]:
             agent = Reconciler(instance, NODE)
             agent.take(Update(services, None, False, True, True, status))
             assert agent.apply(complete=True)
-            nodeconfig.store(instance.config, NODE, DataPathSettings(False, 64))
+            config.store(instance.config, NODE, DataPathSettings(False, 64))
             _add_flows(instance)
         yield path
     finally:

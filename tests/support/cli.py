@@ -34,7 +34,6 @@ def port(
     """A resolved service port; backends are address, port, on this node."""
     cluster = tuple(sorted(Endpoint(parse_address(a), p, local) for a, p, local in backends))
     settings: dict[str, Any] = {
-        "cluster_drop": False,
         "local_drop": False,
         "internal_local": False,
         "external_local": False,

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lbctl.addresses import parse_address
-from lbctl.datapath import consts
-from lbctl.datapath import filters as filterbits
+from lbctl.datapath import consts, filters
 from lbctl.datapath.regions import region_of
 from lbctl.datapath.tables import Records
 from lbctl.plan.changes import Plan
@@ -48,7 +47,6 @@ def resolved(
         frontends=frontends,
         cluster=cluster,
         local=tuple(e for e in cluster if e.local) if local is None else local,
-        cluster_drop=False,
         local_drop=local_drop,
         internal_local=False,
         external_local=external_local,
@@ -92,7 +90,7 @@ class Node:
         entry = self.tables.frontends.spec.value.unpack(value)
         assert entry["self"] == key
         assert has_bits(
-            self.tables.service_filter.records, filterbits.service_bits([entry["self"][:16]])
+            self.tables.service_filter.records, filters.service_bits([entry["self"][:16]])
         )
         word = int(self.tables.services.records[field][entry["service"]])
         base, length = region_of(word)
@@ -105,7 +103,7 @@ class Node:
             assert row["service"] == entry["service"]
             assert has_bits(
                 self.tables.backend_filter.records,
-                filterbits.backend_bits([row["addr"].tobytes() + row["port"].tobytes()]),
+                filters.backend_bits([row["addr"].tobytes() + row["port"].tobytes()]),
             )
             address_bytes = row["addr"].tobytes()
             number = int.from_bytes(row["port"].tobytes(), "big")
@@ -113,7 +111,7 @@ class Node:
         return found
 
 
-def has_bits(words: Records, bits: filterbits.Bits) -> bool:
+def has_bits(words: Records, bits: filters.Bits) -> bool:
     return bool(((words[bits >> 6] >> (bits & 63).astype(np.uint64)) & np.uint64(1)).all())
 
 

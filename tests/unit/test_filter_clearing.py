@@ -3,29 +3,28 @@
 import numpy as np
 
 from lbctl.addresses import parse_address
-from lbctl.datapath import consts
-from lbctl.datapath import filters as filterbits
+from lbctl.datapath import consts, filters
 from lbctl.datapath.records import frontend_key, marker_key
 from lbctl.plan.changes import Plan
 from lbctl.plan.claims import Claims
 from lbctl.reconcile.clearing import Clearing
-from lbctl.reconcile.sweep import Found
+from lbctl.reconcile.sweep import Swept
 from lbctl.resolve.ports import FrontendKind
 from tests.support.fake_tables import FakeTables
 
 TCP = 6
 
 
-def found(*flows_to: str) -> Found:
+def found(*flows_to: str) -> Swept:
     services = np.zeros(1 << consts.SERVICE_FILTER_BITS, bool)
     backends = np.zeros(1 << consts.BACKEND_FILTER_BITS, bool)
     services[service_bits(*flows_to)] = True
-    return Found(0.0, np.zeros(1, bool), np.zeros(1, bool), services, backends)
+    return Swept(0.0, np.zeros(1, bool), np.zeros(1, bool), services, backends)
 
 
 def service_bits(*addresses: str, kind: int = 0) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
     raw = b"".join(map(parse_address, addresses))
-    return filterbits.address_bits(np.frombuffer(raw, np.uint8).reshape(-1, 16), kind)
+    return filters.address_bits(np.frombuffer(raw, np.uint8).reshape(-1, 16), kind)
 
 
 def set_in(table_records: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> set[int]:
@@ -51,7 +50,7 @@ def test_what_is_needed_stays_and_all_else_goes() -> None:
     cluster_ips = service_bits("10.96.0.1", "10.96.0.9", kind=1)
     wanted = {*plain.tolist(), *cluster_ips.tolist()}
     assert set_in(tables.service_filter.records) == wanted
-    called = filterbits.backend_bits([frontend_key(outside, 80, TCP)[:18], gone[0][:18]])
+    called = filters.backend_bits([frontend_key(outside, 80, TCP)[:18], gone[0][:18]])
     assert set_in(tables.backend_filter.records) == set(called.tolist())
 
 
@@ -73,5 +72,5 @@ def test_a_change_in_between_keeps_its_bits() -> None:
         pass
     assert set_in(tables.service_filter.records) >= set(service_bits("10.96.0.5").tolist())
     assert set_in(tables.service_filter.records) >= set(service_bits("10.96.0.5", kind=1).tolist())
-    bits = filterbits.backend_bits([backend]).tolist()
+    bits = filters.backend_bits([backend]).tolist()
     assert set_in(tables.backend_filter.records) == set(bits)

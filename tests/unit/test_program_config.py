@@ -5,7 +5,7 @@ import pytest
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.datapath import consts
 from lbctl.errors import ConfigError
-from lbctl.program import config as nodeconfig
+from lbctl.program import config
 from lbctl.program.config import DataPathSettings
 from lbctl.resolve.node import NodeFacts
 from tests.support.fake_tables import FakeTables
@@ -20,7 +20,7 @@ FACTS = NodeFacts(
 
 def test_the_config_record_says_what_the_programs_need() -> None:
     table = FakeTables().config
-    nodeconfig.store(table, FACTS, DataPathSettings(True, 1000))
+    config.store(table, FACTS, DataPathSettings(True, 1000))
     record = table.records[0]
     assert record["flags"] == consts.CONFIG_PASS_MIDSTREAM
     assert record["flow_limit"] == 750
@@ -36,24 +36,24 @@ def test_the_config_record_says_what_the_programs_need() -> None:
 
 def test_an_equal_config_is_not_written() -> None:
     table = FakeTables().config
-    nodeconfig.store(table, FACTS, DataPathSettings(False, 1000))
+    config.store(table, FACTS, DataPathSettings(False, 1000))
     table.records.flags.writeable = False
-    assert nodeconfig.store(table, FACTS, DataPathSettings(False, 1000)) == []
+    assert config.store(table, FACTS, DataPathSettings(False, 1000)) == []
 
 
 def test_only_what_differs_is_written() -> None:
     table = FakeTables().config
-    nodeconfig.store(table, FACTS, DataPathSettings(False, 1000))
-    assert nodeconfig.store(table, FACTS, DataPathSettings(True, 1000)) == ["flags"]
+    config.store(table, FACTS, DataPathSettings(False, 1000))
+    assert config.store(table, FACTS, DataPathSettings(True, 1000)) == ["flags"]
     fewer = NodeFacts("node1", primary4=FACTS.primary4, primary6=FACTS.primary6)
-    nodeconfig.store(table, fewer, DataPathSettings(True, 1000))
+    config.store(table, fewer, DataPathSettings(True, 1000))
     assert (table.records["cidr_count4"][0], table.records["cidr_count6"][0]) == (0, 0)
 
 
 def test_too_many_ranges_are_an_error_that_says_how_many_fit() -> None:
     cidrs = tuple(parse_prefix(f"10.{i}.0.0/16") for i in range(consts.MAX_SERVICE_CIDRS + 1))
     with pytest.raises(ConfigError, match="--service-cidr") as caught:
-        nodeconfig.store(
+        config.store(
             FakeTables().config,
             NodeFacts("n", service_cidrs=cidrs),
             DataPathSettings(False, 1),

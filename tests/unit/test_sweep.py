@@ -8,10 +8,10 @@ import pytest
 
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts, filters
-from lbctl.datapath import flows as flowrecords
-from lbctl.program import config as nodeconfig
+from lbctl.datapath import flows as flow_formulas
+from lbctl.program import config
 from lbctl.reconcile import sweep
-from lbctl.reconcile.sweep import Found, Sweep
+from lbctl.reconcile.sweep import Sweep, Swept
 from lbctl.resolve.node import NodeFacts
 from tests.support.fake_tables import FakeHash, FakeTables
 
@@ -92,12 +92,12 @@ class Flows:
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> FakeTables:
     made = FakeTables()
-    nodeconfig.store(made.config, NodeFacts("n"), nodeconfig.DataPathSettings(False, 4096))
+    config.store(made.config, NodeFacts("n"), config.DataPathSettings(False, 4096))
     monkeypatch.setattr(sweep, "current_tick", lambda: NOW)
     return made
 
 
-def run(tables: FakeTables) -> Found:
+def run(tables: FakeTables) -> Swept:
     *steps, found = Sweep(tables).run(began=5.0)
     assert all(step is None for step in steps)
     assert found is not None
@@ -106,7 +106,7 @@ def run(tables: FakeTables) -> Found:
 
 
 def limit(name: str) -> int:
-    return consts.ticks(nodeconfig.TIMEOUTS[name])
+    return consts.ticks(config.TIMEOUTS[name])
 
 
 STATES = {
@@ -364,6 +364,6 @@ def test_entries_are_taken_with_the_gaps_between_their_fields(
     record = Flows(tables, family).table(TCP).spec.value
     raw = np.arange(1000 * record.size, dtype=np.uint64).astype(np.uint8) | 1
     which = np.arange(0, 1000, 3)
-    taken = flowrecords.take(raw.view(record.dtype), which)
+    taken = flow_formulas.take(raw.view(record.dtype), which)
     assert taken.tobytes() == raw.reshape(1000, record.size)[which].tobytes()
     assert len(taken) == len(which)
