@@ -12,7 +12,7 @@ from ebpf.hooks.tc import Attacher
 from ebpf.kernel import netlink
 from ebpf.kernel.netlink import IPAddress, Link, Network
 from ebpf.programs import Generation
-from lbctl.addresses import IPV4, family_of, is_link_local
+from lbctl.addresses import IPV4, family_of
 from lbctl.agent.uplinks import pod_interfaces, uplinks
 
 # Of the veth's host side: what comes in there comes from the pod.
@@ -52,24 +52,13 @@ class Interfaces:
         """Why interfaces are without programs."""
         return sorted(self._failed.values())
 
+    def were_attached(self) -> bool:
+        """Whether an earlier agent left programs in place."""
+        return bool(self._attacher.attachments())
+
     def fileno(self) -> int:
         """Readable when interfaces changed."""
         return self._watch.fileno()
-
-    def addresses(self) -> list[bytes]:
-        """Addresses of the node's interfaces, but for link-local ones, 16 bytes each."""
-        found = (_wide(a.address) for a in self.network.addresses)
-        return sorted({a for a in found if not is_link_local(a)})
-
-    def primary(self, family: int) -> bytes | None:
-        """The address other machines see by default: the first of an interface with a default
-        route of that family."""
-        with_route = {r.ifindex for r in self.network.default_routes if r.family == family}
-        for address in self.network.addresses:
-            wide = _wide(address.address)
-            if address.ifindex in with_route and address.scope == 0 and family_of(wide) == family:
-                return wide
-        return None
 
     def set_node_addresses(self, addresses: Iterable[bytes]) -> None:
         """The addresses the Node object names: an interface with one is an uplink, veth or not."""
@@ -89,7 +78,7 @@ class Interfaces:
         self._generation = generation
         self._sort_links(thorough=True)
 
-    def handle_events(self) -> None:
+    def handle(self) -> None:
         """Take in what the kernel reports; new pods' interfaces get programs at once."""
         began = time.monotonic()
         changes = self._watch.read()
@@ -104,23 +93,19 @@ class Interfaces:
                 spent = round((time.monotonic() - began) * 1000, 2)
                 self._log.info("programs attached", interface=link.ifname, milliseconds=spent)
 
-    def next_refresh(self) -> float | None:
-        """When `refresh` has something to do, on the monotonic clock."""
+    def due(self) -> float | None:
+        """When `step` has something to do, on the monotonic clock."""
         return None if self._stale is None else self._stale + REFRESH_SECONDS
 
-    def refresh(self, thorough: bool = False) -> bool:
-        """Look at the whole network again, `thorough` also at what runs on each interface.
+    def step(self, now: float) -> None:
+        """Addresses or routes changed a moment ago, or something may have been missed."""
+        self.refresh()
 
-        Returns whether addresses or default routes changed.
-        """
+    def refresh(self, thorough: bool = False) -> None:
+        """Look at the whole network again, `thorough` also at what runs on each interface."""
         self._stale = None
-        before = self.network
         self.network = netlink.read_network()
         self._sort_links(thorough)
-        return (self.network.addresses, self.network.default_routes) != (
-            before.addresses,
-            before.default_routes,
-        )
 
     def close(self) -> None:
         """Stop following; programs stay."""
@@ -196,11 +181,6 @@ class Interfaces:
                 self._attacher.prune()
             except KernelError as error:
                 self._log.warning("cannot tidy the pins of links", error=error.message)
-
-
-def _wide(address: IPAddress) -> bytes:
-    raw = address.packed
-    return raw if len(raw) == 16 else bytes(10) + b"\xff\xff" + raw
 
 
 def _narrow(address: bytes) -> IPAddress:

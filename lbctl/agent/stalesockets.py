@@ -18,7 +18,7 @@ from ebpf.kernel import sockdiag
 from ebpf.kernel.sockdiag import Target
 from lbctl.agent.sockets import ALL, OFF
 from lbctl.datapath import consts
-from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import ArrayContents
 from lbctl.datapath.tables import HashTable, Records, Tables
 from lbctl.model.names import PortName
@@ -28,8 +28,6 @@ from lbctl.plan.sets import HeldSets
 
 # From a change to the look at sockets: several changes are one, and connects under way are done.
 DELAY_SECONDS = 0.25
-
-_ADDRESS_BYTES = 16
 
 
 class Objects(Protocol):
@@ -99,7 +97,7 @@ class StaleSockets:
         for index, (service, row) in enumerate(_peers(peers)):
             if not any(row) or judge.is_serving(service, row):
                 continue  # no row: what an unconnected socket called last
-            address, port = row[:_ADDRESS_BYTES], row[_ADDRESS_BYTES:]
+            address, port = row[:ADDRESS_BYTES], row[ADDRESS_BYTES:]
             cookies = keys["cookie"][which == index].tolist()
             targets = [Target(cookie, address, port) for cookie in cookies]
             stale[sockdiag.UDP] += targets

@@ -30,6 +30,14 @@ class Watcher:
         self._asked: Future[bool] | None = None
         self._next = 0.0
 
+    def due(self) -> float | None:
+        """When `poll` has something to do, on the monotonic clock. An answer wakes nobody."""
+        if not self._auto:
+            return None
+        if self._asked:
+            return 0.0 if self._asked.done() else None
+        return self._next
+
     def poll(self, now: float) -> bool:
         """Collect an answer, ask anew when it is time. Returns whether `present` changed."""
         if not self._auto:

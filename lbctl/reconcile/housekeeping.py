@@ -57,8 +57,8 @@ class Housekeeper:
         filters.set_bits(self._tables.service_filter, bits)
 
     def due(self) -> float:
-        """When `step` has something to do."""
-        return self._next
+        """When `step` has something to do: at once while it is not done with the last."""
+        return 0.0 if self.running() else self._next
 
     def step(self, now: float) -> bool:
         """One short step (some ms). Returns whether a sweep ended and something was freed."""
@@ -84,7 +84,7 @@ class Housekeeper:
         return self._finish(found)
 
     def running(self) -> bool:
-        """Whether a sweep or what follows it is under way: call `step` again soon."""
+        """Whether a sweep or what follows it is under way."""
         return self._running is not None or self._clearing is not None
 
     def tables(self) -> dict[str, TableUse]:

@@ -18,7 +18,7 @@ class Notes:
     def __init__(self) -> None:
         self._warnings: dict[ObjectKey, tuple[str, ...]] = {}
         self._hints: dict[str, str] = {}  # by stored name
-        self._hints_changed = True
+        self.hints_changed = True  # since `take_hints`
         self._unwritten: dict[str, str] = {}  # by full name of the port
         self._refused = ""
         self._log = structlog.get_logger()
@@ -37,9 +37,9 @@ class Notes:
     def take_hints(self) -> dict[str, str] | None:
         """By stored name, what is to say of the ports whose endpoints have topology hints; None if
         nothing has changed since the last call."""
-        if not self._hints_changed:
+        if not self.hints_changed:
             return None
-        self._hints_changed = False
+        self.hints_changed = False
         return self._hints
 
     def begin(self) -> None:
@@ -63,7 +63,7 @@ class Notes:
             said = port.hints if port and port.hints != NO_HINTS else ""
             if said == self._hints.get(name, ""):
                 continue
-            self._hints_changed = True
+            self.hints_changed = True
             if said:
                 self._hints[name] = said
             else:

@@ -62,6 +62,11 @@ class Reconciler:
         """Sentences about objects, and about what did not fit."""
         return self._notes.warnings()
 
+    @property
+    def hints_changed(self) -> bool:
+        """Whether `take_hints` has something."""
+        return self.synced and self._notes.hints_changed
+
     def take_hints(self) -> dict[str, str] | None:
         """By stored name, what is to say of the ports whose endpoints have topology hints; None if
         nothing has changed since the last call, or nothing is known yet."""

@@ -1,0 +1,174 @@
+"""What follows from what: objects, facts and settings that changed, carried into the data path."""
+
+import time
+
+import structlog
+
+from lbctl.agent import memory
+from lbctl.agent.parts import Parts
+from lbctl.agent.report import Report
+from lbctl.config.settings import Settings
+from lbctl.config.watch import FollowedFile
+from lbctl.errors import ConfigError
+from lbctl.health.ports import listening_addresses
+from lbctl.program import config
+from lbctl.program.config import DataPathSettings
+from lbctl.resolve.node import is_leaving
+
+
+class Control:
+    """Reacts to events, each in its own method, all in one thread."""
+
+    def __init__(self, parts: Parts, settings: Settings, report: Report) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._report = report
+        self._complete = False  # what no update named by now does not exist
+        self._attached = False
+        self._log = structlog.get_logger()
+
+    def attach(self) -> None:
+        """Put the programs in place: there are services to be found in the maps."""
+        self._attached = True
+        self._parts.programs.attach(self._parts.interfaces, self._parts.sockets)
+
+    def take_update(self) -> None:
+        """The source has news."""
+        update = self._parts.source.wait(0)
+        if update is None:
+            return
+        facts, health = self._parts.facts, self._parts.health
+        if update.node_changed or update.node != facts.node:
+            node = facts.node = update.node
+            self._parts.interfaces.set_node_addresses(node.internal_ips if node else ())
+            self._use_facts()
+            health.set_eligible(not is_leaving(node))
+        self._parts.reconciler.take(update)
+        self._complete = update.complete
+        if update.synced:
+            self._apply()
+            health.take(update.services, facts.current)
+
+    def network_due(self) -> float | None:
+        """At once, if the network was looked at since `follow_network`."""
+        return None if self._parts.interfaces.network is self._parts.facts.network else 0.0
+
+    def follow_network(self, now: float) -> None:
+        """Addresses or routes may have changed."""
+        self._parts.facts.network = self._parts.interfaces.network
+        if self._use_facts():
+            self._apply()
+
+    def take_settings(self, watch: FollowedFile, now: float) -> None:
+        """What changed in the file, as far as a running agent can take it over. Programs reach new
+        interfaces before they leave others; records change field by field."""
+        found = watch.poll(now)
+        if found is None:
+            return
+        before, self._settings = self._settings, found
+        try:
+            self._use_settings()
+        except ConfigError as error:
+            self._settings = before
+            self._use_settings()
+            watch.refused(error.message)
+
+    def follow_takeover(self, now: float) -> None:
+        """Whether kube-proxy's rules are still there is known anew."""
+        takeover = self._parts.takeover
+        if takeover.poll(now):
+            self._log.info("kube-proxy's rules", present=takeover.present)
+            if self._parts.reconciler.synced:
+                self._store_config()
+
+    def retry(self, now: float) -> None:
+        """What a map had no room for, or refused."""
+        self._apply()
+
+    def sweep(self, now: float) -> None:
+        """One step; what had to wait for a free id may fit after the last one."""
+        reconciler = self._parts.reconciler
+        if reconciler.housekeeper.step(now) and reconciler.retry_at() is not None:
+            self._apply()
+
+    def _apply(self) -> None:
+        reconciler, health = self._parts.reconciler, self._parts.health
+        first = not reconciler.synced
+        began = time.monotonic()
+        health.queued()
+        if first:
+            self._store_config()
+        wrote = reconciler.apply(self._complete)
+        if not reconciler.refused:
+            health.written()
+        self._parts.stale.changed(*reconciler.take_touched(), began)
+        spent = time.monotonic() - began
+        if wrote or first:
+            self._report.applied(spent)
+            self._log.debug("applied", milliseconds=round(spent * 1000, 2))
+        if first:
+            self._first_sync(spent)
+
+    def _first_sync(self, spent: float) -> None:
+        """The maps are complete: packets and probes may come."""
+        if not self._attached:
+            self.attach()
+        self._parts.health.ready()
+        self._set_health_places()
+        reconciler = self._parts.reconciler
+        self._log.info(
+            "first sync done",
+            services=reconciler.services,
+            endpoints=reconciler.planner.backend_ids.in_use,
+            seconds=round(spent, 3),
+        )
+        memory.settle()
+        self._report.ready()
+
+    def _use_facts(self) -> bool:
+        """Make everything follow from the facts. Returns whether services have to be applied."""
+        facts = self._parts.facts
+        if not facts.settle():
+            return False
+        current = facts.current
+        self._log.info(
+            "facts about the node changed", zone=current.zone, addresses=len(current.addresses)
+        )
+        self._parts.reconciler.set_node(current)
+        if not self._parts.reconciler.synced:
+            return False
+        self._store_config()
+        self._set_health_places()
+        return True
+
+    def _use_settings(self) -> None:
+        settings = self._settings
+        self._parts.interfaces.set_patterns(settings.uplinks, settings.pod_interfaces)
+        self._parts.facts.settings = settings.node
+        if self._use_facts():
+            self._apply()
+        if self._parts.reconciler.synced:
+            self._store_config()
+            self._set_health_places()
+
+    def _set_health_places(self) -> None:
+        addresses = listening_addresses(self._settings.node, self._parts.facts.current)
+        self._parts.health.set_places(self._settings.healthz, addresses)
+
+    def _store_config(self) -> None:
+        """Not before the first list: without the Node object it might say something else for a
+        moment, in a data path that is running."""
+        parts, facts = self._parts, self._parts.facts.current
+        settings = DataPathSettings(
+            parts.takeover.present,
+            parts.instance.flows4.max_entries,
+            socket_flags=parts.sockets.flags,
+            host_netns=parts.sockets.host_netns,
+            timeouts=self._settings.timeouts,
+        )
+        primary = tuple(a for a in (facts.primary4, facts.primary6) if a)
+        # The bits of masqueraded flows' addresses come before the addresses.
+        parts.reconciler.housekeeper.set_node_addresses(primary)
+        changed = config.store(parts.instance.config, facts, settings)
+        if changed:
+            self._log.info("data path configured", fields=changed)

@@ -1,0 +1,56 @@
+"""Facts about the node: what its object, its interfaces and the settings say, taken together."""
+
+import msgspec
+
+from ebpf.kernel.netlink import IPAddress, Network
+from lbctl.addresses import FAMILIES, family_of, is_link_local
+from lbctl.model.records import Node
+from lbctl.resolve.node import NodeFacts, NodeSettings, node_facts
+
+
+class Facts:
+    """Set what became known, then `settle`."""
+
+    def __init__(self, name: str, settings: NodeSettings, network: Network) -> None:
+        self._name = name
+        self.settings = settings
+        self.network = network
+        self.node: Node | None = None
+        self.current = self._settled()
+
+    def settle(self) -> bool:
+        """Make `current` follow; returns whether it changed."""
+        before, self.current = self.current, self._settled()
+        return self.current != before
+
+    def _settled(self) -> NodeFacts:
+        """The Node object goes before the interfaces; these alone where it names no address."""
+        settings, node = self.settings, self.node
+        declared = node.internal_ips + node.external_ips if node else ()
+        named = {family_of(address) for address in (*settings.primary_addresses, *declared)}
+        found = [primary_address(self.network, f) for f in FAMILIES if f not in named]
+        primary = (*settings.primary_addresses, *(a for a in found if a is not None))
+        settings = msgspec.structs.replace(settings, primary_addresses=primary)
+        return node_facts(self._name, node, local_addresses(self.network), settings)
+
+
+def local_addresses(network: Network) -> list[bytes]:
+    """Addresses of the node's interfaces, but for link-local ones of IPv6, 16 bytes each."""
+    found = (_wide(a.address) for a in network.addresses)
+    return sorted({a for a in found if not is_link_local(a)})
+
+
+def primary_address(network: Network, family: int) -> bytes | None:
+    """The address other machines see by default: the first of an interface with a default route of
+    that family."""
+    with_route = {r.ifindex for r in network.default_routes if r.family == family}
+    for address in network.addresses:
+        wide = _wide(address.address)
+        if address.ifindex in with_route and address.scope == 0 and family_of(wide) == family:
+            return wide
+    return None
+
+
+def _wide(address: IPAddress) -> bytes:
+    raw = address.packed
+    return raw if len(raw) == 16 else bytes(10) + b"\xff\xff" + raw

@@ -1,0 +1,34 @@
+"""What an agent consists of, once everything is open."""
+
+from dataclasses import dataclass
+
+from ebpf.instance import Instance
+from lbctl.agent.facts import Facts
+from lbctl.agent.generation import LaterGeneration
+from lbctl.agent.interfaces import Interfaces
+from lbctl.agent.routine import Routine
+from lbctl.agent.sockets import SocketHooks
+from lbctl.agent.stalesockets import StaleSockets
+from lbctl.config.watch import FollowedFile
+from lbctl.health.monitor import Health
+from lbctl.host.takeover import Watcher
+from lbctl.model.updates import Source
+from lbctl.reconcile.reconciler import Reconciler
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Each does its own work; `lbctl.agent.control` lets one follow from another."""
+
+    instance: Instance
+    programs: LaterGeneration
+    source: Source
+    config: FollowedFile | None  # of the file behind --config, if there is one
+    interfaces: Interfaces
+    sockets: SocketHooks
+    takeover: Watcher
+    facts: Facts
+    reconciler: Reconciler
+    stale: StaleSockets
+    routine: Routine
+    health: Health

@@ -1,0 +1,221 @@
+"""What the agent does on events, and in which order: programs come after the maps are complete."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ebpf.kernel.netlink import Address, Network, Route
+from lbctl.addresses import parse_address, parse_prefix
+from lbctl.agent import memory
+from lbctl.agent.control import Control
+from lbctl.agent.facts import Facts
+from lbctl.agent.parts import Parts
+from lbctl.agent.report import STATUS_SECONDS, Report
+from lbctl.config.settings import Settings
+from lbctl.datapath import consts
+from lbctl.model.records import Node, ObjectKey, Protocol, Service, ServiceObjects, ServicePort
+from lbctl.model.updates import SourceStatus, Update
+from lbctl.reconcile.reconciler import Reconciler
+from lbctl.status import SourceState, StatusRecord
+from tests.support.fake_tables import FakeTables
+
+KEY = ObjectKey("default", "web")
+WEB = ServiceObjects(
+    Service(
+        KEY,
+        type="ClusterIP",
+        cluster_ips=(parse_address("10.96.0.1"),),
+        ports=(ServicePort("", Protocol.TCP, 80),),
+    )
+)
+
+
+def network(address: str) -> Network:
+    return Network((), (Address(2, ipaddress.ip_address(address), 24, 0),), (Route(2, 4),))
+
+
+def with_ranges(*service_cidrs: str) -> Settings:
+    return Settings(service_cidrs=tuple(map(parse_prefix, service_cidrs)))
+
+
+class Rig:
+    """A control with a real reconciler on fake tables, and parts that note what they are told."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.tables = FakeTables()
+        self.events: list[str] = []
+        self.updates: list[Update] = []
+        self.busy = False
+        self.written: list[StatusRecord] = []
+        self.interfaces = SimpleNamespace(
+            network=network("192.0.2.1"),
+            attached=0,
+            problems=[],
+            set_node_addresses=lambda found: None,
+            set_patterns=lambda uplinks, pods: self.say("patterns"),
+        )
+        facts = Facts("node1", settings.node, self.interfaces.network)
+        self.reconciler = Reconciler(self.tables, facts.current)
+        self.takeover = SimpleNamespace(present=False, poll=lambda now: True)
+        stand_ins: Any = {
+            "instance": self.tables,
+            "programs": SimpleNamespace(attach=lambda *_: self.say("attach")),
+            "source": SimpleNamespace(
+                wait=lambda timeout: self.updates.pop(0) if self.updates else None,
+                status=SourceStatus,
+            ),
+            "config": None,
+            "interfaces": self.interfaces,
+            "sockets": SimpleNamespace(problems=[], mode="host", flags=0, host_netns=1),
+            "takeover": self.takeover,
+            "stale": SimpleNamespace(changed=lambda *_: None, problem="", closed=0),
+            "routine": SimpleNamespace(problem=""),
+            "health": SimpleNamespace(
+                queued=lambda: self.say("queued"),
+                written=lambda: self.say("written"),
+                ready=lambda: self.say("ready"),
+                problems=list,
+                take=lambda services, node: None,
+                set_eligible=lambda eligible: None,
+                set_places=lambda bind, addresses: None,
+            ),
+        }
+        self.parts = Parts(facts=facts, reconciler=self.reconciler, **stand_ins)
+        record = StatusRecord(1, "0", "node1", "/x", source=SourceState("manifests"))
+        self.report = Report(self.parts, record, cast(Any, self))
+        self.control = Control(self.parts, settings, self.report)
+
+    def say(self, what: str) -> None:
+        """With what the maps hold at that moment."""
+        self.events.append(
+            f"{what}: config {'set' if self.configured else 'unset'}, "
+            f"{len(self.tables.frontends.entries)} frontends"
+        )
+
+    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
+        self.written.append(record)
+
+    @property
+    def configured(self) -> bool:
+        return bool(self.tables.config.records["syn_timeout"][0])
+
+    def update(self, *services: ServiceObjects, synced: bool = True) -> None:
+        found = {s.service.key: s for s in services if s.service}
+        node = Node("node1", internal_ips=(parse_address("192.0.2.1"),))
+        self.updates.append(Update(found, node, True, synced, synced, SourceStatus(synced=synced)))
+        self.control.take_update()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return with_ranges("10.96.0.0/16")
+
+
+@pytest.fixture
+def rig(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr(memory, "settle", lambda: None)
+    return Rig(settings)
+
+
+def test_nothing_is_written_or_attached_before_the_first_complete_list(rig: Rig) -> None:
+    rig.update(WEB, synced=False)
+    rig.control.follow_takeover(0.0)
+    rig.interfaces.network = network("192.0.2.9")
+    rig.control.follow_network(0.0)
+    assert rig.events == []
+    assert not rig.configured
+    assert not rig.tables.frontends.writes
+    assert not rig.written
+
+
+def test_the_first_sync_configures_writes_attaches_and_is_ready_in_this_order(rig: Rig) -> None:
+    rig.update(WEB)
+    assert rig.events == [
+        "queued: config unset, 0 frontends",
+        "written: config set, 2 frontends",
+        "attach: config set, 2 frontends",
+        "ready: config set, 2 frontends",
+    ]
+    assert [record.ready for record in rig.written] == [True]
+    rig.update(WEB)
+    assert not [event for event in rig.events[4:] if event.startswith(("attach", "ready"))]
+
+
+def test_an_earlier_agents_programs_are_replaced_once(rig: Rig) -> None:
+    rig.control.attach()
+    rig.update(WEB)
+    assert [event for event in rig.events if event.startswith("attach")] == [
+        "attach: config unset, 0 frontends"
+    ]
+
+
+def test_the_record_follows_the_network_and_kube_proxy(rig: Rig) -> None:
+    rig.update(WEB)
+    assert rig.control.network_due() is None
+    rig.interfaces.network = network("192.0.2.9")
+    assert rig.control.network_due() == 0.0
+    rig.events.clear()
+    rig.control.follow_network(0.0)
+    assert rig.control.network_due() is None
+    assert rig.events  # applied: node ports may be elsewhere
+    rig.takeover.present = True
+    rig.control.follow_takeover(0.0)
+    assert rig.tables.config.records["flags"][0] & consts.CONFIG_PASS_MIDSTREAM
+
+
+def test_a_look_at_the_network_that_shows_nothing_new_applies_nothing(rig: Rig) -> None:
+    rig.update(WEB)
+    rig.events.clear()
+    rig.interfaces.network = network("192.0.2.1")
+    rig.control.follow_network(0.0)
+    assert rig.control.network_due() is None
+    assert rig.events == []
+
+
+def test_settings_that_cannot_be_used_are_taken_back(rig: Rig, settings: Settings) -> None:
+    bad = with_ranges(*(f"10.{i}.0.0/16" for i in range(consts.MAX_SERVICE_CIDRS + 1)))
+    refused: list[str] = []
+    watch: Any = SimpleNamespace(poll=lambda now: bad, refused=refused.append)
+    rig.update(WEB)
+    before = rig.tables.config.records.copy()
+    rig.control.take_settings(watch, 0.0)
+    assert "--service-cidr" in refused[0]
+    assert (rig.tables.config.records == before).all()
+    assert rig.parts.facts.settings == settings.node
+
+
+def test_the_file_is_written_at_most_once_a_second_and_when_the_disk_is_done(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    rig.update(WEB)
+    assert rig.report.due() == now + STATUS_SECONDS
+    now += STATUS_SECONDS
+    assert rig.report.due() is None  # it says already what is
+    rig.interfaces.attached = 3
+    assert rig.report.due() == now
+    rig.busy = True
+    assert rig.report.due() == now + STATUS_SECONDS
+    rig.busy = False
+    rig.report.step(now)
+    assert [record.interfaces for record in rig.written] == [0, 3]
+
+
+def test_the_last_word_is_not_ready(rig: Rig) -> None:
+    rig.update(WEB)
+    rig.report.stopped()
+    assert [record.ready for record in rig.written] == [True, False]
+
+
+def test_interfaces_without_programs_make_the_agent_unready(rig: Rig) -> None:
+    rig.update(WEB)
+    rig.interfaces.problems = ["no programs on eth7"]
+    record = rig.report.record()
+    assert not record.ready
+    assert "no programs on eth7" in record.warnings
