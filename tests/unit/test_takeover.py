@@ -59,11 +59,13 @@ def test_the_answer_is_renewed_in_the_background(monkeypatch: pytest.MonkeyPatch
     watcher = takeover.Watcher("auto")
     assert watcher.present
     assert not watcher.poll(now=0.0)
+    assert watcher.due() == takeover.CHECK_SECONDS
     changed = []
     for i in range(1, 3):
         assert not watcher.poll(now=i * takeover.CHECK_SECONDS)
         assert watcher._asked is not None
         watcher._asked.exception(timeout=5)
+        assert watcher.due() == 0.0
         changed.append(watcher.poll(now=i * takeover.CHECK_SECONDS + 1))
     assert changed == [False, True]
     assert not watcher.present
@@ -79,5 +81,6 @@ def test_a_given_answer_is_not_looked_for(
 
     monkeypatch.setattr(takeover, "kube_proxy_rules", never)
     watcher = takeover.Watcher(mode)
+    assert watcher.due() is None
     assert not watcher.poll(10**6)
     assert watcher.present is expected
