@@ -128,6 +128,12 @@ class Node:
             if item.prog_id
         }
 
+    def swept(self) -> bool:
+        """Whether a sweep has ended: it says in a map what it saw none of."""
+        with Instance.open(self.pin_dir) as opened:
+            state = opened.table_state.records[0]
+            return bool(state["no_notes4"] == state["no_notes6"] == 1)
+
     def contents(self) -> dict[str, Any]:
         with Instance.open(self.pin_dir) as opened:
             return contents(opened)
