@@ -211,10 +211,11 @@ def _say(text: str) -> None:
 
 def _remark(traced: list[Traced]) -> None:
     """What the answers do not show."""
-    if any(t.flow.arrives in ("uplink", "node") for t in traced):
+    if any(t.flow.arrives == "node" for t in traced):
         _say(
-            "this version has programs for traffic from pods only: flows that arrive by an uplink "
-            "or start on the node are answered as if a pod sent them"
+            "what starts on the node is served at its sockets, and the kernel has no test run for "
+            "those programs: the same choice was made for a packet instead (a socket's owner sees "
+            "ECONNREFUSED for reject, EHOSTUNREACH for drop)"
         )
     for t in traced:
         if not t.agreed:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from ebpf.layouts import Bundle
 from ebpf.maps import HashMap
 from ebpf.programs import Generation
@@ -33,8 +35,10 @@ class TracedNode(abc.ABC):
         """Where a flow enters that does not say so."""
 
     def _ask(self, flow: Flow, samples: int) -> Traced:
-        entry = self._generation.fds[programs.ENTRIES[flow.arrives or self.origin(flow)]]
-        return asking.ask(flow, entry, samples, self._reasons, self._name_of)
+        arrives = flow.arrives or self.origin(flow)
+        entry = self._generation.fds[programs.ENTRIES[arrives]]
+        settled = msgspec.structs.replace(flow, arrives=arrives)
+        return asking.ask(settled, entry, samples, self._reasons, self._name_of)
 
     def close(self) -> None:
         """Lets go of programs and descriptors; pinned maps stay."""

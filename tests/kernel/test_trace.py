@@ -6,7 +6,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -326,7 +326,7 @@ def test_people_get_a_table_with_a_sentence(tmp_path: Path) -> None:
         msgspec.json.encode(
             [
                 {"name": "first", "dest_ip": "172.30.0.41", **asked},
-                {"name": "second", "dest_ip": "192.0.2.1", **asked, "arrives": "uplink"},
+                {"name": "second", "dest_ip": "192.0.2.1", **asked},
             ]
         )
     )
@@ -335,7 +335,51 @@ def test_people_get_a_table_with_a_sentence(tmp_path: Path) -> None:
     lines = many.stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["first", "forward"], ["second", "pass"]]
     assert "not_service: No service" in many.stdout
-    assert "from pods only" in many.stderr
+
+
+def _under_local_policy() -> list[Json]:
+    """A service with an external address, policy Local, whose endpoint is on another node."""
+    outside = service(externalIPs=["203.0.113.9"], externalTrafficPolicy="Local")
+    return [outside, endpoint_slice(endpoints=[endpoint("10.0.1.2", "worker-2")])]
+
+
+def _asked_as(arrivals: Sequence[str]) -> bytes:
+    """A file of flows to that address, which differ in where they enter."""
+    flow = {"source_ip": "10.0.0.9", "dest_ip": "203.0.113.9", "dest_port": 80, "protocol": "TCP"}
+    return msgspec.json.encode([{"name": a, "arrives": a, **flow} for a in arrivals])
+
+
+def test_each_arrival_has_its_own_program(tmp_path: Path) -> None:
+    """What comes by an uplink is under the external policy; pods and the node are not."""
+    flows = tmp_path / "flows.json"
+    flows.write_bytes(_asked_as(["pod", "uplink", "node"]))
+    path = _file(tmp_path, _under_local_policy())
+    pod, uplink, own = _answers("--manifests", path, "--node-name", "worker-1", "--flows", flows)
+    assert (pod.verdict, pod.masquerade) == ("forward", False)
+    assert (uplink.verdict, uplink.reason) == ("drop", "no_local_endpoint")
+    assert (own.verdict, own.masquerade) == ("forward", False)
+
+
+@pytest.mark.parametrize(
+    ("arrives", "remarked"), [("pod", False), ("uplink", False), ("node", True)]
+)
+def test_people_are_told_that_no_socket_was_asked(
+    tmp_path: Path, arrives: str, remarked: bool
+) -> None:
+    flows = tmp_path / "flows.json"
+    flows.write_bytes(_asked_as([arrives]))
+    path = _file(tmp_path, _under_local_policy())
+    result = _run("--manifests", path, "--node-name", "worker-1", "--flows", flows)
+    assert result.exit_code == 0, result.output
+    assert ("served at its sockets" in result.stderr) == remarked
+
+
+def test_the_nodes_own_address_means_its_sockets(tmp_path: Path) -> None:
+    path = _file(tmp_path, _under_local_policy())
+    common = ("--manifests", path, "--node-name", "worker-1", "--local-ip", "192.168.0.2")
+    result = _run(*common, "192.168.0.2", "203.0.113.9:80")
+    assert result.exit_code == 0, result.output
+    assert "served at its sockets" in result.stderr
 
 
 @pytest.mark.parametrize("count", [1, 7])
