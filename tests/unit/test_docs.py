@@ -1,4 +1,5 @@
-"""What the documents name exists: tests, vectors, files and headings; and all reasons and maps."""
+"""What the documents name exists: tests, vectors, files and headings; and all reasons, maps,
+programs and commands are in them."""
 
 from __future__ import annotations
 
@@ -10,13 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from lbctl.cli.main import COMMANDS
+
 ROOT = Path(__file__).parents[2]
-DOCS = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
+DOCS = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 SEMANTICS = ROOT / "docs" / "semantics.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 SHARED = Path(os.environ.get("LBCTL_CONFORMANCE") or ROOT.parent / "shared" / "conformance")
 OWN = ROOT / "tests" / "conformance" / "vectors"
 _TEST = re.compile(r"`((?:unit|kernel|lab|conformance|perf)/\w+\.py)(?:::(\w+))?`")
+_FILE = re.compile(
+    r"`((?:bpf_src|ebpf|lbctl|tests|deploy|docs|examples)/(?:[\w./*-]*[./][\w*-]*)?)`"
+)
+_DRAWN_WITH_OTHERS = {"flows4_lru", "flows6_lru"}
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
 
@@ -97,9 +104,47 @@ def test_every_reason_is_described() -> None:
     assert not {r.lower() for r in reasons if f"`{r.lower()}`" not in text}
 
 
+def test_every_command_is_described() -> None:
+    table = (ROOT / "docs" / "cli.md").read_text().partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \| ", table, re.MULTILINE)
+    named = {re.split(r"[` ]", row)[1] for row in rows}
+    assert named == set(COMMANDS)
+
+
+def test_files_that_are_named_exist() -> None:
+    """Paths from the root, like `ebpf/maps/` and `tests/lab/*.py`; NAME stands for any."""
+    missing = []
+    for path in DOCS:
+        for named in _FILE.findall(path.read_text()):
+            pattern = named.replace("NAME", "*").rstrip("/")
+            if not any(ROOT.glob(pattern)):
+                missing.append(f"{path.name}: {named}")
+    assert not missing
+
+
+def test_every_map_is_drawn() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    section = text.partition("\n## The maps")[2].partition("\n## ")[0]
+    assert not map_names() - set(re.findall(r"\w+", section)) - _DRAWN_WITH_OTHERS
+
+
+def test_tail_calls_are_drawn_as_they_are() -> None:
+    """Every program of enum program is in the drawing; `sctp` is named below it."""
+    header = (ROOT / "bpf_src" / "consts.h").read_text()
+    programs = {name.lower() for name in re.findall(r"\bPROGRAM_(\w+)4\b", header)}
+    assert len(programs) > 10
+    text = (ROOT / "docs" / "design.md").read_text()
+    section = text.partition("\n## The programs")[2].partition("\n## ")[0]
+    assert not programs - set(re.findall(r"\w+", section))
+
+
 def test_every_map_is_described() -> None:
+    words = set(re.findall(r"\w+", (ROOT / "docs" / "datapath.md").read_text()))
+    assert not map_names() - words
+
+
+def map_names() -> set[str]:
     header = (ROOT / "bpf_src" / "maps.h").read_text()
     names = set(re.findall(r"^BPF_F?_?TABLE\(\"\w+\", [^,]+, [^,]+, (\w+),", header, re.MULTILINE))
     assert {"frontends", "flows6_lru", "programs"} <= names
-    words = set(re.findall(r"\w+", (ROOT / "docs" / "datapath.md").read_text()))
-    assert not names - words
+    return names
