@@ -1,19 +1,31 @@
-"""From raw JSON bytes, or parsed YAML, to records of the model; failures name object and field."""
+"""From raw JSON bytes, or parsed YAML, to records of the model; failures name object and field.
+
+An object as a whole takes the fast way. Where that fails, `lenient.py` reads what is good of it, so
+that a record comes with a remark about the rest; only what has no name, or whose heart cannot be
+read, is an error. Nothing but `ObjectError` is ever raised, whatever the bytes are.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
 from lbctl.errors import ObjectError
 from lbctl.fieldnames import explain
+from lbctl.model.fields import InvalidField, Remarks, shortened
+from lbctl.model.lenient import UNREADABLE, loose, repaired, shallow
 from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service
-from lbctl.model.wire import InvalidField, Metadata, Wire, WireEndpointSlice, WireNode, WireService
+from lbctl.model.wire import Metadata, Whole, Wire, WireEndpointSlice, WireNode, WireService
 
 Record = TypeVar("Record", covariant=True)
 M = TypeVar("M")
 W = TypeVar("W")
+
+_Json = dict[str, object]
+_DEFAULT: Final = "default"  # the namespace of what names none
+_EVENTS = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR")
 
 
 class WireObject(Protocol[Record]):
@@ -22,14 +34,23 @@ class WireObject(Protocol[Record]):
     @property
     def metadata(self) -> Metadata: ...
 
-    def to_model(self, namespace: str = ...) -> Record: ...
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def api_version(self) -> str: ...
+
+    def is_bare(self) -> bool: ...
+
+    def to_model(self, namespace: str, remarks: Remarks) -> Record: ...
 
 
 class Changed(msgspec.Struct, Generic[M], frozen=True, gc=False):
-    """An object as it now is (ADDED or MODIFIED)."""
+    """An object as it now is (ADDED or MODIFIED). `remark` says which part of it was wrong."""
 
     object: M
     resource_version: str
+    remark: str = ""
 
 
 class Deleted(msgspec.Struct, frozen=True, gc=False):
@@ -53,7 +74,7 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False):
-    """An event whose object does not decode. `key` is empty where even that was unreadable."""
+    """An object that does not decode. Its name is empty where even that was unreadable."""
 
     key: ObjectKey
     message: str
@@ -64,10 +85,12 @@ Event = Changed[M] | Deleted | Bookmark | Refused | Malformed
 
 
 class Page(msgspec.Struct, Generic[M], frozen=True, gc=False):
-    """One page of a list. `malformed` are the items that do not decode."""
+    """One page of a list. `malformed` are the items that do not decode, `remarks` say what was
+    wrong with parts of others."""
 
     objects: list[M]
     malformed: list[Malformed]
+    remarks: dict[ObjectKey, str]
     resource_version: str
     next: str  # the `continue` token; empty on the last page
 
@@ -78,8 +101,8 @@ class _WireStatus(Wire):
     reason: str = ""
 
 
-class _OnlyMetadata(Wire):
-    metadata: Metadata
+class _OnlyMetadata(Whole, kw_only=True):
+    """Of deleted objects, and of bookmarks."""
 
 
 class _Added(msgspec.Struct, Generic[W], tag_field="type", tag="ADDED", gc=False):
@@ -109,17 +132,24 @@ class _ListMetadata(Wire):
 
 class _List(Wire, Generic[W]):
     metadata: _ListMetadata
-    items: list[W] | None = None
+    kind: str = ""
+    api_version: str = ""
+    message: str = ""  # of a Status, which is what a server sends for a list it cannot give
+    items: list[W] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Kind(Generic[M]):
     """One kind of object: its decoders, built once.
 
-    `name` is the kind as in the API, `namespaced` whether its objects live in namespaces.
+    `name` and `api_version` are as in the API, `namespaced` says whether its objects live in
+    namespaces.
     """
 
-    def __init__(self, name: str, wire: type[WireObject[M]], *, namespaced: bool = True) -> None:
+    def __init__(
+        self, name: str, api_version: str, wire: type[WireObject[M]], *, namespaced: bool = True
+    ) -> None:
         self.name = name
+        self.api_version = api_version
         self.namespaced = namespaced
         self._wire = wire
         self._object = msgspec.json.Decoder(wire)
@@ -131,95 +161,214 @@ class Kind(Generic[M]):
             _Added[generic] | _Modified[generic] | _Deleted | _Bookmark | _Error
         )
 
-    def decode(self, data: bytes | msgspec.Raw, namespace: str = "default") -> M:
-        """One object from JSON. Objects without a namespace get `namespace`. Raises ObjectError."""
-        try:
-            return self._object.decode(data).to_model(namespace)
-        except (msgspec.DecodeError, InvalidField) as error:
-            raise self._explain(error, _loose(data), namespace) from error
+    def decode(
+        self, data: bytes | msgspec.Raw, namespace: str = "default", remarks: Remarks | None = None
+    ) -> M:
+        """One object from JSON. Objects without a namespace get `namespace`. What is wrong with
+        parts of it goes to `remarks`. Raises ObjectError if it cannot be had at all."""
+        noted = Remarks() if remarks is None else remarks
+        return self._model(self._of_json(data, namespace, noted), namespace, noted)
 
-    def convert(self, value: object, namespace: str = "default") -> M:
+    def convert(
+        self, value: object, namespace: str = "default", remarks: Remarks | None = None
+    ) -> M:
         """The same from parsed YAML."""
-        try:
-            return msgspec.convert(value, self._wire).to_model(namespace)
-        except (msgspec.ValidationError, InvalidField) as error:
-            raise self._explain(error, value, namespace) from error
+        noted = Remarks() if remarks is None else remarks
+        return self._model(self._of_value(value, namespace, noted), namespace, noted)
 
     def decode_list(self, data: bytes) -> Page[M]:
-        """A list as the API returns it. Raises ObjectError only if it is no list at all."""
+        """A list as the API returns it. Raises ObjectError if it is no list of this kind."""
         try:
             decoded = self._list.decode(data)
-            meta = decoded.metadata
-            objects = [item.to_model() for item in decoded.items or ()]
-            return Page(objects, [], meta.resource_version, meta.next)
-        except (msgspec.DecodeError, InvalidField):
-            return self._decode_one_by_one(data)
-
-    def _decode_one_by_one(self, data: bytes) -> Page[M]:
-        try:
-            decoded = self._raw_list.decode(data)
-        except msgspec.DecodeError as error:
-            message = f"{self.name}List: {_reason(error)}"
-            raise ObjectError(message, ("", "")) from error
-        objects, malformed = [], []
-        for item in decoded.items or ():
-            try:
-                objects.append(self.decode(item))
-            except ObjectError as error:
-                malformed.append(Malformed(ObjectKey(*error.key), error.message, ""))
-        return Page(objects, malformed, decoded.metadata.resource_version, decoded.metadata.next)
+        except UNREADABLE:
+            return self._page(
+                self._raw_items(data), lambda item, noted: self._of_json(item, _DEFAULT, noted)
+            )
+        return self._page(decoded, lambda item, _: item)
 
     def decode_event(self, line: bytes) -> Event[M]:
-        """One line of a watch. Raises ObjectError if it is no event at all."""
+        """One line of a watch. Raises ObjectError if it is no event of this kind."""
         try:
             event = self._event.decode(line)
-            match event:
-                case _Added() | _Modified():
-                    wire: WireObject[M] = event.object
-                    return Changed(wire.to_model(), wire.metadata.resource_version)
-                case _Deleted():
-                    meta = event.object.metadata
-                    return Deleted(self._key(meta), meta.resource_version)
-                case _Bookmark():
-                    return Bookmark(event.object.metadata.resource_version)
-                case _:
-                    status: _WireStatus = event.object
-                    return Refused(status.code, status.message or status.reason)
-        except (msgspec.DecodeError, InvalidField) as error:
-            return self._malformed_event(line, error)
+        except UNREADABLE as error:
+            return self._repaired_event(line, error)
+        body = event.object
+        if isinstance(event, _Error):
+            return Refused(body.code, body.message or body.reason)
+        self._check_kind(body.kind, body.api_version)
+        if isinstance(event, _Deleted | _Bookmark):
+            return self._end_of(body, deleted=isinstance(event, _Deleted))
+        return self._changed(body, Remarks())
 
-    def _malformed_event(self, line: bytes, error: Exception) -> Malformed:
-        event = _loose(line)
-        if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
-            message = f"a watch event of {self.name}: {_reason(error)}"
-            raise ObjectError(message, ("", "")) from error
-        explained = self._explain(error, event["object"], "default")
-        version = _text(event["object"], "resourceVersion")
-        return Malformed(ObjectKey(*explained.key), explained.message, version)
+    # Objects.
+
+    def _of_json(
+        self, data: bytes | msgspec.Raw, namespace: str, remarks: Remarks
+    ) -> WireObject[M]:
+        try:
+            return self._object.decode(data)
+        except UNREADABLE as error:
+            try:
+                value = loose(data)
+            except ObjectError:
+                raise self._explain(error, None, namespace) from error
+        return self._of_value(value, namespace, remarks)
+
+    def _of_value(self, value: object, namespace: str, remarks: Remarks) -> WireObject[M]:
+        try:
+            return msgspec.convert(value, self._wire)
+        except (*UNREADABLE, OverflowError):
+            try:
+                return repaired(value, self._wire, remarks)
+            except InvalidField as error:
+                raise self._explain(error, value, namespace) from error
+
+    def _model(self, wire: WireObject[M], namespace: str, remarks: Remarks) -> M:
+        try:
+            return wire.to_model(namespace, remarks)
+        except InvalidField as error:
+            raise self._explain(error, _named(wire), namespace) from error
+
+    # Lists.
+
+    def _raw_items(self, data: bytes) -> _List[msgspec.Raw]:
+        try:
+            try:
+                return self._raw_list.decode(data)
+            except RecursionError:
+                return self._raw_list.decode(shallow(data))
+        except UNREADABLE as error:
+            raise ObjectError(f"{self.name}List: {_reason(error)}", ("", "")) from error
+
+    def _page(self, decoded: _List[W], read: Callable[[W, Remarks], WireObject[M]]) -> Page[M]:
+        self._check_list(decoded)
+        meta = decoded.metadata
+        page: Page[M] = Page([], [], {}, meta.resource_version, meta.next)
+        for item in decoded.items or ():
+            remarks = Remarks()
+            try:
+                wire = read(item, remarks)
+                self._check_kind(wire.kind, wire.api_version)
+                record = self._complete(wire, remarks)
+            except ObjectError as error:
+                page.malformed.append(Malformed(ObjectKey(*error.key), error.message, ""))
+                continue
+            page.objects.append(record)
+            if remarks:
+                page.remarks[self._key(wire.metadata)] = self._said(_named(wire), remarks)
+        return page
+
+    def _check_list(self, found: _List[W]) -> None:
+        """Whether it is what was asked for. Raises ObjectError."""
+        wanted = f"{self.name}List"
+        if (found.kind, found.api_version) != (wanted, self.api_version):
+            what = f"{found.kind or '(no kind)'} of {found.api_version or '(no apiVersion)'}"
+            said = f": {found.message}" if found.message else ""
+            message = f"expected {wanted} of {self.api_version}, got {what}{said}"
+        elif not found.metadata.resource_version:
+            message = f"{wanted}: metadata.resourceVersion is missing"
+        elif found.items is msgspec.UNSET:
+            message = f"{wanted}: items are missing"
+        else:
+            return
+        raise ObjectError(shortened(message), ("", ""))
+
+    # Events.
+
+    def _changed(self, wire: WireObject[M], remarks: Remarks) -> Changed[M] | Malformed:
+        version = wire.metadata.resource_version
+        try:
+            record = self._complete(wire, remarks)
+        except ObjectError as error:
+            return Malformed(ObjectKey(*error.key), error.message, version)
+        return Changed(record, version, self._said(_named(wire), remarks) if remarks else "")
+
+    def _end_of(self, body: Whole, *, deleted: bool) -> Deleted | Bookmark:
+        meta = body.metadata
+        if not deleted:
+            return Bookmark(meta.resource_version)
+        if not meta.name:
+            raise self._no_event("a deleted object without a name")
+        return Deleted(self._key(meta), meta.resource_version)
+
+    def _repaired_event(self, line: bytes, error: Exception) -> Event[M]:
+        """The event read leniently; `error` says why that has to be."""
+        try:
+            event = loose(line)
+        except ObjectError:
+            raise self._no_event(_reason(error)) from error
+        kind, body = (
+            (event.get("type"), event.get("object")) if isinstance(event, dict) else ("", 0)
+        )
+        if not isinstance(body, dict) or kind not in _EVENTS:
+            raise self._no_event(_reason(error)) from error
+        remarks = Remarks()
+        try:
+            if kind == "ERROR":
+                status = repaired(body, _WireStatus, remarks)
+                return Refused(status.code, status.message or status.reason)
+            self._check_kind(body.get("kind", ""), body.get("apiVersion", ""))
+            if kind in ("DELETED", "BOOKMARK"):
+                meta = repaired(body, _OnlyMetadata, remarks)
+                return self._end_of(meta, deleted=kind == "DELETED")
+            return self._changed(repaired(body, self._wire, remarks), remarks)
+        except InvalidField as fault:
+            if kind not in ("ADDED", "MODIFIED"):
+                raise self._no_event(str(fault)) from fault
+            explained = self._explain(fault, body, _DEFAULT)
+            version = _text(body, "resourceVersion")
+            return Malformed(ObjectKey(*explained.key), explained.message, version)
+
+    # What is asked of objects of an API, and of those alone.
+
+    def _complete(self, wire: WireObject[M], remarks: Remarks) -> M:
+        if wire.is_bare():
+            fault = InvalidField("", "there is nothing but metadata")
+            raise self._explain(fault, _named(wire), _DEFAULT)
+        return self._model(wire, _DEFAULT, remarks)
+
+    def _check_kind(self, kind: object, api_version: object) -> None:
+        """Raises ObjectError for an object of another kind; items of lists need not say theirs."""
+        if kind in ("", self.name) and api_version in ("", self.api_version):
+            return
+        message = f"expected {self.name} of {self.api_version}, got {kind} of {api_version}"
+        raise ObjectError(shortened(message), ("", ""))
+
+    # Words.
 
     def _key(self, meta: Metadata) -> ObjectKey:
-        return ObjectKey((meta.namespace or "default") if self.namespaced else "", meta.name)
+        return ObjectKey((meta.namespace or _DEFAULT) if self.namespaced else "", meta.name)
+
+    def _no_event(self, why: str) -> ObjectError:
+        return ObjectError(f"a watch event of {self.name}: {shortened(why)}", ("", ""))
 
     def _explain(self, error: Exception, value: object, namespace: str) -> ObjectError:
-        name = _text(value, "name")
         space = (_text(value, "namespace") or namespace) if self.namespaced else ""
-        label = f"{space}/{name or '(no name)'}" if space else name or "(no name)"
-        return ObjectError(f"{self.name} {label}: {_reason(error)}", (space, name))
+        key = (space, _text(value, "name"))
+        return ObjectError(self._said(value, _reason(error), namespace), key)
+
+    def _said(self, value: object, what: object, namespace: str = _DEFAULT) -> str:
+        """`Service ns/name: what`."""
+        name = shortened(_text(value, "name")) or "(no name)"
+        space = (_text(value, "namespace") or namespace) if self.namespaced else ""
+        return (
+            f"{self.name} {shortened(space)}/{name}: {what}"
+            if space
+            else f"{self.name} {name}: {what}"
+        )
 
 
 def _reason(error: Exception) -> str:
-    """`spec.ports[0].port: expected int, got str`, from an error of msgspec or of wire.py."""
+    """`spec.ports[0].port: expected int, got str`, from an error of msgspec or of our own."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
     if not isinstance(error, msgspec.ValidationError):
-        return str(error)
-    return explain(error).removeprefix("object.")  # of a watch event
+        return shortened(str(error))
+    return shortened(explain(error).removeprefix("object."))  # of a watch event
 
 
-def _loose(data: bytes | msgspec.Raw) -> object:
-    """The same bytes without any expectation, to find a name in; None if they are not JSON."""
-    try:
-        return msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        return None
+def _named(wire: WireObject[M]) -> _Json:
+    return {"metadata": {"name": wire.metadata.name, "namespace": wire.metadata.namespace}}
 
 
 def _text(value: object, field: str) -> str:
@@ -229,6 +378,6 @@ def _text(value: object, field: str) -> str:
     return text if isinstance(text, str) else ""
 
 
-SERVICES: Kind[Service] = Kind("Service", WireService)
-SLICES: Kind[EndpointSlice] = Kind("EndpointSlice", WireEndpointSlice)
-NODES: Kind[Node] = Kind("Node", WireNode, namespaced=False)
+SERVICES: Kind[Service] = Kind("Service", "v1", WireService)
+SLICES: Kind[EndpointSlice] = Kind("EndpointSlice", "discovery.k8s.io/v1", WireEndpointSlice)
+NODES: Kind[Node] = Kind("Node", "v1", WireNode, namespaced=False)

@@ -13,7 +13,8 @@ from lbctl.model.records import Node, ObjectKey, ServiceObjects
 
 
 class SourceStatus(msgspec.Struct, frozen=True):
-    """How a source is doing. `problems` are sentences about files or objects, sorted."""
+    """How a source is doing. `problems` are sentences about files or objects, one each, sorted, and
+    not all of them if there are very many."""
 
     connected: bool = False
     synced: bool = False  # every kind has been listed once
@@ -21,6 +22,8 @@ class SourceStatus(msgspec.Struct, frozen=True):
     last_error: str = ""  # why it is not connected
     last_event: float | None = None  # seconds since the epoch
     problems: tuple[str, ...] = ()
+    restarts: int = 0  # of threads that ended or were stuck
+    failing: tuple[str, ...] = ()  # threads that have not done their work for a minute: not ready
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -55,3 +58,6 @@ class Source(Protocol):
 
     def status(self) -> SourceStatus:
         """How it is doing now."""
+
+    def api_addresses(self) -> frozenset[bytes]:
+        """Where the API server is, as far as known: no object may take these for itself."""

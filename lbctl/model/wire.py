@@ -1,18 +1,22 @@
 """API objects as they are sent, only the fields a proxy reads, and their way into the model.
 
-Numbers and types are checked by msgspec while decoding; what it cannot know (addresses, networks,
-protocols) is checked here. Either way the failure is an `InvalidField` with the path of the field.
+Numbers and types are checked by msgspec while decoding, or by `lenient.py` where that fails; what
+they cannot know (addresses, networks, protocols) is checked here, by `fields.py`. One endpoint,
+port or address that is wrong costs itself and leaves a remark; an `InvalidField` is raised only
+where nothing can be made of the object.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from sys import intern
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from lbctl.addresses import FAMILIES, IPV4, IPV6, Prefix, family_of, parse_address, parse_prefix
+from lbctl.addresses import FAMILIES, IPV4, IPV6, family_of
+from lbctl.model import fields
+from lbctl.model.fields import InvalidField, Remarks
 from lbctl.model.records import (
     HEADLESS_LABEL,
     PROXY_NAME_LABEL,
@@ -22,7 +26,6 @@ from lbctl.model.records import (
     Hints,
     Node,
     ObjectKey,
-    Protocol,
     Service,
     ServicePort,
     SliceEndpoint,
@@ -33,24 +36,24 @@ from lbctl.model.records import (
 DEFAULT_AFFINITY_SECONDS = 10800
 _SLICE_FAMILIES = {"IPv4": IPV4, "IPv6": IPV6, "FQDN": 0}
 _TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
+_POLICIES = ("Cluster", "Local")
+_DISTRIBUTIONS = ("PreferClose", "PreferSameZone", "PreferSameNode")
 
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 PortOrZero = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 AffinitySeconds = Annotated[int, msgspec.Meta(ge=1, le=86400)]
 
 
-class InvalidField(ValueError):
-    """A field whose value the API server would not accept. `path` is like spec.clusterIPs[0]."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(f"{path}: {message}")
-
-
 class Wire(msgspec.Struct, rename="camel", gc=False):
-    """Base of all: JSON names are camel case, unknown fields are skipped."""
+    """Base of all: JSON names are camel case, unknown fields are skipped. `needed` are the optional
+    fields that may be left out but not be wrong: without them it would be something else."""
+
+    needed: ClassVar[frozenset[str]] = frozenset()
 
 
 class Metadata(Wire):
+    needed: ClassVar[frozenset[str]] = frozenset({"name", "namespace"})
+
     name: str = ""
     namespace: str | None = None
     labels: dict[str, str] | None = None
@@ -58,7 +61,23 @@ class Metadata(Wire):
     deletion_timestamp: str | None = None
 
 
+class Whole(Wire):
+    """An object. Items of a list leave `kind` and `api_version` out."""
+
+    needed: ClassVar[frozenset[str]] = frozenset({"kind", "api_version"})
+
+    metadata: Metadata
+    kind: str = ""
+    api_version: str = ""
+
+    def is_bare(self) -> bool:
+        """Whether there is nothing but metadata where the API always sends more."""
+        return False
+
+
 class WireServicePort(Wire):
+    needed: ClassVar[frozenset[str]] = frozenset({"name", "protocol"})
+
     port: PortNumber
     name: str | None = None
     protocol: str | None = None
@@ -78,10 +97,11 @@ class WireServiceSpec(Wire):
     cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
     cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
     external_ips: list[str] | None = msgspec.field(default=None, name="externalIPs")
-    load_balancer_source_ranges: list[str] | None = None
+    load_balancer_source_ranges: Any = None  # whatever it is: see fields.source_ranges
     ports: list[WireServicePort] | None = None
     internal_traffic_policy: str | None = None
     external_traffic_policy: str | None = None
+    traffic_distribution: str | None = None
     session_affinity: str | None = None
     session_affinity_config: WireAffinityConfig | None = None
     health_check_node_port: PortOrZero | None = None
@@ -100,38 +120,38 @@ class WireServiceStatus(Wire):
     load_balancer: WireLoadBalancer | None = None
 
 
-class WireService(Wire):
-    metadata: Metadata
+class WireService(Whole, kw_only=True):
     spec: WireServiceSpec
     status: WireServiceStatus | None = None
 
-    def to_model(self, namespace: str = "default") -> Service:
+    def to_model(self, namespace: str, remarks: Remarks) -> Service:
         """The record of this object. Raises InvalidField."""
         spec = self.spec
-        kind = spec.type or "ClusterIP"
-        if kind not in _TYPES:
-            raise InvalidField("spec.type", f"{kind!r} is none of {', '.join(_TYPES)}")
-        external = _addresses("spec.externalIPs", spec.external_ips)
+        kind = fields.choice("spec.type", spec.type, _TYPES, _TYPES[0], remarks)
+        external = fields.addresses("spec.externalIPs", spec.external_ips, remarks)
         reachable = kind in ("NodePort", "LoadBalancer") or (kind == "ClusterIP" and external)
+        internal_local, external_local = _policies(spec, remarks)
         return Service(
             key=_key(self.metadata, namespace),
             type=intern(kind),
-            cluster_ips=_cluster_ips(spec),
+            cluster_ips=_cluster_ips(spec, remarks),
             external_ips=external,
-            ingress_ips=_ingress_ips(self.status),
-            source_ranges=_prefixes(
-                "spec.loadBalancerSourceRanges", spec.load_balancer_source_ranges
+            ingress_ips=_ingress_ips(self.status, remarks),
+            source_ranges=fields.source_ranges(
+                "spec.loadBalancerSourceRanges", spec.load_balancer_source_ranges, remarks
             ),
-            ports=tuple(_service_port(i, p) for i, p in enumerate(spec.ports or ())),
-            internal_local=spec.internal_traffic_policy == "Local",
-            external_local=bool(reachable) and spec.external_traffic_policy == "Local",
-            affinity_seconds=_affinity(spec),
+            ports=fields.good(spec.ports, _service_port, remarks),
+            internal_local=internal_local,
+            external_local=bool(reachable) and external_local,
+            affinity_seconds=_affinity(spec, remarks),
             health_check_node_port=spec.health_check_node_port or 0,
             left_alone=_left_alone(self.metadata, spec, kind),
         )
 
 
 class WireSlicePort(Wire):
+    needed: ClassVar[frozenset[str]] = frozenset({"name", "protocol", "port"})
+
     name: str | None = None
     protocol: str | None = None
     port: PortNumber | None = None
@@ -159,17 +179,18 @@ class WireEndpoint(Wire):
     hints: WireHints | None = None
 
 
-class WireEndpointSlice(Wire):
-    metadata: Metadata
+class WireEndpointSlice(Whole, kw_only=True):
     address_type: str
     endpoints: list[WireEndpoint] | None = None
     ports: list[WireSlicePort] | None = None
 
-    def to_model(self, namespace: str = "default") -> EndpointSlice:
+    def to_model(self, namespace: str, remarks: Remarks) -> EndpointSlice:
         """The record of this object. Raises InvalidField."""
         family = _SLICE_FAMILIES.get(self.address_type)
-        if family is None:
-            raise InvalidField("addressType", f"{self.address_type!r} is not IPv4, IPv6 or FQDN")
+        if family is None:  # of the future: as unusable as host names
+            family = 0
+            message = f"{self.address_type!r} is not IPv4, IPv6 or FQDN"
+            remarks.add(InvalidField("addressType", message))
         key = _key(self.metadata, namespace)
         labels = self.metadata.labels or {}
         service = labels.get(SERVICE_NAME_LABEL)
@@ -179,14 +200,8 @@ class WireEndpointSlice(Wire):
             key=key,
             service=ObjectKey(key.namespace, service) if service else None,
             family=family,
-            ports=tuple(
-                SlicePort(intern(p.name or ""), _protocol(f"ports[{i}]", p.protocol), p.port)
-                for i, p in enumerate(self.ports or ())
-                if p.port is not None
-            ),
-            endpoints=tuple(_endpoint(i, e, family) for i, e in enumerate(self.endpoints or ()))
-            if family in FAMILIES
-            else (),
+            ports=fields.good(self.ports, _slice_port, remarks),
+            endpoints=_endpoints(self.endpoints, family, remarks) if family in FAMILIES else (),
         )
 
 
@@ -210,99 +225,95 @@ class WireNodeSpec(Wire):
     taints: list[WireTaint] | None = None
 
 
-class WireNode(Wire):
-    metadata: Metadata
+class WireNode(Whole, kw_only=True):
     spec: WireNodeSpec | None = None
     status: WireNodeStatus | None = None
 
-    def to_model(self, namespace: str = "") -> Node:
+    def is_bare(self) -> bool:
+        return self.spec is None and self.status is None
+
+    def to_model(self, namespace: str, remarks: Remarks) -> Node:
         """The record of this object; `namespace` is ignored. Raises InvalidField."""
         spec = self.spec or WireNodeSpec()
-        if not self.metadata.name:
-            raise InvalidField("metadata.name", "is missing")
+        cidrs = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else None)
         return Node(
-            name=intern(self.metadata.name),
-            internal_ips=self._ips("InternalIP"),
-            external_ips=self._ips("ExternalIP"),
+            name=fields.identity(self.metadata.name, "").name,
+            internal_ips=self._ips("InternalIP", remarks),
+            external_ips=self._ips("ExternalIP", remarks),
             zone=intern((self.metadata.labels or {}).get(ZONE_LABEL, "")),
-            pod_cidrs=_prefixes(
-                "spec.podCIDRs", spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else None)
-            ),
+            pod_cidrs=fields.prefixes("spec.podCIDRs", cidrs, remarks),
             taints=tuple(Taint(t.key, t.effect) for t in spec.taints or ()),
             deleting=self.metadata.deletion_timestamp is not None,
         )
 
-    def _ips(self, kind: str) -> tuple[bytes, ...]:
-        addresses = (self.status.addresses if self.status else None) or ()
-        return tuple(
-            _address(f"status.addresses[{i}].address", a.address)
-            for i, a in enumerate(addresses)
-            if a.type == kind
-        )
+    def _ips(self, kind: str, remarks: Remarks) -> tuple[bytes, ...]:
+        def read(i: int, entry: WireNodeAddress) -> bytes | None:
+            path = f"status.addresses[{i}].address"
+            return fields.address(path, entry.address) if entry.type == kind else None
+
+        return fields.good(self.status.addresses if self.status else None, read, remarks)
 
 
 def _key(metadata: Metadata, namespace: str) -> ObjectKey:
-    if not metadata.name:
-        raise InvalidField("metadata.name", "is missing")
-    return ObjectKey(intern(metadata.namespace or namespace), metadata.name)
-
-
-def _address(path: str, text: str) -> bytes:
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise InvalidField(path, str(error)) from error
-
-
-def _addresses(path: str, texts: list[str] | None) -> tuple[bytes, ...]:
-    return tuple(_address(f"{path}[{i}]", text) for i, text in enumerate(texts or ()))
-
-
-def _prefixes(path: str, texts: list[str] | None) -> tuple[Prefix, ...]:
-    prefixes = []
-    for i, text in enumerate(texts or ()):
-        try:
-            prefixes.append(parse_prefix(text))
-        except ValueError as error:
-            raise InvalidField(f"{path}[{i}]", str(error)) from error
-    return tuple(prefixes)
-
-
-def _protocol(path: str, text: str | None) -> Protocol:
-    try:
-        return Protocol[text or "TCP"]
-    except KeyError as error:
-        known = ", ".join(p.name for p in Protocol)
-        raise InvalidField(f"{path}.protocol", f"{text!r} is none of {known}") from error
+    return fields.identity(metadata.name, metadata.namespace or namespace)
 
 
 def _service_port(index: int, port: WireServicePort) -> ServicePort:
-    protocol = _protocol(f"spec.ports[{index}]", port.protocol)
+    protocol = fields.protocol(f"spec.ports[{index}]", port.protocol)
     return ServicePort(intern(port.name or ""), protocol, port.port, port.node_port or 0)
 
 
-def _cluster_ips(spec: WireServiceSpec) -> tuple[bytes, ...]:
-    """clusterIPs, or the clusterIP of an object from before there was a list."""
-    if spec.cluster_ips:
-        path, texts = "spec.clusterIPs", spec.cluster_ips
-    else:
-        path, texts = "spec.clusterIP", [spec.cluster_ip or ""]
-    if texts[0] in ("", "None"):
-        return ()
-    return _addresses(path, texts)
+def _slice_port(index: int, port: WireSlicePort) -> SlicePort | None:
+    """None without a number: it stands for all ports, which no proxy can use."""
+    if port.port is None:
+        return None
+    protocol = fields.protocol(f"ports[{index}]", port.protocol)
+    return SlicePort(intern(port.name or ""), protocol, port.port)
 
 
-def _ingress_ips(status: WireServiceStatus | None) -> tuple[bytes, ...]:
-    balancer = status.load_balancer if status else None
-    return tuple(
-        _address(f"status.loadBalancer.ingress[{i}].ip", ingress.ip)
-        for i, ingress in enumerate((balancer.ingress if balancer else None) or ())
-        if ingress.ip and ingress.ip_mode != "Proxy"
+def _policies(spec: WireServiceSpec, remarks: Remarks) -> tuple[bool, bool]:
+    """Whether internal and external traffic stay on the node."""
+    # Where traffic prefers to go arrives as hints of endpoints; its name is only looked at.
+    distribution = spec.traffic_distribution
+    if distribution and distribution not in _DISTRIBUTIONS:
+        message = f"{distribution!r} is none of {', '.join(_DISTRIBUTIONS)}"
+        remarks.add(InvalidField("spec.trafficDistribution", message))
+    internal, external = (
+        fields.choice(f"spec.{name}", text, _POLICIES, _POLICIES[0], remarks)
+        for name, text in (
+            ("internalTrafficPolicy", spec.internal_traffic_policy),
+            ("externalTrafficPolicy", spec.external_traffic_policy),
+        )
     )
+    return internal == "Local", external == "Local"
 
 
-def _affinity(spec: WireServiceSpec) -> int:
-    if spec.session_affinity != "ClientIP":
+def _cluster_ips(spec: WireServiceSpec, remarks: Remarks) -> tuple[bytes, ...]:
+    """clusterIPs, or the clusterIP of an object from before there was a list."""
+    texts = [text for text in spec.cluster_ips or () if text]
+    if "None" in (spec.cluster_ip, *texts):
+        return ()
+    found = fields.addresses("spec.clusterIPs", texts, remarks)
+    if found or not spec.cluster_ip:
+        return found
+    return fields.addresses("spec.clusterIP", [spec.cluster_ip], Remarks() if texts else remarks)
+
+
+def _ingress_ips(status: WireServiceStatus | None, remarks: Remarks) -> tuple[bytes, ...]:
+    balancer = status.load_balancer if status else None
+
+    def read(i: int, ingress: WireIngress) -> bytes | None:
+        if not ingress.ip or ingress.ip_mode == "Proxy":
+            return None
+        return fields.address(f"status.loadBalancer.ingress[{i}].ip", ingress.ip)
+
+    return fields.good(balancer.ingress if balancer else None, read, remarks)
+
+
+def _affinity(spec: WireServiceSpec, remarks: Remarks) -> int:
+    known = ("None", "ClientIP")
+    found = fields.choice("spec.sessionAffinity", spec.session_affinity, known, "None", remarks)
+    if found == "None":
         return 0
     config = spec.session_affinity_config
     seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
@@ -324,14 +335,14 @@ _NO_CONDITIONS = WireConditions()
 _NO_HINTS = Hints()
 
 
-def _endpoint(index: int, endpoint: WireEndpoint, family: int) -> SliceEndpoint:
-    """Only the first address counts: the API calls the others interchangeable with it."""
-    path = f"endpoints[{index}].addresses"
-    if not endpoint.addresses:
-        raise InvalidField(path, "is empty")
-    address = _address(f"{path}[0]", endpoint.addresses[0])
-    if family_of(address) != family:
-        raise InvalidField(f"{path}[0]", f"{endpoint.addresses[0]} is not an IPv{family} address")
+def _endpoints(
+    endpoints: list[WireEndpoint] | None, family: int, remarks: Remarks
+) -> tuple[SliceEndpoint, ...]:
+    return fields.good(endpoints, lambda i, e: _endpoint(i, e, family, remarks), remarks)
+
+
+def _endpoint(index: int, endpoint: WireEndpoint, family: int, remarks: Remarks) -> SliceEndpoint:
+    address = _first_address(f"endpoints[{index}].addresses", endpoint.addresses, family, remarks)
     conditions = endpoint.conditions or _NO_CONDITIONS
     hints = endpoint.hints
     return SliceEndpoint(
@@ -347,6 +358,24 @@ def _endpoint(index: int, endpoint: WireEndpoint, family: int) -> SliceEndpoint:
             tuple([n.name for n in hints.for_nodes or ()]),
         ),
     )
+
+
+def _first_address(path: str, texts: list[str], family: int, remarks: Remarks) -> bytes:
+    """Only the first counts: the API calls the others interchangeable with it, so that the next
+    one can stand in for one that is wrong."""
+    faults = []
+    for i, text in enumerate(texts):
+        try:
+            found = fields.address(f"{path}[{i}]", text)
+        except InvalidField as error:
+            faults.append(error)
+            continue
+        if family_of(found) == family:
+            for fault in faults:
+                remarks.add(fault)
+            return found
+        faults.append(InvalidField(f"{path}[{i}]", f"{text} is not an IPv{family} address"))
+    raise faults[0] if faults else InvalidField(path, "is empty")
 
 
 @lru_cache(maxsize=8192)
