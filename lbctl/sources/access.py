@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -18,6 +19,7 @@ import structlog
 import yaml
 
 from lbctl.errors import ConfigError, SourceError
+from lbctl.sources.smallfiles import read_bounded
 
 if TYPE_CHECKING:
     import urllib3
@@ -26,6 +28,8 @@ ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_SECONDS = 60.0  # the kubelet replaces it long before it expires
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
 _CONNECTIONS = 4
+_LONGEST_TOKEN = 1 << 16
+_LONGEST_CERTIFICATE = 1 << 22
 
 # A peer that vanished is noticed after 15 + 3 * 5 s; also while data of ours is unacknowledged.
 _KEEPALIVE = [
@@ -47,6 +51,9 @@ class Access(Protocol):
     def credentials(self) -> dict[str, str]:
         """Headers. Raises SourceError if what they are made of cannot be read."""
 
+    def renew(self) -> None:
+        """Read everything again, now. Raises SourceError or ConfigError; all stays as it was."""
+
 
 def find(kubeconfig: Path | None, api_server: str | None) -> Access:
     """By a kubeconfig, else by the pod's service account; `api_server` replaces the address found
@@ -57,74 +64,140 @@ def find(kubeconfig: Path | None, api_server: str | None) -> Access:
 
 
 class PodAccess:
-    """The service account of the pod this runs in."""
+    """The service account of the pod this runs in.
+
+    The kubelet swaps its files by links, so that they may be missing or half there at any moment:
+    what was read last stays in use, and is read again when it is due or was refused.
+    """
 
     def __init__(self, api_server: str | None, account: Path | None = None) -> None:
-        """Without credentials only if the address was given (kubectl proxy needs none)."""
-        import urllib3
-
+        """Without credentials only if the address was given (kubectl proxy needs none), and only
+        until there are some."""
         account = account or ACCOUNT
         self._token_file = account / "token"
-        certificate = account / "ca.crt"
-        self._anonymous = bool(api_server) and not self._token_file.exists()
+        self._certificate_file = account / "ca.crt"
+        self._may_be_anonymous = bool(api_server)
         self._token = ""
+        self._certificate: bytes | None = None
         self._read_at = -_TOKEN_SECONDS
+        self._log = structlog.get_logger()
         self.url = (api_server or _address_in_cluster()).rstrip("/")
-        trust: dict[str, Any] = {"cert_reqs": "CERT_REQUIRED"}
-        if self._anonymous:
-            structlog.get_logger().warning("no credentials for the API server", url=self.url)
-        else:
-            try:
-                self._read_token()
-                certificate.read_bytes()
-            except OSError as error:
-                raise _no_access("this pod's service account", error) from error
-            trust["ca_certs"] = str(certificate)
-        self.pool = urllib3.PoolManager(
-            maxsize=_CONNECTIONS, retries=False, socket_options=_KEEPALIVE, **trust
-        )
+        if self._may_be_anonymous and not self._token_file.exists():
+            self._log.warning("no credentials for the API server", url=self.url)
+            self._read_at = time.monotonic()
+            self.pool = _pool()
+            return
+        try:
+            self.renew()
+        except SourceError as error:
+            raise _no_access("this pod's service account", error.message) from error
 
     def credentials(self) -> dict[str, str]:
-        if self._anonymous:
-            return {}
+        """The last token that could be read; none at all only if there never was one."""
         if time.monotonic() >= self._read_at + _TOKEN_SECONDS:
             try:
-                self._read_token()
-            except OSError as error:
-                raise SourceError(f"credentials cannot be read: {error}") from error
-        return {"authorization": f"Bearer {self._token}"}
+                self._read()
+            except SourceError as error:
+                if self._token or not self._may_be_anonymous:
+                    self._log.warning("credentials cannot be read", error=error.message)
+            self._read_at = time.monotonic()  # not again with every request
+        return {"authorization": f"Bearer {self._token}"} if self._token else {}
 
-    def _read_token(self) -> None:
-        token = self._token_file.read_text().strip()
-        if not token:
-            raise OSError(f"{self._token_file} is empty")
-        self._token, self._read_at = token, time.monotonic()
+    def renew(self) -> None:
+        self._read()
+        self._read_at = time.monotonic()
+
+    def _read(self) -> None:
+        """Take the files over, all or nothing. Raises SourceError."""
+        try:
+            token = _token(read_bounded(self._token_file, _LONGEST_TOKEN))
+            certificate = read_bounded(self._certificate_file, _LONGEST_CERTIFICATE)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"credentials cannot be read: {error}") from error
+        if certificate != self._certificate:
+            self.pool = _pool(_trusting(certificate, needed=bool(self._certificate)))
+            self._certificate = certificate
+        self._token = token
 
 
 class PackageAccess:
     """What the `kubernetes` package makes of a kubeconfig, or of a pod behind a proxy."""
 
     def __init__(self, kubeconfig: Path | None, api_server: str | None) -> None:
-        self._configuration = _load(kubeconfig, api_server)
+        self._kubeconfig = kubeconfig
+        self._api_server = api_server
+        self._configuration: Any = None
+        self.url = ""
+        self.pool: urllib3.PoolManager
+        self.renew()
+
+    def renew(self) -> None:
+        found = _load(self._kubeconfig, self._api_server)
+        if self._configuration is not None and not self._headers(found) and self._headers():
+            raise SourceError("there are no credentials any more")
+        found.retries = False
+        found.socket_options = _KEEPALIVE
+        found.connection_pool_maxsize = _CONNECTIONS
+        try:
+            client = _kubernetes("client.rest").RESTClientObject(found)
+        except (OSError, ValueError) as error:  # its certificates
+            raise _no_access(self._kubeconfig or "this pod's service account", error) from error
+        self.pool = client.pool_manager
+        self._configuration = found
         # Kept here, since reading a token again puts the configuration's own address back.
-        self.url = (api_server or str(self._configuration.host)).rstrip("/")
-        self._configuration.retries = False
-        self._configuration.socket_options = _KEEPALIVE
-        self._configuration.connection_pool_maxsize = _CONNECTIONS
-        client = _kubernetes("client.rest").RESTClientObject(self._configuration)
-        self.pool: urllib3.PoolManager = client.pool_manager
+        self.url = (self._api_server or str(found.host)).rstrip("/")
 
     def credentials(self) -> dict[str, str]:
-        unreadable = _kubernetes("config").ConfigException
+        return self._headers()
+
+    def _headers(self, configuration: Any = None) -> dict[str, str]:
+        configuration = configuration or self._configuration
         try:
-            found = self._configuration.auth_settings()
-        except (unreadable, OSError) as error:
+            found = configuration.auth_settings()
+        except _package_failures() as error:
             raise SourceError(f"credentials cannot be read: {error}") from error
         return {
             entry["key"]: entry["value"].strip()
             for entry in found.values()
             if entry["in"] == "header" and entry["value"]
         }
+
+
+def _pool(context: ssl.SSLContext | None = None) -> urllib3.PoolManager:
+    import urllib3
+
+    return urllib3.PoolManager(
+        maxsize=_CONNECTIONS,
+        retries=False,
+        socket_options=_KEEPALIVE,
+        cert_reqs="CERT_REQUIRED",
+        ssl_context=context,
+    )
+
+
+def _trusting(certificate: bytes, *, needed: bool) -> ssl.SSLContext:
+    """Trust in these authorities alone. Read now, not when a connection is made: their file may be
+    away then. What is no certificate trusts nobody, or raises SourceError where it is `needed`."""
+    from urllib3.util import create_urllib3_context
+
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
+    try:
+        context.load_verify_locations(cadata=certificate.decode())
+    except (ssl.SSLError, ValueError) as error:
+        if needed:
+            raise SourceError(f"ca.crt holds no certificate: {error}") from error
+        structlog.get_logger().warning("ca.crt holds no certificate: no server is trusted")
+    return context
+
+
+def _token(data: bytes) -> str:
+    """Raises ValueError for what cannot be sent as one."""
+    token = data.decode("ascii", errors="replace").strip()
+    if not token:
+        raise ValueError("the token is empty")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise ValueError("the token is not text of one line")
+    return token
 
 
 def _address_in_cluster() -> str:
@@ -149,6 +222,21 @@ def _kubernetes(module: str) -> Any:
     return importlib.import_module(f"kubernetes.{module}")
 
 
+def _package_failures() -> tuple[type[Exception], ...]:
+    """What the package says about files, and what it trips over when they hold something else."""
+    named = _kubernetes("config").ConfigException
+    return (
+        named,
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    )
+
+
 def _load(kubeconfig: Path | None, api_server: str | None) -> Any:
     """A `kubernetes.client.Configuration`. Raises ConfigError."""
     config = _kubernetes("config")
@@ -160,7 +248,7 @@ def _load(kubeconfig: Path | None, api_server: str | None) -> Any:
             )
         else:
             _load_service_account(configuration, api_server)
-    except (config.ConfigException, OSError, yaml.YAMLError) as error:
+    except _package_failures() as error:
         raise _no_access(kubeconfig or "this pod's service account", error) from error
     return configuration
 

@@ -1,35 +1,37 @@
-"""Kubernetes objects in YAML and JSON files: documents, lists, errors that name the place."""
+"""Kubernetes objects in YAML and JSON files: documents, lists, errors that name the place.
+
+A file may hold anything. Whatever it is, `parse` returns objects and sentences, and each document,
+item and object that cannot be read costs itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
-import yaml
 
 from lbctl.errors import ObjectError, SourceError
 from lbctl.model.decode import NODES, SERVICES, SLICES, Kind
+from lbctl.model.fields import Remarks, shortened
+from lbctl.model.lenient import UNREADABLE, loose
 from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service, ServiceObjects
+from lbctl.sources.smallfiles import read_bounded
 from lbctl.sources.store import Object, key_of
+from lbctl.sources.yamltext import Unreadable, load_all
 
 SUFFIXES = (".yaml", ".yml", ".json")
+MAX_BYTES: Final = 512 << 20  # of one file
+Identity = tuple[type[Object], ObjectKey]
 _KINDS: dict[str, Kind[Service] | Kind[EndpointSlice] | Kind[Node]] = {
     kind.name: kind for kind in (SERVICES, SLICES, NODES)
 }
-
-
-def _loader() -> type[yaml.SafeLoader]:
-    """The fast loader if libyaml is there, leaving times as text, as JSON has them."""
-    base: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
-        for first, found in base.yaml_implicit_resolvers.items()
-    }
-    return type("Loader", (base,), {"yaml_implicit_resolvers": resolvers})
-
-
-_Loader = _loader()
+_RECORDS: dict[str, type[Object]] = {
+    SERVICES.name: Service,
+    SLICES.name: EndpointSlice,
+    NODES.name: Node,
+}
 
 
 class Manifests(msgspec.Struct, frozen=True):
@@ -85,37 +87,45 @@ def is_manifest(name: str) -> bool:
 def read_file(file: Path) -> list[Object]:
     """All Services, EndpointSlices and Nodes of one file; other kinds are skipped.
 
-    Raises SourceError, naming file, document and object, if any of them is malformed.
+    Raises SourceError, naming file, document and object, if any part of them is malformed.
     """
-    objects, errors = parse(file, read_bytes(file))
+    found = parse(file, read_bytes(file))
+    errors = [*found.errors, *found.malformed.values(), *found.remarks]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise SourceError(f"{errors[0]}{more}")
-    return objects
+    return found.objects
 
 
 def read_bytes(file: Path) -> bytes:
     """The file's content. Raises SourceError."""
     try:
-        return file.read_bytes()
+        return read_bounded(file, MAX_BYTES)
     except OSError as error:
         raise SourceError(f"{file}: {error.strerror}") from error
 
 
-def parse(file: Path, data: bytes) -> tuple[list[Object], list[str]]:
-    """The good objects of one file, and a sentence about everything that is not good."""
+class Parsed(msgspec.Struct):
+    """What one file holds; the sentences name file, document and object."""
+
     objects: list[Object] = []
-    errors: list[str] = []
-    try:
-        for number, document in enumerate(_documents(file, data), 1):
-            for item, value in _items(document):
-                try:
-                    objects.extend(_object(value))
-                except ObjectError as error:
-                    errors.append(f"{file}, document {number}{item}: {error.message}")
-    except (yaml.YAMLError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        errors.append(f"{file}: {_syntax(error)}")
-    return objects, errors
+    remarks: list[str] = []  # about parts of these
+    malformed: dict[Identity, str] = {}  # objects that are there and cannot be read
+    errors: list[str] = []  # of what may be any object, or several
+
+
+def parse(file: Path, data: bytes) -> Parsed:
+    """Everything in the content of a file. Never raises."""
+    found = Parsed()
+    for number, document in enumerate(_documents(file, data), 1):
+        place = f"{file}, document {number}"
+        if isinstance(document, Unreadable):
+            where = file if document.is_rest else place
+            found.errors.append(f"{where}: {document.why}")
+            continue
+        for item, value in _items(document):
+            _add_object(found, f"{place}{item}", value)
+    return found
 
 
 def _documents(file: Path, data: bytes) -> Iterator[object]:
@@ -123,12 +133,22 @@ def _documents(file: Path, data: bytes) -> Iterator[object]:
     if file.suffix == ".json":
         try:
             yield msgspec.json.decode(data)
-        except msgspec.DecodeError:
-            if b"\n---" not in data:  # several JSON documents, separated as in YAML
-                raise
+        except UNREADABLE as error:
+            # Either several documents, separated as in YAML, or damaged.
+            if b"\n---" not in data:
+                yield _loose_document(data, error)
+                return
         else:
             return
-    yield from yaml.load_all(data, Loader=_Loader)
+    yield from load_all(data)
+
+
+def _loose_document(data: bytes, error: Exception) -> object:
+    """Numbers out of range and nesting without end are still JSON."""
+    try:
+        return loose(data)
+    except ObjectError:
+        return Unreadable(shortened(str(error)), is_rest=True)
 
 
 def _items(document: object) -> list[tuple[str, object]]:
@@ -149,20 +169,33 @@ def _with_kind(item: object, kind: str) -> object:
     return {"kind": kind, **item} if kind and isinstance(item, dict) else item
 
 
-def _object(value: object) -> list[Object]:
-    """The record of one object; nothing for kinds that mean nothing here. Raises ObjectError."""
+def _add_object(found: Parsed, place: str, value: object) -> None:
+    """The record of one object; nothing for kinds that mean nothing here."""
     if not isinstance(value, dict):
-        raise ObjectError(f"expected an object, got {type(value).__name__}", ("", ""))
+        found.errors.append(f"{place}: expected an object, got {type(value).__name__}")
+        return
     name = value.get("kind")
     if not isinstance(name, str):
-        raise ObjectError("an object without kind", ("", ""))
-    kind = _KINDS.get(name)
-    return [] if kind is None else [kind.convert(value)]
+        found.errors.append(f"{place}: an object without kind")
+        return
+    known = _KINDS.get(name)
+    if known is None or _group(value.get("apiVersion", "")) not in ("", _group(known.api_version)):
+        return
+    remarks = Remarks()
+    try:
+        record = known.convert(value, remarks=remarks)
+    except ObjectError as error:
+        sentence = f"{place}: {error.message}"
+        if error.key[1]:
+            found.malformed[_RECORDS[name], ObjectKey(*error.key)] = sentence
+        else:
+            found.errors.append(sentence)
+        return
+    found.objects.append(record)
+    if remarks:
+        found.remarks.append(f"{place}: {name} {key_of(record)}: {remarks}")
 
 
-def _syntax(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is not None:
-        problem = getattr(error, "problem", None) or "not YAML"
-        return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
-    return str(error)
+def _group(api_version: object) -> str:
+    """`discovery.k8s.io` of `discovery.k8s.io/v1`; empty for `v1`, and where nothing is said."""
+    return api_version.rpartition("/")[0] if isinstance(api_version, str) else ""

@@ -1,8 +1,9 @@
 """A source of files, followed while they change.
 
-A file counts as a whole: while it is half-written or invalid, its last good content stays. What is
-still open for writing is not read at all where inotify can tell, and elsewhere only once it has
-stopped changing.
+What can be read of a file is taken; an object that cannot stays as it was known. While a file is
+half-written, or something in it could be any object, nothing of it is removed. What is still open
+for writing is not read at all where inotify can tell, and elsewhere only once it has stopped
+changing.
 """
 
 from __future__ import annotations
@@ -10,36 +11,39 @@ from __future__ import annotations
 import os
 import select
 import stat
-import threading
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from lbctl.errors import SourceError
-from lbctl.model.records import ObjectKey
 from lbctl.model.updates import SourceStatus, Update
-from lbctl.sources.documents import manifest_files, parse, read_bytes
+from lbctl.sources import documents
+from lbctl.sources.documents import Parsed, manifest_files, parse, read_bytes
 from lbctl.sources.failures import FailureLog
 from lbctl.sources.inotify import CREATE, DirectoryWatch
 from lbctl.sources.store import Object, Store, key_of
+from lbctl.threads import Beat, Watched
 
 SETTLE_SECONDS = 0.2  # between the two looks that must agree before a change is believed
 SAFETY_SECONDS = 2.0  # between looks for what inotify does not see: links' targets, some networks
 _CONFIG_MAP = "..data"  # the link that a mounted ConfigMap swaps
 _LEAVES = 2.0
+_READING_SECONDS = 120.0  # until the thread counts as stuck, on a slow disk
+_BYTES_A_SECOND = 200_000  # that are parsed at least
 
 Identity = tuple[int, int, int, int]  # device, inode, size, mtime in ns
 
 
 class _File(msgspec.Struct):
-    """What was read of one file."""
+    """What was read of one file. `problems`: sentences, with whether they are about something that
+    was never read."""
 
     identity: Identity
-    objects: list[Object]
+    objects: dict[documents.Identity, Object]
     clean: bool = False  # it was read without an error once
     newline: bool = False  # ... and ended in one
-    problem: str = ""  # why its present content is not taken as it is
+    problems: dict[str, bool] = {}
 
 
 class ManifestSource:
@@ -53,7 +57,8 @@ class ManifestSource:
         self._seen: dict[Path, Identity] = {}
         self._watch: DirectoryWatch | None = None
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread: threading.Thread | None = None
+        self._beat: Beat
+        self._thread = Watched("manifests", self._run, wake=self._store.wake)
         self._log = structlog.get_logger().bind(source=str(path))
         self._failures = FailureLog(source=str(path))
 
@@ -61,16 +66,16 @@ class ManifestSource:
         """Read once and begin to follow. Raises SourceError if the path is not there."""
         manifest_files(self._path)
         self._single = not self._path.is_dir()
-        self._thread = threading.Thread(target=self._run, name="manifests", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread and release the descriptors."""
         os.eventfd_write(self._stop, 1)
-        if self._thread is not None:
-            self._thread.join(_LEAVES)
-            if self._thread.is_alive():  # reading a huge file: it is a daemon, leave it its files
-                return
+        self._thread.stop()
+        if not self._thread.join(
+            _LEAVES
+        ):  # reading a huge file: it is a daemon, leave it its files
+            return
         self._unwatch()
         os.close(self._stop)
         self._store.close()
@@ -81,15 +86,40 @@ class ManifestSource:
 
     def wait(self, timeout: float) -> Update | None:
         """What changed, after at most `timeout` seconds; None if nothing did."""
-        return self._store.wait(timeout)
+        update = self._store.wait(timeout)
+        self._thread.check()
+        if update is None:
+            return None
+        return msgspec.structs.replace(update, status=self._with_thread(update.status))
 
     def status(self) -> SourceStatus:
         """How the source is doing."""
-        return self._store.status()
+        self._thread.check()
+        return self._with_thread(self._store.status())
 
-    def _run(self) -> None:
+    def due(self) -> float | None:
+        """When `status` has to be asked for at the latest, for the sake of the thread."""
+        return self._thread.due()
+
+    def api_addresses(self) -> frozenset[bytes]:
+        """None: there is no API server."""
+        return frozenset()
+
+    def _with_thread(self, status: SourceStatus) -> SourceStatus:
+        if not self._thread.restarts and not self._thread.problem:
+            return status
+        failing = (self._thread.problem,) if self._thread.problem else ()
+        return msgspec.structs.replace(status, restarts=self._thread.restarts, failing=failing)
+
+    def _run(self, beat: Beat) -> None:
+        """Also of a thread that replaces another: what that one read is kept until it is read."""
+        self._beat = beat
+        self._seen = {}
+        for known in self._files.values():
+            known.identity = (0, 0, 0, 0)
         written: set[str] | None = None  # names known to be complete; None: all of them
-        while True:
+        while not beat.stopping.is_set():
+            beat.within(_READING_SECONDS)
             settled = self._look(written)
             stopped, written = self._changes(SAFETY_SECONDS if settled else SETTLE_SECONDS)
             if stopped:
@@ -183,62 +213,82 @@ class ManifestSource:
         return manifest_files(self._path)
 
     def _read(self, file: Path, identity: Identity) -> None:
-        known = self._files.get(file) or _File(identity, [])
+        known = self._files.get(file) or _File(identity, {})
         try:
             data = read_bytes(file)
         except SourceError as error:
-            objects, errors = list[Object](), [error.message]
-        else:
-            objects, errors = self._checked(file, data, known, identity)
-            if not errors:
-                self._files[file] = _File(identity, objects, True, data.endswith(b"\n"))
-                self._log.info("manifest read", file=str(file), objects=len(objects))
-                return
-        if not known.clean:  # nothing good to keep: take what can be had
-            merged = {(type(o), key_of(o)): o for o in (*known.objects, *objects)}
-            known = _File(identity, list(merged.values()))
-        known.identity = identity
-        self._files[file] = known
-        known.problem = "; ".join(errors)
-        self._log.error(
-            "manifest not taken, its last good content stays"
-            if known.clean
-            else "manifest has errors, the rest of it is used",
-            error=known.problem,
-        )
+            self._keep(file, known, identity, error.message)
+            return
+        self._beat.within(_READING_SECONDS + len(data) / _BYTES_A_SECOND)
+        found = parse(file, data)
+        fault = _cut_short(file, data, known, identity)
+        if fault and not found.errors:  # these say more, and nothing is removed then either
+            self._keep(file, known, identity, fault)
+            return
+        read = _merged(found, known, identity)
+        if not (found.errors or found.malformed):
+            read.clean, read.newline = True, data.endswith(b"\n")
+        self._files[file] = read
+        self._log.info("manifest read", file=str(file), objects=len(found.objects))
+        if read.problems:
+            self._log.error(
+                "manifest has errors, the rest of it is used",
+                error=next(iter(read.problems)),
+                errors=len(read.problems),
+            )
 
-    def _checked(
-        self, file: Path, data: bytes, known: _File, identity: Identity
-    ) -> tuple[list[Object], list[str]]:
-        """Objects and errors; a file that was cut short while being rewritten is an error too."""
-        if known.clean and known.objects and not data.strip():
-            return [], [f"{file}: is empty now; remove the file to remove its objects"]
-        objects, errors = parse(file, data)
-        rewritten = known.clean and known.identity[:2] == identity[:2]
-        cut = (known.newline and not data.endswith(b"\n")) or data.rstrip().endswith(b":")
-        if rewritten and cut and not errors:
-            # Half of a YAML file may well be valid.
-            return [], [f"{file}: seems half-written, it ends in the middle of something"]
-        return objects, errors
+    def _keep(self, file: Path, known: _File, identity: Identity, why: str) -> None:
+        known.identity = identity
+        known.problems = {why: not known.clean}
+        self._files[file] = known
+        self._log.error("manifest not taken, what was read of it last stays", error=why)
 
     def _publish(self) -> None:
         """Hand over all objects of all files. Where two files have one object, the first counts."""
-        merged: dict[tuple[type[Object], ObjectKey], Object] = {}
-        owner: dict[tuple[type[Object], ObjectKey], Path] = {}
+        merged: dict[documents.Identity, Object] = {}
+        owner: dict[documents.Identity, Path] = {}
         problems: dict[str, bool] = {}
         for file in sorted(self._files):
             known = self._files[file]
-            if known.problem:
-                problems[known.problem] = not known.clean
-            for value in known.objects:
-                identity = (type(value), key_of(value))
+            problems |= known.problems
+            for identity, value in known.objects.items():
                 first = owner.setdefault(identity, file)
                 if first == file:
                     merged[identity] = value
                 else:
-                    what = f"{type(value).__name__} {key_of(value)}"
+                    what = f"{type(value).__name__} {identity[1]}"
                     problems[f"{file}: {what} is in {first} too, which counts"] = False
         self._store.replace_all(list(merged.values()), problems)
+
+
+def _cut_short(file: Path, data: bytes, known: _File, identity: Identity) -> str:
+    """Why the content seems to be the beginning of one that is still being written."""
+    if known.clean and known.objects and not data.strip():
+        return f"{file}: is empty now; remove the file to remove its objects"
+    rewritten = known.clean and known.identity[:2] == identity[:2]
+    cut = (known.newline and not data.endswith(b"\n")) or data.rstrip().endswith(b":")
+    # Half of a YAML file may well be valid.
+    return (
+        f"{file}: seems half-written, it ends in the middle of something"
+        if rewritten and cut
+        else ""
+    )
+
+
+def _merged(found: Parsed, known: _File, identity: Identity) -> _File:
+    """What a file holds now: what cannot be read stays as it was known."""
+    objects: dict[documents.Identity, Object] = {}
+    if found.errors:
+        objects |= known.objects
+    else:
+        objects |= {
+            about: known.objects[about] for about in found.malformed if about in known.objects
+        }
+    objects |= {(type(value), key_of(value)): value for value in found.objects}
+    problems = dict.fromkeys(found.errors, not known.clean)
+    problems |= {text: about not in objects for about, text in found.malformed.items()}
+    problems |= dict.fromkeys(found.remarks, False)
+    return _File(identity, objects, known.clean, known.newline, problems)
 
 
 def _identity(file: Path) -> Identity:

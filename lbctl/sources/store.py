@@ -10,7 +10,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Set
 
 import msgspec
 
@@ -19,6 +19,9 @@ from lbctl.model.updates import SourceStatus, Update
 
 Object = Service | EndpointSlice | Node
 KINDS: tuple[type[Object], ...] = (Service, EndpointSlice, Node)
+
+
+MOST_PROBLEMS = 100  # that are told one by one
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -42,6 +45,7 @@ class Store:
         self._node_changed = False
         self._listed: set[type[Object]] = set()
         self._problems: dict[Hashable, _Problem] = {}
+        self._told: tuple[tuple[str, ...], bool] | None = None  # of these; None: to be made anew
         self._errors: dict[Hashable, str] = {}
         self._connected: set[Hashable] = set()
         self._last_event: float | None = None
@@ -55,18 +59,23 @@ class Store:
 
     # What sources write.
 
-    def put(self, value: Object) -> None:
-        """An object as it now is. One that equals what is known changes nothing."""
+    def put(self, value: Object, remark: str = "") -> bool:
+        """An object as it now is. One that equals what is known changes nothing. `remark` says
+        what part of it was wrong; whether that is new."""
+        about = (type(value), key_of(value))
         with self._lock:
+            before = self._problems.get(about)
             self._last_event = time.time()
             self._put(value)
+            self._note(about, _Problem(remark, False) if remark else None)
             self._signal()
+            return bool(remark) and (before is None or before.message != remark)
 
     def remove(self, kind: type[Object], key: ObjectKey) -> None:
         """An object is gone; a node's key has an empty namespace."""
         with self._lock:
             self._last_event = time.time()
-            self._problems.pop((kind, key), None)
+            self._note((kind, key), None)
             self._remove(kind, key)
             self._signal()
 
@@ -75,19 +84,34 @@ class Store:
         kind: type[Object],
         values: Iterable[Object],
         malformed: Mapping[ObjectKey, str] | None = None,
+        remarks: Mapping[ObjectKey, str] | None = None,
     ) -> None:
         """All objects of a kind. Others are gone, but for `malformed` ones, which exist and cannot
-        be read: those stay as they were known, with a problem that says why. Counts as the kind's
-        first list."""
+        be read: those stay as they were known, with a problem that says why. If one of them has no
+        name, it could be any, and none is gone. `remarks` say what part of an object was wrong.
+        Counts as the kind's first list."""
         malformed = malformed or {}
         with self._lock:
             self._last_event = time.time()
             for about in [a for a in self._problems if isinstance(a, tuple) and a[0] is kind]:
-                del self._problems[about]
-            self._replace(kind, values, malformed)
+                self._note(about, None)
+            nameless = any(not key.name for key in malformed)
+            self._replace(kind, values, self._keys(kind) if nameless else malformed)
+            for key, message in (remarks or {}).items():
+                self._note((kind, key), _Problem(message, False))
             for key, message in malformed.items():
-                self._problems[kind, key] = _Problem(message, key not in self._keys(kind))
+                self._note((kind, key), _Problem(message, key not in self._keys(kind)))
             self._signal()
+
+    def count(self, kind: type[Object]) -> int:
+        """How many objects of a kind are known."""
+        with self._lock:
+            return len(self._keys(kind))
+
+    def missing(self, kind: type[Object], keys: Set[ObjectKey]) -> frozenset[ObjectKey]:
+        """Known objects of a kind that are not among `keys`."""
+        with self._lock:
+            return frozenset(key for key in self._keys(kind) if key not in keys)
 
     def replace_all(self, values: Collection[Object], problems: Mapping[str, bool]) -> None:
         """All objects of all kinds, and all problems, in one step, so that no service is seen
@@ -98,13 +122,23 @@ class Store:
             for kind in KINDS:
                 self._replace(kind, (v for v in values if type(v) is kind))
             self._problems = {text: _Problem(text, unread) for text, unread in problems.items()}
+            self._told = None
             self._signal()
 
-    def set_problem(self, kind: type[Object], key: ObjectKey, message: str) -> None:
-        """An object cannot be read as it now is; what was known of it stays."""
+    def set_problem(self, kind: type[Object], key: ObjectKey, message: str) -> bool:
+        """An object cannot be read as it now is; what was known of it stays. Whether it is new."""
         with self._lock:
-            self._problems[kind, key] = _Problem(message, key not in self._keys(kind))
+            before = self._problems.get((kind, key))
+            self._note((kind, key), _Problem(message, key not in self._keys(kind)))
             self._signal()
+            return before is None or before.message != message
+
+    def wake(self) -> None:
+        """Make the descriptor readable: the consumer is to look at its threads."""
+        with self._lock:
+            if not self._signalled:
+                self._signalled = True
+                os.eventfd_write(self._eventfd, 1)
 
     def connected(self, part: Hashable) -> None:
         """A part of the source (a kind, a path) is being followed."""
@@ -164,15 +198,26 @@ class Store:
 
     def _status(self) -> SourceStatus:
         synced = self._listed.issuperset(KINDS)
-        unread = any(p.unread for p in self._problems.values())
+        if self._told is None:
+            self._told = _sentences(self._problems.values())
+        problems, unread = self._told
         return SourceStatus(
             connected=len(self._connected) == self._parts and not self._errors,
             synced=synced,
             complete=synced and not unread,
             last_error="; ".join(sorted(set(self._errors.values()))),
             last_event=self._last_event,
-            problems=tuple(sorted(p.message for p in self._problems.values())),
+            problems=problems,
         )
+
+    def _note(self, about: Hashable, problem: _Problem | None) -> None:
+        if self._problems.get(about) == problem:
+            return
+        self._told = None
+        if problem is None:
+            del self._problems[about]
+        else:
+            self._problems[about] = problem
 
     def _objects(self, key: ObjectKey) -> ServiceObjects:
         slices = self._by_service.get(key)
@@ -181,7 +226,7 @@ class Store:
         ordered = sorted(slices.values(), key=key_of) if len(slices) > 1 else slices.values()
         return ServiceObjects(self._services.get(key), tuple(ordered))
 
-    def _keys(self, kind: type[Object]) -> Iterable[ObjectKey]:
+    def _keys(self, kind: type[Object]) -> Collection[ObjectKey]:
         if kind is Node:
             return [] if self._node is None else [key_of(self._node)]
         return self._services if kind is Service else self._slices
@@ -198,7 +243,6 @@ class Store:
         self._listed.add(kind)
 
     def _put(self, value: Object) -> None:
-        self._problems.pop((type(value), key_of(value)), None)
         match value:
             case Service():
                 if self._services.get(value.key) != value:
@@ -255,6 +299,14 @@ class Store:
 def key_of(value: Object) -> ObjectKey:
     """The key an object is stored under."""
     return ObjectKey("", value.name) if isinstance(value, Node) else value.key
+
+
+def _sentences(problems: Collection[_Problem]) -> tuple[tuple[str, ...], bool]:
+    """What there is to say, sorted and bounded, and whether something was never read."""
+    found = sorted(p.message for p in problems)
+    if len(found) > MOST_PROBLEMS:
+        found = [*found[:MOST_PROBLEMS], f"... and {len(found) - MOST_PROBLEMS} more"]
+    return tuple(found), any(p.unread for p in problems)
 
 
 def _differs(status: SourceStatus, other: SourceStatus) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Source, Update
-from lbctl.sources.reflector import ReflectorSettings
+from lbctl.sources.asking import ReflectorSettings
 from tests.support.apiserver import ApiServer
 from tests.support.k8s_objects import endpoint, endpoint_slice, node, service
 
@@ -20,6 +20,8 @@ QUICK = ReflectorSettings(
     list_seconds=1.0,
     backoff_first=0.02,
     backoff_limit=0.1,
+    confirm_seconds=0.02,
+    requests_per_minute=100_000,
 )
 
 
