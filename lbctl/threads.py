@@ -164,7 +164,7 @@ class Watched:
     def _run(self, beat: Beat) -> None:
         try:
             self._work(beat)
-        except Exception as error:  # noqa: BLE001 - whatever it was: it must not end the work
+        except BaseException as error:  # noqa: BLE001 - whatever it was: it must not end the work
             if not beat.stopping.is_set():
                 self._why = f"{type(error).__name__}: {error}"[:200]
                 self._log.exception("thread ended by an error")

@@ -15,7 +15,7 @@ import msgspec
 from lbctl.errors import ObjectError
 from lbctl.fieldnames import explain
 from lbctl.model.fields import InvalidField, Remarks, shortened
-from lbctl.model.lenient import UNREADABLE, loose, repaired, shallow
+from lbctl.model.lenient import UNREADABLE, loose, repaired
 from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service
 from lbctl.model.wire import Metadata, Whole, Wire, WireEndpointSlice, WireNode, WireService
 
@@ -180,10 +180,8 @@ class Kind(Generic[M]):
         """A list as the API returns it. Raises ObjectError if it is no list of this kind."""
         try:
             decoded = self._list.decode(data)
-        except UNREADABLE:
-            return self._page(
-                self._raw_items(data), lambda item, noted: self._of_json(item, _DEFAULT, noted)
-            )
+        except UNREADABLE as error:
+            return self._repaired_list(data, error)
         return self._page(decoded, lambda item, _: item)
 
     def decode_event(self, line: bytes) -> Event[M]:
@@ -231,14 +229,19 @@ class Kind(Generic[M]):
 
     # Lists.
 
-    def _raw_items(self, data: bytes) -> _List[msgspec.Raw]:
+    def _repaired_list(self, data: bytes, error: Exception) -> Page[M]:
+        """Item by item; `error` says why that has to be."""
         try:
+            raw = self._raw_list.decode(data)
+        except UNREADABLE:
             try:
-                return self._raw_list.decode(data)
-            except RecursionError:
-                return self._raw_list.decode(shallow(data))
-        except UNREADABLE as error:
-            raise ObjectError(f"{self.name}List: {_reason(error)}", ("", "")) from error
+                whole = msgspec.convert(loose(data), _List[Any])
+            except (ObjectError, *UNREADABLE) as worse:
+                why = worse if isinstance(worse, msgspec.ValidationError) else error
+                message = f"{self.name}List: {_reason(why)}"
+                raise ObjectError(message, ("", "")) from worse
+            return self._page(whole, lambda item, noted: self._of_value(item, _DEFAULT, noted))
+        return self._page(raw, lambda item, noted: self._of_json(item, _DEFAULT, noted))
 
     def _page(self, decoded: _List[W], read: Callable[[W, Remarks], WireObject[M]]) -> Page[M]:
         self._check_list(decoded)

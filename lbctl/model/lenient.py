@@ -23,6 +23,7 @@ T = TypeVar("T")
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 # Nothing that we read is nested deeper; decoders give up at about a thousand levels.
 DEEPEST = 24
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _LONGEST_NUMBER = 20  # digits; the text of a larger one is not worth converting
 
 # A string that never ends is one token to the end: looking on from each of its quotes would take
@@ -38,10 +39,15 @@ def repaired(value: object, kind: type[T], remarks: Remarks) -> T:
 
 def loose(data: bytes | msgspec.Raw) -> object:
     """JSON without any expectation of its types; what stands too deep is null, bytes that are no
-    UTF-8 become U+FFFD. Raises ObjectError, without a key, if it is no JSON."""
+    UTF-8 and halves of surrogate pairs become U+FFFD. Raises ObjectError, without a key, if it is
+    no JSON."""
     try:
         text = shallow(bytes(data)).decode(errors="replace")
-        return json.loads(text, parse_int=_integer)
+        value = json.loads(text, parse_int=_integer)
+        if _HALF_PAIR.search(text):
+            whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            value = json.loads(whole.decode("utf-16", "replace"))
+        return value
     except (ValueError, RecursionError) as error:
         raise ObjectError(shortened(f"not JSON: {error}"), ("", "")) from error
 

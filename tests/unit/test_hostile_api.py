@@ -1,0 +1,408 @@
+"""The Kubernetes source against a server that answers as none should: what is kept, what is asked.
+
+Waits are counted by a clock of the test's own in test_pace.py; here they are short, and what counts
+is that nothing is lost, the thread lives, and the next good answer is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lbctl.sources import kubernetes, lists, reflector
+from lbctl.sources.asking import ReflectorSettings
+from lbctl.sources.kubernetes import KubernetesSource
+from lbctl.sources.pace import Pace
+from tests.support import hostile_api as hostile
+from tests.support.following import Follower
+from tests.support.hostile_api import SERVICES, Answer, HostileApi
+from tests.support.k8s_objects import Json, endpoint, endpoint_slice, node, service
+
+SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
+SHORT = ReflectorSettings(
+    page_size=3,
+    watch_seconds=20.0,
+    grace_seconds=1.0,
+    list_seconds=1.0,
+    backoff_first=0.02,
+    backoff_limit=0.05,
+    confirm_seconds=0.02,
+    requests_per_minute=100_000,
+)
+
+
+@pytest.fixture
+def api() -> Iterator[HostileApi]:
+    with HostileApi() as running:
+        running.items[SERVICES] = [service(f"svc{i}") for i in range(1, 9)]
+        running.items[SLICES] = [endpoint_slice(endpoints=[endpoint("10.0.0.1")])]
+        running.items["/api/v1/nodes"] = [node()]
+        yield running
+
+
+Follow = Callable[..., Follower]
+
+
+@pytest.fixture
+def follow(api: HostileApi, tmp_path: Path) -> Iterator[Follow]:
+    started: list[KubernetesSource] = []
+
+    def start(settings: ReflectorSettings = SHORT, *, wait: bool = True) -> Follower:
+        source = KubernetesSource(
+            "worker-1", kubeconfig=api.kubeconfig(tmp_path), settings=settings
+        )
+        source.start()
+        started.append(source)
+        follower = Follower(source)
+        if wait:
+            follower.until(lambda: source.status().connected and len(follower.names()) == 8)
+        return follower
+
+    yield start
+    for source in started:
+        source.stop()
+
+
+def _without_items(**changes: Any) -> Callable[[HostileApi], Json]:
+    return lambda api: {**api.page(SERVICES), **changes}
+
+
+def _bare(api: HostileApi) -> Json:
+    """Metadata alone, as a client that asked for PartialObjectMetadata gets it."""
+    page = api.page(SERVICES)
+    items = [
+        {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": i["metadata"]}
+        for i in page["items"]
+    ]
+    return {
+        "kind": "PartialObjectMetadataList",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": page["metadata"],
+        "items": items,
+    }
+
+
+WRONG_LISTS: dict[str, Callable[[HostileApi], object]] = {
+    "a page of HTML": lambda api: b"<html><body>Please log in</body></html>",
+    "nothing": lambda api: b"",
+    "null": lambda api: b"null",
+    "half of it": lambda api: msgspec.json.encode(api.page(SERVICES))[:-40],
+    "no UTF-8": lambda api: b"\xff\xfe\x00",
+    "nesting without end": lambda api: b'{"items":' + b"[" * 200_000,
+    "a Status": lambda api: {"kind": "Status", "apiVersion": "v1", "metadata": {}, "code": 200},
+    "another kind": _without_items(kind="PodList"),
+    "another version": _without_items(apiVersion="v2"),
+    "no kind": _without_items(kind=""),
+    "no resourceVersion": _without_items(metadata={}),
+    "one object": lambda api: service("svc1"),
+    "metadata alone": _bare,
+    "items that are a map": _without_items(items={"a": 1}),
+    "a page without items": lambda api: {
+        k: v for k, v in api.page(SERVICES).items() if k != "items"
+    },
+    "other objects in it": _without_items(items=[node()] * 9),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LISTS)
+def test_a_wrong_list_is_not_believed(api: HostileApi, follow: Follow, name: str) -> None:
+    """Neither as the first answer nor when everything is known."""
+    wrong = WRONG_LISTS[name](api)
+    api.lists[SERVICES] = hostile.answers(wrong)
+    api.watches[SERVICES] = hostile.status(410)
+    follower = follow(wait=False)
+    follower.until(lambda: api.requests[SERVICES] > 3)
+    assert follower.names() == []
+    api.lists.clear()
+    follower.until(lambda: len(follower.names()) == 8)
+    api.lists[SERVICES] = hostile.answers(wrong)
+    before = api.requests[SERVICES]
+    follower.until(lambda: api.requests[SERVICES] > before + 4)
+    assert len(follower.names()) == 8
+    assert follower.source.status().last_error or name == "other objects in it"
+    api.lists.clear()
+    api.watches.clear()
+    follower.until(lambda: follower.source.status().connected)
+    assert follower.source.status().restarts == 0
+
+
+BROKEN: dict[str, Answer] = {
+    "500": hostile.status(500),
+    "504": hostile.status(504),
+    "429 with a wait": hostile.status(429, Retry_After="0"),
+    "an odd wait": hostile.status(503, Retry_After="\u00b2"),
+    "a wait that is no date": hostile.status(503, Retry_After="Thu, 99 Foo 9999 99:99:99 XYZ"),
+    "301": hostile.status(301, Location="http://192.0.2.1/"),
+    "410": hostile.status(410),
+    "no HTTP": hostile.raw(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "no status": hostile.raw(b"HTTP/1.1 abc\r\n\r\n"),
+    "an endless header": hostile.raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000),
+    "many headers": hostile.raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n"),
+    "chunks of no size": hostile.raw(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n"
+    ),
+    "a chunk of minus one": hostile.raw(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nabc\r\n"
+    ),
+    "two lengths": hostile.raw(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\nabcde"
+    ),
+    "a length that is no number": hostile.raw(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nab"),
+    "less than its length": hostile.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nab"),
+    "gzip that is none": hostile.raw(
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc"
+    ),
+    "an error of bytes": lambda request: request.body(500, b"\xff\xd8" * 100_000),
+    "an error that nests": lambda request: request.body(500, b"[" * 60_000),
+    "nothing at all": hostile.raw(b""),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_answers_keep_everything(api: HostileApi, follow: Follow, name: str) -> None:
+    follower = follow()
+    api.lists[SERVICES] = api.watches[SERVICES] = BROKEN[name]
+    api.closing.set()  # ends the watch that is open
+    before = api.requests[SERVICES]
+    follower.until(lambda: api.requests[SERVICES] > before + 4)
+    assert len(follower.names()) == 8
+    follower.until(lambda: "services:" in follower.source.status().last_error)
+    api.closing.clear()
+    api.lists.clear()
+    api.watches.clear()
+    api.items[SERVICES].append(service("svc9"))
+    api.version += 1
+    follower.until(lambda: follower.source.status().connected)
+    assert follower.source.status().restarts == 0
+
+
+def _event(kind: str, value: Json, version: str = "2000") -> bytes:
+    value = {**value, "metadata": {**value["metadata"], "resourceVersion": version}}
+    return msgspec.json.encode({"type": kind, "object": value})
+
+
+STRANGE_LINES: dict[str, bytes] = {
+    "no JSON": b'{"type":"MODIF',
+    "no event": b"[]",
+    "a type of the future": _event("RENAMED", service("svc1")),
+    "another kind": _event("MODIFIED", node("svc1")),
+    "metadata alone": _event(
+        "MODIFIED", {"kind": "PartialObjectMetadata", "metadata": {"name": "svc1"}}
+    ),
+    "a Status": b'{"kind":"Status","apiVersion":"v1","metadata":{},"code":500}',
+    "no version": _event("MODIFIED", service("svc1"), ""),
+    "a bookmark without one": b'{"type":"BOOKMARK","object":{"kind":"Service","metadata":{}}}',
+    "a lower version": _event("MODIFIED", service("other"), "999"),
+    "a lower bookmark": _event("BOOKMARK", {"kind": "Service", "metadata": {}}, "5"),
+    "nesting without end": b'{"type":"MODIFIED","object":' + b"[" * 100_000,
+    "no UTF-8": b'{"type":"\xff\xfe"}',
+    "an error that is none": b'{"type":"ERROR","object":{"code":"x"}}',
+    "nobody deleted": _event("DELETED", {"kind": "Service", "metadata": {}}),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE_LINES)
+def test_an_event_that_makes_no_sense_lists_again(
+    api: HostileApi, follow: Follow, name: str
+) -> None:
+    follower = follow()
+    before = api.requests[SERVICES]
+    api.items[SERVICES][0] = service("svc1", cluster_ips=["172.30.0.99"])
+    api.watches[SERVICES] = hostile.lines(STRANGE_LINES[name])
+    api.closing.set()
+    follower.until(lambda: api.requests[SERVICES] > before + 1)
+    api.watches.clear()
+    api.closing.clear()
+
+    def is_new() -> bool:
+        found = {k.name: v.service for k, v in follower.services.items()}["svc1"]
+        return found is not None and found.cluster_ips[0][-1] == 99
+
+    follower.until(is_new)
+    follower.until(lambda: follower.source.status().connected)
+    assert "other" not in follower.names()
+    assert follower.source.status().restarts == 0
+
+
+def test_a_deep_field_costs_nothing(api: HostileApi, follow: Follow) -> None:
+    """metadata.managedFields nests as deep as whoever wrote the object likes."""
+    text = msgspec.json.encode(api.page(SERVICES))
+    text = text.replace(
+        b'"name":"svc3"',
+        b'"managedFields":' + b'{"f":' * 5000 + b"1" + b"}" * 5000 + b',"name":"svc3"',
+    )
+    api.lists[SERVICES] = hostile.answers(text)
+    follower = follow()
+    assert "svc3" in follower.names()
+
+
+def test_a_list_without_end_is_noticed(api: HostileApi, follow: Follow) -> None:
+    follower = follow()
+    api.lists[SERVICES] = hostile.goes_on_without_end
+    api.watches[SERVICES] = hostile.status(410)
+    api.closing.set()
+    follower.until(lambda: "without end" in follower.source.status().last_error)
+    assert len(follower.names()) == 8
+
+
+def test_bodies_and_lines_are_bounded(
+    api: HostileApi, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "MAX_BODY", 50_000)
+    monkeypatch.setattr(reflector, "MAX_LINE", 50_000)
+    follower = follow()
+    api.watches[SERVICES] = hostile.lines(b" " * 200_000)
+    api.lists[SERVICES] = hostile.answers(b" " * 200_000)
+    api.closing.set()
+    follower.until(lambda: "more than 50,000 bytes" in follower.source.status().last_error)
+    assert len(follower.names()) == 8
+
+
+def test_a_body_that_drips_is_given_up(api: HostileApi, follow: Follow) -> None:
+    """Each byte comes in time, the answer never."""
+
+    def drips(request: hostile.Request) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        request.drip(b" " * 1000, 0.05)
+
+    quick = msgspec.structs.replace(SHORT, list_seconds=0.2)
+    follower = follow(quick)
+    api.lists[SERVICES] = drips
+    api.watches[SERVICES] = hostile.status(410)
+    api.closing.set()
+    follower.until(lambda: api.requests[SERVICES] > 2)
+    api.closing.clear()
+    follower.until(lambda: "takes more than" in follower.source.status().last_error)
+    assert len(follower.names()) == 8
+
+
+# Lists that would take most away.
+
+
+def test_a_list_that_lacks_most_counts_when_another_says_the_same(
+    api: HostileApi, follow: Follow
+) -> None:
+    follower = follow()
+    api.items[SERVICES] = api.items[SERVICES][:2]
+    api.watches[SERVICES] = hostile.status(410)
+    api.closing.set()
+    follower.until(lambda: follower.names() == ["svc1", "svc2"])
+    limits = [q for path, q in api.queries if path == SERVICES and "watch" not in q]
+    assert len(limits) >= 3  # at first, and twice afterwards
+
+
+def test_a_list_that_lacks_most_once_takes_nothing(api: HostileApi, follow: Follow) -> None:
+    follower = follow()
+    good = api.items[SERVICES]
+    answered = []
+
+    def once(request: hostile.Request) -> None:
+        answered.append(request)
+        api.items[SERVICES] = good if len(answered) > 1 else []
+        request.json(200, api.page(SERVICES))
+
+    api.lists[SERVICES] = once
+    api.watches[SERVICES] = lambda r: hostile.status(410)(r) if not answered else r.watch([])
+    api.closing.set()
+    follower.until(lambda: len(answered) > 1)
+    api.closing.clear()
+    follower.until(lambda: follower.source.status().connected)
+    assert len(follower.names()) == 8
+
+
+def test_a_first_list_of_nothing_is_asked_for_again(api: HostileApi, follow: Follow) -> None:
+    """An agent that starts serves what the last one left: it must not be taken away by a cache that
+    is not filled yet."""
+    good = api.items[SERVICES]
+    answered = []
+
+    def empty_once(request: hostile.Request) -> None:
+        answered.append(request)
+        api.items[SERVICES] = good if len(answered) > 1 else []
+        request.json(200, api.page(SERVICES))
+
+    api.lists[SERVICES] = empty_once
+    follower = follow(wait=False)
+    follower.until(lambda: follower.last is not None and follower.last.synced)
+    assert len(follower.names()) == 8
+
+
+def test_a_first_list_of_less_than_is_served_is_asked_for_again(
+    api: HostileApi, tmp_path: Path
+) -> None:
+    source = KubernetesSource("worker-1", kubeconfig=api.kubeconfig(tmp_path), settings=SHORT)
+    source.expect(services=100)
+    source.start()
+    try:
+        follower = Follower(source)
+        follower.until(lambda: len(follower.names()) == 8)
+        asked = [q for path, q in api.queries if path == SERVICES and "watch" not in q]
+        assert len(asked) == 2
+    finally:
+        source.stop()
+
+
+# The rate.
+
+
+@pytest.mark.parametrize(
+    ("name", "lists_do", "watches_do"),
+    [
+        ("410 after 410", None, hostile.status(410)),
+        ("410 as an event", None, hostile.error_event(410)),
+        ("410 everywhere", hostile.status(410), hostile.status(410)),
+        ("500", hostile.status(500), hostile.status(500)),
+        ("504 on watches", None, hostile.status(504)),
+        ("429", hostile.status(429), None),
+        ("continue without end", hostile.goes_on_without_end, None),
+        ("watches that end at once", None, hostile.ends()),
+        ("watches that break at once", None, hostile.ends("break")),
+        ("broken lines", None, hostile.lines(b'{"type":"MOD')),
+        ("a list of another kind", hostile.answers({"kind": "PodList"}), None),
+    ],
+)
+def test_the_rate_while_it_fails(
+    api: HostileApi,
+    follow: Follow,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    lists_do: Answer | None,
+    watches_do: Answer | None,
+) -> None:
+    """Ten minutes of faults, with waits that are counted instead of waited for."""
+
+    class Counted(Pace):
+        """Its clock is what was waited so far."""
+
+        def __init__(self, first: float, limit: float, *, per_minute: int) -> None:
+            self.now = 0.0
+            super().__init__(first, limit, per_minute=per_minute, clock=lambda: self.now)
+            self.times: list[float] = []
+            paces.append(self)
+
+        def asked(self) -> None:
+            self.times.append(self.now)
+            super().asked()
+
+        def failed(self, at_least: float = 0.0) -> float:
+            self.now += super().failed(at_least)
+            return 0.0
+
+    paces: list[Counted] = []
+    monkeypatch.setattr(kubernetes, "Pace", Counted)
+    if lists_do:
+        api.lists[SERVICES] = lists_do
+    if watches_do:
+        api.watches[SERVICES] = watches_do
+    follower = follow(
+        ReflectorSettings(confirm_seconds=0.0, list_seconds=1.0, watch_seconds=20.0), wait=False
+    )
+    services = paces[0]
+    follower.until(lambda: services.now > 600.0)
+    for start in (0.0, 60.0, 300.0):
+        assert sum(start <= at < start + 60.0 for at in services.times) < 30
+    assert services.times[1] <= 1.0  # a hiccup costs little
