@@ -182,7 +182,7 @@ def _trusting(certificate: bytes, *, needed: bool) -> ssl.SSLContext:
 
     context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
     try:
-        context.load_verify_locations(cadata=certificate.decode())
+        context.load_verify_locations(cadata=certificate.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError) as error:
         if needed:
             raise SourceError(f"ca.crt holds no certificate: {error}") from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from urllib3.exceptions import HTTPError
 
-from lbctl.errors import ConfigError
+from lbctl.addresses import parse_address
+from lbctl.errors import ConfigError, SourceError
 from lbctl.sources import access
 from lbctl.sources.kubernetes import KubernetesSource
 from tests.support.apiserver import ApiServer
@@ -192,3 +194,148 @@ def test_a_pod_trusts_its_own_authority_alone(
         (tmp_path / "ca.crt").write_text("")
         with pytest.raises((OSError, HTTPError), match=r"(?i)certificate"):
             access.find(None, server.url).pool.request("GET", server.url + "/", timeout=5.0)
+
+
+Spoil = Callable[[Path], None]
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+
+
+def _broken_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
+
+
+def _directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def _pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+SPOILT: dict[str, Spoil] = {
+    "missing": Path.unlink,
+    "empty": lambda file: _write(file, b""),
+    "no text": lambda file: _write(file, b"\xff\x00\x01"),
+    "two lines": lambda file: _write(file, b"a\r\nX-Other: b"),
+    "no ASCII": lambda file: _write(file, "t\u00f6ken".encode()),
+    "huge": lambda file: _write(file, b"a" * 5_000_000),
+    "a directory": _directory,
+    "a pipe": _pipe,
+    "a broken link": _broken_link,
+}
+
+
+@pytest.fixture
+def account(tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pod's service account, read again at every request."""
+    folder = tmp_path / "account"
+    folder.mkdir()
+    (folder / "token").write_text("first")
+    (folder / "ca.crt").write_bytes((tmp_path / "cert.pem").read_bytes())
+    monkeypatch.setattr(access, "_TOKEN_SECONDS", 0.0)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["token", "ca.crt"])
+@pytest.mark.parametrize("how", SPOILT)
+def test_credentials_that_cannot_be_read_stay_as_they_were(
+    account: Path, certificate: Path, how: str, name: str
+) -> None:
+    """While the kubelet swaps them, and also when they were refused meanwhile."""
+    with ApiServer(certificate=certificate) as server:
+        server.accepted_token = "first"
+        pod = access.PodAccess(server.url, account)
+        SPOILT[how](account / name)
+        for _ in range(2):
+            assert pod.credentials() == {"authorization": "Bearer first"}
+            with pytest.raises(SourceError):
+                pod.renew()
+        url = server.url + "/api/v1/services"
+        answer = pod.pool.request("GET", url, headers=pod.credentials(), timeout=5.0)
+        assert answer.status == 200
+
+
+def test_a_renewed_account_is_taken_over(account: Path) -> None:
+    pod = access.PodAccess("https://192.0.2.1", account)
+    (account / "token").unlink()
+    assert pod.credentials() == {"authorization": "Bearer first"}
+    (account / "token").write_text("second")
+    assert pod.credentials() == {"authorization": "Bearer second"}
+
+
+def test_without_credentials_is_not_for_ever(
+    tmp_path: Path, account: Path, certificate: Path
+) -> None:
+    """--api-server alone, and no token at the moment the agent starts."""
+    (account / "token").rename(account / "later")
+    pod = access.PodAccess("https://192.0.2.1", account)
+    assert pod.credentials() == {}
+    (account / "later").rename(account / "token")
+    assert pod.credentials() == {"authorization": "Bearer first"}
+
+
+def test_a_kubeconfig_that_is_away_stays_as_it_was(server: ApiServer, tmp_path: Path) -> None:
+    """Its token was refused, and at that moment there is no file, or half of it."""
+    (tmp_path / "token").write_text("first")
+    config = server.kubeconfig(tmp_path, tmp_path / "token")
+    fill(server)
+    source = KubernetesSource("worker-1", kubeconfig=config, settings=QUICK)
+    source.start()
+    try:
+        follower = Follower(source)
+        follower.until(lambda: source.status().synced and source.status().connected)
+        good = config.read_bytes()
+        server.accepted_token = "second"
+        for bad in (b"", good[: len(good) // 2], b"\xff\xfe", b"[]", b"users: 5"):
+            config.write_bytes(bad)
+            seen = len(server.tokens)
+            server.drop()
+            follower.until(lambda seen=seen: len(server.tokens) > seen + 6)  # type: ignore[misc]
+            assert server.tokens[-1].lower() == "bearer first"
+        (tmp_path / "token").write_text("second")
+        config.write_bytes(good)
+        server.put(service("svc2"))
+        follower.until(lambda: follower.names() == ["svc1", "svc2"])
+        assert source.status().restarts == 0
+    finally:
+        source.stop()
+
+
+def test_the_way_to_the_api_is_known_and_must_not_be_a_service(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    server.put(service("kubernetes", cluster_ips=["127.0.0.1"]))
+    source = KubernetesSource("worker-1", kubeconfig=server.kubeconfig(tmp_path), settings=QUICK)
+    source.start()
+    try:
+        follower = Follower(source)
+        follower.until(lambda: source.status().connected and follower.names() == ["kubernetes"])
+        assert source.api_addresses() == {parse_address("127.0.0.1")}
+        (problem,) = source.status().problems
+        assert "127.0.0.1 is that of service ns1/kubernetes" in problem
+        assert "--api-server" in problem
+        server.put(service("kubernetes"))
+        follower.until(lambda: source.status().problems == ())
+    finally:
+        source.stop()
+
+
+def test_a_name_is_resolved_by_who_answers(server: ApiServer, tmp_path: Path) -> None:
+    named = server.url.replace("127.0.0.1", "localhost")
+    source = KubernetesSource(
+        "worker-1", kubeconfig=server.kubeconfig(tmp_path), api_server=named, settings=QUICK
+    )
+    assert source.api_addresses() == frozenset()
+    source.start()
+    try:
+        follower = Follower(source)
+        follower.until(lambda: source.status().connected)
+        assert parse_address("127.0.0.1") in source.api_addresses()
+    finally:
+        source.stop()

@@ -48,7 +48,7 @@ BELOW = {
 BASICS = {"ebpf.errors", "ebpf.layouts"}
 # `model` and `resolve` are functions of what they are given: no file, clock, thread or chance.
 PURE = {"__future__", "collections", "dataclasses", "datetime", "difflib", "enum", "functools"}
-PURE |= {"hashlib", "itertools", "math", "operator", "re", "sys", "types", "typing"}
+PURE |= {"hashlib", "itertools", "json", "math", "operator", "re", "sys", "types", "typing"}
 PURE |= {"msgspec", "lbctl"}
 FOREIGN = re.compile(
     r"(?<![a-z])(kube|k8s|pods?(?![a-z])|endpoint[ _-]?slice|cluster[ _-]?ips?(?![a-z]))", re.I

@@ -12,6 +12,7 @@ import yaml
 
 from lbctl.errors import SourceError
 from lbctl.model.records import ObjectKey
+from lbctl.sources import documents
 from lbctl.sources import manifests as manifests_module
 from lbctl.sources.documents import load_manifests, manifest_files
 from lbctl.sources.manifests import ManifestSource
@@ -309,3 +310,70 @@ def test_works_where_inotify_does_not(
     follower = follow(file)
     file.write_text(_yaml(service(), _pods(2)))
     follower.until(lambda: follower.endpoints() == 2)
+
+
+def test_what_cannot_be_read_freezes_nothing_else(tmp_path: Path, follow: Follow) -> None:
+    """A part costs itself, an object stays as it was, and what may be any object removes none."""
+    file = tmp_path / "all.yaml"
+    file.write_text(_yaml(service("a"), service("b"), service("c"), _pods(1), service()))
+    follower = follow(file)
+    spoilt = {**service("b"), "spec": 5}
+    partly = service("c", ports=[port(80), {**port(81, "x"), "port": "no"}])
+    file.write_text(_yaml(spoilt, partly, _pods(3), service()))
+    follower.until(lambda: follower.endpoints() == 3)
+    assert follower.names() == ["b", "c", "svc1"]  # a is gone, b is known from before
+    assert "Service ns1/b: spec: expected object, got int" in follower.problems
+    assert "Service ns1/c: spec.ports[1].port: expected int, got str" in follower.problems
+    assert follower.source.status().complete
+    found = follower.services[ObjectKey("ns1", "c")].service
+    assert found is not None
+    assert [p.port for p in found.ports] == [80]
+    file.write_text(_yaml({"kind": "Service"}, _pods(4), service()))
+    follower.until(lambda: follower.endpoints() == 4)
+    assert follower.names() == ["b", "c", "svc1"]  # the nameless one may be either
+    file.write_text(_yaml(_pods(2), service()))
+    follower.until(lambda: follower.names() == ["svc1"])
+    assert follower.problems == ""
+
+
+def test_pipes_and_directories_are_no_manifests(tmp_path: Path, follow: Follow) -> None:
+    """Reading a pipe would wait for whoever writes to it."""
+    (tmp_path / "a.yaml").write_text(_yaml(service("a")))
+    os.mkfifo(tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").mkdir()
+    (tmp_path / "d.yaml").symlink_to("nowhere")
+    assert follow(tmp_path).names() == ["a"]
+    pipe = follow(tmp_path / "b.yaml")
+    assert "is not a regular file" in pipe.problems
+    assert not pipe.source.status().complete
+
+
+def test_a_huge_file_is_not_read(
+    tmp_path: Path, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_BYTES", 5000)
+    (tmp_path / "a.yaml").write_text(_yaml(service("a")))
+    (tmp_path / "b.yaml").write_text("#" * 5001)
+    follower = follow(tmp_path)
+    assert follower.names() == ["a"]
+    assert "has more than 5,000 bytes" in follower.problems
+
+
+def test_a_thread_that_ends_is_replaced(
+    tmp_path: Path, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is that nobody thought of."""
+    file = tmp_path / "all.yaml"
+    file.write_text(_yaml(service("a")))
+    follower = follow(file)
+    real = documents.parse
+
+    def broken(file: Path, data: bytes) -> documents.Parsed:
+        monkeypatch.setattr(manifests_module, "parse", real)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(manifests_module, "parse", broken)
+    file.write_text(_yaml(service("b")))
+    follower.until(lambda: follower.names() == ["b"])
+    assert follower.source.status().restarts == 1
+    assert follower.source.status().failing == ()

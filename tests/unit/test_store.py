@@ -187,3 +187,41 @@ def test_status_changes_are_updates_too(store: Store) -> None:
 
 def test_waiting_is_bounded(store: Store) -> None:
     assert store.wait(0.01) is None
+
+
+def test_something_without_a_name_may_be_any(store: Store) -> None:
+    """A list that holds it takes nothing away."""
+    _sync(store)
+    store.put(as_service(service()))
+    store.take()
+    store.replace(Service, [as_service(service("svc2"))], {ObjectKey("", ""): "Service: no name"})
+    update = store.take()
+    assert update is not None
+    assert list(update.services) == [ObjectKey("ns1", "svc2")]
+    assert not update.complete
+    store.replace(Service, [as_service(service("svc2"))])
+    update = store.take()
+    assert update is not None
+    assert list(update.services) == [KEY]
+
+
+def test_remarks_stay_as_long_as_they_are_true(store: Store) -> None:
+    _sync(store)
+    assert store.put(as_service(service()), "a port is wrong")
+    assert not store.put(as_service(service()), "a port is wrong")  # said before
+    assert store.status().problems == ("a port is wrong",)
+    assert store.status().complete
+    assert not store.put(as_service(service()))
+    assert store.status().problems == ()
+    store.replace(Service, [as_service(service())], remarks={KEY: "again"})
+    assert store.status().problems == ("again",)
+    store.remove(Service, KEY)
+    assert store.status().problems == ()
+
+
+def test_problems_are_not_told_without_end(store: Store) -> None:
+    keys = [ObjectKey("ns1", f"svc{i}") for i in range(1000)]
+    store.replace(Service, [], {key: f"Service {key}: wrong" for key in keys})
+    problems = store.status().problems
+    assert len(problems) == 101
+    assert problems[-1] == "... and 900 more"
