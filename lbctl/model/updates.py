@@ -59,5 +59,9 @@ class Source(Protocol):
     def status(self) -> SourceStatus:
         """How it is doing now."""
 
+    def due(self) -> float | None:
+        """When `status` has to be asked for at the latest, by the monotonic clock: it replaces
+        threads that are stuck. None: no need to."""
+
     def api_addresses(self) -> frozenset[bytes]:
         """Where the API server is, as far as known: no object may take these for itself."""

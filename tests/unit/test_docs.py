@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 SEMANTICS = ROOT / "docs" / "semantics.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 SHARED = Path(os.environ.get("LBCTL_CONFORMANCE") or ROOT.parent / "shared" / "conformance")
 OWN = ROOT / "tests" / "conformance" / "vectors"
 _TEST = re.compile(r"`((?:unit|kernel|lab|conformance|perf)/\w+\.py)(?:::(\w+))?`")
@@ -50,7 +51,7 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert anchor in anchors(found), f"{path.name} links to {target}"
 
 
-@pytest.mark.parametrize("path", [SEMANTICS, OPERATIONS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [SEMANTICS, OPERATIONS, RELIABILITY], ids=lambda path: path.name)
 def test_tests_that_are_named_exist(path: Path) -> None:
     named = _TEST.findall(path.read_text())
     assert named

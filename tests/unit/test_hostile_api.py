@@ -240,6 +240,19 @@ def test_a_deep_field_costs_nothing(api: HostileApi, follow: Follow) -> None:
     assert "svc3" in follower.names()
 
 
+def test_a_large_cluster_is_no_fault(api: HostileApi, follow: Follow) -> None:
+    """50,000 services in one page, from a server that knows no limit, and a large event."""
+    api.items[SERVICES] = [service(f"svc{i}") for i in range(50_000)]
+    many = [
+        endpoint(f"10.{i // 250}.{i % 250}.1", "a-node-with-a-long-name") for i in range(20_000)
+    ]
+    api.watches[SLICES] = hostile.lines(_event("MODIFIED", endpoint_slice(endpoints=many)))
+    follower = follow(msgspec.structs.replace(SHORT, list_seconds=60.0), wait=False)
+    follower.until(lambda: follower.endpoints() == 20_000)
+    assert len(follower.names()) == 50_000
+    assert api.requests[SERVICES] == 2  # a list and a watch
+
+
 def test_a_list_without_end_is_noticed(api: HostileApi, follow: Follow) -> None:
     follower = follow()
     api.lists[SERVICES] = hostile.goes_on_without_end
