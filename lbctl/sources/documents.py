@@ -23,6 +23,7 @@ from lbctl.sources.yamltext import Unreadable, load_all
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES: Final = 512 << 20  # of one file
+MOST_SENTENCES: Final = 1000  # about one file, of each sort
 Identity = tuple[type[Object], ObjectKey]
 _KINDS: dict[str, Kind[Service] | Kind[EndpointSlice] | Kind[Node]] = {
     kind.name: kind for kind in (SERVICES, SLICES, NODES)
@@ -106,12 +107,23 @@ def read_bytes(file: Path) -> bytes:
 
 
 class Parsed(msgspec.Struct):
-    """What one file holds; the sentences name file, document and object."""
+    """What one file holds; the sentences name file, document and object, and are not all of them
+    if there are very many."""
 
     objects: list[Object] = []
     remarks: list[str] = []  # about parts of these
     malformed: dict[Identity, str] = {}  # objects that are there and cannot be read
     errors: list[str] = []  # of what may be any object, or several
+
+    def add_error(self, text: str) -> None:
+        """Something that has no name is wrong."""
+        if len(self.errors) < MOST_SENTENCES:
+            self.errors.append(text)
+
+    def add_remark(self, text: str) -> None:
+        """A part of an object is wrong."""
+        if len(self.remarks) < MOST_SENTENCES:
+            self.remarks.append(text)
 
 
 def parse(file: Path, data: bytes) -> Parsed:
@@ -121,7 +133,7 @@ def parse(file: Path, data: bytes) -> Parsed:
         place = f"{file}, document {number}"
         if isinstance(document, Unreadable):
             where = file if document.is_rest else place
-            found.errors.append(f"{where}: {document.why}")
+            found.add_error(f"{where}: {document.why}")
             continue
         for item, value in _items(document):
             _add_object(found, f"{place}{item}", value)
@@ -172,11 +184,11 @@ def _with_kind(item: object, kind: str) -> object:
 def _add_object(found: Parsed, place: str, value: object) -> None:
     """The record of one object; nothing for kinds that mean nothing here."""
     if not isinstance(value, dict):
-        found.errors.append(f"{place}: expected an object, got {type(value).__name__}")
+        found.add_error(f"{place}: expected an object, got {type(value).__name__}")
         return
     name = value.get("kind")
     if not isinstance(name, str):
-        found.errors.append(f"{place}: an object without kind")
+        found.add_error(f"{place}: an object without kind")
         return
     known = _KINDS.get(name)
     if known is None or _group(value.get("apiVersion", "")) not in ("", _group(known.api_version)):
@@ -189,11 +201,11 @@ def _add_object(found: Parsed, place: str, value: object) -> None:
         if error.key[1]:
             found.malformed[_RECORDS[name], ObjectKey(*error.key)] = sentence
         else:
-            found.errors.append(sentence)
+            found.add_error(sentence)
         return
     found.objects.append(record)
     if remarks:
-        found.remarks.append(f"{place}: {name} {key_of(record)}: {remarks}")
+        found.add_remark(f"{place}: {name} {key_of(record)}: {remarks}")
 
 
 def _group(api_version: object) -> str:

@@ -57,7 +57,6 @@ class ManifestSource:
         self._seen: dict[Path, Identity] = {}
         self._watch: DirectoryWatch | None = None
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._beat: Beat
         self._thread = Watched("manifests", self._run, wake=self._store.wake)
         self._log = structlog.get_logger().bind(source=str(path))
         self._failures = FailureLog(source=str(path))
@@ -113,14 +112,13 @@ class ManifestSource:
 
     def _run(self, beat: Beat) -> None:
         """Also of a thread that replaces another: what that one read is kept until it is read."""
-        self._beat = beat
         self._seen = {}
         for known in self._files.values():
             known.identity = (0, 0, 0, 0)
         written: set[str] | None = None  # names known to be complete; None: all of them
         while not beat.stopping.is_set():
             beat.within(_READING_SECONDS)
-            settled = self._look(written)
+            settled = self._look(written, beat)
             stopped, written = self._changes(SAFETY_SECONDS if settled else SETTLE_SECONDS)
             if stopped:
                 return
@@ -170,7 +168,7 @@ class ManifestSource:
             self._watch.close()
             self._watch = None
 
-    def _look(self, written: set[str] | None) -> bool:
+    def _look(self, written: set[str] | None, beat: Beat) -> bool:
         """Read what changed. Returns whether nothing has to be looked at again soon."""
         self._rewatch()
         try:
@@ -188,7 +186,7 @@ class ManifestSource:
             if known is not None and known.identity == identity:
                 continue
             if first or written is None or file.name in written or self._seen.get(file) == identity:
-                self._read(file, identity)
+                self._read(file, identity, beat)
                 changed = True
             else:
                 settled = False
@@ -201,7 +199,7 @@ class ManifestSource:
                 changed = True
         self._seen = current
         self._store.connected(self._path)
-        if changed or first:
+        if (changed or first) and not beat.stopping.is_set():  # else another thread does this now
             self._publish()
         return settled
 
@@ -212,14 +210,14 @@ class ManifestSource:
             return []
         return manifest_files(self._path)
 
-    def _read(self, file: Path, identity: Identity) -> None:
+    def _read(self, file: Path, identity: Identity, beat: Beat) -> None:
         known = self._files.get(file) or _File(identity, {})
         try:
             data = read_bytes(file)
         except SourceError as error:
             self._keep(file, known, identity, error.message)
             return
-        self._beat.within(_READING_SECONDS + len(data) / _BYTES_A_SECOND)
+        beat.within(_READING_SECONDS + len(data) / _BYTES_A_SECOND)
         found = parse(file, data)
         fault = _cut_short(file, data, known, identity)
         if fault and not found.errors:  # these say more, and nothing is removed then either

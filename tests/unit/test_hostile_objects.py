@@ -498,6 +498,11 @@ def test_an_object_that_cannot_be_read_is_named() -> None:
     assert (kind, str(key)) == (Service, "ns1/bad")
 
 
+def test_a_file_of_nothing_but_faults_is_told_in_bounds() -> None:
+    found = parse(FILE.with_suffix(".json"), msgspec.json.encode({"items": [5] * 20_000}))
+    assert len(found.errors) == 1000
+
+
 def test_services_of_others_are_not_ours() -> None:
     knative = {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {}, "spec": 5}
     assert parse(FILE, yaml.safe_dump(knative).encode()) == parse(FILE, b"")
