@@ -47,6 +47,10 @@ class Source(Protocol):
     def start(self) -> None:
         """Begin to read and follow. Raises SourceError if it cannot even be tried."""
 
+    def expect(self, services: int) -> None:
+        """Before `start`: so many are served already, by what an earlier agent left. A source that
+        may be told nonsense looks twice before it takes most of them away."""
+
     def stop(self) -> None:
         """End the threads, bounded, and release what they held."""
 
