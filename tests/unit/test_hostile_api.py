@@ -419,3 +419,57 @@ def test_the_rate_while_it_fails(
     for start in (0.0, 60.0, 300.0):
         assert sum(start <= at < start + 60.0 for at in services.times) < 30
     assert services.times[1] <= 1.0  # a hiccup costs little
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_what_the_server_asks_for_is_passed_on(
+    api: HostileApi, follow: Follow, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    asked: list[float] = []
+
+    def failed(self: Pace, at_least: float = 0.0) -> float:
+        asked.append(at_least)
+        return 0.01
+
+    monkeypatch.setattr(Pace, "failed", failed)
+    api.lists[SERVICES] = hostile.status(code, Retry_After="7")
+    follow(wait=False).until(lambda: 7.0 in asked)
+
+
+# What nobody thought of.
+
+
+def test_a_thread_that_ends_is_replaced(
+    api: HostileApi, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one that knows nothing, and lists."""
+    follower = follow()
+    real = reflector.Reflector._failed
+
+    def broken(self: Any, error: Any) -> None:
+        monkeypatch.setattr(reflector.Reflector, "_failed", real)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(reflector.Reflector, "_failed", broken)
+    api.items[SERVICES][0] = service("new")
+    api.watches[SERVICES] = hostile.lines(b"no event")
+    api.closing.set()
+    follower.until(lambda: follower.source.status().restarts == 1)
+    api.watches.clear()
+    api.closing.clear()
+    follower.until(lambda: "new" in follower.names())
+    follower.until(lambda: follower.source.status().connected)
+    assert follower.source.status().failing == ()
+
+
+def test_a_watch_that_never_says_anything_is_followed_by_a_list(
+    api: HostileApi, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restored server accepts a version that it does not have yet, and is silent."""
+    monkeypatch.setattr(reflector, "_SILENT_SECONDS", 0.1)
+    follower = follow(msgspec.structs.replace(SHORT, watch_seconds=1.0))
+    api.items[SERVICES][0] = service("new")
+    api.version = 500
+    follower.until(lambda: "new" in follower.names())
+    lists = [q for path, q in api.queries if path == SERVICES and "watch" not in q]
+    assert len(lists) >= 2
