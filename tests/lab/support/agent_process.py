@@ -14,6 +14,7 @@ from ebpf import instance
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from lbctl import status
+from lbctl.datapath import consts
 from lbctl.status import StatusRecord
 from tests.support.map_contents import contents
 from tests.support.waiting import wait_until
@@ -132,7 +133,7 @@ class Node:
         """Whether a sweep has ended: it says in a map what it saw none of."""
         with Instance.open(self.pin_dir) as opened:
             state = opened.table_state.records[0]
-            return bool(state["no_notes4"] == state["no_notes6"] == 1)
+            return bool(state["notes4"] == state["notes6"] == consts.NOTES_NONE)
 
     def contents(self) -> dict[str, Any]:
         with Instance.open(self.pin_dir) as opened:
