@@ -50,6 +50,10 @@ class MissingFeature(LbError):
     """This kernel, container or machine lacks something that is needed."""
 
 
+class Untrusted(LbError):
+    """Others than root could have made what is at a path, or could take its place."""
+
+
 class KernelError(LbError):
     """A system call failed. `errno` is its number; the message is already a sentence."""
 

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebpf import maps
+from ebpf import maps, trust
 from ebpf.errors import LayoutError
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
@@ -46,10 +46,11 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
     def open(cls, pin_dir: Path | str, readonly: bool = True) -> Instance:
         """The instance that is there, without compiling and without its lock.
 
-        Raises LbError when there is none, LayoutError (when a map is first used) for a pinned map
-        that is not what the instance pinned.
+        Raises LbError when there is none, Untrusted when others could have made it, LayoutError
+        (when a map is first used) for a pinned map that is not what the instance pinned.
         """
         pin_dir = Path(pin_dir)
+        trust.check(pin_dir)
         return cls(pin_dir, Meta.open(pin_dir, readonly), readonly, None)
 
     @classmethod
@@ -62,7 +63,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         replaced by a new one with the same contents; the old one stays for the programs that use
         it until `finish`. A larger map than asked for is kept. Without `sizes` existing maps keep
         their size and new ones are sized for the machine. Raises InUseError, LayoutError,
-        KernelError, MissingFeature (no BPF file system).
+        KernelError, MissingFeature (no BPF file system), Untrusted (others can write to it).
         """
         pin_dir = Path(pin_dir)
         bpffs.make_directory(pin_dir)
@@ -184,6 +185,7 @@ def remove(pin_dir: Path) -> None:
     if not pin_dir.is_dir():
         raise bpffs.absent(pin_dir)
     bpffs.require(pin_dir)
+    trust.check(pin_dir)
     lock = bpffs.Lock(pin_dir)
     try:
         bpffs.remove_tree(pin_dir)

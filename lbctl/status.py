@@ -9,9 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from ebpf import trust
+from ebpf.errors import Untrusted
 from ebpf.kernel import bpffs
 
 RUN_DIR = Path("/run/lbctl")
+_DIRECTORY_MODE = 0o750
+_FILE_MODE = 0o640
 
 
 class TableUse(msgspec.Struct, frozen=True):
@@ -62,8 +66,8 @@ def path_of(pin_dir: Path) -> Path:
 
 
 def write(record: StatusRecord) -> None:
-    """Replace the file in one step. Raises OSError."""
-    _replace(path_of(Path(record.pin_dir)), record.pid, msgspec.json.encode(record))
+    """Replace the file in one step. Raises OSError, Untrusted."""
+    _replace(path_of(Path(record.pin_dir)), msgspec.json.encode(record))
 
 
 def read(pin_dir: Path) -> StatusRecord | None:
@@ -72,8 +76,8 @@ def read(pin_dir: Path) -> StatusRecord | None:
     It may have ended since: see `running_agent`.
     """
     try:
-        return msgspec.json.decode(path_of(pin_dir).read_bytes(), type=StatusRecord)
-    except (OSError, msgspec.DecodeError):
+        return msgspec.json.decode(trust.read(path_of(pin_dir)), type=StatusRecord)
+    except (OSError, Untrusted, msgspec.DecodeError):
         return None
 
 
@@ -86,34 +90,38 @@ class HintsRecord(msgspec.Struct, frozen=True):
 
 
 def write_hints(pin_dir: Path, record: HintsRecord) -> None:
-    """Replace the file of hints in one step. Raises OSError."""
-    _replace(_hints_path(pin_dir), record.pid, msgspec.json.encode(record))
+    """Replace the file of hints in one step. Raises OSError, Untrusted."""
+    _replace(_hints_path(pin_dir), msgspec.json.encode(record))
 
 
 def read_hints(pin_dir: Path) -> dict[str, str] | None:
     """What the agent that runs now says of hints; None if none runs, or it has not said yet."""
     try:
-        record = msgspec.json.decode(_hints_path(pin_dir).read_bytes(), type=HintsRecord)
-    except (OSError, msgspec.DecodeError):
+        record = msgspec.json.decode(trust.read(_hints_path(pin_dir)), type=HintsRecord)
+    except (OSError, Untrusted, msgspec.DecodeError):
         return None
-    return record.ports if record.pid == running_agent(pin_dir) else None
+    return record.ports if said_by(record.pid, running_agent(pin_dir)) else None
 
 
 def _hints_path(pin_dir: Path) -> Path:
     return path_of(pin_dir).with_suffix(".hints")
 
 
-def _replace(path: Path, pid: int, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f"{path.suffix}.{pid}")
-    fresh.write_bytes(content + b"\n")
-    fresh.replace(path)
+def _replace(path: Path, content: bytes) -> None:
+    trust.make_directory(path.parent, _DIRECTORY_MODE)
+    trust.replace(path, content + b"\n", _FILE_MODE)
 
 
 def remove(pin_dir: Path) -> None:
     """Forget both files, as `lbctl cleanup` does."""
     path_of(pin_dir).unlink(missing_ok=True)
     _hints_path(pin_dir).unlink(missing_ok=True)
+
+
+def said_by(pid: int, agent: int) -> bool:
+    """Whether a record's `pid` is that of `agent` as `running_agent` names it: an agent in a
+    container knows itself by another number."""
+    return agent != 0 and pid in (agent, bpffs.own_pid(agent))
 
 
 def running_agent(pin_dir: Path) -> int:

@@ -17,9 +17,10 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
+from ebpf import trust
 from ebpf.compile import constants, source
 from ebpf.compile.source import Unit
-from ebpf.errors import CompileError
+from ebpf.errors import CompileError, Untrusted
 from ebpf.layouts import SCHED_CLS, SOCKET_HOOKS, XDP, XDP_ATTACH, Bundle, MapSpec, Program
 
 _CHILD = Path(__file__).with_name("child.py")
@@ -27,6 +28,7 @@ _HEADERS = Path(__file__).parents[1] / "headers"
 _CONSTANTS_FILE = "consts.h"
 _TIMEOUT_SECONDS = 120
 _KEPT_BUNDLES = 40
+_CACHE_MODE = 0o755
 _VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {"live": (), "trace": (("TRACE", "1"),)}
 
 
@@ -106,6 +108,17 @@ def cache_dir() -> Path:
     return Path.home() / ".cache" / "lbctl"
 
 
+def cache_flaw() -> str:
+    """Why the cache is neither believed nor written, empty if it is: others could put programs
+    there that this process would load."""
+    try:
+        return trust.flaw(cache_dir())
+    except FileNotFoundError:
+        return ""  # it is made in a directory that is looked at then
+    except OSError as error:
+        return str(error)
+
+
 def _key(variant: str, units: Sequence[Unit], texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     parts = [variant.encode(), msgspec.json.encode(list(units)), *(t.encode() for t in texts)]
@@ -134,8 +147,8 @@ def _compilers() -> str:
 
 def _read(path: Path, key: str) -> Bundle | None:
     try:
-        found = msgspec.msgpack.decode(path.read_bytes(), type=Bundle)
-    except (OSError, msgspec.DecodeError):
+        found = msgspec.msgpack.decode(trust.read(path), type=Bundle)
+    except (OSError, Untrusted, msgspec.DecodeError):
         return None
     return found if found.hash == key else None
 
@@ -143,9 +156,9 @@ def _read(path: Path, key: str) -> Bundle | None:
 def _write(path: Path, made: Bundle) -> None:
     """Best effort: a cache that cannot be written costs time at the next start and nothing else."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        trust.make_directory(path.parent, _CACHE_MODE)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    except OSError:
+    except (OSError, Untrusted):
         return
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -9,8 +9,11 @@ import os
 import subprocess
 from pathlib import Path
 
+from ebpf import trust
 from ebpf.errors import KernelError, LbError, Locked, MissingFeature
 from ebpf.kernel import libbpf
+
+_MODE = 0o700  # of directories; names in there are read by agents and commands of root alone
 
 
 def filesystem_of(path: Path) -> tuple[str, str]:
@@ -41,9 +44,9 @@ def mount(path: Path = Path("/sys/fs/bpf")) -> bool:
     """Mounts a BPF file system at `path` unless there is one; True if it was mounted now."""
     if filesystem_of(path)[1] == "bpf":
         return False
-    done = subprocess.run(
-        ["mount", "-t", "bpf", "bpf", str(path)], capture_output=True, text=True, check=False
-    )
+    # As systemd does it; without a mode everybody may make directories there.
+    command = ["mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise MissingFeature(
             f"cannot mount a BPF file system at {path}: {done.stderr.strip()}",
@@ -53,10 +56,11 @@ def mount(path: Path = Path("/sys/fs/bpf")) -> bool:
 
 
 def make_directory(path: Path) -> None:
-    """Creates a directory for pins, with its parents below the mount."""
+    """Creates a directory for pins, with its parents below the mount; one that exists is closed to
+    others. Raises Untrusted for one that others made or can write to."""
     require(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        trust.make_directory(path, _MODE)
     except OSError as error:
         hint = "Names in a BPF file system have no dots." if "." in str(path) else ""
         raise KernelError(f"cannot create {path}", error.errno or 0, hint) from error
@@ -92,10 +96,10 @@ def unpin(path: Path) -> bool:
 
 def remove_tree(path: Path) -> None:
     """Unpins everything below a directory, and removes it."""
-    if not path.is_dir():
+    if not path.is_dir() or path.is_symlink():
         return
     for entry in list(path.iterdir()):
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():
             remove_tree(entry)
         else:
             entry.unlink(missing_ok=True)
@@ -103,11 +107,15 @@ def remove_tree(path: Path) -> None:
 
 
 class Lock:
-    """Holds a directory with flock, until closed or the process ends, however it ends."""
+    """Holds a directory with flock, until closed or the process ends, however it ends.
+
+    Whoever can open a directory can hold it, so it should be one that `make_directory` made.
+    """
 
     def __init__(self, path: Path) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fd = os.open(path, flags)
         except OSError as error:
             raise KernelError(f"cannot open {path}", error.errno or 0) from error
         try:
@@ -138,6 +146,17 @@ def holder(path: Path) -> int:
         return _holder(path.stat())
     except OSError:
         return 0
+
+
+def own_pid(pid: int) -> int:
+    """What a process seen here as `pid` calls itself: in a container often 1. 0 if it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    except OSError:
+        return 0
+    return pid
 
 
 def _holder(stat: os.stat_result) -> int:

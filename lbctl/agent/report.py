@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from ebpf.errors import Untrusted
 from lbctl import status
 from lbctl.agent.parts import Parts
 from lbctl.status import SourceState, StatusRecord
@@ -132,6 +133,6 @@ class StatusWriter:
             if hints is not None:
                 status.write_hints(self._pin_dir, status.HintsRecord(record.pid, hints))
             status.write(record)
-        except OSError as error:
+        except (OSError, Untrusted) as error:
             log = structlog.get_logger()
             log.warning("cannot write the status file", error=str(error))

@@ -90,6 +90,9 @@ class Agent:
         memory.prepare()
         undo.callback(gc.enable)
         bundle = compiler.bundle()
+        if flaw := compiler.cache_flaw():
+            log = structlog.get_logger()
+            log.warning("compiled programs are neither kept nor believed", why=flaw)
         instance = Instance.create_or_open(options.pin_dir, bundle, options.sizes)
         undo.callback(instance.close)
         health.set_places(settings.healthz, ())

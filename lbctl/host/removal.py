@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from ebpf import trust
 from ebpf.errors import InUseError, LbError, MissingFeature
 from ebpf.hooks.cgroup import SocketAttacher
 from ebpf.hooks.tc import Attacher
@@ -39,6 +40,7 @@ def survey(pin_dir: Path) -> Found:
     try:
         entries = {path.name.removesuffix(_HALF_MADE) for path in pin_dir.iterdir()}
         bpffs.require(pin_dir)
+        trust.check(pin_dir)
     except PermissionError as error:
         raise MissingFeature(f"{pin_dir} may not be read by this user", "Run as root.") from error
     except (FileNotFoundError, NotADirectoryError) as error:

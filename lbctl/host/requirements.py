@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from ebpf import maps
+from ebpf import maps, trust
 from ebpf.compile import compiler
 from ebpf.errors import KernelError, LbError
 from ebpf.hooks import cgroup
@@ -189,6 +189,7 @@ def _map_kinds() -> Requirement:
 def _bpffs(pin_dir: Path) -> Requirement:
     mount, kind = bpffs.filesystem_of(pin_dir)
     if kind == "bpf":
+        trust.check(pin_dir)
         return _answer(True, f"{pin_dir} is on {mount}")
     bpffs.require(pin_dir)
     return _answer(False, f"{pin_dir} is on {mount}")
@@ -214,6 +215,8 @@ def _attaching() -> Requirement:
 
 def _compiler() -> Requirement:
     compiler.probe()
+    if flaw := compiler.cache_flaw():
+        return _answer(True, f"compiles; results are not kept, since {flaw}")
     return _answer(True, f"compiles; results are kept in {compiler.cache_dir()}")
 
 

@@ -55,7 +55,7 @@ def read(instance: Instance) -> InstanceStatus:
     agent = status.running_agent(instance.pin_dir)
     said = status.read(instance.pin_dir)
     record = said or status.StatusRecord(0, "", "", str(instance.pin_dir))
-    alive = agent != 0 and record.pid == agent
+    alive = status.said_by(record.pid, agent)
     flags = {name: use.flag for name, use in record.tables.items()}
     return InstanceStatus(
         ready=alive and record.ready,
@@ -85,7 +85,7 @@ def _of_agent(agent: int, said: status.StatusRecord | None, pin_dir: Path) -> li
             "no agent runs: what it programmed stays in force, changes and new pods wait for "
             f"`lbctl agent --pin-dir {pin_dir}`"
         ]
-    if said is None or said.pid != agent:
+    if said is None or not status.said_by(said.pid, agent):
         return [f"process {agent} holds the instance, and has not said how it is doing yet"]
     return []
 
