@@ -143,8 +143,12 @@ def close_everywhere(
     for place in (None, *namespaces):
         if not any(left.values()):
             break
-        if place is not None and not _enter(place):
-            continue
+        try:
+            if place is not None and not _enter(place):
+                continue
+        except KernelError as error:  # so it would be with the others
+            errors.append(error)
+            break
         for protocol, targets in left.items():
             try:
                 with Diag() as diag:
@@ -199,13 +203,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _enter(place: Path) -> bool:
-    """Moves the calling thread into a network namespace; False if that has gone."""
+    """Moves the calling thread into a network namespace; False if that has gone. Raises KernelError
+    where entering is not allowed."""
     try:
         descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
         failed: int = ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET)
+        if failed and ctypes.get_errno() == errno.EPERM:
+            hint = "Sockets in there are not closed. Entering one needs CAP_SYS_ADMIN."
+            raise KernelError("cannot enter another network namespace", errno.EPERM, hint)
         return not failed
     finally:
         os.close(descriptor)
