@@ -35,12 +35,13 @@ class Routine:
         """Keep others from the ports that translated connections get."""
         first, last = config.PORTS
         problem = ""
+        place = reserve.place()
         try:
-            if reserve.reserve(first, last):
+            if reserve.reserve(first, last, place):
                 self._log.info("reserved source ports", first=first, last=last)
         except OSError as error:
             problem = (
-                f"cannot reserve ports {first}-{last} in {reserve.RESERVED}: {error.strerror}; "
+                f"cannot reserve ports {first}-{last} in {place}: {error.strerror}; "
                 "a process on this node may use one that a translated connection has"
             )
             if problem != self.problem:

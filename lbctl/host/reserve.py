@@ -3,9 +3,16 @@
 from pathlib import Path
 
 RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+# In a container that is not privileged /proc/sys cannot be written: deploy/ mounts this one here.
+MOUNTED = Path(f"/host{RESERVED}")
 
 
-def reserve(first: int, last: int, path: Path = RESERVED) -> bool:
+def place() -> Path:
+    """Where the node's setting can be read, and written if anywhere."""
+    return MOUNTED if MOUNTED.exists() else RESERVED
+
+
+def reserve(first: int, last: int, path: Path) -> bool:
     """Add `first`-`last` to the reserved ports of this network namespace, keeping what is there.
 
     Returns whether anything was written. Raises OSError (a read-only /proc/sys, for one).

@@ -5,20 +5,21 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
+from lbctl import status
 from lbctl.cli.agent import command as agent
 from lbctl.config import file as configfile
 from lbctl.config import settle
 from lbctl.config.bind import parse_bind
 from lbctl.config.file import ConfigFile
 from lbctl.health.monitor import Health
+from lbctl.host import reserve
 from lbctl.pins import DEFAULT_PIN_DIR
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-READ = ["get", "list", "watch"]
+READ = ["list", "watch"]  # each kind as a whole; a single object is never asked for
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -79,14 +80,15 @@ def test_rights_are_exactly_what_the_source_asks_for() -> None:
     assert granted == asked
 
 
-@pytest.mark.parametrize("container", [*POD["containers"], *POD["initContainers"]])
-def test_every_mount_has_its_volume(container: dict[str, Any]) -> None:
+def test_every_mount_has_its_volume() -> None:
     volumes = {volume["name"]: volume for volume in POD["volumes"]}
-    for mount in container["volumeMounts"]:
+    for mount in AGENT["volumeMounts"]:
         volume = volumes[mount["name"]]
         if "hostPath" in volume:
-            # The same place inside as outside: paths in messages then hold for both.
-            assert volume["hostPath"]["path"] == mount["mountPath"]
+            # The same place inside as outside: paths in messages then hold for both. No engine
+            # mounts anything inside /proc.
+            path = volume["hostPath"]["path"]
+            assert mount["mountPath"] == (f"/host{path}" if path.startswith("/proc/") else path)
 
 
 def test_every_volume_is_mounted() -> None:
@@ -94,11 +96,14 @@ def test_every_volume_is_mounted() -> None:
     assert mounted == {volume["name"] for volume in POD["volumes"]}
 
 
-def test_mounts_that_must_reach_the_node_do() -> None:
+def test_what_is_written_is_mounted_to_be_written() -> None:
     mounts = {mount["mountPath"]: mount for mount in AGENT["volumeMounts"]}
-    assert mounts["/sys/fs/bpf"]["mountPropagation"] == "Bidirectional"
-    assert mounts["/run/netns"]["mountPropagation"] == "HostToContainer"
-    assert POD["initContainers"][0]["volumeMounts"][0]["mountPropagation"] == "Bidirectional"
+    writable = {path for path, mount in mounts.items() if not mount.get("readOnly")}
+    pins = str(Path(DEFAULT_PIN_DIR).parent)
+    # TemporaryDirectory's place is what is left of a read-only root.
+    assert writable == {pins, str(status.RUN_DIR), "/var/cache/lbctl", "/tmp", str(reserve.MOUNTED)}
+    # What others mount there later is seen; only a privileged container could hand on its own.
+    assert mounts[pins]["mountPropagation"] == "HostToContainer"
 
 
 def test_the_agent_knows_its_arguments() -> None:
@@ -168,17 +173,63 @@ def test_it_may_run_everywhere_and_first() -> None:
     assert POD["priorityClassName"] == "system-node-critical"
     assert POD["tolerations"] == [{"operator": "Exists"}]
     assert POD["hostNetwork"] is True
-    assert POD["hostPID"] is True
     spec = one("DaemonSet")["spec"]
     assert spec["updateStrategy"]["rollingUpdate"] == {"maxUnavailable": 1}
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
 
 
-@pytest.mark.parametrize("container", [*POD["containers"], *POD["initContainers"]])
-def test_containers_are_root_and_bounded(container: dict[str, Any]) -> None:
-    assert container["securityContext"] == {"privileged": True, "runAsUser": 0}
-    assert container["resources"]["requests"].keys() == {"cpu", "memory"}
-    assert container["image"] == KUSTOMIZATION["images"][0]["name"]
+def test_the_agent_is_root_and_bounded() -> None:
+    assert AGENT["securityContext"] == {
+        "runAsUser": 0,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        # tests/lab/test_confined.py runs the agent with these, and without each.
+        "capabilities": {"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "NET_RAW", "PERFMON"]},
+        "seccompProfile": {"type": "Unconfined"},
+        "appArmorProfile": {"type": "Unconfined"},
+        "seLinuxOptions": {"type": "spc_t"},
+    }
+    assert AGENT["resources"]["requests"].keys() == {"cpu", "memory"}
+    assert AGENT["image"] == KUSTOMIZATION["images"][0]["name"]
+
+
+def test_nothing_is_privileged_and_nobody_elses_processes_are_seen() -> None:
+    text = (DEPLOY / "daemonset.yaml").read_text()
+    assert "privileged: true" not in text
+    assert "initContainers" not in POD
+    assert not {"hostPID", "hostIPC", "shareProcessNamespace"} & POD.keys()
+
+
+def test_every_component_patches_what_is_there() -> None:
+    found = sorted(path.parent for path in DEPLOY.glob("components/*/kustomization.yaml"))
+    assert [path.name for path in found] == [
+        "mount-bpffs",
+        "pod-sockets",
+        "seccomp-runtime-default",
+    ]
+    for directory in found:
+        (said,) = documents(f"components/{directory.name}/kustomization.yaml")
+        assert said["kind"] == "Component"
+        assert said["patches"] == [{"path": "daemonset.yaml"}]
+        (patch,) = documents(f"components/{directory.name}/daemonset.yaml")
+        for key in ("apiVersion", "kind"):
+            assert patch[key] == one("DaemonSet")[key]
+        assert patch["metadata"] == one("DaemonSet")["metadata"]
+        pod = patch["spec"]["template"]["spec"]
+        assert {c["name"] for c in pod.get("containers", ())} <= {AGENT["name"]}
+        volumes = {v["name"] for v in (*POD["volumes"], *pod.get("volumes", ()))}
+        for container in (*pod.get("containers", ()), *pod.get("initContainers", ())):
+            assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
+
+
+def test_closing_pods_sockets_adds_one_capability() -> None:
+    (patch,) = documents("components/pod-sockets/daemonset.yaml")
+    (agent_there,) = patch["spec"]["template"]["spec"]["containers"]
+    # A patch replaces the list.
+    assert agent_there["securityContext"]["capabilities"]["add"] == [
+        *AGENT["securityContext"]["capabilities"]["add"],
+        "SYS_ADMIN",
+    ]
 
 
 def test_the_image_is_of_this_version() -> None:

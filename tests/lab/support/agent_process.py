@@ -49,6 +49,7 @@ class Node:
         self.log = directory / "log"
         self.processes: list[subprocess.Popen[bytes]] = []
         self.namespaces: list[str] = []
+        self.confinement: list[str] = []  # words before the agent's command
         self.add_namespace(name)
         self.add_namespace(f"{name}-out")
         self.add_veth("uplink0", f"{name}-out")
@@ -79,7 +80,7 @@ class Node:
 
     def command(self, *more: str) -> list[str]:
         return [
-            "nsenter", f"--net=/run/netns/{self.name}",
+            "nsenter", f"--net=/run/netns/{self.name}", *self.confinement,
             sys.executable, "-m", "lbctl", "agent",
             "--manifests", str(self.manifests), "--node-name", "node1",
             "--pin-dir", str(self.pin_dir), "--socket-lb", "off",
