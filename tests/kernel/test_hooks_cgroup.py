@@ -253,3 +253,20 @@ def test_other_namespaces_are_found_and_entered(netns: str) -> None:
                 pool.submit(search).result(30)
             assert os.stat("/proc/thread-self/ns/net").st_ino == before
             assert (failed(there), failed(here)) == (errno.ECONNABORTED, 0)
+
+
+def test_namespaces_that_may_not_be_entered_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def refuse(place: Path) -> bool:
+        asked.append(place)
+        raise KernelError("cannot enter another network namespace", errno.EPERM)
+
+    monkeypatch.setattr(sockdiag, "_enter", refuse)
+    gone = Target(1 << 60, bytes(16), b"\0\1")
+    closed, errors = sockdiag.close_everywhere({UDP: [gone]}, [Path("/one"), Path("/two")])
+    assert closed == {UDP: []}
+    assert [error.message.partition(":")[0] for error in errors] == [
+        "cannot enter another network namespace"
+    ]
+    assert asked == [Path("/one")]
