@@ -10,7 +10,12 @@ from lbctl.model.names import PortName, port_text, shortened
 from lbctl.model.records import ObjectKey
 
 # Far more than any API server lets through, with what separates and escapes in every second one.
-labels = st.text(st.characters() | st.sampled_from("/:%~ \0aA3"), min_size=1, max_size=12)
+# Halves of surrogate pairs alone do not come this far: lbctl/model/lenient.py replaces them.
+labels = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from("/:%~ \0aA3"),
+    min_size=1,
+    max_size=12,
+)
 Port = tuple[ObjectKey, str, str, int]
 ports = st.tuples(
     st.builds(ObjectKey, labels, labels),
