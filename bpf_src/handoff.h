@@ -24,8 +24,7 @@ struct handoff {
 		__u32 masqueraded; /* in the trace variant, which calls no masquerade */
 	};
 	union {
-		__u32
-		    from; /* by the entry programs: enum origin, with BARE_LINK if there is none */
+		__u32 from;   /* by the entry programs: enum origin, perhaps with BARE_LINK */
 		__u32 packet; /* by all others: offsets, fragment_kind, origin and protocol */
 	};
 	__u32 ports; /* source and destination, network byte order */

@@ -95,6 +95,7 @@ class Asker:
     @contextmanager
     def ask(self, query: Mapping[str, str], silence_seconds: float) -> Iterator[Response]:
         """The answer, closed afterwards. Raises HttpError, SourceError."""
+        self._beat.pause(self._pace.hold())
         self._beat.within(silence_seconds + _BESIDE_SECONDS)
         self._pace.asked()
         answer = self._client.get(self._path, query, silence_seconds=silence_seconds)

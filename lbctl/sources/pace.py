@@ -44,6 +44,17 @@ class Pace:
         self._resumed = float("-inf")  # when the last wait was over
         self.faults = 0  # in a row
 
+    def hold(self) -> float:
+        """How long the next request has to wait, in seconds. Only while faults go on: a list may
+        have more pages than the last attempt, for which `failed` made room."""
+        now = self._clock()
+        if self.faults <= _SINGLE or now - self._resumed >= self._calm:
+            return 0.0
+        wait = self._until_there_is_room(now, 1)
+        if wait:
+            self._resumed = now + wait  # waiting is no time without faults
+        return wait
+
     def asked(self) -> None:
         """A request is sent."""
         self._asked.append(self._clock())
@@ -59,15 +70,15 @@ class Pace:
         delay = self._uniform(0.75 * delay, delay)
         self.faults = min(self.faults + 1, 32)
         if self.faults > _SINGLE:
-            delay = max(delay, self._until_there_is_room(now))
+            # As much as the last attempt took, so that the next is not held in its midst.
+            delay = max(delay, self._until_there_is_room(now, max(1, self._attempt)))
         delay = max(delay, min(at_least, RETRY_AFTER_LIMIT))
         self._attempt = 0
         self._resumed = now + delay
         return delay
 
-    def _until_there_is_room(self, now: float) -> float:
-        """Until as many requests as the last attempt took fit into a minute."""
+    def _until_there_is_room(self, now: float, requests: int) -> float:
+        """Until so many requests more fit into a minute."""
         recent = [at for at in self._asked if now - at < WINDOW_SECONDS]
-        needed = min(max(1, self._attempt), self._per_minute)
-        over = len(recent) + needed - self._per_minute
+        over = len(recent) + min(requests, self._per_minute) - self._per_minute
         return recent[over - 1] + WINDOW_SECONDS - now if over > 0 else 0.0
