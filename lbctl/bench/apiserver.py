@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -36,16 +37,22 @@ API_VERSIONS = {
     "EndpointSlice": "discovery.k8s.io/v1",
     "ServiceCIDR": "networking.k8s.io/v1",
 }
+CONTENT_TYPE = "application/json"
+EVENT_VERSION = "events.k8s.io/v1"
+_EVENTS = re.compile(rf"/apis/{re.escape(EVENT_VERSION)}/namespaces/([^/]+)/events")
+_FIELDS = ("metadata.name", "metadata.namespace", "spec.clusterIP")  # that can be selected by
+_JSON = frozenset({CONTENT_TYPE, "application/*", "*/*"})
+_MOST_BODY = 1 << 20  # bytes of what a client posts
 _FIRST_VERSION = 100
 _WATCH_SECONDS = 300.0  # unless the client says how long
 _JOIN_SECONDS = 5.0
 
 
 class Stored(msgspec.Struct, gc=False):
-    """One object. `labels` and `name` are what selectors look at."""
+    """One object. `labels` and `fields` are what selectors look at."""
 
     data: bytes
-    name: str
+    fields: Mapping[str, str]
     labels: frozenset[str]
 
 
@@ -54,20 +61,34 @@ class Change(msgspec.Struct, gc=False):
 
     version: int
     line: bytes
-    name: str = ""
+    fields: Mapping[str, str] = {}
     labels: frozenset[str] = frozenset()
 
 
 class Selection:
-    """labelSelector of absent labels, and fieldSelector by name: what a proxy uses."""
+    """labelSelector of absent labels, and fieldSelector: what a proxy uses.
+
+    ValueError for any other: a term that was overlooked would look like a fault of the client.
+    """
 
     def __init__(self, query: Query) -> None:
-        terms = [t for t in query.get("labelSelector", "").split(",") if t]
-        self._absent = {t.removeprefix("!") for t in terms if t.startswith("!")}
-        self._name = query.get("fieldSelector", "").removeprefix("metadata.name=")
+        self._absent: set[str] = set()
+        self._fields: list[tuple[str, str, bool]] = []  # field, value, whether it has to be that
+        for term in filter(None, query.get("labelSelector", "").split(",")):
+            if not term.startswith("!"):
+                raise ValueError(f"labelSelector {term!r}: only absent labels are understood")
+            self._absent.add(term.removeprefix("!"))
+        for term in filter(None, query.get("fieldSelector", "").split(",")):
+            field, sign, value = term.partition("!=" if "!=" in term else "=")
+            if field not in _FIELDS:
+                raise ValueError(f"fieldSelector {term!r}: the fields are {', '.join(_FIELDS)}")
+            self._fields.append((field, value, sign == "="))
 
     def __call__(self, value: Stored | Change) -> bool:
-        return not (self._absent & value.labels) and self._name in ("", value.name)
+        return not (self._absent & value.labels) and all(
+            (value.fields.get(field, "") == wanted) == equal
+            for field, wanted, equal in self._fields
+        )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -94,12 +115,37 @@ class Handler(BaseHTTPRequestHandler):
         kind = KINDS.get(parts.path)
         if kind is None:
             self.refuse(404, "no such path")
+        elif not self._json_will_do():
+            self.refuse(406, "only JSON is spoken here")
         elif query.get("sendInitialEvents"):
             self.refuse(422, "sendInitialEvents: clients that ask for it fall back to a list")
+        elif problem := _not_understood(query):
+            self.refuse(400, problem)
         elif query.get("watch"):
             self.watch(kind, query)
         else:
             self.list(kind, query)
+
+    def do_POST(self) -> None:
+        """An event is taken and forgotten. It may be protobuf, so that the answer can only say what
+        it is."""
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > _MOST_BODY:
+            self.close_connection = True
+            self.refuse(413, "too large")
+            return
+        self.rfile.read(length)
+        if not (found := _EVENTS.fullmatch(urlsplit(self.path).path)):
+            self.refuse(404, "only events can be posted")
+            return
+        metadata = {"name": "event", "namespace": found[1]}
+        event = {"kind": "Event", "apiVersion": EVENT_VERSION, "metadata": metadata}
+        self.answer(201, msgspec.json.encode(event))
+
+    def _json_will_do(self) -> bool:
+        """Whether the client takes JSON: kube-proxy would rather have protobuf, but takes all."""
+        asked = self.headers.get("Accept") or "*/*"
+        return not _JSON.isdisjoint(part.partition(";")[0].strip() for part in asked.split(","))
 
     def list(self, kind: str, query: Query) -> None:
         """Answer with a page of a list."""
@@ -125,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", CONTENT_TYPE)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -133,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
     def begin_stream(self) -> None:
         """Answer with chunks, of which an empty one is the last."""
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", CONTENT_TYPE)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
 
@@ -190,7 +236,7 @@ class ApiServer:
                 known = self.objects[kind].get(key)
                 self.version += 1
                 data = _encode(value, self.version)
-                stored = Stored(data, meta["name"], frozenset(meta.get("labels") or ()))
+                stored = Stored(data, _fields(value), frozenset(meta.get("labels") or ()))
                 self.objects[kind][key] = stored
                 self._record(kind, b"MODIFIED" if known else b"ADDED", stored)
             self.changed.notify_all()
@@ -211,7 +257,7 @@ class ApiServer:
 
     def _record(self, kind: str, what: bytes, stored: Stored) -> None:
         line = b'{"type":"' + what + b'","object":' + stored.data + b"}\n"
-        self.history[kind].append(Change(self.version, line, stored.name, stored.labels))
+        self.history[kind].append(Change(self.version, line, stored.fields, stored.labels))
 
     # What handlers use
 
@@ -296,6 +342,28 @@ def status(code: int, message: str) -> JsonObject:
         "code": code,
         "message": message,
     }
+
+
+def _not_understood(query: Query) -> str:
+    """What of the selectors is not understood; empty for nothing."""
+    try:
+        Selection(query)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _fields(item: JsonObject) -> dict[str, str]:
+    """The fields of an object that can be selected by, as far as it has them: tests put in objects
+    that are none."""
+    found: dict[str, str] = {}
+    for field in _FIELDS:
+        part, _, name = field.partition(".")
+        holder = item.get(part)
+        value = holder.get(name) if isinstance(holder, dict) else None
+        if isinstance(value, str):
+            found[field] = value
+    return found
 
 
 def _encode(item: JsonObject, version: int) -> bytes:

@@ -17,6 +17,7 @@ from lbctl.lab import agents, namespace
 
 NODE = "node"
 LOG_LINES = 2
+LOG_LENGTH = 600
 END_TIMEOUT = 10.0
 
 
@@ -64,7 +65,9 @@ class Daemon(ABC):
             if self._process.poll() is not None:
                 raise LbError(f"the agent ended: {self._log_end(testbed)}")
             if time.monotonic() > start + timeout:
-                raise NotFinished(f"not finished in {timeout:g} s")
+                raise NotFinished(
+                    f"not finished in {timeout:g} s; its log ends: {self._log_end(testbed)}"
+                )
             time.sleep(self.poll)
         return time.monotonic() - start
 
@@ -100,4 +103,4 @@ class Daemon(ABC):
 
     def _log_end(self, testbed: Testbed) -> str:
         lines = self._log(testbed).read_text(errors="replace").splitlines()
-        return " / ".join(lines[-LOG_LINES:])
+        return " / ".join(lines[-LOG_LINES:])[:LOG_LENGTH]

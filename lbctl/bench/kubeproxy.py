@@ -1,11 +1,13 @@
 """The peers iptables and nftables by the real kube-proxy, where a binary of it is at hand.
 
 It gets a KubeProxyConfiguration with its own defaults, but for what would change the machine
-outside its network namespace (the size of the connection tracking table).
+outside its network namespace (the size of the connection tracking table), and for the shortest time
+between two syncs where the run asks for another one.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import urllib.error
@@ -18,11 +20,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lbctl.bench.daemon import NODE, Daemon
 from lbctl.bench.dataset import CLIENT_CIDR, Dataset
+from lbctl.bench.records import Results
 from lbctl.bench.testbed import Testbed
 from lbctl.errors import UsageError
 from lbctl.lab import namespace
 
+PEERS = ("iptables-nft", "iptables-legacy", "nftables")
 METRICS = "127.0.0.1:10249"
+_VERSION = re.compile(r"Kubernetes v\d+\.\d+\S*")
+_TAKES = "It takes the binary of a Kubernetes release, for this machine's architecture."
 _ASK_TIMEOUT = 5.0
 _VERSION_TIMEOUT = 10.0
 # What iptables' two variants are called by; kube-proxy calls them without the variant's name.
@@ -35,9 +41,10 @@ class KubeProxy(Daemon):
 
     poll = 0.05
 
-    def __init__(self, name: str, binary: Path) -> None:
+    def __init__(self, name: str, binary: Path, min_sync_period: float) -> None:
         super().__init__(name)
         self._binary = binary
+        self._min_sync_period = min_sync_period
         self._before = 0
 
     def unavailable(self) -> str:
@@ -48,7 +55,8 @@ class KubeProxy(Daemon):
         self._before = testbed.kernel_bytes(self.name) or 0
         directory = testbed.directory(self.name)
         config, kubeconfig = directory / "config.yaml", directory / "kubeconfig"
-        config.write_bytes(msgspec.yaml.encode(configuration(self.name, kubeconfig)))
+        made = configuration(self.name, kubeconfig, self._min_sync_period)
+        config.write_bytes(msgspec.yaml.encode(made))
         kubeconfig.write_bytes(msgspec.yaml.encode(_kubeconfig(url)))
         path = f"PATH={self._tools(directory)}:/usr/sbin:/usr/bin:/sbin:/bin"
         return ["env", path, str(self._binary), f"--config={config}", f"--hostname-override={NODE}"]
@@ -77,12 +85,15 @@ class KubeProxy(Daemon):
         return None if now is None else max(0, now - self._before)
 
 
-def configuration(peer: str, kubeconfig: Path) -> dict[str, object]:
+def configuration(peer: str, kubeconfig: Path, min_sync_period: float) -> dict[str, object]:
     """The KubeProxyConfiguration of a peer."""
+    mode = "nftables" if peer == "nftables" else "iptables"
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": "nftables" if peer == "nftables" else "iptables",
+        "mode": mode,
+        # Said also where it is the default: 0, or nothing, would mean that.
+        mode: {"minSyncPeriod": f"{min_sync_period:g}s"},
         "clusterCIDR": CLIENT_CIDR,
         "detectLocalMode": "ClusterCIDR",
         "metricsBindAddress": METRICS,
@@ -136,7 +147,7 @@ def has_synced(metrics: str, services: int) -> bool:
 
 
 def version(binary: Path) -> str:
-    """What `kube-proxy --version` says. UsageError if it cannot be run."""
+    """What `kube-proxy --version` says. UsageError if it cannot be run, or is something else."""
     try:
         done = subprocess.run(
             [binary, "--version"],
@@ -146,15 +157,36 @@ def version(binary: Path) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"--kube-proxy: {binary} cannot be run: {error}") from error
+        raise UsageError(f"--kube-proxy: {binary} cannot be run: {error}", _TAKES) from error
     if done.returncode:
         raise UsageError(
-            f"--kube-proxy: {binary} --version ended with exit code {done.returncode}",
-            "It takes the binary of a Kubernetes release, for this machine's architecture.",
+            f"--kube-proxy: {binary} --version ended with exit code {done.returncode}", _TAKES
         )
-    return done.stdout.strip()[:60]
+    said = done.stdout.strip()[:60]
+    if not _VERSION.fullmatch(said):
+        raise UsageError(
+            f"--kube-proxy: {binary} is no kube-proxy: --version says {said!r}, not a version of "
+            "Kubernetes",
+            _TAKES,
+        )
+    return said
 
 
-def peers(binary: Path) -> list[Daemon]:
+def settle_on(results: Results, binary: Path | None, min_sync_period: float) -> None:
+    """Note in `results` who the peers are in this run. UsageError if what is there of them already
+    is of others: figures of two kinds would stand in one row."""
+    before = results.about.machine.get("kube-proxy", "")
+    now = f"{version(binary)}, minSyncPeriod {min_sync_period:g}s" if binary else ""
+    if before != now and any(record.peer in PEERS for record in results.records):
+        raise UsageError(
+            f"--resume: iptables and nftables are {before or 'rules without kube-proxy'} in "
+            f"{results.path}, and would now be {now or 'rules without kube-proxy'}",
+            "Give --kube-proxy and --min-sync-period as then, or --json for a file of its own.",
+        )
+    if now:
+        results.about.machine["kube-proxy"] = now
+
+
+def peers(binary: Path, min_sync_period: float) -> list[Daemon]:
     """Both iptables variants and nftables, by kube-proxy itself."""
-    return [KubeProxy(name, binary) for name in ("iptables-nft", "iptables-legacy", "nftables")]
+    return [KubeProxy(name, binary, min_sync_period) for name in PEERS]

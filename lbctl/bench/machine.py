@@ -56,6 +56,7 @@ def method(options: Options, results: Results) -> list[str]:
     """How it was measured, in sentences for a report."""
     effort = options.effort
     generator = results.about.machine.get("generator", "C")
+    kube_proxy = results.about.machine.get("kube-proxy", "")
     pinned = f"on CPU {options.cpu}" if options.cpu >= 0 else "on any CPU"
     return [
         "Every peer has a node of its own between a client and one server, in network namespaces "
@@ -79,9 +80,11 @@ def method(options: Options, results: Results) -> list[str]:
         f"{effort.load_turns} turns of {effort.load_seconds} s; both ends and the node share the "
         "CPUs.",
         (
-            "iptables and nftables are kube-proxy itself, with its defaults: it lists and watches "
-            "the same API server as lbctl, and waits up to a second to gather changes. "
-            if options.kube_proxy
+            f"iptables and nftables are kube-proxy itself ({kube_proxy}): it lists and watches the "
+            "same API server as lbctl, which speaks JSON alone, no protobuf, and knows no lists as "
+            "watches. Between two syncs it leaves its minSyncPeriod, so that changes one right "
+            "after the other wait for it; one after a quiet time does not. "
+            if kube_proxy
             else "Rules have the shape kube-proxy writes, and are loaded by the tools it uses, "
             "without kube-proxy: its own time and memory are not in load_time, change_time or "
             "agent_memory of those peers. "
@@ -90,9 +93,9 @@ def method(options: Options, results: Results) -> list[str]:
         "compile (cached), load, attach, list and program are all in its load_time.",
         "change_time: from handing over the change (to the tool, or as an event to the agent) to "
         "the first connection that reached the new endpoint.",
-        "kernel_memory: of rules, what the memory cgroup of the loading tool is charged; of "
-        "lbctl, all its maps. Flow tables have their full size from the start; connection tracking "
-        "entries are not counted for anyone.",
+        "kernel_memory: of rules, what the memory cgroup of the loading tool, or of kube-proxy, is "
+        "charged; of lbctl, all its maps. Flow tables have their full size from the start; "
+        "connection tracking entries are not counted for anyone.",
         "packet_ns and packet_instructions: the two directions of an established IPv4 TCP "
         "connection, above an empty program, by test runs in the kernel with a driver that "
         "restores the packet; static instructions of the programs such packets run through.",

@@ -23,7 +23,8 @@ PACKETS = ("packet_ns", "packet_instructions")
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What a run is asked for. `cpu`: where the generator stays, -1 for anywhere."""
+    """What a run is asked for. `cpu`: where the generator stays, -1 for anywhere.
+    `min_sync_period`: seconds that kube-proxy leaves between two syncs; its own default is one."""
 
     services: tuple[int, ...] = (1, 100, 1000, 10000)
     endpoints: int = 3
@@ -36,3 +37,4 @@ class Options(msgspec.Struct, frozen=True):
     name: str = "bench"
     saved: Saved | None = None
     kube_proxy: Path | None = None
+    min_sync_period: float = 1.0

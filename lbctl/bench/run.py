@@ -37,6 +37,8 @@ _NOT_OF_THE_FLOOR = {"load_time", "change_time", "agent_memory", "kernel_memory"
 
 def run(options: Options, results: Results, progress: Progress) -> None:
     """Measure what `results` do not have yet. LbError; interruption cleans up and goes on up."""
+    if any(peer in kubeproxy.PEERS for peer in options.peers):
+        kubeproxy.settle_on(results, options.kube_proxy, options.min_sync_period)
     results.forget_reasons(options.peers, options.services)
     results.about.machine |= machine.facts()
     found = [peer for peer in all_peers(options) if peer.name in options.peers]
@@ -48,8 +50,6 @@ def run(options: Options, results: Results, progress: Progress) -> None:
             peers.append(peer)
     wanted = [m for m in PER_SERVICES if m in options.measures]
     sizes = [count for count in options.services if _lacks(results, peers, count, wanted)]
-    if options.kube_proxy:
-        results.about.machine["kube-proxy"] = kubeproxy.version(options.kube_proxy)
     if sizes and any(isinstance(peer, AgentPeer) for peer in peers):
         results.about.machine["programs"] = _compile(progress)
     if any(measure in PACKETS for measure in options.measures):
@@ -77,7 +77,11 @@ def all_peers(options: Options) -> list[Peer]:
     binary = options.kube_proxy
     made: list[Peer] = [
         Bare(),
-        *(kubeproxy.peers(binary) if binary else rule_peers(options.saved)),
+        *(
+            kubeproxy.peers(binary, options.min_sync_period)
+            if binary
+            else rule_peers(options.saved)
+        ),
         Unavailable("ipvs", ipvs_reason()),
         AgentPeer("lbctl-tc"),
         AgentPeer("lbctl-socket", socket_lb="all"),

@@ -33,6 +33,7 @@ Examples:
   lbctl bench --services 10000 --peers none,nftables,lbctl-tc --measures connect_latency
   lbctl bench --rules saved-by-iptables-save --services 1
   lbctl bench --kube-proxy ./kube-proxy --services 1000
+  lbctl bench --kube-proxy ./kube-proxy --services 1000 --min-sync-period 0.1
 
 It works in network namespaces of its own, which it removes, and leaves the machine's network,
 rules and settings alone. Figures are worth what else the machine does meanwhile: run it alone.
@@ -101,6 +102,12 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str | Non
     help="Run this kube-proxy, in both modes, instead of loading rules of its shape.",
 )
 @click.option(
+    "--min-sync-period",
+    type=click.FloatRange(0.001, 30),
+    metavar="SECONDS",
+    help="The least time between two syncs of --kube-proxy.  [default: 1, as its own]",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(1),
     default=300.0,
@@ -131,6 +138,7 @@ def command(
     plots: Path | None,
     rules: Path | None,
     kube_proxy: Path | None,
+    min_sync_period: float | None,
     timeout: float,
     cpu: int | None,
     service: str | None,
@@ -157,6 +165,8 @@ def command(
         raise UsageError("--service and --pods need each other")
     if rules and kube_proxy:
         raise UsageError("--rules and --kube-proxy exclude each other")
+    if min_sync_period and not kube_proxy:
+        raise UsageError("--min-sync-period needs --kube-proxy PATH, whose it is")
     if kube_proxy:
         kubeproxy.version(kube_proxy)  # it can be run, or the reader is told
     usual = QUICK_SERVICES if quick else FULL_SERVICES
@@ -171,6 +181,7 @@ def command(
         name=name,
         saved=saved.read(rules) if rules else None,
         kube_proxy=kube_proxy,
+        min_sync_period=min_sync_period or Options().min_sync_period,
     )
     results = _results(json_file, resume)
     if service and pods:

@@ -15,6 +15,7 @@ import pytest
 
 from ebpf.hooks.cgroup import root as cgroup_root
 from lbctl.bench import (
+    apiserver,
     generator,
     run,
     saved,
@@ -192,15 +193,25 @@ def fake_kube_proxy(tmp_path: Path) -> Path:
 FAKE = "support/fake_kube_proxy.py"
 
 
+@pytest.fixture
+def wrong_version() -> Iterator[None]:
+    """As the harness once was: `apiVersion: v1` for whatever it serves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(apiserver.API_VERSIONS, "EndpointSlice", "v1")
+        yield
+
+
 def test_a_kube_proxy_is_run_in_each_mode(fake_kube_proxy: Path) -> None:
     """It gets its configuration and the API, and iptables is the variant that a peer is about."""
     results = Results()
     peers = ("iptables-legacy", "iptables-nft", "nftables")
     measures = ("connect_latency", "load_time", "change_time", "agent_memory")
     chosen = options(services=(7,), peers=("none", *peers), measures=measures)
-    run.run(msgspec.structs.replace(chosen, kube_proxy=fake_kube_proxy), results, quiet)
-    assert results.about.machine["kube-proxy"] == "Kubernetes v1.0.0-fake"
-    assert any("kube-proxy itself" in sentence for sentence in results.about.method)
+    changed = {"kube_proxy": fake_kube_proxy, "min_sync_period": 0.25}
+    run.run(msgspec.structs.replace(chosen, **changed), results, quiet)
+    named = "Kubernetes v1.36.2-fake, minSyncPeriod 0.25s"
+    assert results.about.machine["kube-proxy"] == named
+    assert any(f"kube-proxy itself ({named})" in text for text in results.about.method)
     for peer in peers:
         assert record(results, peer, 7, "connect_latency").n > 0
         assert record(results, peer, 7, "load_time").p50 > 0
@@ -210,13 +221,44 @@ def test_a_kube_proxy_is_run_in_each_mode(fake_kube_proxy: Path) -> None:
 
 def test_a_kube_proxy_that_ends_is_told_with_its_words(tmp_path: Path) -> None:
     script = tmp_path / "kube-proxy"
-    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit\necho "no such flag" >&2; exit 1\n')
+    script.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && echo Kubernetes v1.36.2 && exit\n'
+        'echo "no such flag" >&2; exit 1\n'
+    )
     script.chmod(0o755)
     results = Results()
     chosen = options(services=(1,), peers=("none", "nftables"), measures=("load_time",))
     run.run(msgspec.structs.replace(chosen, kube_proxy=script), results, quiet)
     (missing,) = results.about.missing
     assert missing.reason == "the agent ended: no such flag"
+
+
+@pytest.mark.usefixtures("wrong_version")
+def test_a_kube_proxy_that_is_told_wrong_kinds_does_not_run(fake_kube_proxy: Path) -> None:
+    """The stand-in is as strict as the real one, which waited for its lists for ever."""
+    results = Results()
+    chosen = options(services=(1,), peers=("none", "nftables"), measures=("load_time",))
+    run.run(msgspec.structs.replace(chosen, kube_proxy=fake_kube_proxy), results, quiet)
+    (missing,) = results.about.missing
+    assert "no kind EndpointSliceList is registered for v1" in missing.reason
+
+
+def test_what_is_not_finished_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
+    script = tmp_path / "kube-proxy"
+    script.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && echo Kubernetes v1.36.2 && exit\n'
+        "echo cannot list services >&2; exec sleep 60\n"
+    )
+    script.chmod(0o755)
+    results = Results()
+    chosen = options(
+        services=(1,), peers=("none", "nftables"), measures=("load_time",), timeout=1.0
+    )
+    run.run(msgspec.structs.replace(chosen, kube_proxy=script), results, quiet)
+    (missing,) = results.about.missing
+    assert missing.reason == "not finished in 1 s; its log ends: cannot list services"
 
 
 def test_two_runs_of_one_name_do_not_meet() -> None:

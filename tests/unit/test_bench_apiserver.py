@@ -85,6 +85,77 @@ def test_pages_are_of_one_moment(server: ApiServer) -> None:
     assert len(page(server, "Service")["items"]) == 4
 
 
+def test_services_without_an_address_can_be_left_out(server: ApiServer) -> None:
+    """kube-proxy asks for `spec.clusterIP!=None`, of lists and of watches."""
+    version = page(server, "Service")["metadata"]["resourceVersion"]
+    headless, other = DATA.objects(7, [])[0], DATA.objects(8, [])[0]
+    headless["spec"]["clusterIP"] = "None"
+    server.put(headless, other)
+    query = {"fieldSelector": "spec.clusterIP!%3DNone"}
+    names = [item["metadata"]["name"] for item in page(server, "Service", **query)["items"]]
+    assert names == ["svc-0", "svc-1", "svc-2", "svc-8"]
+    lines = get(server, "Service", watch=1, resourceVersion=version, timeoutSeconds=1, **query)
+    (event,) = map(json.loads, lines.splitlines())
+    assert event["object"]["metadata"]["name"] == "svc-8"
+
+
+@pytest.mark.parametrize(
+    ("selector", "items"),
+    [("metadata.name%3Dnode", 1), ("metadata.name%3Dother", 0), ("metadata.name!%3Dnode", 0)],
+)
+def test_a_node_is_selected_by_its_name(server: ApiServer, selector: str, items: int) -> None:
+    assert len(page(server, "Node", fieldSelector=selector)["items"]) == items
+
+
+@pytest.mark.parametrize(
+    "query", [{"fieldSelector": "spec.type%3DClusterIP"}, {"labelSelector": "app%3Dweb"}]
+)
+def test_a_selector_that_is_not_understood_is_refused(
+    server: ApiServer, query: dict[str, str]
+) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(server, "Service", **query)
+    with caught.value as answer:
+        assert answer.code == 400
+        assert "Selector" in json.load(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "code"),
+    [
+        ("application/vnd.kubernetes.protobuf, */*", 200),
+        ("application/vnd.kubernetes.protobuf,application/json", 200),
+        ("application/json;q=0.9", 200),
+        ("application/vnd.kubernetes.protobuf", 406),
+    ],
+)
+def test_json_is_answered_to_whoever_takes_it(server: ApiServer, accept: str, code: int) -> None:
+    request = urllib.request.Request(f"{server.url}/api/v1/services", headers={"Accept": accept})
+    assert answered(request) == (code, "application/json")
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/apis/events.k8s.io/v1/namespaces/default/events", 201),
+        ("/api/v1/namespaces/default/services", 404),
+    ],
+)
+def test_events_alone_can_be_posted(server: ApiServer, path: str, code: int) -> None:
+    request = urllib.request.Request(server.url + path, data=b"k8s\0anything")
+    assert answered(request) == (code, "application/json")
+
+
+def answered(request: urllib.request.Request) -> tuple[int, str]:
+    """Code and content type."""
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.headers["Content-Type"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["Content-Type"]
+
+
 def test_a_list_as_a_watch_is_refused_with_a_status(server: ApiServer) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         get(server, "Service", watch=1, sendInitialEvents="true")
