@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -87,16 +89,23 @@ class Daemon(ABC):
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
+            # With the tools it runs: one that went on loading would take the others' CPU.
+            self._signal(self._process, signal.SIGTERM)
             try:
                 self._process.wait(END_TIMEOUT)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                self._signal(self._process, signal.SIGKILL)
                 self._process.wait(END_TIMEOUT)
             self._process = None
         if self._running is not None:
             self._running[2].__exit__()
             self._running = None
+
+    @staticmethod
+    def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+        """To the process and its children, unless it has ended."""
+        if process.poll() is None:
+            os.killpg(process.pid, number)  # it leads a session of its own
 
     def _log(self, testbed: Testbed) -> Path:
         return testbed.directory(self.name) / "agent.log"

@@ -161,6 +161,7 @@ def _load(
             results.miss(peer.name, data.services, "load_time", error.message)
         except LbError as error:
             results.miss(peer.name, data.services, ALL, error.message)
+            peer.stop()  # what is not ready may still be at it
             continue
         else:
             if took is not None:

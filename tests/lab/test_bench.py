@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,21 +245,43 @@ def test_a_kube_proxy_that_is_told_wrong_kinds_does_not_run(fake_kube_proxy: Pat
     assert "no kind EndpointSliceList is registered for v1" in missing.reason
 
 
-def test_what_is_not_finished_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
+def goes_on(pid: int) -> bool:
+    """Whether a process is there still after what the kernel may need to end one."""
+    for _ in range(200):
+        try:
+            state = Path("/proc", str(pid), "stat").read_text().rpartition(") ")[2][0]
+        except FileNotFoundError:
+            return False
+        if state in "ZX":  # nobody has asked for its exit code
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_what_is_not_finished_is_ended_and_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    """With the tools it runs, before others are measured beside it."""
     script = tmp_path / "kube-proxy"
     script.write_text(
         "#!/bin/sh\n"
         '[ "$1" = --version ] && echo Kubernetes v1.36.2 && exit\n'
-        "echo cannot list services >&2; exec sleep 60\n"
+        f"sleep 60 & echo $! >{tmp_path}/tool\n"
+        "echo cannot list services >&2; wait\n"
     )
     script.chmod(0o755)
     results = Results()
     chosen = options(
-        services=(1,), peers=("none", "nftables"), measures=("load_time",), timeout=1.0
+        services=(1,), peers=("none", "nftables", "lbctl-tc"), measures=("load_time",), timeout=5.0
     )
-    run.run(msgspec.structs.replace(chosen, kube_proxy=script), results, quiet)
-    (missing,) = results.about.missing
-    assert missing.reason == "not finished in 1 s; its log ends: cannot list services"
+    running: list[bool] = []
+
+    def look(what: str, _detail: str) -> None:
+        if "loading lbctl-tc" in what:
+            running.append(goes_on(int((tmp_path / "tool").read_text())))
+
+    run.run(msgspec.structs.replace(chosen, kube_proxy=script), results, look)
+    missing = next(m for m in results.about.missing if m.peer == "nftables")
+    assert missing.reason == "not finished in 5 s; its log ends: cannot list services"
+    assert running == [False]
 
 
 def test_two_runs_of_one_name_do_not_meet() -> None:
