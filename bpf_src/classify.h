@@ -57,7 +57,8 @@ INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
 }
 
 /* Is this really a ClusterIP, or at least an address that only services have? The filter's bit may
- * be there by chance, and other traffic's broken packets and fragments are the stack's. */
+ * be there by chance, and other traffic's broken packets and fragments are the stack's, as are
+ * those for an address that the node itself or another proxy has. */
 INLINE bool is_cluster_ip(const struct config *c, const struct packet *p)
 {
 	struct frontend_key key;
@@ -65,10 +66,10 @@ INLINE bool is_cluster_ip(const struct config *c, const struct packet *p)
 
 	if (!maybe_service(&p->dst, 1))
 		return false;
-	if (in_service_range(c, &p->dst))
-		return true;
 	make_frontend_key(&key, &p->dst, 0, 0);
-	return find_frontend(&key, &found);
+	if (find_frontend(&key, &found))
+		return !(found.flags & FRONTEND_SHARED);
+	return in_service_range(c, &p->dst);
 }
 
 /* A packet that comes in: whom does it concern? This and going_out() write nothing, so that traffic

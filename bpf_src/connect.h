@@ -22,6 +22,8 @@
 #include "nat.h"
 #include "select.h"
 #include "refuse.h"
+#include "owned.h"
+#include "outgoing.h"
 
 /* A source port to try: any of the range that the node keeps for this. Network byte order. */
 INLINE u16 random_port(const struct config *c)
@@ -205,7 +207,7 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_
 	if (!c)
 		return DROP;
 	widen(&request.client, &p->src);
-	request.outside = p->origin == ORIGIN_NET && !in_pod_range(c, &p->src);
+	request.outside = p->origin == ORIGIN_NET;
 	reason = choose_backend(&request, &choice);
 	if (reason == REASON_NO_ENDPOINT)
 		return refuse(skb, reason);
@@ -227,7 +229,40 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_
 #endif
 }
 
-/* Nobody serves this port. Ours to refuse only on a live ClusterIP. */
+INLINE int leave_to_stack(struct __sk_buff *skb)
+{
+	count(skb, REASON_LEFT_TO_STACK);
+	return PASS;
+}
+
+/* Is this packet, which belongs to no flow, the node's own business, although a service has the
+ * address and port? At a ClusterIP that the node has itself, what one of its sockets is bound to
+ * is; at any other address, what answers a conversation of the node's own. TCP that begins nothing
+ * is enough to tell where the node has the address: the stack resets what nobody has. */
+INLINE bool is_nodes_own(struct __sk_buff *skb, const struct packet *p, struct flow_key *key,
+			 const struct frontend_key *called, u32 frontend_flags)
+{
+	struct addr client = {};
+	bool begins = p->proto != IPPROTO_TCP || starts_connection(p);
+
+	if (frontend_flags & FRONTEND_SHARED && !begins)
+		return true;
+	if (frontend_flags & FRONTEND_CLUSTER_IP) {
+		if (!(frontend_flags & FRONTEND_SHARED))
+			return false;
+		if (p->proto != IPPROTO_TCP)
+			widen(&client, &p->src);
+		return is_bound(skb, &client, p->proto == IPPROTO_TCP ? 0 : p->sport, &called->addr,
+				p->dport, p->proto);
+	}
+#ifdef TRACE
+	return false; /* every packet of it begins a flow of somebody else's */
+#else
+	return (p->proto != IPPROTO_TCP || !begins) && is_answer(key);
+#endif
+}
+
+/* Nobody serves this port. Ours to refuse only on a live ClusterIP that is nobody else's. */
 INLINE int no_frontend(struct __sk_buff *skb, struct packet *p)
 {
 	struct frontend_key key;
@@ -235,8 +270,9 @@ INLINE int no_frontend(struct __sk_buff *skb, struct packet *p)
 	const struct config *c = get_config();
 
 	make_frontend_key(&key, &p->dst, 0, 0);
-	if (find_frontend(&key, &found) && found.flags & FRONTEND_ADDRESS)
-		return refuse(skb, REASON_UNKNOWN_PORT);
+	if (find_frontend(&key, &found))
+		return found.flags & FRONTEND_SHARED ? leave_to_stack(skb)
+						     : refuse(skb, REASON_UNKNOWN_PORT);
 	if (c && !(c->flags & CONFIG_PASS_MIDSTREAM) && in_service_range(c, &p->dst)) {
 		count(skb, REASON_UNALLOCATED);
 		return DROP;
@@ -294,9 +330,13 @@ INLINE int connect(struct __sk_buff *skb)
 	if (handoff(skb)->old_flow)
 		leave_old_flow(skb, &key);
 #endif
+	if (is_martian_source(&p.src))
+		return leave_to_stack(skb);
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
 	if (!find_frontend(&frontend_key, &frontend))
 		return no_frontend(skb, &p);
+	if (is_nodes_own(skb, &p, &key, &frontend_key, frontend.flags))
+		return leave_to_stack(skb);
 	if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return no_flow(skb, &p);
 	return connect_service(skb, &p, &key, &frontend);

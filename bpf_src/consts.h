@@ -24,6 +24,7 @@ enum reason {
 	REASON_SOURCE_TRANSLATED,  /* a client port was changed to keep two flows apart */
 	REASON_REWRITE_FAILED,	   /* the kernel would not let us change the packet: dropped */
 	REASON_INTERNAL,	   /* a map entry that must exist does not, or a tail call failed */
+	REASON_LEFT_TO_STACK, /* at a service's address, but the node's own business: untouched */
 	REASON_MAX,
 };
 
@@ -35,6 +36,7 @@ enum frontend_flag {
 	FRONTEND_LOAD_BALANCER = 8,
 	FRONTEND_ADDRESS = 16, /* port 0, protocol 0: the address itself is a live ClusterIP */
 	FRONTEND_SOURCE_RANGES = 32,
+	FRONTEND_SHARED = 64, /* the node itself has the address, or another proxy does */
 };
 
 /* service.flags */
@@ -77,11 +79,12 @@ enum flow_flag {
 
 /* config.flags */
 enum config_flag {
-	CONFIG_PASS_MIDSTREAM = 1, /* kube-proxy may own TCP without a flow */
-	CONFIG_MASQUERADE_ALL = 2, /* ClusterIP traffic too */
-	CONFIG_SOCKET_HOST = 4,	   /* the socket hooks serve the node's own processes */
-	CONFIG_SOCKET_ALL = 8,	   /* ... and pods */
-	CONFIG_SOCKET_PEERS = 16,  /* TCP's getpeername shows the service */
+	CONFIG_PASS_MIDSTREAM = 1,	  /* kube-proxy may own TCP without a flow */
+	CONFIG_MASQUERADE_ALL = 2,	  /* ClusterIP traffic too */
+	CONFIG_SOCKET_HOST = 4,		  /* the socket hooks serve the node's own processes */
+	CONFIG_SOCKET_ALL = 8,		  /* ... and pods */
+	CONFIG_SOCKET_PEERS = 16,	  /* TCP's getpeername shows the service */
+	CONFIG_MASQUERADE_BY_DEVICE = 32, /* as on kernels that tell no route's source */
 };
 
 /* table_state.notes: may TCP conversations that go straight to a backend be noted (direct.h)? As of
@@ -153,6 +156,10 @@ enum program {
 	PROGRAM_TO_NET6,
 	PROGRAM_SCTP4, /* other ports for a packet whose checksum is a CRC */
 	PROGRAM_SCTP6,
+	PROGRAM_OPEN4, /* a masqueraded flow, once it has a port */
+	PROGRAM_OPEN6,
+	PROGRAM_OUTGOING4, /* from an address that is a service's or the node's, but no flow's */
+	PROGRAM_OUTGOING6,
 	PROGRAM_MAX,
 };
 

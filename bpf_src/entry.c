@@ -1,6 +1,7 @@
 /* What is attached: tells the families apart and hands the packet to its programs. */
 #include <uapi/linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include "unit.h"
 #include "kernel.h"
@@ -67,8 +68,13 @@ INLINE int to_net(struct __sk_buff *skb, u16 type, u32 to)
 	return PASS;
 }
 
+/* Frames for another machine, and for many, are none of this node's business: a port that mirrors
+ * or a switch that has to flood brings them. A pod's interface is not asked, since a bridge marks
+ * what it forwards in the same way; a device without link header has no such frames. */
 PROGRAM(entry_from_net)
 {
+	if (skb->pkt_type != PACKET_HOST)
+		return PASS;
 	return from_net(skb, ethertype(skb), ORIGIN_NET);
 }
 

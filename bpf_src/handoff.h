@@ -14,9 +14,10 @@
  * names, the program that is called tells which one holds. */
 struct handoff {
 	union {
-		__u32 reply;	/* to track and upkeep: the packet goes to the client */
-		__u32 old_flow; /* to connect: a flow with the packet's tuple is in the way */
-		__u32 reason;	/* in the trace variant, which follows no flows: for the caller */
+		__u32 reply;	   /* to track and upkeep: the packet goes to the client */
+		__u32 old_flow;	   /* to connect: a flow with the packet's tuple is in the way */
+		__u32 client_port; /* to open: what the backend is to see, network byte order */
+		__u32 reason; /* in the trace variant, which follows no flows: for the caller */
 	};
 	__u32 service; /* to masquerade, and to the trace variant's caller: whose backend it is */
 	union {

@@ -20,6 +20,7 @@
 #define EAGAIN 11
 #define EFAULT 14
 #define EEXIST 17
+#define EINVAL 22
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 

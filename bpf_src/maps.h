@@ -33,17 +33,23 @@ BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows6_lru, 1, 0);
 BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments6, 1, 0);
 /* TCP flows that ended a moment ago, per CPU. Programs alone; the oldest goes. */
 BPF_F_TABLE("percpu_array", u32, struct ended, ended6, 1, 0);
+/* Tuples of what answers the node itself, at ports that are also a service's: the tick of the last
+ * packet. Programs alone, when the node sends; the least recently used goes. */
+BPF_F_TABLE("lru_hash", struct flow_key, u32, answers6, 1, 0);
 #define FLOWS flows6
 #define FLOWS_LRU flows6_lru
 #define FRAGMENTS fragments6
+#define ANSWERS answers6
 #else
 BPF_F_TABLE("hash", struct flow_key, struct flow, flows4, 1, 0);
 BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows4_lru, 1, 0);
 BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments4, 1, 0);
 BPF_F_TABLE("percpu_array", u32, struct ended, ended4, 1, 0);
+BPF_F_TABLE("lru_hash", struct flow_key, u32, answers4, 1, 0);
 #define FLOWS flows4
 #define FLOWS_LRU flows4_lru
 #define FRAGMENTS fragments4
+#define ANSWERS answers4
 #endif
 
 /* By enum reason. Programs add, anyone sums. */
@@ -63,6 +69,10 @@ BPF_F_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1, 0);
 
 /* loadBalancerSourceRanges of the services that have any. Agent writes; nothing evicts. */
 BPF_F_TABLE("lpm_trie", struct source_range, u32, source_ranges, 1, BPF_F_NO_PREALLOC);
+
+/* By interface index: the node's addresses there, where they differ from its primary ones. Agent
+ * writes; nothing evicts. */
+BPF_F_TABLE("hash", u32, struct device, devices, 1, 0);
 
 /* By socket and service address: the backend of an unconnected UDP socket. Programs write; the
  * least recently used goes, and its socket chooses anew. */

@@ -20,6 +20,7 @@
 #include "maps.h"
 #include "address.h"
 #include "config.h"
+#include "filter.h"
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
@@ -27,9 +28,82 @@
 #include "select.h"
 #include "connect.h"
 
-/* The node's address of this family; the service's own where the agent knows none. */
-INLINE void masquerade_source(ip_addr *source, const struct config *c, const struct packet *p)
+/* Newer than the UAPI headers of some distributions: linux/bpf.h, since 6.3 and 6.7. */
+#define FIB_SKIP_NEIGHBOUR (1 << 2)
+#define FIB_SOURCE (1 << 4)
+
+#if FAMILY == 6
+#define AF_OF_FAMILY 10
+#define DEVICE_ADDRESS(device) (&(device)->node6)
+#else
+#define AF_OF_FAMILY 2
+#define DEVICE_ADDRESS(device) (&(device)->node4)
+#endif
+
+INLINE void make_fib_question(struct bpf_fib_lookup *fib, const struct __sk_buff *skb,
+			      const struct packet *p, const ip_addr *backend)
 {
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->family = AF_OF_FAMILY;
+	fib->ifindex = skb->ifindex;
+	fib->l4_protocol = p->proto;
+#if FAMILY == 6
+	__builtin_memcpy(fib->ipv6_src, &p->src, sizeof(p->src));
+	__builtin_memcpy(fib->ipv6_dst, backend, sizeof(*backend));
+#else
+	fib->ipv4_src = p->src;
+	fib->ipv4_dst = *backend;
+#endif
+}
+
+/* The node's address on the device that the route leads to, as the agent says. That a neighbour is
+ * not known yet, or the packet too large, does not change the route. */
+INLINE bool ask_device(struct __sk_buff *skb, struct bpf_fib_lookup *fib, ip_addr *source)
+{
+	int error = bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+	u32 ifindex = fib->ifindex;
+	struct device *device;
+
+	if (error && error != BPF_FIB_LKUP_RET_NO_NEIGH && error != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return false;
+	device = devices.lookup(&ifindex);
+	if (!device)
+		return false;
+	narrow(source, DEVICE_ADDRESS(device));
+	return true;
+}
+
+/* The address that belongs on the way to the backend: what the kernel itself would take (6.7), or
+ * what the agent says of the device. */
+INLINE bool ask_route(struct __sk_buff *skb, const struct config *c, const struct packet *p,
+		      const ip_addr *backend, ip_addr *source)
+{
+	struct bpf_fib_lookup fib;
+	int error = -EINVAL;
+
+	make_fib_question(&fib, skb, p, backend);
+	if (!(c->flags & CONFIG_MASQUERADE_BY_DEVICE))
+		error = bpf_fib_lookup(skb, &fib, sizeof(fib), FIB_SKIP_NEIGHBOUR | FIB_SOURCE);
+	if (error == -EINVAL) /* a kernel that does not know the flags */
+		return ask_device(skb, &fib, source);
+	if (error)
+		return false;
+#if FAMILY == 6
+	__builtin_memcpy(source, fib.ipv6_src, sizeof(*source));
+#else
+	*source = fib.ipv4_src;
+#endif
+	return true;
+}
+
+/* The node's address that the backend is to see: the one of the way there, else the primary one,
+ * else, where the agent knows none, the service's own. Replies to an address that is not in the
+ * filter would not be seen: it is so new that the agent has not heard of it. */
+INLINE void masquerade_source(ip_addr *source, struct __sk_buff *skb, const struct config *c,
+			      const struct packet *p, const ip_addr *backend)
+{
+	if (ask_route(skb, c, p, backend, source) && maybe_service(source, 0) && !is_zero(source))
+		return;
 	narrow(source, NODE_ADDRESS(c));
 	if (is_zero(source))
 		*source = p->dst;
@@ -127,7 +201,7 @@ INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *cho
 	if (!c)
 		return -ENOENT;
 	span = c->port_max - c->port_min + 1;
-	masquerade_source(&node, c, p);
+	masquerade_source(&node, skb, c, p, &choice->addr);
 #pragma clang loop unroll(disable)
 	for (i = 0; i < MASQUERADE_PORT_TRIES && error == -EEXIST; i++) {
 		port = htons(c->port_min + (start + i) % span);
@@ -150,20 +224,46 @@ INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *cho
 	return error;
 }
 
-INLINE int masquerade(struct __sk_buff *skb)
+/* The backend that was chosen before the packet was handed on. */
+INLINE bool restore_choice(struct __sk_buff *skb, struct choice *choice)
 {
 	u32 id = handoff(skb)->backend & BACKEND_ID_MASK;
 	struct backend *b = backends.lookup(&id);
+
+	if (!b)
+		return false;
+	take_backend(choice, b, handoff(skb)->backend, handoff(skb)->service);
+	choice->flags = FLOW_MASQUERADED;
+	return true;
+}
+
+/* The sides first: they have the port. One program's stack has no room for the rest. */
+INLINE int masquerade(struct __sk_buff *skb)
+{
+	struct choice choice = {};
+	struct packet p;
+
+	if (!restore_choice(skb, &choice) || !restore_packet(skb, &p) ||
+	    p.fragment == FRAGMENT_LATER)
+		return DROP;
+	if (add_sides(skb, &p, &choice))
+		return DROP;
+	handoff(skb)->client_port = choice.client_port;
+	programs.call(skb, FAMILY_PROGRAM(OPEN));
+	count(skb, REASON_INTERNAL);
+	return DROP;
+}
+
+/* The program for a masqueraded flow's own entries. */
+INLINE int open_masqueraded(struct __sk_buff *skb)
+{
 	struct choice choice = {};
 	struct flow_key key;
 	struct packet p;
 
-	if (!b || !restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
+	if (!restore_choice(skb, &choice) || !restore_packet(skb, &p))
 		return DROP;
-	take_backend(&choice, b, handoff(skb)->backend, handoff(skb)->service);
-	choice.flags = FLOW_MASQUERADED;
+	choice.client_port = handoff(skb)->client_port;
 	make_key(&key, &p);
-	if (add_sides(skb, &p, &choice))
-		return DROP;
 	return open_and_forward(skb, &p, &key, &choice);
 }

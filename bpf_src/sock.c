@@ -14,6 +14,7 @@
 #include "config.h"
 #include "filter.h"
 #include "select.h"
+#include "owned.h"
 
 #define AF_INET 2
 #define ALLOW 1
@@ -162,6 +163,20 @@ INLINE void identify(struct request *r, const struct call *call, const struct co
 		    call->addr.w[2] == htonl(0xffff) && !call->addr.w[0] ? c->node4 : c->node6;
 }
 
+/* A ClusterIP that the node has itself: is it the node's own socket that is called? What a pod's
+ * socket calls there is found out on the wire, in the node's namespace. */
+INLINE bool answered_here(struct bpf_sock_addr *ctx, const struct call *call,
+			  const struct config *c, u32 frontend_flags)
+{
+	struct addr anybody = {};
+
+	if (!(frontend_flags & FRONTEND_CLUSTER_IP) || !(frontend_flags & FRONTEND_SHARED))
+		return false;
+	if (call->netns != c->host_netns)
+		return true;
+	return is_bound(ctx, &anybody, 0, &call->addr, call->port, call->proto);
+}
+
 #define NOT_OURS 2
 
 /* ALLOW with the choice made, DENY with the error set, or NOT_OURS. */
@@ -180,10 +195,13 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, bool 
 	make_frontend_key(&key, &call->addr, call->port, call->proto);
 	if (!find_frontend(&key, &frontend)) {
 		make_frontend_key(&key, &call->addr, 0, 0);
-		if (find_frontend(&key, &frontend) && frontend.flags & FRONTEND_ADDRESS)
+		if (find_frontend(&key, &frontend) && frontend.flags & FRONTEND_ADDRESS &&
+		    !(frontend.flags & FRONTEND_SHARED))
 			return deny(REASON_UNKNOWN_PORT, ECONNREFUSED);
 		return NOT_OURS;
 	}
+	if (answered_here(ctx, call, c, frontend.flags))
+		return NOT_OURS;
 	/* A pod's address is not known before it connects: its packets are judged on the wire. */
 	if (frontend.flags & FRONTEND_SOURCE_RANGES && call->netns != c->host_netns)
 		return NOT_OURS;

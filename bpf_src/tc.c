@@ -7,12 +7,14 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
+#include "maps.h"
 #include "parse.h"
 #include "handoff.h"
 #include "tailcall.h"
 #include "classify.h"
 #include "flow.h"
 #include "established.h"
+#include "outgoing.h"
 #include "tcp.h"
 #include "connect.h"
 #include "masquerade.h"
@@ -73,7 +75,22 @@ PROGRAM(FAMILY_NAME(reply))
 		return PASS;
 	make_key(&key, &p);
 	f = find_flow(&key);
-	return f && f->flags & FLOW_REPLY ? established(skb, &p, &key, f, true) : PASS;
+	if (f && f->flags & FLOW_REPLY)
+		return established(skb, &p, &key, f, true);
+#ifndef TRACE
+	if (!f && may_be_own(&p))
+		programs.call(skb, FAMILY_PROGRAM(OUTGOING));
+#endif
+	return PASS;
+}
+
+PROGRAM(FAMILY_NAME(outgoing))
+{
+#ifdef TRACE
+	return PASS; /* of replies, and what is remembered for them */
+#else
+	return outgoing(skb);
+#endif
 }
 
 PROGRAM(FAMILY_NAME(track))
@@ -94,6 +111,11 @@ PROGRAM(FAMILY_NAME(connect))
 PROGRAM(FAMILY_NAME(masquerade))
 {
 	return masquerade(skb);
+}
+
+PROGRAM(FAMILY_NAME(open))
+{
+	return open_masqueraded(skb);
 }
 
 PROGRAM(FAMILY_NAME(direct))

@@ -154,6 +154,12 @@ struct table_state {
 	__u32 notes6;
 };
 
+/* What the node is called on a device: its first address there of each family, or zero. */
+struct device {
+	struct addr node4;
+	struct addr node6;
+};
+
 /* A client is its address, or a socket's network namespace. */
 struct affinity_key {
 	struct addr client;

@@ -33,6 +33,7 @@ def family_unit(family: str, file: str = "tc.c") -> Unit:
         ("FLOWS_LRU", f"flows{family}_lru"),
         ("FRAGMENTS", f"fragments{family}"),
         ("ENDED", f"ended{family}"),
+        ("ANSWERS", f"answers{family}"),
     )
     return Unit(f"{Path(file).stem}{family}", file, (("FAMILY", family),), words)
 

@@ -13,6 +13,8 @@ from ebpf.kernel import syscall
 
 TCX = "tcx"
 CHECKSUM_KIND = "checksum_kind"  # see ebpf/kernel/fields.py
+# A look-up of a route tells its source address (6.7): programs find out by asking.
+ROUTE_SOURCE = "route_source"
 
 
 def masked() -> frozenset[str]:

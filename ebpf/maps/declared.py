@@ -51,6 +51,7 @@ Size = Share | Constant | Bits | Fixed
 FILLED = "filled by programs"
 
 _FRAGMENTS = Fixed(8192)
+_ANSWERS = Fixed(16384)  # conversations of the node's own from ports that are also a service's
 _SOCKETS = Fixed(65536)  # of the node's own processes that call by a name of ours
 
 
@@ -74,6 +75,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     config: Annotated[Array, Fixed()]
     table_state: Annotated[Array, Fixed()]
     counters: Annotated[PerCpu, Constant("REASON_MAX")]
+    devices: Annotated[Hash, Fixed(4096)]
     affinity: Annotated[Hash, Share("flows"), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]
@@ -81,10 +83,12 @@ class Maps(Generic[Hash, Array, PerCpu]):
     flows4_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
     ended4: Annotated[PerCpu, Fixed()]
+    answers4: Annotated[Hash, _ANSWERS, FILLED]
     flows6: Annotated[Hash, Share("flows", 2), FILLED]
     flows6_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]
     ended6: Annotated[PerCpu, Fixed()]
+    answers6: Annotated[Hash, _ANSWERS, FILLED]
 
 
 class Use(msgspec.Struct, frozen=True):

@@ -53,6 +53,10 @@ SENTENCES = {
     "source_translated": (
         "The client's port was changed, since another connection to the same endpoint has it."
     ),
+    "left_to_stack": (
+        "The packet is the node's own business, though a service has the address: it goes on "
+        "untouched."
+    ),
     "rewrite_failed": "The kernel did not allow the packet to be changed: it is dropped.",
     "internal": (
         "The programs found their tables inconsistent, which is a fault: restart the agent, and "

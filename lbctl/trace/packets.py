@@ -9,8 +9,9 @@ import msgspec
 from lbctl.addresses import IPV4, IPV6, family_of
 from lbctl.model.records import Protocol
 
-# Locally administered addresses; nobody compares them.
-_ETHERNET = bytes.fromhex("02000000000202000000000a")
+# From a locally administered address to that of a test run's device, the loopback: frames for
+# another machine are left alone.
+_ETHERNET = bytes(6) + bytes.fromhex("02000000000a")
 _ETHERTYPES = {IPV4: 0x0800, IPV6: 0x86DD}
 _LINK_LENGTH = 14
 _HOP_LIMIT = 64

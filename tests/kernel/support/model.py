@@ -6,6 +6,7 @@ whole packets anew, and a way to tell which bytes of a frame a translation may t
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
@@ -244,6 +245,16 @@ def packed(address: str | bytes) -> bytes:
 
 def family_of(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def no_hosts_own(address: str) -> bool:
+    """May nobody send from there? What the registries of special addresses say (RFC 6890)."""
+    found = ipaddress.ip_address(address)
+    if found.version == 4:
+        nets = ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32")
+    else:
+        nets = ("::/128", "::1/128", "::ffff:0:0/96", "ff00::/8")
+    return any(found in ipaddress.ip_network(net) for net in nets)
 
 
 def _total(data: bytes) -> int:

@@ -18,7 +18,7 @@ from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP, SCTPChunkData
 
 CLIENT_MAC = "02:00:00:00:00:01"
-NODE_MAC = "02:00:00:00:00:02"
+NODE_MAC = "00:00:00:00:00:00"  # of a test run's device, the loopback: who else is not meant
 
 
 class Shape(NamedTuple):

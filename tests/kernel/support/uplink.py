@@ -41,6 +41,11 @@ class Passage:
         return NODE[self.shape.family]
 
     @property
+    def seen(self) -> str:
+        """The node's address that the backend sees."""
+        return self.node
+
+    @property
     def backend(self) -> Endpoint:
         return REMOTE[self.shape.family]
 
@@ -54,7 +59,7 @@ class Passage:
         return packets.frame(self.shape, *place, payload, flags=flags, seq=self.seq, ack=ack)
 
     def reply(self, flags: str = "SA", payload: bytes = b"") -> bytes:
-        place = (*self.backend, self.node, self.port)
+        place = (*self.backend, self.seen, self.port)
         return packets.frame(
             self.shape, *place, payload, flags=flags, seq=self.peer_seq, ack=self.seq
         )
@@ -68,7 +73,7 @@ class Passage:
         address, port = self.backend
         assert first == model.rewrite(frame, dst=address, dport=port, sport=self.port)
         second = self.go_out(first)
-        assert second == model.rewrite(first, src=self.node)
+        assert second == model.rewrite(first, src=self.seen)
         self.seq += len(payload) + ("S" in flags) + ("F" in flags)
         return first, second
 

@@ -34,6 +34,8 @@ SIZES = {
     "flows6": 4096,
     "flows4_lru": 4096,
     "flows6_lru": 4096,
+    "answers4": 512,
+    "answers6": 512,
     "fragments4": 256,
     "fragments6": 256,
 }
@@ -159,11 +161,13 @@ class World:
         flags: int = 0,
         drop: bool = False,
         cluster_ip: bool = True,
+        shared: bool = False,
     ) -> Service:
         """A service port with its frontends, reachable at once.
 
         `local` is the local region, for SERVICE_INTERNAL_LOCAL among `flags`; `drop` makes empty
-        regions drop. `cluster_ip` makes the addresses refuse their other ports.
+        regions drop. `cluster_ip` makes the addresses refuse their other ports, unless they are
+        `shared` with the node.
         """
         addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
         service = Service(self._next_service, addresses, port, PROTOCOLS[protocol])
@@ -171,11 +175,12 @@ class World:
         self.array("services").records["flags"][service.id] = flags
         self.set_backends(service, backends, local, drop=drop)
         kind = self.flag("FRONTEND_CLUSTER_IP" if cluster_ip else "FRONTEND_EXTERNAL_IP")
+        both = self.flag("FRONTEND_SHARED") if shared else 0
         for address in addresses:
             self._mark_address(address)
-            self._put_frontend(address, port, service.protocol, service.id, kind)
+            self._put_frontend(address, port, service.protocol, service.id, kind | both)
             if cluster_ip:
-                self._put_frontend(address, 0, 0, 0, self.flag("FRONTEND_ADDRESS"))
+                self._put_frontend(address, 0, 0, 0, self.flag("FRONTEND_ADDRESS") | both)
         return service
 
     def set_backends(
@@ -226,6 +231,11 @@ class World:
     def frontend_key(self, address: str, port: int, protocol: int) -> bytes:
         spec = self.hash("frontends").spec.key
         return spec.pack(addr=mapped(address), port=socket.htons(port), proto=protocol)
+
+    def give_away(self, address: str) -> None:
+        """The address is another proxy's, or the node's without a service."""
+        self.mark_own_address(address)
+        self._put_frontend(address, 0, 0, 0, self.flag("FRONTEND_SHARED"))
 
     def _put_frontend(
         self, address: str, port: int, protocol: int, service: int, flags: int
@@ -346,6 +356,13 @@ class World:
         for flow in self.flows():
             seen, beat = (flow.seen - ticks) & 0xFFFFFFFF, flow.beat ^ 0x8000
             self.flow_table.write(flow, seen=seen, beat=beat)
+        for family in NODE:
+            keys, values = self.hash(f"answers{family}").read_all()
+            self.hash(f"answers{family}").put_many(keys, (values - ticks).astype(values.dtype))
+
+    def noted(self) -> int:
+        """How many conversations of the node's own are known."""
+        return sum(len(self.hash(f"answers{family}").read_all()[0]) for family in NODE)
 
 
 def tick() -> int:
