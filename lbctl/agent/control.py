@@ -4,7 +4,9 @@ import time
 
 import structlog
 
+from ebpf.kernel import features
 from lbctl.agent import memory
+from lbctl.agent.facts import device_addresses
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import Report
 from lbctl.config.settings import Settings
@@ -58,6 +60,8 @@ class Control:
         self._parts.facts.network = self._parts.interfaces.network
         if self._use_facts():
             self._apply()
+        elif self._parts.reconciler.synced:
+            self._store_addresses()  # a device may have one that others have too
 
     def take_settings(self, watch: FollowedFile, now: float) -> None:
         """What changed in the file, as far as a running agent can take it over. Programs reach new
@@ -164,11 +168,19 @@ class Control:
             parts.instance.flows4.max_entries,
             socket_flags=parts.sockets.flags,
             host_netns=parts.sockets.host_netns,
+            masquerade_by_device=features.ROUTE_SOURCE in features.masked(),
             timeouts=self._settings.timeouts,
         )
-        primary = tuple(a for a in (facts.primary4, facts.primary6) if a)
-        # The bits of masqueraded flows' addresses come before the addresses.
-        parts.reconciler.housekeeper.set_node_addresses(primary)
+        self._store_addresses()
         changed = config.store(parts.instance.config, facts, settings)
         if changed:
             self._log.info("data path configured", fields=changed)
+
+    def _store_addresses(self) -> None:
+        """The bits of masqueraded flows' addresses come before the addresses."""
+        parts, facts = self._parts, self._parts.facts.current
+        primary = (a for a in (facts.primary4, facts.primary6) if a)
+        own = tuple(sorted({*facts.addresses, *primary}))
+        parts.reconciler.housekeeper.set_node_addresses(own, time.monotonic())
+        devices = device_addresses(parts.facts.network, facts)
+        config.store_devices(parts.instance.devices, devices)

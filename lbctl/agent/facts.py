@@ -2,10 +2,12 @@
 
 import msgspec
 
-from ebpf.kernel.netlink import IPAddress, Network
-from lbctl.addresses import FAMILIES, family_of, is_link_local
+from ebpf.kernel.netlink import SCOPE_GLOBAL, IPAddress, Network
+from lbctl.addresses import FAMILIES, family_of, is_link_local, is_loopback
 from lbctl.model.records import Node
 from lbctl.resolve.node import NodeFacts, NodeSettings, node_facts
+
+DeviceAddresses = dict[int, dict[int, bytes]]  # by interface index and family
 
 
 class Facts:
@@ -49,6 +51,22 @@ def primary_address(network: Network, family: int) -> bytes | None:
         if address.ifindex in with_route and address.scope == 0 and family_of(wide) == family:
             return wide
     return None
+
+
+def device_addresses(network: Network, facts: NodeFacts) -> DeviceAddresses:
+    """By interface index, what the node is called on each device, IPv4 and IPv6, where that is not
+    its primary address: the first that others may know, as the kernel would take it."""
+    found: DeviceAddresses = {}
+    for address in network.addresses:
+        wide = _wide(address.address)
+        if address.scope == SCOPE_GLOBAL and not is_loopback(wide) and not is_link_local(wide):
+            found.setdefault(address.ifindex, {}).setdefault(family_of(wide), wide)
+    primary = (facts.primary4, facts.primary6)
+    return {
+        index: kept
+        for index, names in found.items()
+        if (kept := {family: a for family, a in names.items() if a not in primary})
+    }
 
 
 def _wide(address: IPAddress) -> bytes:

@@ -71,6 +71,22 @@ def backend_record_bits(records: Records) -> Bits:
     return endpoint_bits(addresses, used["port"])
 
 
+def identities(records: Records) -> list[bytes]:
+    """Identities of the elements of `backends` that are on this node and hold an endpoint."""
+    here = records[(records["port"] != 0) & (records["flags"] & consts.BACKEND_LOCAL != 0)]
+    addresses = np.ascontiguousarray(here["addr"]).view(np.uint8).reshape(-1, ADDRESS_BYTES)
+    ports = np.ascontiguousarray(here["port"]).view(np.uint8).reshape(-1, 2)
+    return [row.tobytes() for row in np.concatenate([addresses, ports], axis=1)]
+
+
+def served_by_node(identities: Iterable[bytes], addresses: Sequence[bytes]) -> Bits:
+    """Bit numbers in `backend_filter` of every one of the node's `addresses` with the ports of
+    those `identities` that have one of them: whoever is bound to all of them answers from any."""
+    own = set(addresses)
+    ports = {i[ADDRESS_BYTES:] for i in identities if i[:ADDRESS_BYTES] in own}
+    return backend_bits([address + port for address in addresses for port in ports])
+
+
 def set_bits(table: ArrayTable, bits: Bits) -> int:
     """Set these bits; returns how many words had to be stored."""
     if not len(bits):

@@ -2,15 +2,16 @@
 
 The first to be programmed keeps it (also over a restart: what is programmed is read back first);
 the others wait in order. Each ClusterIP also has a marker, by which packets to its unknown ports
-are told from packets to an address that nobody has.
+are told from packets to an address that nobody has; and so has an address that is somebody else's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from lbctl.datapath import consts
 from lbctl.datapath.records import ADDRESS_BYTES, marker_key
 
-_MARKER = consts.FRONTEND_ADDRESS  # of service 0, which is nobody's id
+# What a marker may say; it is of service 0, which is nobody's id.
+MARKER_FLAGS = consts.FRONTEND_ADDRESS | consts.FRONTEND_SHARED
 
 
 class Claims:
@@ -20,13 +21,15 @@ class Claims:
     several MB; `pack` and `unpack` are the two ways.
     """
 
-    __slots__ = ("_changed", "_markers", "_owner", "_waiting")
+    __slots__ = ("_changed", "_foreign", "_markers", "_own", "_owner", "_waiting")
 
     def __init__(self) -> None:
         self._owner: dict[bytes, int] = {}
         self._waiting: dict[bytes, list[int]] = {}
         self._markers: dict[bytes, int] = {}  # address -> services with it as ClusterIP
         self._changed: dict[bytes, int | None] = {}  # key -> what the kernel has
+        self._own: frozenset[bytes] = frozenset()  # the node's, see `share`
+        self._foreign: frozenset[bytes] = frozenset()
 
     def __len__(self) -> int:
         return len(self._owner)
@@ -58,19 +61,32 @@ class Claims:
             address = key[:ADDRESS_BYTES]
             self._markers[address] = self._markers.get(address, 0) + 1
 
-    def adopt_markers(self, programmed: set[bytes], strays: Iterable[bytes]) -> None:
-        """After all `adopt`: the addresses with a marker, and keys that belong to nobody.
+    def adopt_markers(self, programmed: Mapping[bytes, int], strays: Iterable[bytes]) -> None:
+        """After all `adopt`: the flags of each address with a marker, and keys of nobody.
 
         What is missing or too much is set right with the next changes.
         """
-        for address in self._markers:
-            self._owner[marker_key(address)] = _MARKER
-            if address not in programmed:
-                self._changed[marker_key(address)] = None
+        shared = {a for a, flags in programmed.items() if flags & consts.FRONTEND_SHARED}
+        self._own = frozenset(shared & self._markers.keys())
+        self._foreign = frozenset(shared - self._markers.keys())
+        for address in self._markers.keys() | programmed.keys():
+            key, wanted, found = marker_key(address), self._marker(address), programmed.get(address)
+            if wanted is not None:
+                self._owner[key] = wanted
+            if wanted != found:
+                self._changed[key] = found
         for key in strays:
             self._changed[key] = -1
-        for address in programmed - self._markers.keys():
-            self._changed[marker_key(address)] = _MARKER
+
+    def share(self, own: frozenset[bytes], foreign: frozenset[bytes]) -> bool:
+        """Addresses whose unknown ports are not ours to refuse: the node's own, which matters where
+        they are ClusterIPs, and those that somebody else serves, which are marked in any case.
+        Returns whether that is news."""
+        changed = (own ^ self._own) | (foreign ^ self._foreign)
+        self._own, self._foreign = own, foreign
+        for address in changed:
+            self._remark(address)
+        return bool(changed)
 
     def room_for(self, wanted: Iterable[bytes]) -> int:
         """How many entries of the map `wanted` would add at most, each with a marker."""
@@ -135,7 +151,7 @@ class Claims:
         count = self._markers.get(address, 0)
         self._markers[address] = count + 1
         if not count:
-            self._set(marker_key(address), _MARKER)
+            self._remark(address)
 
     def _unmark(self, address: bytes) -> None:
         count = self._markers[address] - 1
@@ -143,4 +159,14 @@ class Claims:
             self._markers[address] = count
         else:
             del self._markers[address]
-            self._set(marker_key(address), None)
+            self._remark(address)
+
+    def _remark(self, address: bytes) -> None:
+        self._set(marker_key(address), self._marker(address))
+
+    def _marker(self, address: bytes) -> int | None:
+        """The flags of an address's marker; None if it needs none."""
+        if address not in self._markers:
+            return consts.FRONTEND_SHARED if address in self._foreign else None
+        shared = address in self._own or address in self._foreign
+        return consts.FRONTEND_ADDRESS | consts.FRONTEND_SHARED * shared

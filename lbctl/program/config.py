@@ -1,6 +1,6 @@
 """The `config` record: timeouts, limits, service ranges and the node's own addresses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from lbctl.addresses import IPV4, IPV6, Prefix, of_family
 from lbctl.datapath import consts
-from lbctl.datapath.tables import ArrayTable
+from lbctl.datapath.tables import ArrayTable, HashTable, Records
 from lbctl.errors import ConfigError
 from lbctl.resolve.node import NodeFacts
 
@@ -41,6 +41,7 @@ class DataPathSettings:
     ports: tuple[int, int] = PORTS
     socket_flags: int = 0  # CONFIG_SOCKET_*
     host_netns: int = 0  # cookie of the node's network namespace
+    masquerade_by_device: bool = False  # never ask the kernel for the source of a route
     timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
 
 
@@ -64,11 +65,36 @@ def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> lis
     return changed
 
 
+def store_devices(table: HashTable, wanted: Mapping[int, Mapping[int, bytes]]) -> int:
+    """Make `devices` say by which addresses the node is known on its interfaces, by index and
+    family; returns how many entries had to be written or deleted. Beyond its room the primary
+    address serves."""
+    keys = np.array(sorted(wanted)[: table.max_entries], np.uint32)
+    values = np.zeros(len(keys), table.spec.value.dtype)
+    for row, index in enumerate(keys.tolist()):
+        for family, address in wanted[index].items():
+            _put(values[f"node{family}"][row], address)
+    found = dict(zip(*map(_pieces, table.read_all()), strict=True))
+    new = dict(zip(_pieces(keys), _pieces(values), strict=True))
+    gone = [key for key in found if key not in new]
+    if gone:
+        table.delete_many(gone)
+    changed = np.array([found.get(k) != v for k, v in new.items()], bool)
+    if changed.any():
+        table.put_many(keys[changed], values[changed])
+    return len(gone) + int(changed.sum())
+
+
+def _pieces(records: Records) -> list[bytes]:
+    return [record.tobytes() for record in records]
+
+
 def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -> npt.NDArray[Any]:
     record = np.zeros(1, dtype)
     record["flags"] = (
         consts.CONFIG_PASS_MIDSTREAM * settings.pass_midstream
         | consts.CONFIG_MASQUERADE_ALL * node.masquerade_all
+        | consts.CONFIG_MASQUERADE_BY_DEVICE * settings.masquerade_by_device
         | settings.socket_flags
     )
     record["host_netns"] = settings.host_netns

@@ -18,6 +18,7 @@ from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import UNKNOWN, ArrayContents
 from lbctl.datapath.tables import Records, Tables
 from lbctl.plan.changes import Plan, PortState, Room
+from lbctl.plan.claims import MARKER_FLAGS
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
 
@@ -225,15 +226,16 @@ def _read_frontends(
     raw = raw_keys[:, columns].tobytes()
     width = len(columns)
     found: dict[int, list[tuple[bytes, int]]] = {}
-    markers, strays = set(), []
+    markers: dict[bytes, int] = {}
+    strays = []
     entries = zip(intact, values["service"].tolist(), values["flags"].tolist(), strict=True)
     for index, (good, service, flags) in enumerate(entries):
         key = raw[index * width : (index + 1) * width]
         if good and service in by_id and not flags & consts.FRONTEND_ADDRESS:
             found.setdefault(service, []).append((key, flags))
             planner.claims.adopt(key, service, flags)
-        elif good and not service and flags == consts.FRONTEND_ADDRESS:
-            markers.add(key[:ADDRESS_BYTES])
+        elif good and not service and flags & MARKER_FLAGS == flags:
+            markers[key[:ADDRESS_BYTES]] = flags
         else:
             strays.append(key)
     for service, frontends in found.items():

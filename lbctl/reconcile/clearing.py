@@ -28,13 +28,19 @@ class Clearing:
         self._backends = found.endpoints
         self._gone = gone
         self._meanwhile: list[Plan] = []
+        self._node_addresses: set[bytes] = set()
 
     def note(self, plan: Plan) -> None:
         """A plan was carried out since this began."""
         self._meanwhile.append(plan)
 
+    def note_addresses(self, node_addresses: Iterable[bytes]) -> None:
+        """The node has these since this began."""
+        self._node_addresses.update(node_addresses)
+
     def run(self, node_addresses: Iterable[bytes]) -> Iterator[None]:
         """Yields after every step of about a millisecond; the stores come with the last one."""
+        self.note_addresses(node_addresses)
         keys, owners = self._claims.columns()
         for start in range(0, len(keys), _KEYS):
             self._frontends(keys[start : start + _KEYS], owners[start : start + _KEYS])
@@ -49,7 +55,10 @@ class Clearing:
         for plan in self._meanwhile:
             self._frontends([k for k, _, _ in plan.frontends], [f for _, _, f in plan.frontends])
             self._backends[filters.backend_bits(plan.backend_identities)] = True
-        self._services[filters.service_bits(list(node_addresses))] = True
+        own = sorted(self._node_addresses)
+        self._services[filters.service_bits(own)] = True
+        served = filters.served_by_node(filters.identities(records), own)
+        self._backends[served] = True
         filters.replace_bits(self._tables.service_filter, self._services)
         filters.replace_bits(self._tables.backend_filter, self._backends)
 

@@ -37,6 +37,8 @@ class Housekeeper:
         self._clear_steps: Iterator[None] = iter(())
         self._flows: dict[str, int] = {}  # entries by map, as of the last sweep
         self._node_addresses: tuple[bytes, ...] = ()
+        # Those that the node had, and when it lost them: flows may use them, for the filters.
+        self._lost: deque[tuple[float, bytes]] = deque()
         self._gone: deque[tuple[float, bytes]] = deque()  # frontends' keys, for the filters
         self._filters_stale = True
         self._warned: dict[str, float] = {}
@@ -50,11 +52,28 @@ class Housekeeper:
         if plan.frontends_gone or plan.lowered:
             self._filters_stale = True
 
-    def set_node_addresses(self, addresses: tuple[bytes, ...]) -> None:
-        """Addresses that masqueraded flows use as source: they need their bits now."""
+    def expect(self, plan: Plan) -> None:
+        """A plan will be carried out. Servers of its that run on the node itself may answer from
+        any of the node's addresses."""
+        bits = filters.served_by_node(plan.backend_identities, self._node_addresses)
+        filters.set_bits(self._tables.backend_filter, bits)
+
+    def set_node_addresses(self, addresses: tuple[bytes, ...], now: float) -> None:
+        """Addresses of the node, from which masqueraded packets and answers of its own servers
+        come: they need their bits now."""
+        if addresses == self._node_addresses:
+            return
+        lost = [a for a in self._node_addresses if a not in addresses]
+        self._lost.extend((now, address) for address in lost)
+        self._filters_stale |= bool(lost)
         self._node_addresses = addresses
-        bits = filters.service_bits(addresses)
-        filters.set_bits(self._tables.service_filter, bits)
+        tables = self._tables
+        filters.set_bits(tables.service_filter, filters.service_bits(addresses))
+        identities = filters.identities(tables.backends.records)
+        bits = filters.served_by_node(identities, addresses)
+        filters.set_bits(tables.backend_filter, bits)
+        if self._clearing:
+            self._clearing.note_addresses(addresses)
 
     def due(self) -> float:
         """When `step` has something to do: at once while it is not done with the last."""
@@ -149,5 +168,8 @@ class Housekeeper:
             self._gone.popleft()
         gone = [key for _, key in self._gone]
         self._clearing = Clearing(self._tables, self.planner.claims, found, gone)
-        self._clear_steps = self._clearing.run(self._node_addresses)
-        self._filters_stale = bool(gone)
+        while self._lost and self._lost[0][0] + GRACE_SECONDS <= found.began:
+            self._lost.popleft()
+        lost = [address for _, address in self._lost]
+        self._clear_steps = self._clearing.run((*self._node_addresses, *lost))
+        self._filters_stale = bool(gone or lost)

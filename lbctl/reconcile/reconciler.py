@@ -1,6 +1,7 @@
 """From updates of the source to plans carried out: which ports changed, and what is left to do."""
 
 import time
+from itertools import chain
 
 import structlog
 
@@ -12,7 +13,12 @@ from lbctl.program import readback, writes
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.reconcile.notes import Notes
 from lbctl.resolve.node import NodeFacts
-from lbctl.resolve.service import ResolvedPort, resolve
+from lbctl.resolve.service import (
+    ResolvedPort,
+    foreign_addresses,
+    own_addresses_in_range,
+    resolve,
+)
 
 # Services planned at once when nothing is programmed yet: bounds the memory a first sync takes.
 _FIRST_BATCH = 2000
@@ -29,6 +35,7 @@ class Reconciler:
         self._log = structlog.get_logger()
         self._objects: dict[ObjectKey, ServiceObjects] = {}
         self._ports: dict[ObjectKey, tuple[str, ...]] = {}  # names of what is wanted
+        self._foreign: dict[ObjectKey, tuple[bytes, ...]] = {}  # addresses that others serve
         self._dirty: dict[ObjectKey, None] = {}
         self._notes = Notes()
         self._retry: float | None = None
@@ -109,6 +116,8 @@ class Reconciler:
         wrote = False
         for start in range(0, len(keys), step):
             wrote |= self._apply_some(keys[start : start + step])
+        if self._share():
+            wrote |= self._write({}, {})
         if complete and self._unclaimed:
             wrote |= self._write(dict.fromkeys(self._unclaimed), {})
             self._unclaimed.clear()
@@ -116,6 +125,11 @@ class Reconciler:
             wrote |= self._write({}, {})  # frontends of nobody go with the first complete plan
         self.synced = True
         return wrote
+
+    def _share(self) -> bool:
+        """Tell which addresses are not ours alone. Returns whether that is news."""
+        foreign = {*own_addresses_in_range(self._node), *chain(*self._foreign.values())}
+        return self.planner.claims.share(frozenset(self._node.addresses), frozenset(foreign))
 
     def _apply_some(self, keys: list[ObjectKey]) -> bool:
         changes: dict[str, ResolvedPort | None] = {}
@@ -137,13 +151,17 @@ class Reconciler:
 
     def _resolve(self, key: ObjectKey) -> tuple[ResolvedPort, ...]:
         objects = self._objects.get(key)
+        self._foreign.pop(key, None)
         if objects is None or objects.service is None:
             return ()
+        if foreign := foreign_addresses(objects.service, self._node):
+            self._foreign[key] = foreign
         return resolve(objects.service, objects.slices, self._node)
 
     def _write(self, changes: dict[str, ResolvedPort | None], owners: dict[str, ObjectKey]) -> bool:
         now = time.monotonic()
         plan = self.planner.plan(changes, now)
+        self.housekeeper.expect(plan)
         try:
             writes.apply(plan, self._tables)
         except LbError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 
 import msgspec
@@ -55,6 +56,11 @@ class NodeFacts(msgspec.Struct, frozen=True):
     nodeport_addresses: tuple[bytes, ...] = ()
     masquerade_all: bool = False
     service_cidrs: tuple[Prefix, ...] = ()
+
+    def has(self, address: bytes) -> bool:
+        """Whether it is one of the node's own. They are sorted, and may be thousands."""
+        at = bisect_left(self.addresses, address)
+        return at < len(self.addresses) and self.addresses[at] == address
 
     def primary(self, family: int) -> bytes | None:
         """The node's main address of a family, if it has one."""

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
 from lbctl.addresses import (
     FAMILIES,
     Prefix,
     family_of,
-    format_address,
     host_prefix,
     of_family,
 )
@@ -30,8 +27,10 @@ __all__ = [
     "NodeFacts",
     "ResolvedPort",
     "families_of",
+    "foreign_addresses",
     "health_check",
     "node_facts",
+    "own_addresses_in_range",
     "resolve",
 ]
 
@@ -44,7 +43,7 @@ def resolve(
     `slices` are those of this service, in any order.
     """
     return tuple(
-        _without_own_addresses(_resolve_port(service, port, family, slices, node), node.addresses)
+        _resolve_port(service, port, family, slices, node)
         for family in families_of(service)
         for port in _distinct(service.ports)
     )
@@ -109,18 +108,22 @@ def _resolve_port(
     )
 
 
-def _without_own_addresses(port: ResolvedPort, own: tuple[bytes, ...]) -> ResolvedPort:
-    """A ClusterIP that the node itself has is left to the stack: a node-local DNS cache answers
-    there, or kube-proxy's IPVS mode."""
-    mine = [f for f in port.frontends if f.kind & FrontendKind.CLUSTER_IP and f.address in own]
-    if not mine:
-        return port
-    where = ", ".join(format_address(f.address) for f in mine)
-    return msgspec.structs.replace(
-        port,
-        frontends=tuple(f for f in port.frontends if f not in mine),
-        warnings=(*port.warnings, f"{where} is assigned to this node, which answers there itself"),
-    )
+def foreign_addresses(service: Service, node: NodeFacts) -> tuple[bytes, ...]:
+    """ClusterIPs inside the service ranges that are not ours to serve, nor to drop: those of a
+    service that another proxy serves."""
+    if not service.left_alone:
+        return ()
+    return tuple(a for a in service.cluster_ips if _in_service_range(a, node))
+
+
+def own_addresses_in_range(node: NodeFacts) -> tuple[bytes, ...]:
+    """The node's own addresses inside the service ranges, whether a service has them or not: a
+    node-local DNS cache answers there."""
+    return tuple(a for a in node.addresses if _in_service_range(a, node))
+
+
+def _in_service_range(address: bytes, node: NodeFacts) -> bool:
+    return any(address in prefix for prefix in node.service_cidrs)
 
 
 def _warnings(service: Service, port: ServicePort) -> Iterator[str]:
@@ -136,7 +139,8 @@ def _frontends(
     """Every address and port clients may call, one entry each.
 
     An address that is an external IP and a load balancer's at once carries both kinds. A ClusterIP
-    stays one, since no other kind of address refuses and short-circuits as it does.
+    stays one, since no other kind of address refuses and short-circuits as it does. An address that
+    the node itself has is shared with its stack, as those of node ports always are.
     """
     balancer = FrontendKind.LOAD_BALANCER
     if guarded:
@@ -155,9 +159,14 @@ def _frontends(
         if family_of(address) == family:
             places[address, port.port] = FrontendKind.CLUSTER_IP
     return tuple(
-        Frontend(address, number, port.protocol, kind)
+        Frontend(address, number, port.protocol, kind | _shared(address, kind, node))
         for (address, number), kind in sorted(places.items())
     )
+
+
+def _shared(address: bytes, kind: FrontendKind, node: NodeFacts) -> FrontendKind:
+    shared = kind & FrontendKind.NODE_PORT or node.has(address)
+    return FrontendKind.SHARED if shared else FrontendKind(0)
 
 
 def _source_ranges(service: Service, family: int, node: NodeFacts) -> tuple[Prefix, ...]:

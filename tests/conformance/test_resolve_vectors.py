@@ -29,6 +29,7 @@ from lbctl.resolve.service import (
     NodeFacts,
     ResolvedPort,
     families_of,
+    foreign_addresses,
     health_check,
     node_facts,
     resolve,
@@ -62,6 +63,7 @@ class State:
         self.node = _facts(node, by_kind["Node"])
         self.frontends: dict[tuple[bytes, int, int], tuple[Frontend, ResolvedPort]] = {}
         self.cluster_ips: set[bytes] = set()
+        self.foreign = {a for s in self.services for a in foreign_addresses(s, self.node)}
         for service in self.services:
             for port in resolve(service, self.slices_of(service), self.node):
                 for frontend in port.frontends:
@@ -75,8 +77,10 @@ class State:
     def slices_of(self, service: Service) -> list[EndpointSlice]:
         return [s for s in self.slices if s.service == service.key]
 
-    def answer(self, source: bytes, place: tuple[bytes, int, int]) -> tuple[str, list[str]]:
-        """Verdict, and the backends if it is `forward`."""
+    def answer(
+        self, source: bytes, place: tuple[bytes, int, int], arrives: str
+    ) -> tuple[str, list[str]]:
+        """Verdict, and the backends if it is `forward`. `arrives` is empty: the source tells."""
         if place not in self.frontends:
             return self._unserved(place[0])
         frontend, port = self.frontends[place]
@@ -85,18 +89,22 @@ class State:
         if FrontendKind.CLUSTER_IP in frontend.kind:
             local = port.internal_local
         else:
-            local = port.external_local and not self._from_cluster(source)
+            outside = arrives == "uplink" if arrives else not self._from_here(source)
+            local = port.external_local and outside
         endpoints: tuple[Endpoint, ...] = port.local if local else port.cluster
         if endpoints:
             return "forward", [format_endpoint(e.address, e.port) for e in endpoints]
         return ("drop" if local and port.local_drop else "reject"), []
 
     def _unserved(self, address: bytes) -> tuple[str, list[str]]:
+        if address in self.node.addresses or address in self.foreign:
+            return "pass", []
         if address in self.cluster_ips:
             return "reject", []
         return ("drop" if _inside(address, self.node.service_cidrs) else "pass"), []
 
-    def _from_cluster(self, source: bytes) -> bool:
+    def _from_here(self, source: bytes) -> bool:
+        """A pod is one of this node's, as far as the vectors do not say how it comes."""
         return source in self.node.addresses or _inside(source, self.node.cluster_cidrs)
 
 
@@ -128,7 +136,8 @@ def test_vector(case: Json) -> None:
                 flow["dest_port"],
                 int(Protocol[flow["protocol"]]),
             )
-            verdict, backends = state.answer(parse_address(flow["source_ip"]), place)
+            source, arrives = parse_address(flow["source_ip"]), flow.get("arrives", "")
+            verdict, backends = state.answer(source, place, arrives)
             expected = flow["expect"]
             where = f"step {number}, flow {flow['name']}"
             assert (verdict, sorted(backends)) == (

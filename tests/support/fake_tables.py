@@ -61,6 +61,7 @@ BACKEND = record(
     ("service", "u32"),
 )
 NAME_KEY = record("name_key", ("service", "u32"))
+DEVICE = record("device", ("node4", "addr"), ("node6", "addr"))
 NAME = Record("name", 160, (Field("text", 0, 160, 160, "char"),))
 COUNTERS = record(
     "service_counters",
@@ -220,6 +221,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("service_counters", COUNTERS, services))
         self.add(FakeArray("config", CONFIG, 1))
         self.add(FakeArray("table_state", TABLE_STATE, 1))
+        self.add(FakeHash("devices", number("u32"), DEVICE, services))
         for family in (4, 6):
             self.add(FakeHash(f"flows{family}", *flow_records(family), 4096))
             self.add(FakeHash(f"flows{family}_lru", *flow_records(family), 4096))

@@ -168,6 +168,19 @@ def test_the_record_follows_the_network_and_kube_proxy(rig: Rig) -> None:
     assert rig.tables.config.records["flags"][0] & consts.CONFIG_PASS_MIDSTREAM
 
 
+def test_a_device_with_an_address_that_others_have_too_is_told_of(rig: Rig) -> None:
+    """As the gateway's where each pod has a link of its own: the node's addresses stay the same."""
+    rig.update(WEB)
+    gateway = ipaddress.ip_address("10.244.1.1")
+    links = [Address(index, gateway, 32, 0) for index in (3, 4)]
+    before = rig.interfaces.network
+    for count in (1, 2):
+        addresses = (*before.addresses, *links[:count])
+        rig.interfaces.network = Network((), addresses, before.default_routes)
+        rig.control.follow_network(0.0)
+        assert len(rig.tables.devices.entries) == count
+
+
 def test_a_look_at_the_network_that_shows_nothing_new_applies_nothing(rig: Rig) -> None:
     rig.update(WEB)
     rig.events.clear()

@@ -6,7 +6,7 @@ import pytest
 
 from ebpf.kernel.netlink import Address, Network, Route
 from lbctl.addresses import parse_address
-from lbctl.agent.facts import Facts, local_addresses, primary_address
+from lbctl.agent.facts import Facts, device_addresses, local_addresses, primary_address
 from lbctl.model.records import Node
 from lbctl.resolve.node import NodeSettings
 
@@ -61,6 +61,16 @@ def test_settings_go_before_the_object_and_that_before_interfaces(
     facts.node = node(*internal)
     facts.settle()
     assert facts.current.primary4 == parse_address(expected)
+
+
+def test_a_devices_address_is_the_first_that_others_may_know_and_is_not_the_primary_one() -> None:
+    facts = Facts("node1", NodeSettings(), NETWORK)
+    found = device_addresses(NETWORK, facts.current)
+    assert found == {2: {4: parse_address("10.244.0.1")}, 3: {6: parse_address("2001:db8::7")}}
+    facts.node = node("192.0.2.8", "2001:db8::7")
+    facts.settle()
+    found = device_addresses(NETWORK, facts.current)
+    assert found == {2: {4: parse_address("10.244.0.1")}, 3: {4: parse_address("192.0.2.7")}}
 
 
 def test_settling_says_whether_anything_changed() -> None:

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lbctl.addresses import parse_address, parse_prefix
+from lbctl.addresses import format_address, parse_address, parse_prefix
 from lbctl.datapath import consts
 from lbctl.datapath.records import frontend_key, marker_key
 from lbctl.program import writes
@@ -181,6 +181,38 @@ def test_markers_are_counted_by_address(node: Node) -> None:
     assert marker not in plan.frontends_gone
     plan = node.apply(gone=["a/web:https"])
     assert marker in plan.frontends_gone
+
+
+def markers(node: Node) -> dict[str, int]:
+    """Flags by address, as the map has them."""
+    keys, values = node.tables.frontends.read_all()
+    found = zip(keys["addr"], keys["port"].tolist(), values["flags"].tolist(), strict=True)
+    return {format_address(a.tobytes()): flags for a, port, flags in found if not port}
+
+
+def test_markers_say_whose_else_an_address_is(node: Node) -> None:
+    """The node's own matter where there is a ClusterIP, those of other proxies in any case."""
+    ours, shared = consts.FRONTEND_ADDRESS, consts.FRONTEND_SHARED
+    cluster_ip, other, idle = map(parse_address, ("10.96.0.1", "10.96.0.99", "192.0.2.1"))
+    node.apply(resolved("a/web", (), (WEB,)))
+    own, foreign = frozenset({cluster_ip, idle}), frozenset({other})
+    assert node.planner.claims.share(own, foreign)
+    assert not node.planner.claims.share(own, foreign)
+    node.apply()
+    wanted = {"10.96.0.1": ours | shared, "10.96.0.99": shared}
+    assert markers(node) == wanted
+    node.restart()
+    assert node.leftovers.strays == 0
+    assert not node.planner.claims.share(frozenset({cluster_ip}), foreign)
+    assert node.apply(resolved("a/web", (), (WEB,))).writes() == {}
+    node.apply(gone=["a/web"])  # whoever has the address, no service of ours has it any more
+    assert markers(node) == {"10.96.0.99": shared}
+    node.planner.claims.share(own, frozenset())
+    node.apply(resolved("a/web", (), (WEB,)))
+    assert markers(node) == {"10.96.0.1": ours | shared}
+    node.planner.claims.share(frozenset(), frozenset())
+    node.apply()
+    assert markers(node) == {"10.96.0.1": ours}
 
 
 def test_changed_flags_of_an_address_are_written(node: Node) -> None:

@@ -41,6 +41,19 @@ def test_an_equal_config_is_not_written() -> None:
     assert config.store(table, FACTS, DataPathSettings(False, 1000)) == []
 
 
+def test_devices_are_written_and_deleted_by_difference() -> None:
+    table = FakeTables().devices
+    four, six = parse_address("10.244.1.0"), parse_address("fd00:244::1")
+    assert config.store_devices(table, {7: {4: four}, 9: {4: four, 6: six}}) == 2
+    assert config.store_devices(table, {7: {4: four}, 9: {4: four, 6: six}}) == 0
+    assert config.store_devices(table, {9: {6: six}}) == 2
+    key, value = table.read_all()
+    assert (key.tolist(), value.tobytes()) == ([9], bytes(16) + six)
+    assert config.store_devices(table, {}) == 1
+    many = {index: {4: four} for index in range(10_000)}
+    assert config.store_devices(table, many) == table.max_entries
+
+
 def test_only_what_differs_is_written() -> None:
     table = FakeTables().config
     config.store(table, FACTS, DataPathSettings(False, 1000))

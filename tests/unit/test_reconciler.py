@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ebpf.errors import KernelError
-from lbctl.addresses import parse_address
+from lbctl.addresses import format_address, parse_address, parse_prefix
 from lbctl.datapath import consts, filters
 from lbctl.model.records import (
     Hints,
@@ -133,16 +133,97 @@ def test_frontends_of_nobody_go_with_the_first_complete_list(tables: FakeTables)
     assert stray not in table.entries
 
 
-def test_a_cluster_ip_of_the_node_itself_is_left_to_the_stack(tables: FakeTables) -> None:
+def flags_of(tables: FakeTables) -> dict[tuple[str, int], int]:
+    """Of every frontend, by address and port."""
+    keys, values = tables.frontends.read_all()
+    places = zip(keys["addr"], keys["port"].byteswap().tolist(), strict=True)
+    named = [(format_address(address.tobytes()), port) for address, port in places]
+    return dict(zip(named, values["flags"].tolist(), strict=True))
+
+
+def test_a_cluster_ip_of_the_node_itself_is_shared_with_the_stack(tables: FakeTables) -> None:
+    """Its frontends and its marker say so, and a restart has nothing to write."""
     reconciler = synced(tables, DNS)
-    reconciler.set_node(NodeFacts("node1", addresses=(parse_address("10.96.0.2"),)))
-    reconciler.apply(complete=True)
-    assert not tables.frontends.entries
-    assert "10.96.0.2" in reconciler.warnings()[0]
+    alone = flags_of(tables)
+    own = NodeFacts("node1", addresses=(parse_address("10.96.0.2"),))
+    reconciler.set_node(own)
+    assert reconciler.apply(complete=True)
+    wanted = {place: flags | consts.FRONTEND_SHARED for place, flags in alone.items()}
+    assert flags_of(tables) == wanted
+    again = Reconciler(tables, own)
+    again.take(update(DNS))
+    assert not again.apply(complete=True)
     reconciler.set_node(NODE)
     reconciler.apply(complete=True)
-    assert len(tables.frontends.entries) == 2
+    assert flags_of(tables) == alone
     assert reconciler.warnings() == []
+
+
+def test_addresses_of_others_in_the_service_range_are_marked(tables: FakeTables) -> None:
+    """A service that another proxy serves, and an address of the node that no service has; without
+    a range nothing there is dropped, and nothing need be marked."""
+    reconciler = synced(tables, WEB)
+    ours = flags_of(tables)
+    other = objects("other", "10.96.0.99", ["10.0.0.9"])
+    assert other.service
+    other = msgspec.structs.replace(
+        other, service=msgspec.structs.replace(other.service, left_alone="another proxy's")
+    )
+    reconciler.take(update(other))
+    reconciler.apply(complete=True)
+    assert flags_of(tables) == ours
+    own = tuple(map(parse_address, ("10.96.0.53", "192.0.2.1")))
+    ranged = NodeFacts("node1", addresses=own, service_cidrs=(parse_prefix("10.96.0.0/16"),))
+    reconciler.set_node(ranged)
+    assert reconciler.apply(complete=True)
+    marks = {("10.96.0.99", 0), ("10.96.0.53", 0)}
+    assert flags_of(tables) == ours | dict.fromkeys(marks, consts.FRONTEND_SHARED)
+    assert bit_of(tables, "10.96.0.99")
+    reconciler.take(update(gone=["other"]))
+    assert reconciler.apply(complete=True)
+    assert flags_of(tables) == ours | {("10.96.0.53", 0): consts.FRONTEND_SHARED}
+
+
+OWN_SERVER = objects("dns", "10.96.0.2", ["192.0.2.1"], port=53)  # listens on 8080
+
+
+def answers_from(tables: FakeTables, address: str) -> bool:
+    place = parse_address(address) + (8080).to_bytes(2, "big")
+    [bit] = filters.backend_bits([place]).tolist()
+    return bool(int(tables.backend_filter.records[bit >> 6]) >> (bit & 63) & 1)
+
+
+def test_servers_of_the_node_may_answer_from_any_of_its_addresses(tables: FakeTables) -> None:
+    """Their bits come with the endpoint and with the address."""
+    reconciler = Reconciler(tables, NODE)
+    addresses = tuple(map(parse_address, ("192.0.2.1", "10.244.1.1")))
+    reconciler.housekeeper.set_node_addresses(addresses, 0.0)
+    assert not answers_from(tables, "10.244.1.1")
+    reconciler.take(update(OWN_SERVER, WEB))
+    reconciler.apply(complete=True)
+    assert answers_from(tables, "10.244.1.1")
+    reconciler.housekeeper.set_node_addresses((*addresses, parse_address("10.9.9.9")), 0.0)
+    assert answers_from(tables, "10.9.9.9")
+
+
+def test_an_address_that_the_node_lost_keeps_its_bits_for_a_while(
+    tables: FakeTables, clock: Clock
+) -> None:
+    """A flow may have taken it after the sweep looked for flows that have it."""
+    reconciler = synced(tables, WEB, OWN_SERVER)
+    had = tuple(map(parse_address, ("192.0.2.1", "10.244.1.1")))
+    reconciler.housekeeper.set_node_addresses(had, clock.now)
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    clock.now += housekeeping.SWEEP_SECONDS
+    reconciler.housekeeper.set_node_addresses(had[:1], clock.now)
+    sweep(reconciler, clock, alloc.GRACE_SECONDS / 2)
+    assert bit_of(tables, "10.244.1.1")
+    for _ in range(2):
+        sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert not bit_of(tables, "10.244.1.1")
+    assert not answers_from(tables, "10.244.1.1")
+    assert bit_of(tables, "192.0.2.1")
+    assert answers_from(tables, "192.0.2.1")
 
 
 def test_equal_facts_about_the_node_cost_nothing(tables: FakeTables) -> None:
@@ -191,7 +272,7 @@ def test_a_failing_map_is_read_back_and_written_again(
 
 def test_ids_and_filter_bits_return_after_a_sweep(tables: FakeTables, clock: Clock) -> None:
     reconciler = synced(tables, WEB, DNS)
-    reconciler.housekeeper.set_node_addresses((parse_address("172.18.0.1"),))
+    reconciler.housekeeper.set_node_addresses((parse_address("172.18.0.1"),), 0.0)
     reconciler.take(update(gone=["web"]))
     reconciler.apply(complete=True)
     sweep(reconciler, clock, 1.0)

@@ -183,13 +183,13 @@ def test_frontends_of_every_kind() -> None:
         "172.30.0.41:80": FrontendKind.CLUSTER_IP,
         "1.1.1.1:80": FrontendKind.EXTERNAL_IP,
         "2.2.2.2:80": FrontendKind.LOAD_BALANCER,
-        "192.168.0.2:30080": FrontendKind.NODE_PORT,
+        "192.168.0.2:30080": FrontendKind.NODE_PORT | FrontendKind.SHARED,
     }
     assert places(six) == {
         "[fd00::41]:80": FrontendKind.CLUSTER_IP,
         "[2001:db8::1]:80": FrontendKind.EXTERNAL_IP,
         "[2001:db8::2]:80": FrontendKind.LOAD_BALANCER,
-        "[fd00:1::2]:30080": FrontendKind.NODE_PORT,
+        "[fd00:1::2]:30080": FrontendKind.NODE_PORT | FrontendKind.SHARED,
     }
 
 
