@@ -104,11 +104,15 @@ def expected(lab: Lab, policy: str, origin: str, way: str, backend: str, family:
     node, home = receiver(lab, origin, way), node_of(lab, backend)
     by_uplink = node_of(lab, origin) != node
     outside = origin == "outside"
-    if policy == "Local" and outside and way != "cluster" and home != node:
+    if policy == "Local" and by_uplink and way != "cluster" and home != node:
         return Expected("")
     keeps = home == node or not by_uplink
     if way == "cluster" and not outside:
         keeps = True
     if origin == backend:
         keeps = False
-    return Expected((lab.find(origin) if keeps else node).addresses[family])
+    if keeps:
+        return Expected(lab.find(origin).addresses[family])
+    # A pod that reaches itself does so by way of its own link, whose address the node takes.
+    bridged = origin == backend and not by_uplink and lab.state.topology.cni == "bridge"
+    return Expected((node.pod_gateways if bridged else node.addresses)[family])

@@ -79,9 +79,14 @@ class Responder:
         for member in members:
             for address in lab.find(member).addresses:
                 for kind in (TCP, UDP):
-                    server = listen(lab, member, address, port, kind)
-                    handle = self._accept if kind == TCP else self._datagram
-                    self._add(server, handle, member)
+                    self.listen_at(lab, member, address, port, kind, member)
+
+    def listen_at(
+        self, lab: Lab, member: str, address: str, port: int, kind: socket.SocketKind, name: str
+    ) -> None:
+        """Start one server, which answers as `name`."""
+        server = listen(lab, member, address, port, kind)
+        self._add(server, self._accept if kind == TCP else self._datagram, name)
 
     def _add(
         self, sock: socket.socket, handle: Callable[[socket.socket, str], None], name: str
