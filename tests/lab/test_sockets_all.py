@@ -84,7 +84,7 @@ def test_a_pods_stale_socket_is_closed_in_its_namespace(lab: Lab) -> None:
 def test_what_left_while_no_agent_ran_is_closed_by_the_next(lab: Lab) -> None:
     publish(lab, {"unseen": ["pod2"]})
     with process_in(lab, "node1") as node:
-        sock = node.connect(TCP, addresses("unseen")[0], PORT)
+        sock = node.connect(UDP, addresses("unseen")[0], PORT)
         assert sock.ask("hello") == "pod2"
         lab.stop_agent("node1", 9)
         lab.apply("unseen", lab.service("unseen", (), []))
