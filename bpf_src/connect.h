@@ -295,7 +295,7 @@ INLINE int connect(struct __sk_buff *skb)
 		leave_old_flow(skb, &key);
 #endif
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
-	if (!find_frontend(&frontend_key, &frontend))
+	if (!find_frontend(&frontend_key, &frontend) || frontend.flags & FRONTEND_SOCKETS)
 		return no_frontend(skb, &p);
 	if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return no_flow(skb, &p);

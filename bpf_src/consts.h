@@ -35,6 +35,7 @@ enum frontend_flag {
 	FRONTEND_LOAD_BALANCER = 8,
 	FRONTEND_ADDRESS = 16, /* port 0, protocol 0: the address itself is a live ClusterIP */
 	FRONTEND_SOURCE_RANGES = 32,
+	FRONTEND_SOCKETS = 128, /* on loopback: for sockets of the node alone, never for packets */
 };
 
 /* service.flags */
@@ -160,3 +161,5 @@ enum program {
 #define TICK_SHIFT 30
 /* A beat is about as long, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> 8. */
 #define BEAT_SHIFT 8
+/* An agent that has not said for so long that it lives is gone (config.agent_beat). */
+#define AGENT_GONE_TICKS 5

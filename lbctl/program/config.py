@@ -44,6 +44,10 @@ class DataPathSettings:
     timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
 
 
+# Fields that others write: lbctl/agent/beat.py.
+_NOT_HERE: Final = ("agent_beat",)
+
+
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:
     """Make the record say this; returns the fields that differed, which alone are written.
 
@@ -51,7 +55,8 @@ def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> lis
     """
     wanted = _record(table.records.dtype, node, settings)
     current = table.records
-    changed = [n for n in wanted.dtype.names or () if (wanted[n] != current[n]).any()]
+    names = [n for n in wanted.dtype.names or () if n not in _NOT_HERE]
+    changed = [n for n in names if (wanted[n] != current[n]).any()]
     for kind in _RANGES:
         counts = [f"{kind}_count4", f"{kind}_count6"]
         if any(name.startswith(kind) for name in changed):

@@ -19,6 +19,7 @@ class FrontendKind(IntFlag):
     LOAD_BALANCER = 8
     ADDRESS = 16
     SOURCE_RANGES = 32
+    SOCKETS = 128  # on loopback
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):

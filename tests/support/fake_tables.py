@@ -99,7 +99,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    608,
+    616,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 36, 2, 0, "u16"),
@@ -115,6 +115,8 @@ CONFIG = Record(
         Field("pod_cidr_count6", 348, 4, 0, "u32"),
         Field("pod_cidr4", 352, 128, 4, "struct", CIDR),
         Field("pod_cidr6", 480, 128, 4, "struct", CIDR),
+        Field("agent_beat", 608, 4, 0, "u32"),
+        Field("pad", 612, 4, 0, "u32"),
     ),
 )
 
