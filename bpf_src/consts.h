@@ -24,6 +24,8 @@ enum reason {
 	REASON_SOURCE_TRANSLATED,  /* a client port was changed to keep two flows apart */
 	REASON_REWRITE_FAILED,	   /* the kernel would not let us change the packet: dropped */
 	REASON_INTERNAL,	   /* a map entry that must exist does not, or a tail call failed */
+	REASON_ENDPOINT_IS_NODE,   /* from the node's own socket, and no endpoint elsewhere: refused */
+	REASON_NODE_UNROUTED,	   /* from the node's own socket, and no route to the backend: dropped */
 	REASON_MAX,
 };
 
@@ -115,6 +117,8 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
+#define SOCKET_CHOICE_TRIES 4 /* to find a backend that a socket can be connected to */
+#define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
 #define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
 
 /* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words
@@ -154,6 +158,14 @@ enum program {
 	PROGRAM_TO_NET6,
 	PROGRAM_SCTP4, /* other ports for a packet whose checksum is a CRC */
 	PROGRAM_SCTP6,
+	PROGRAM_NODE4, /* from the node's own socket to a service's address */
+	PROGRAM_NODE6,
+	PROGRAM_NODE_OPEN4, /* ... no flow yet: chooses */
+	PROGRAM_NODE_OPEN6,
+	PROGRAM_NODE_FLOW4, /* ... chosen: opens it */
+	PROGRAM_NODE_FLOW6,
+	PROGRAM_NODE_SEND4, /* ... translated: to the device that leads to the backend */
+	PROGRAM_NODE_SEND6,
 	PROGRAM_MAX,
 };
 

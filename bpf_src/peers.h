@@ -1,5 +1,5 @@
-/* What is remembered of sockets: whom the owner called where the kernel has a backend's address, and
- * which backend a UDP socket keeps. */
+/* What is remembered of sockets: whom the owner called where the kernel has a backend's address,
+ * and which backend a UDP socket keeps. */
 #pragma once
 
 #include <uapi/linux/bpf.h>

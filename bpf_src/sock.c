@@ -63,6 +63,61 @@ INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, const st
 	return !(frontend_flags & FRONTEND_SOCKETS) || !from_loopback(ctx, call);
 }
 
+/* Has the endpoint a connection already from the port that this socket is bound to? The kernel would
+ * refuse another one (EADDRNOTAVAIL), although the caller asked for different addresses. A socket
+ * that is bound to no address is taken to get the node's primary one. */
+INLINE bool is_taken(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
+		     const struct choice *choice)
+{
+	struct bpf_sock *sk = ctx->sk, *other;
+	struct bpf_sock_tuple tuple = {};
+	u32 size = sizeof(tuple.ipv6), state;
+	struct addr own;
+
+	if (!sk || !sk->src_port)
+		return false;
+	if (speaks_ipv4(call)) {
+		size = sizeof(tuple.ipv4);
+		tuple.ipv4.saddr = choice->addr.w[3];
+		tuple.ipv4.sport = choice->port;
+		tuple.ipv4.daddr = sk->src_ip4 ? sk->src_ip4 : c->node4.w[3];
+		tuple.ipv4.dport = htons(sk->src_port);
+	} else {
+		own.w[0] = sk->src_ip6[0];
+		own.w[1] = sk->src_ip6[1];
+		own.w[2] = sk->src_ip6[2];
+		own.w[3] = sk->src_ip6[3];
+		if (is_zero(&own))
+			own = c->node6;
+		__builtin_memcpy(tuple.ipv6.saddr, &choice->addr, 16);
+		tuple.ipv6.sport = choice->port;
+		__builtin_memcpy(tuple.ipv6.daddr, &own, 16);
+		tuple.ipv6.dport = htons(sk->src_port);
+	}
+	other = bpf_skc_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!other)
+		return false;
+	state = other->state;
+	bpf_sk_release(other);
+	return state != BPF_TCP_LISTEN;
+}
+
+/* A backend that the socket can be connected to. 0, a reason, or -EEXIST. */
+INLINE int choose_free(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
+		       const struct request *request, struct choice *choice)
+{
+	int i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < SOCKET_CHOICE_TRIES; i++) {
+		int reason = choose_backend(request, choice);
+
+		if (reason || call->proto != IPPROTO_TCP || !is_taken(ctx, call, c, choice))
+			return reason;
+	}
+	return -EEXIST;
+}
+
 /* ALLOW with the choice made, DENY with the error set, or NOT_OURS. */
 INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struct choice *choice)
 {
@@ -97,7 +152,9 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
 	identify(&request, call, c);
-	reason = choose_backend(&request, choice);
+	reason = choose_free(ctx, call, c, &request, choice);
+	if (reason == -EEXIST) /* its packets are given another port on the wire, see node.h */
+		return NOT_OURS;
 	if (reason == REASON_NO_ENDPOINT)
 		return deny(call, reason, ECONNREFUSED);
 	if (reason)
@@ -108,6 +165,12 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		socket_choices.update(&kept, &choice->backend);
 	if (call->sends)
 		remember_last(call, choice);
+	if (call->proto == IPPROTO_TCP) {
+		u64 owner = mptcp_owner(ctx);
+
+		if (owner)
+			call->cookie = owner;
+	}
 	if (call->proto == IPPROTO_UDP || c->flags & CONFIG_SOCKET_PEERS)
 		remember_peer(call, choice);
 	return ALLOW;
@@ -136,6 +199,8 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		struct call call = {};                                                             \
                                                                                                    \
 		read_call##family(&call, ctx);                                                     \
+		if (ctx->protocol == IPPROTO_MPTCP)                                                \
+			call.cookie = (u64)ctx->sk;                                                \
 		if (find_peer(&call, &choice))                                                     \
 			write_call##family(ctx, &choice.addr, choice.port);                        \
 		return ALLOW;                                                                      \
@@ -169,7 +234,9 @@ int sock_release(struct bpf_sock *sk)
 		key.addr.w[3] = address;
 	}
 	key.port = sk->dst_port;
-	if (key.port && protocol == IPPROTO_TCP)
+	if (protocol == IPPROTO_MPTCP)
+		key.cookie = (u64)sk;
+	if (key.port && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP))
 		socket_peers.delete(&key);
 	if (protocol != IPPROTO_UDP)
 		return ALLOW;

@@ -12,6 +12,9 @@
 #include "types.h"
 
 #define AF_INET 2
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
 #define ALLOW 1
 #define DENY 0
 #define NOT_OURS 2 /* the call goes on as it is */
@@ -22,9 +25,18 @@ struct call {
 	__u8 proto;
 	__u8 sends; /* a datagram; else the socket connects */
 	__u32 pad;
-	__u64 cookie; /* of the socket */
+	__u64 cookie; /* of the socket, see mptcp_owner() */
 	__u64 netns;
 };
+
+/* An MPTCP socket calls by a TCP socket of the kernel's own, which its owner never has in hand: asked
+ * for its peer is the other one. What both can tell is that one's address, which is taken for a
+ * cookie: no cookie is as large. 0 for any other socket, and on kernels that know no MPTCP
+ * (ebpf/kernel/optional.py). */
+INLINE u64 mptcp_owner(struct bpf_sock_addr *ctx)
+{
+	return (u64)bpf_skc_to_mptcp_sock(ctx->sk);
+}
 
 INLINE void read_call4(struct call *call, struct bpf_sock_addr *ctx)
 {

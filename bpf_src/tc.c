@@ -20,6 +20,7 @@
 #include "refuse.h"
 #include "sctp.h"
 #include "icmp.h"
+#include "node.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -55,12 +56,32 @@ PROGRAM(FAMILY_NAME(service))
 	f = find_flow(&key);
 	if (!f)
 		return hand_to_connect(skb, false);
-	/* By a coincidence in the filters: what this entry does is done where the packet goes out.
-	 */
+	/* Of the node's own flows; else by a coincidence in the filters, and what this entry does is
+	 * done where the packet goes out. */
 	if (f->flags & FLOW_REPLY)
-		return PASS;
+		return is_to_node(&p) ? hand_to(skb, FAMILY_PROGRAM(REPLY)) : PASS;
 	verdict = established(skb, &p, &key, f, false);
 	return verdict == -EAGAIN ? hand_to_connect(skb, true) : verdict;
+}
+
+PROGRAM(FAMILY_NAME(node))
+{
+	return node_packet(skb);
+}
+
+PROGRAM(FAMILY_NAME(node_open))
+{
+	return node_open(skb);
+}
+
+PROGRAM(FAMILY_NAME(node_flow))
+{
+	return node_flow(skb);
+}
+
+PROGRAM(FAMILY_NAME(node_send))
+{
+	return node_send(skb);
 }
 
 PROGRAM(FAMILY_NAME(reply))

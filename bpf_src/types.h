@@ -141,7 +141,8 @@ struct config {
 	struct cidr pod_cidr4[MAX_POD_CIDRS];
 	struct cidr pod_cidr6[MAX_POD_CIDRS];
 	__u32 agent_beat; /* tick at which the agent last lived; 0: there is none */
-	__u32 pad;
+	__u16 node_port_max; /* the node's own flows have the ports from port_max to here */
+	__u16 pad;
 };
 
 /* Written by the programs; corrected by the agent's sweep. */

@@ -13,6 +13,7 @@ from ebpf.kernel import syscall
 
 TCX = "tcx"
 CHECKSUM_KIND = "checksum_kind"  # see ebpf/kernel/fields.py
+MPTCP = "mptcp"  # see ebpf/kernel/optional.py
 
 
 def masked() -> frozenset[str]:

@@ -167,9 +167,10 @@ class Control:
             host_netns=parts.sockets.host_netns,
             timeouts=self._settings.timeouts,
         )
-        primary = tuple(a for a in (facts.primary4, facts.primary6) if a)
-        # The bits of masqueraded flows' addresses come before the addresses.
-        parts.reconciler.housekeeper.set_node_addresses(primary)
+        primary = (a for a in (facts.primary4, facts.primary6) if a)
+        # The bits of masqueraded flows' addresses come before the addresses. The node's own flows
+        # have whatever address the route gave them.
+        parts.reconciler.housekeeper.set_node_addresses((*primary, *facts.addresses))
         changed = config.store(parts.instance.config, facts, settings)
         if changed:
             self._log.info("data path configured", fields=changed)

@@ -29,6 +29,8 @@ from lbctl.plan.sets import HeldSets
 
 # From a change to the look at sockets: several changes are one, and connects under way are done.
 DELAY_SECONDS = 0.25
+# Of MPTCP sockets is noted what no cookie is (mptcp_owner in bpf_src/socket.h): they are not found.
+_NO_COOKIE = np.uint64(1 << 63)
 
 
 class Objects(Protocol):
@@ -121,7 +123,7 @@ class StaleSockets:
         """What is noted of sockets that called services. What one asked by the endpoint's own
         address is its own affair."""
         keys, values = self._tables.socket_peers.read_all()
-        through = values["direct"] == 0
+        through = (values["direct"] == 0) & (keys["cookie"] < _NO_COOKIE)
         return take(keys, through), take(values, through)
 
     def _dead(self, addresses: Collection[bytes]) -> set[bytes]:

@@ -51,7 +51,8 @@ class Housekeeper:
             self._filters_stale = True
 
     def set_node_addresses(self, addresses: tuple[bytes, ...]) -> None:
-        """Addresses that masqueraded flows use as source: they need their bits now."""
+        """Addresses that masqueraded and the node's own flows use as source: they need their bits
+        now."""
         self._node_addresses = addresses
         bits = filters.service_bits(addresses)
         filters.set_bits(self._tables.service_filter, bits)

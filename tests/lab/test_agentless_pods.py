@@ -1,5 +1,5 @@
-"""A pod that starts while no agent lives: nobody puts programs on its interface, and the socket hooks
-serve it."""
+"""A pod that starts while no agent lives: nobody puts programs on its interface: the socket
+hooks serve it."""
 
 from __future__ import annotations
 

@@ -4,11 +4,13 @@ endpoint from one socket, node ports on localhost."""
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ebpf.kernel import optional
 from lbctl import status
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
@@ -105,9 +107,26 @@ def test_a_socket_that_connects_anew_sees_whom_it_called(
         assert (sock.ask("hello"), sock.getpeername()[:2]) == ("pod1", target)
 
 
+@SPEECH
+def test_an_mptcp_socket_sees_whom_it_called(
+    lab: Lab, node: RemoteProcess, family: int, mapped: bool
+) -> None:
+    if not optional.has_mptcp():
+        pytest.skip("this kernel has no MPTCP, or does not tell programs of it")
+    address = called(addresses("one")[family], mapped)
+    before = entries(lab, "socket_peers")
+    sock = node.open(TCP, int(mapped or family), socket.IPPROTO_MPTCP)
+    sock.connect([address, PORT])
+    assert (sock.ask("hello"), sock.getpeername()[:2]) == ("pod1", [address, PORT])
+    sock.close()
+    wait_until(lambda: entries(lab, "socket_peers") == before)
+
+
 @KINDS
 @SPEECH
-def test_node_ports_on_localhost(node: RemoteProcess, family: int, mapped: bool, kind: int) -> None:
+def test_node_ports_on_localhost(
+    node: RemoteProcess, family: int, mapped: bool, kind: socket.SocketKind
+) -> None:
     address = called(LOOPBACK[family], mapped)
     sock = node.connect(kind, address, NODE_PORT, int(mapped or family))
     assert (sock.ask("hello"), sock.getpeername()[:2]) == ("pod2", [address, NODE_PORT])
@@ -123,7 +142,7 @@ def test_an_unconnected_socket_on_localhost(node: RemoteProcess) -> None:
 
 @both_families
 def test_a_client_that_is_bound_to_loopback_is_refused(node: RemoteProcess, family: int) -> None:
-    """With that source nothing leaves the machine: the call is left as it is, and nobody listens."""
+    """With that source nothing leaves the machine: the call is left alone, and nobody listens."""
     sock = node.open(TCP, family)
     sock.bind([LOOPBACK[family], 0])
     assert error_of(lambda: sock.connect([LOOPBACK[family], NODE_PORT])) == errno.ECONNREFUSED

@@ -116,7 +116,8 @@ CONFIG = Record(
         Field("pod_cidr4", 352, 128, 4, "struct", CIDR),
         Field("pod_cidr6", 480, 128, 4, "struct", CIDR),
         Field("agent_beat", 608, 4, 0, "u32"),
-        Field("pad", 612, 4, 0, "u32"),
+        Field("node_port_max", 612, 2, 0, "u16"),
+        Field("pad", 614, 2, 0, "u16"),
     ),
 )
 

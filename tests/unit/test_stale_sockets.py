@@ -1,4 +1,4 @@
-"""Which sockets are to be closed: UDP of endpoints that serve no more, TCP of those that are dead."""
+"""Which sockets are to be closed: UDP of what serves no more, TCP of what is dead."""
 
 from __future__ import annotations
 
