@@ -24,8 +24,9 @@ enum reason {
 	REASON_SOURCE_TRANSLATED,  /* a client port was changed to keep two flows apart */
 	REASON_REWRITE_FAILED,	   /* the kernel would not let us change the packet: dropped */
 	REASON_INTERNAL,	   /* a map entry that must exist does not, or a tail call failed */
-	REASON_ENDPOINT_IS_NODE,   /* from the node's own socket, and no endpoint elsewhere: refused */
-	REASON_NODE_UNROUTED,	   /* from the node's own socket, and no route to the backend: dropped */
+	REASON_ENDPOINT_IS_NODE,   /* from the node's own socket, and no endpoint elsewhere: refused
+				    */
+	REASON_NODE_UNROUTED, /* from the node's own socket, and no route to the backend: dropped */
 	REASON_MAX,
 };
 
@@ -118,7 +119,7 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
 #define SOCKET_CHOICE_TRIES 4 /* to find a backend that a socket can be connected to */
-#define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
+#define NODE_CHOICE_TRIES 4   /* to find a backend that is not the node itself */
 #define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
 
 /* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words

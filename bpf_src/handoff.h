@@ -18,7 +18,8 @@ struct handoff {
 		__u32 old_flow; /* to connect: a flow with the packet's tuple is in the way */
 		__u32 reason;	/* in the trace variant, which follows no flows: for the caller */
 	};
-	__u32 service; /* to masquerade and node_flow, and to the trace variant's caller: whose backend it is */
+	__u32 service; /* to masquerade and node_flow, and to the trace variant's caller: whose
+			  backend it is */
 	union {
 		__u32 backend;	   /* to masquerade and node_flow: id | generation << 24 */
 		__u32 masqueraded; /* in the trace variant, which calls no masquerade */

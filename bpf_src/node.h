@@ -3,12 +3,12 @@
  * because the endpoint already has a connection from that port; of all with --socket-lb off. They
  * are met where they leave by an uplink, since that is where the route to such an address leads:
  *
- *   node:cp -> service:sp    going out: becomes node:np -> backend:bp, and leaves by the device that
- *                            leads there
- *   backend:bp -> node:np    coming in, from a pod or by an uplink: becomes service:sp -> node:cp
+ *   node:cp -> service:sp    going out: becomes node:np -> backend:bp, and leaves by the device
+ * that leads there backend:bp -> node:np    coming in, from a pod or by an uplink: becomes
+ * service:sp -> node:cp
  *
- * The second entry acts where others' replies are left alone. It is known by np, which is of a range
- * of its own. */
+ * The second entry acts where others' replies are left alone. It is known by np, which is of a
+ * range of its own. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -187,7 +187,8 @@ INLINE int node_send(struct __sk_buff *skb)
 	route.ipv4_src = p.src;
 	route.ipv4_dst = p.dst;
 #endif
-	/* As if it had come in there: for what goes out, the helper would look at that device alone. */
+	/* As if it had come in there: for what goes out, the helper would look at that device
+	 * alone. */
 	found = bpf_fib_lookup(skb, &route, sizeof(route), 0);
 	switch (found) {
 	case BPF_FIB_LKUP_RET_SUCCESS:

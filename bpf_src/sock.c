@@ -8,6 +8,7 @@
 #include "consts.h"
 #include "types.h"
 #include "maps.h"
+#include "address.h"
 #include "config.h"
 #include "filter.h"
 #include "select.h"
@@ -63,9 +64,9 @@ INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, const st
 	return !(frontend_flags & FRONTEND_SOCKETS) || !from_loopback(ctx, call);
 }
 
-/* Has the endpoint a connection already from the port that this socket is bound to? The kernel would
- * refuse another one (EADDRNOTAVAIL), although the caller asked for different addresses. A socket
- * that is bound to no address is taken to get the node's primary one. */
+/* Has the endpoint a connection already from the port that this socket is bound to? The kernel
+ * would refuse another one (EADDRNOTAVAIL), although the caller asked for different addresses. A
+ * socket that is bound to no address is taken to get the node's primary one. */
 INLINE bool is_taken(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
 		     const struct choice *choice)
 {

@@ -29,9 +29,9 @@ struct call {
 	__u64 netns;
 };
 
-/* An MPTCP socket calls by a TCP socket of the kernel's own, which its owner never has in hand: asked
- * for its peer is the other one. What both can tell is that one's address, which is taken for a
- * cookie: no cookie is as large. 0 for any other socket, and on kernels that know no MPTCP
+/* An MPTCP socket calls by a TCP socket of the kernel's own, which its owner never has in hand:
+ * asked for its peer is the other one. What both can tell is that one's address, which is taken for
+ * a cookie: no cookie is as large. 0 for any other socket, and on kernels that know no MPTCP
  * (ebpf/kernel/optional.py). */
 INLINE u64 mptcp_owner(struct bpf_sock_addr *ctx)
 {

@@ -40,9 +40,8 @@ INLINE int begin_anew(struct __sk_buff *skb, const struct packet *p)
 /* The end of a packet's translation: one of the node's own has yet to be sent (node.h). */
 INLINE int send_on(struct __sk_buff *skb, const struct packet *p, int verdict)
 {
-	return verdict == PASS && p->origin == ORIGIN_NODE
-		   ? hand_to(skb, FAMILY_PROGRAM(NODE_SEND))
-		   : verdict;
+	return verdict == PASS && p->origin == ORIGIN_NODE ? hand_to(skb, FAMILY_PROGRAM(NODE_SEND))
+							   : verdict;
 }
 
 /* `old_flow`: a flow with the packet's tuple is in the way. */

@@ -56,8 +56,8 @@ PROGRAM(FAMILY_NAME(service))
 	f = find_flow(&key);
 	if (!f)
 		return hand_to_connect(skb, false);
-	/* Of the node's own flows; else by a coincidence in the filters, and what this entry does is
-	 * done where the packet goes out. */
+	/* Of the node's own flows; else by a coincidence in the filters, and what this entry does
+	 * is done where the packet goes out. */
 	if (f->flags & FLOW_REPLY)
 		return is_to_node(&p) ? hand_to(skb, FAMILY_PROGRAM(REPLY)) : PASS;
 	verdict = established(skb, &p, &key, f, false);

@@ -140,7 +140,7 @@ struct config {
 	__u32 pod_cidr_count6;
 	struct cidr pod_cidr4[MAX_POD_CIDRS];
 	struct cidr pod_cidr6[MAX_POD_CIDRS];
-	__u32 agent_beat; /* tick at which the agent last lived; 0: there is none */
+	__u32 agent_beat;    /* tick at which the agent last lived; 0: there is none */
 	__u16 node_port_max; /* the node's own flows have the ports from port_max to here */
 	__u16 pad;
 };

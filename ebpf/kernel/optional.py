@@ -34,7 +34,7 @@ def without_missing(code: bytearray) -> None:
 
 @functools.cache
 def has_mptcp() -> bool:
-    """Whether programs can tell the MPTCP socket that a TCP socket belongs to; tried on this kernel.
+    """Whether programs can tell which MPTCP socket a TCP socket belongs to; tried on this kernel.
 
     Raises KernelError where loading is not allowed at all.
     """
