@@ -79,6 +79,12 @@ enum flow_flag {
 	FLOW_REPLIED = 128,    /* the backend has answered */
 };
 
+/* socket_peer.flags */
+enum peer_flag {
+	PEER_DIRECT = 1, /* the backend was asked by its own address since, and answers by that */
+	PEER_OF_POD = 2, /* the socket is of another network namespace than the node's */
+};
+
 /* config.flags */
 enum config_flag {
 	CONFIG_PASS_MIDSTREAM = 1, /* kube-proxy may own TCP without a flow */

@@ -28,6 +28,8 @@ INLINE void remember_peer(const struct call *call, const struct choice *choice)
 
 	make_socket_key(&key, call->cookie, &choice->addr, choice->port);
 	peer.addr = call->addr;
+	if (call->of_pod)
+		peer.flags = PEER_OF_POD;
 	socket_peers.update(&key, &peer);
 }
 
@@ -53,7 +55,7 @@ INLINE void asked_directly(struct bpf_sock_addr *ctx, const struct call *call)
 	make_socket_key(&key, call->cookie, &call->addr, call->port);
 	peer = socket_peers.lookup(&key);
 	if (peer && !(call->sends && is_connected_to(ctx, call)))
-		peer->direct = 1;
+		peer->flags |= PEER_DIRECT;
 }
 
 /* A UDP socket keeps its backend as long as that serves. */
@@ -74,7 +76,8 @@ INLINE bool keep_choice(const struct call *call, const struct socket_key *key, u
 	take_backend(choice, b, *had, service);
 	make_socket_key(&peer_key, call->cookie, &choice->addr, choice->port);
 	peer = socket_peers.lookup(&peer_key);
-	if (!peer || peer->direct) /* evicted by itself, or asked by its own address meanwhile */
+	if (!peer || peer->flags &
+			 PEER_DIRECT) /* evicted by itself, or asked by its own address meanwhile */
 		remember_peer(call, choice);
 	return true;
 }
@@ -89,7 +92,7 @@ INLINE bool find_peer(struct call *call, struct choice *choice)
 		return false;
 	make_socket_key(&key, call->cookie, &call->addr, call->port);
 	peer = socket_peers.lookup(&key);
-	if (!peer || peer->direct)
+	if (!peer || peer->flags & PEER_DIRECT)
 		return false;
 	choice->addr = peer->addr;
 	choice->port = peer->port;

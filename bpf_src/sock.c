@@ -53,13 +53,11 @@ INLINE void identify(struct request *r, const struct call *call, const struct co
 }
 
 /* Is this frontend one for sockets like this? */
-INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
-		    u32 frontend_flags)
+INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, u32 frontend_flags)
 {
 	/* A pod's address is not known before it connects: its packets are judged on the wire. And
 	 * its loopback is its own. */
-	if (frontend_flags & (FRONTEND_SOURCE_RANGES | FRONTEND_SOCKETS) &&
-	    call->netns != c->host_netns)
+	if (frontend_flags & (FRONTEND_SOURCE_RANGES | FRONTEND_SOCKETS) && call->of_pod)
 		return false;
 	return !(frontend_flags & FRONTEND_SOCKETS) || !from_loopback(ctx, call);
 }
@@ -145,7 +143,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		asked_directly(ctx, call);
 		return NOT_OURS;
 	}
-	if (!may_use(ctx, call, c, frontend.flags))
+	if (!may_use(ctx, call, frontend.flags))
 		return NOT_OURS;
 	make_socket_key(&kept, call->cookie, &call->addr, call->port);
 	if (call->proto == IPPROTO_UDP && keep_choice(call, &kept, frontend.service, choice))

@@ -23,8 +23,8 @@ struct call {
 	struct addr addr;
 	__u16 port;
 	__u8 proto;
-	__u8 sends; /* a datagram; else the socket connects */
-	__u32 pad;
+	__u8 sends;   /* a datagram; else the socket connects */
+	__u32 of_pod; /* not the node's own */
 	__u64 cookie; /* of the socket, see mptcp_owner() */
 	__u64 netns;
 };
@@ -97,7 +97,8 @@ INLINE bool is_served(struct bpf_sock_addr *ctx, struct call *call, const struct
 	if (!(c->flags & (CONFIG_SOCKET_HOST | CONFIG_SOCKET_ALL)))
 		return false;
 	call->netns = netns_cookie(ctx);
-	return call->netns == c->host_netns || c->flags & CONFIG_SOCKET_ALL || !agent_lives(c);
+	call->of_pod = call->netns != c->host_netns;
+	return !call->of_pod || c->flags & CONFIG_SOCKET_ALL || !agent_lives(c);
 }
 
 /* Does a datagram go where the socket is connected to? The kernel then takes answers from there

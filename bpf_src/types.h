@@ -186,8 +186,8 @@ struct socket_key {
 struct socket_peer {
 	struct addr addr; /* the service's */
 	__u16 port;
-	__u8 proto;  /* of the socket; 0: noted by a version that did not say */
-	__u8 direct; /* not zero: asked by its own address meanwhile, and answers by that */
+	__u8 proto; /* of the socket; 0: noted by a version that did not say */
+	__u8 flags; /* enum peer_flag */
 	__u32 service;
 };
 

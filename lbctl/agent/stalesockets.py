@@ -17,7 +17,7 @@ from ebpf.errors import LbError
 from ebpf.kernel import sockdiag
 from ebpf.kernel.sockdiag import Target
 from lbctl.agent.departed import Departed, services_naming
-from lbctl.agent.sockets import OFF
+from lbctl.agent.sockets import ALL, OFF
 from lbctl.datapath import consts
 from lbctl.datapath.flows import take
 from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_columns, rows_as_bytes
@@ -51,6 +51,7 @@ class StaleSockets:
         self._known = known
         self._mode = mode
         self._departed = Departed()
+        self._elsewhere = False  # pods' sockets are among those to be closed
         self._open = False  # some sockets are connected to what does not serve any more
         self._due: float | None = None
         self._waiting: frozenset[ObjectKey] = frozenset()
@@ -117,13 +118,16 @@ class StaleSockets:
                     cookies = keys["cookie"][of_it].tolist()
                     found[protocol] += [Target(cookie, address, port) for cookie in cookies]
         self._open = bool(stale)
+        indices = [index for index, _ in stale]
+        of_pods = values["flags"][np.isin(which, indices)] & consts.PEER_OF_POD
+        self._elsewhere = bool(of_pods.any())
         return found
 
     def _peers(self) -> tuple[Records, Records]:
         """What is noted of sockets that called services. What one asked by the endpoint's own
         address is its own affair."""
         keys, values = self._tables.socket_peers.read_all()
-        through = (values["direct"] == 0) & (keys["cookie"] < _NO_COOKIE)
+        through = (values["flags"] & consts.PEER_DIRECT == 0) & (keys["cookie"] < _NO_COOKIE)
         return take(keys, through), take(values, through)
 
     def _dead(self, addresses: Collection[bytes]) -> set[bytes]:
@@ -134,8 +138,10 @@ class StaleSockets:
         return leaving - named.keys()
 
     def _close(self, stale: dict[int, list[Target]]) -> None:
-        # Pods' sockets too, whatever the mode: they were served while there was no agent.
-        closed, errors = sockdiag.close_everywhere(stale, sockdiag.other_namespaces())
+        # Whatever the mode, pods' sockets may be among them: while there is no agent, the hooks
+        # serve them.
+        others = sockdiag.other_namespaces() if self._elsewhere or self._mode == ALL else []
+        closed, errors = sockdiag.close_everywhere(stale, others)
         for protocol, targets in closed.items():
             if targets:
                 self._log.info(

@@ -37,7 +37,7 @@ PEER = Record(
         Field("addr", 0, 16, 0, "struct", ADDR.fields),
         Field("port", 16, 2, 0, "u16"),
         Field("proto", 18, 1, 0, "u8"),
-        Field("direct", 19, 1, 0, "u8"),
+        Field("flags", 19, 1, 0, "u8"),
         Field("service", 20, 4, 0, "u32"),
     ),
 )
