@@ -44,7 +44,8 @@ INLINE bool is_to_node(const struct packet *p)
 	return c && is_node_port(c, p->dport);
 }
 
-/* A packet of a flow that exists, or the first of one. */
+/* A packet of a flow that exists, or the first of one. Also what comes in, where a reply's entry
+ * was found: others' replies are translated where they go out. */
 INLINE int node_packet(struct __sk_buff *skb)
 {
 	struct flow_key key;
@@ -56,6 +57,8 @@ INLINE int node_packet(struct __sk_buff *skb)
 		return PASS;
 	make_key(&key, &p);
 	f = find_flow(&key);
+	if (p.origin != ORIGIN_NODE)
+		return f && is_to_node(&p) ? hand_to(skb, FAMILY_PROGRAM(REPLY)) : PASS;
 	if (!f) {
 		handoff(skb)->old_flow = false;
 		return hand_to(skb, FAMILY_PROGRAM(NODE_OPEN));

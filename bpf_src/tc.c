@@ -54,12 +54,12 @@ PROGRAM(FAMILY_NAME(service))
 		return DROP;
 	make_key(&key, &p);
 	f = find_flow(&key);
-	if (!f)
-		return hand_to_connect(skb, false);
-	/* Of the node's own flows; else by a coincidence in the filters, and what this entry does
-	 * is done where the packet goes out. */
-	if (f->flags & FLOW_REPLY)
-		return is_to_node(&p) ? hand_to(skb, FAMILY_PROGRAM(REPLY)) : PASS;
+	/* A reply found here is one to the node's own socket (node.h), or there by a coincidence in
+	 * the filters. One call for both: what every packet runs is short. */
+	if (!f || f->flags & FLOW_REPLY) {
+		handoff(skb)->old_flow = false;
+		return hand_to(skb, f ? FAMILY_PROGRAM(NODE) : FAMILY_PROGRAM(CONNECT));
+	}
 	verdict = established(skb, &p, &key, f, false);
 	return verdict == -EAGAIN ? hand_to_connect(skb, true) : verdict;
 }
