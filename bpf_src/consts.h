@@ -124,8 +124,7 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
-#define SOCKET_CHOICE_TRIES 4 /* to find a backend that a socket can be connected to */
-#define NODE_CHOICE_TRIES 4   /* to find a backend that is not the node itself */
+#define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
 #define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
 
 /* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words

@@ -1,11 +1,10 @@
 /* Packets that sockets of the node's own sent to a service's address: of those that were connected
  * before the service existed, or before there were socket hooks; of those the hooks leave alone,
- * because the endpoint already has a connection from that port; of all with --socket-lb off. They
- * are met where they leave by an uplink, since that is where the route to such an address leads:
+ * since they share their port with others; of all with --socket-lb off. They are met where they
+ * leave by an uplink, since that is where the route to such an address leads. Two entries:
  *
- *   node:cp -> service:sp    going out: becomes node:np -> backend:bp, and leaves by the device
- * that leads there backend:bp -> node:np    coming in, from a pod or by an uplink: becomes
- * service:sp -> node:cp
+ *   node:cp -> service:sp    going out: becomes node:np -> backend:bp, sent by another device
+ *   backend:bp -> node:np    coming in anywhere: becomes service:sp -> node:cp
  *
  * The second entry acts where others' replies are left alone. It is known by np, which is of a
  * range of its own. */

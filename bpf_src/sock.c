@@ -62,59 +62,29 @@ INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, u32 fron
 	return !(frontend_flags & FRONTEND_SOCKETS) || !from_loopback(ctx, call);
 }
 
-/* Has the endpoint a connection already from the port that this socket is bound to? The kernel
- * would refuse another one (EADDRNOTAVAIL), although the caller asked for different addresses. A
- * socket that is bound to no address is taken to get the node's primary one. */
-INLINE bool is_taken(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
-		     const struct choice *choice)
+/* Is the socket bound to a port that others may be bound to as well? They may call the same
+ * endpoint by other names, or by its own, and the kernel would refuse whoever comes second
+ * (EADDRNOTAVAIL). */
+INLINE bool shares_port(struct bpf_sock_addr *ctx)
 {
-	struct bpf_sock *sk = ctx->sk, *other;
-	struct bpf_sock_tuple tuple = {};
-	u32 size = sizeof(tuple.ipv6), state;
-	struct addr own;
+	struct bpf_sock *sk = ctx->sk;
+	int shared = 0;
 
 	if (!sk || !sk->src_port)
 		return false;
-	if (speaks_ipv4(call)) {
-		size = sizeof(tuple.ipv4);
-		tuple.ipv4.saddr = choice->addr.w[3];
-		tuple.ipv4.sport = choice->port;
-		tuple.ipv4.daddr = sk->src_ip4 ? sk->src_ip4 : c->node4.w[3];
-		tuple.ipv4.dport = htons(sk->src_port);
-	} else {
-		own.w[0] = sk->src_ip6[0];
-		own.w[1] = sk->src_ip6[1];
-		own.w[2] = sk->src_ip6[2];
-		own.w[3] = sk->src_ip6[3];
-		if (is_zero(&own))
-			own = c->node6;
-		__builtin_memcpy(tuple.ipv6.saddr, &choice->addr, 16);
-		tuple.ipv6.sport = choice->port;
-		__builtin_memcpy(tuple.ipv6.daddr, &own, 16);
-		tuple.ipv6.dport = htons(sk->src_port);
-	}
-	other = bpf_skc_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	if (!other)
-		return false;
-	state = other->state;
-	bpf_sk_release(other);
-	return state != BPF_TCP_LISTEN;
+	if (!bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &shared, sizeof(shared)) && shared)
+		return true;
+	return !bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &shared, sizeof(shared)) && shared;
 }
 
-/* A backend that the socket can be connected to. 0, a reason, or -EEXIST. */
-INLINE int choose_free(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
-		       const struct request *request, struct choice *choice)
+/* Is this to be served on the wire (node.h), where the packets get another port? Not if the backend
+ * is a process of the node: its answers never come there. */
+INLINE bool is_for_the_wire(struct bpf_sock_addr *ctx, const struct call *call,
+			    const struct config *c, const struct choice *choice)
 {
-	int i;
-
-#pragma clang loop unroll(disable)
-	for (i = 0; i < SOCKET_CHOICE_TRIES; i++) {
-		int reason = choose_backend(request, choice);
-
-		if (reason || call->proto != IPPROTO_TCP || !is_taken(ctx, call, c, choice))
-			return reason;
-	}
-	return -EEXIST;
+	if (call->proto != IPPROTO_TCP || !shares_port(ctx))
+		return false;
+	return !same_address(&choice->addr, speaks_ipv4(call) ? &c->node4 : &c->node6);
 }
 
 /* ALLOW with the choice made, DENY with the error set, or NOT_OURS. */
@@ -151,13 +121,13 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
 	identify(&request, call, c);
-	reason = choose_free(ctx, call, c, &request, choice);
-	if (reason == -EEXIST) /* its packets are given another port on the wire, see node.h */
-		return NOT_OURS;
+	reason = choose_backend(&request, choice);
 	if (reason == REASON_NO_ENDPOINT)
 		return deny(call, reason, ECONNREFUSED);
 	if (reason)
 		return deny(call, reason, EHOSTUNREACH);
+	if (is_for_the_wire(ctx, call, c, choice))
+		return NOT_OURS;
 	count_socket(REASON_FORWARDED);
 	count_socket_connection(choice->service);
 	if (call->proto == IPPROTO_UDP)

@@ -12,6 +12,9 @@
 #include "types.h"
 
 #define AF_INET 2
+#define SOL_SOCKET 1
+#define SO_REUSEADDR 2
+#define SO_REUSEPORT 15
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif

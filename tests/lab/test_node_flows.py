@@ -10,9 +10,9 @@ import pytest
 
 from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
-from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, counted, publish
+from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, publish
 from tests.lab.support.remote_sockets import RemoteProcess, RemoteSocket, process_in
-from tests.lab.support.socket_entries import both_families, error_of
+from tests.lab.support.socket_entries import both_families, entries, error_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -122,24 +122,36 @@ def test_one_source_port_to_two_services_and_their_endpoint(
     assert [sock.ask("again") for sock in socks] == ["pod1", "pod1"]
     for sock in socks:
         sock.close()
-    direct = bound(node, lab, family, mapped, port + 100)
-    direct.connect([called(own, mapped), TARGET])
-    through = bound(node, lab, family, mapped, port + 100)
-    through.connect([called(addresses("a")[family], mapped), PORT])
-    assert (through.ask("hello"), direct.ask("hello")) == ("pod1", "pod1")
+    service, pod = [called(addresses("a")[family], mapped), PORT], [called(own, mapped), TARGET]
+    for number, order in enumerate(((service, pod), (pod, service))):
+        pair = [bound(node, lab, family, mapped, port + 100 * (1 + number)) for _ in order]
+        for sock, target in zip(pair, order, strict=True):
+            sock.connect(target)
+        assert [(s.ask("hello"), s.getpeername()[:2]) for s in pair] == [("pod1", t) for t in order]
 
 
 @both_families
-def test_a_bound_socket_prefers_an_endpoint_that_is_free(
+def test_what_shares_no_port_is_served_at_its_socket(
     lab: Lab, node: RemoteProcess, family: int
 ) -> None:
-    before = counted(lab, "node1", "endpoint_is_node")
-    first, second = (bound(node, lab, family, False, 46000 + family) for _ in range(2))
-    first.connect([addresses("a")[family], PORT])
-    second.connect([addresses("two")[family], PORT])
-    assert first.ask("hello") == "pod1"
-    assert second.ask("hello") in ("pod1", "pod3")
-    assert counted(lab, "node1", "endpoint_is_node") == before
+    """A source address or port alone costs nothing per packet."""
+    sock = node.open(TCP, family)
+    sock.bind([lab.find("node1").addresses[family], 0])
+    before = entries(lab, "socket_peers")
+    sock.connect([addresses("a")[family], PORT])
+    assert sock.ask("hello") == "pod1"
+    assert entries(lab, "socket_peers") == before + 1
+
+
+@both_families
+def test_a_shared_port_towards_a_process_of_the_node(
+    lab: Lab, node: RemoteProcess, family: int
+) -> None:
+    """On the wire it could not be served."""
+    publish(lab, {"here": ["node1"]})
+    sock = bound(node, lab, family, False, 46000 + family)
+    sock.connect([addresses("here")[family], PORT])
+    assert sock.ask("hello") == "node1"
 
 
 @both_families
