@@ -114,6 +114,14 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 #endif
 }
 
+/* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
+ * socket. */
+INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
+{
+	return skb->sk && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
+	       maybe_service(&p->dst, 0);
+}
+
 /* A packet that goes out: may it be a reply, or one whose source is to change? */
 INLINE int going_out(struct __sk_buff *skb, u32 to)
 {
@@ -130,6 +138,13 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 		return PASS;
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return PASS;
+	if (to != ORIGIN_POD && calls_service(skb, &p)) {
+		p.origin = ORIGIN_NODE;
+		save_packet(skb, &p);
+		if (p.fragment == FRAGMENT_FIRST)
+			remember_fragment(&p);
+		return hand_to(skb, FAMILY_PROGRAM(NODE));
+	}
 	if (!maybe_endpoint(&p.src, p.sport) && !is_own_port(c, p.sport) &&
 	    !same_address(&p.src, &p.dst))
 		return PASS;

@@ -25,12 +25,14 @@
 #include "owned.h"
 #include "outgoing.h"
 
-/* A source port to try: any of the range that the node keeps for this. Network byte order. */
-INLINE u16 random_port(const struct config *c)
+/* A source port to try: any of the range that the node keeps for this, or for its own flows.
+ * Network byte order. */
+INLINE u16 random_port(const struct config *c, bool node)
 {
-	u32 span = c->port_max - c->port_min + 1;
+	u32 first = node ? c->port_max + 1 : c->port_min;
+	u32 span = (node ? c->node_port_max : c->port_max) - first + 1;
 
-	return htons(c->port_min + (u32)((u64)bpf_get_prandom_u32() * span >> 32));
+	return htons(first + (u32)((u64)bpf_get_prandom_u32() * span >> 32));
 }
 
 /* May the entry that holds our reply tuple be taken over? Either it is this very flow's leftover,
@@ -80,14 +82,16 @@ INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick, boo
 	return 0;
 }
 
-/* Sets a client port under which nothing is known of the reply tuple, if one is found. */
+/* Sets a client port under which nothing is known of the reply tuple, if one is found; of the range
+ * that the key's is of. */
 INLINE void pick_port(const struct config *c, struct flow_key *key)
 {
+	bool node = is_node_port(c, key->dport);
 	int i;
 
 #pragma clang loop unroll(disable)
 	for (i = 0; i < SOURCE_PORT_TRIES; i++) {
-		key->dport = random_port(c);
+		key->dport = random_port(c, node);
 		if (!FLOWS_LRU.lookup(key) && !FLOWS.lookup(key))
 			break;
 	}
@@ -333,7 +337,7 @@ INLINE int connect(struct __sk_buff *skb)
 	if (is_martian_source(&p.src))
 		return leave_to_stack(skb);
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
-	if (!find_frontend(&frontend_key, &frontend))
+	if (!find_frontend(&frontend_key, &frontend) || frontend.flags & FRONTEND_SOCKETS)
 		return no_frontend(skb, &p);
 	if (is_nodes_own(skb, &p, &key, &frontend_key, frontend.flags))
 		return leave_to_stack(skb);

@@ -25,6 +25,9 @@ enum reason {
 	REASON_REWRITE_FAILED,	   /* the kernel would not let us change the packet: dropped */
 	REASON_INTERNAL,	   /* a map entry that must exist does not, or a tail call failed */
 	REASON_LEFT_TO_STACK, /* at a service's address, but the node's own business: untouched */
+	REASON_ENDPOINT_IS_NODE, /* from the node's own socket, and no endpoint elsewhere: refused
+				  */
+	REASON_NODE_UNROUTED, /* from the node's own socket, and no route to the backend: dropped */
 	REASON_MAX,
 };
 
@@ -36,7 +39,8 @@ enum frontend_flag {
 	FRONTEND_LOAD_BALANCER = 8,
 	FRONTEND_ADDRESS = 16, /* port 0, protocol 0: the address itself is a live ClusterIP */
 	FRONTEND_SOURCE_RANGES = 32,
-	FRONTEND_SHARED = 64, /* the node itself has the address, or another proxy does */
+	FRONTEND_SHARED = 64,	/* the node itself has the address, or another proxy does */
+	FRONTEND_SOCKETS = 128, /* on loopback: for sockets of the node alone, never for packets */
 };
 
 /* service.flags */
@@ -75,6 +79,12 @@ enum flow_flag {
 	FLOW_MASQUERADED = 32, /* the backend sees the node's address, see masquerade.h */
 	FLOW_DIRECT = 64,      /* no service: only the client's port is changed, see direct.h */
 	FLOW_REPLIED = 128,    /* the backend has answered */
+};
+
+/* socket_peer.flags */
+enum peer_flag {
+	PEER_DIRECT = 1, /* the backend was asked by its own address since, and answers by that */
+	PEER_OF_POD = 2, /* the socket is of another network namespace than the node's */
 };
 
 /* config.flags */
@@ -117,6 +127,7 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
+#define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
 #define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
 
 /* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words
@@ -160,6 +171,14 @@ enum program {
 	PROGRAM_OPEN6,
 	PROGRAM_OUTGOING4, /* from an address that is a service's or the node's, but no flow's */
 	PROGRAM_OUTGOING6,
+	PROGRAM_NODE4, /* from the node's own socket to a service's address */
+	PROGRAM_NODE6,
+	PROGRAM_NODE_OPEN4, /* ... no flow yet: chooses */
+	PROGRAM_NODE_OPEN6,
+	PROGRAM_NODE_FLOW4, /* ... chosen: opens it */
+	PROGRAM_NODE_FLOW6,
+	PROGRAM_NODE_SEND4, /* ... translated: to the device that leads to the backend */
+	PROGRAM_NODE_SEND6,
 	PROGRAM_MAX,
 };
 
@@ -167,3 +186,5 @@ enum program {
 #define TICK_SHIFT 30
 /* A beat is about as long, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> 8. */
 #define BEAT_SHIFT 8
+/* An agent that has not said for so long that it lives is gone (config.agent_beat). */
+#define AGENT_GONE_TICKS 5

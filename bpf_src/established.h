@@ -115,10 +115,10 @@ INLINE int upkeep(struct __sk_buff *skb)
 	if (!f)
 		return PASS;
 	if (!refresh_datagram(&key, f, tick))
-		return hand_to_connect(skb, true);
+		return begin_anew(skb, &p);
 	flush_counts(f);
 	f->seen = tick;
 	f->beat = beat();
 	count_packet(f, skb->len - p.l3);
-	return translate(skb, &p, reply, &f->addr, f->port, f->client_port);
+	return send_on(skb, &p, translate(skb, &p, reply, &f->addr, f->port, f->client_port));
 }

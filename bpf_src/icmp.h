@@ -143,6 +143,9 @@ INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 	f = find_flow(&key);
 	if (!f)
 		return PASS;
+	/* What comes in about a flow of the node's own is about what its client sent. */
+	if (f->flags & FLOW_REPLY)
+		reply = true;
 	to = f->addr;
 	port = f->port;
 	client_port = f->client_port;

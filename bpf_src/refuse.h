@@ -110,9 +110,10 @@ INLINE int answer_header(struct __sk_buff *skb, struct packet *p, u32 payload)
 #endif
 }
 
-INLINE int send_back(struct __sk_buff *skb)
+/* Where it came from: out of the same interface, or into it for the node's own socket. */
+INLINE int send_back(struct __sk_buff *skb, const struct packet *p)
 {
-	return bpf_redirect(skb->ifindex, 0);
+	return bpf_redirect(skb->ifindex, p->origin == ORIGIN_NODE ? BPF_F_INGRESS : 0);
 }
 
 /* RFC 9293, 3.10.7.1: what a closed port answers. */
@@ -148,7 +149,7 @@ INLINE int answer_reset(struct __sk_buff *skb, struct packet *p)
 	    answer_header(skb, p, sizeof(tcp)))
 		return DROP;
 	swap_macs(skb, p);
-	return send_back(skb);
+	return send_back(skb, p);
 }
 
 struct unreachable {
@@ -251,7 +252,7 @@ INLINE int answer_unreachable(struct __sk_buff *skb, struct packet *p)
 	    move_link_header(skb, p->l3, sizeof(answer)) ||
 	    bpf_skb_store_bytes(skb, p->l3, &answer, sizeof(answer), 0))
 		return DROP;
-	return send_back(skb);
+	return send_back(skb, p);
 }
 
 INLINE int answer(struct __sk_buff *skb)

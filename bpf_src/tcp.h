@@ -11,6 +11,7 @@
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
+#include "tailcall.h"
 #include "flow.h"
 #include "nat.h"
 
@@ -136,5 +137,5 @@ INLINE int track(struct __sk_buff *skb)
 		if (f && pair && track_tcp(skb, &p, f, pair))
 			linger(reply ? &pair_key : &key, f, pair);
 	}
-	return translate(skb, &p, reply, &addr, port, client_port);
+	return send_on(skb, &p, translate(skb, &p, reply, &addr, port, client_port));
 }

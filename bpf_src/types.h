@@ -140,6 +140,9 @@ struct config {
 	__u32 pod_cidr_count6;
 	struct cidr pod_cidr4[MAX_POD_CIDRS];
 	struct cidr pod_cidr6[MAX_POD_CIDRS];
+	__u32 agent_beat;    /* tick at which the agent last lived; 0: there is none */
+	__u16 node_port_max; /* the node's own flows have the ports from port_max to here */
+	__u16 pad;
 };
 
 /* Written by the programs; corrected by the agent's sweep. */
@@ -189,7 +192,8 @@ struct socket_key {
 struct socket_peer {
 	struct addr addr; /* the service's */
 	__u16 port;
-	__u16 pad;
+	__u8 proto; /* of the socket; 0: noted by a version that did not say */
+	__u8 flags; /* enum peer_flag */
 	__u32 service;
 };
 

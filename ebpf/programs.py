@@ -14,7 +14,7 @@ from ebpf.errors import CompileError, LbError
 from ebpf.hooks.cgroup import SocketAttacher
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
-from ebpf.kernel import bpffs, libbpf
+from ebpf.kernel import bpffs, libbpf, optional
 from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import Bundle, Field, MapSpec, Program, Record
 from ebpf.maps import ProgramArray
@@ -35,6 +35,7 @@ def load(program: Program, map_fds: Mapping[str, int]) -> int:
         struct.pack_into("=i", code, index * 8 + 4, map_fds[name])
     for index in program.kernel_reads:
         kernel_fields.complete(code, index)
+    optional.without_missing(code)
     return libbpf.prog_load(program.prog_type, program.name, bytes(code), program.attach_type)
 
 

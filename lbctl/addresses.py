@@ -65,6 +65,11 @@ def is_loopback(address: bytes) -> bool:
     return address == bytes(15) + b"\x01"
 
 
+def loopback(family: int) -> bytes:
+    """127.0.0.1 or ::1."""
+    return parse_address("127.0.0.1" if family == IPV4 else "::1")
+
+
 def is_link_local(address: bytes) -> bool:
     """fe80::/10: the same address may exist behind several interfaces."""
     return address[0] == 0xFE and address[1] & 0xC0 == 0x80

@@ -15,6 +15,7 @@ TCX = "tcx"
 CHECKSUM_KIND = "checksum_kind"  # see ebpf/kernel/fields.py
 # A look-up of a route tells its source address (6.7): programs find out by asking.
 ROUTE_SOURCE = "route_source"
+MPTCP = "mptcp"  # see ebpf/kernel/optional.py
 
 
 def masked() -> frozenset[str]:

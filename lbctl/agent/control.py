@@ -33,6 +33,7 @@ class Control:
         """Put the programs in place: there are services to be found in the maps."""
         self._attached = True
         self._parts.programs.attach(self._parts.interfaces, self._parts.sockets)
+        self._parts.beat.start(time.monotonic())
 
     def take_update(self) -> None:
         """The source has news."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ebpf.instance import Instance
+from lbctl.agent.beat import Beat
 from lbctl.agent.facts import Facts
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.interfaces import Interfaces
@@ -30,5 +31,6 @@ class Parts:
     facts: Facts
     reconciler: Reconciler
     stale: StaleSockets
+    beat: Beat
     routine: Routine
     health: Health

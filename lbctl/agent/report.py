@@ -79,6 +79,7 @@ class Report:
             *problems,
             *reconciler.warnings(),
             *reconciler.housekeeper.warnings(),
+            *parts.sockets.warnings(parts.facts.current.localhost_node_ports),
             *filter(None, [parts.routine.problem, parts.stale.problem]),
             *parts.health.problems(),
             *(parts.config.problems() if parts.config else ()),

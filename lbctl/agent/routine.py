@@ -33,7 +33,7 @@ class Routine:
 
     def reserve_ports(self) -> None:
         """Keep others from the ports that translated connections get."""
-        first, last = config.PORTS
+        first, last = config.PORTS[0], config.NODE_PORTS[1]
         problem = ""
         place = reserve.place()
         try:

@@ -19,6 +19,7 @@ from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
 from lbctl.agent import memory
+from lbctl.agent.beat import Beat
 from lbctl.agent.control import Control
 from lbctl.agent.facts import Facts
 from lbctl.agent.generation import LaterGeneration
@@ -112,6 +113,8 @@ class Agent:
         reconciler = Reconciler(instance, facts.current)
         stale = StaleSockets(instance, reconciler, settings.socket_lb)
         undo.callback(stale.stop)
+        beat = Beat(instance.config)
+        undo.callback(beat.stop)
         routine = Routine(interfaces, sockets)
         routine.reserve_ports()
         return Parts(
@@ -125,6 +128,7 @@ class Agent:
             facts=facts,
             reconciler=reconciler,
             stale=stale,
+            beat=beat,
             routine=routine,
             health=health,
         )
@@ -152,6 +156,7 @@ def _members(parts: Parts, control: Control, report: Report) -> list[Readable | 
         *([Timer(watch.due, partial(control.take_settings, watch))] if watch else ()),
         Timer(parts.takeover.due, control.follow_takeover),
         parts.stale,
+        parts.beat,
         Timer(reconciler.retry_at, control.retry),
         Timer(reconciler.housekeeper.due, control.sweep),
         report,

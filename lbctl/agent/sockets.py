@@ -49,6 +49,15 @@ class SocketHooks:
         """Why sockets are not served although they should be."""
         return [self._problem] if self._problem else []
 
+    def warnings(self, localhost_node_ports: bool) -> list[str]:
+        """What is asked for and cannot be had in this mode."""
+        if localhost_node_ports and self.mode == OFF:
+            return [
+                "node ports on localhost are served at sockets alone, which --socket-lb off leaves "
+                "alone: host or all serves them"
+            ]
+        return []
+
     def attach(self, generation: Generation) -> None:
         """Put these programs on the cgroup, or with mode "off" take away what is there."""
         self._generation = generation

@@ -1,13 +1,13 @@
 """Sockets that are connected to an endpoint that is gone are closed, so that their owners connect
 anew.
 
-UDP as soon as the endpoint stopped serving; TCP only once its address is in none of the service's
-slices any more, so that a terminating pod can finish what it does.
+UDP as soon as the endpoint stopped serving; TCP only once the endpoint is known to be dead
+(lbctl/agent/departed.py): what a pod does it can finish, and one that only left a list goes on.
 """
 
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -16,18 +16,21 @@ import structlog
 from ebpf.errors import LbError
 from ebpf.kernel import sockdiag
 from ebpf.kernel.sockdiag import Target
+from lbctl.agent.departed import Departed, services_naming
 from lbctl.agent.sockets import ALL, OFF
 from lbctl.datapath import consts
+from lbctl.datapath.flows import take
 from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import ArrayContents
 from lbctl.datapath.tables import HashTable, Records, Tables
-from lbctl.model.names import PortName
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.plan.planner import Planner
 from lbctl.plan.sets import HeldSets
 
 # From a change to the look at sockets: several changes are one, and connects under way are done.
 DELAY_SECONDS = 0.25
+# Of MPTCP sockets is noted what no cookie is (mptcp_owner in bpf_src/socket.h): they are not found.
+_NO_COOKIE = np.uint64(1 << 63)
 
 
 class Objects(Protocol):
@@ -36,16 +39,20 @@ class Objects(Protocol):
     planner: Planner
 
     def objects(self, key: ObjectKey) -> ServiceObjects | None: ...
+    def every_object(self) -> Iterable[tuple[ObjectKey, ServiceObjects]]: ...
 
 
 class StaleSockets:
     """Decides in the agent's thread, closes in another."""
 
     def __init__(self, tables: Tables, known: Objects, mode: str) -> None:
-        """`mode` as in `SocketHooks`: with "all", every network namespace is searched."""
+        """`mode` as in `SocketHooks`."""
         self._tables = tables
         self._known = known
         self._mode = mode
+        self._departed = Departed()
+        self._elsewhere = False  # pods' sockets are among those to be closed
+        self._open = False  # some sockets are connected to what does not serve any more
         self._due: float | None = None
         self._waiting: frozenset[ObjectKey] = frozenset()
         self._thread: threading.Thread | None = None
@@ -55,9 +62,12 @@ class StaleSockets:
 
     def changed(self, keys: Collection[ObjectKey], left: bool, now: float) -> None:
         """Services were written; `left`: some endpoint stopped serving."""
-        if self._mode == OFF or self._due is not None:
+        if self._mode == OFF:
             return
-        if left or not self._waiting.isdisjoint(keys):
+        began = self._departed.take((key, self._known.objects(key)) for key in keys)
+        if self._due is not None:
+            return
+        if left or (began and self._open) or not self._waiting.isdisjoint(keys):
             self._due = now + DELAY_SECONDS
 
     def due(self) -> float | None:
@@ -84,30 +94,53 @@ class StaleSockets:
             self._thread.join()
 
     def _find(self) -> dict[int, list[Target]]:
-        """By protocol, what must not stay connected. (Which of the two a socket is, is seen when
-        it is found.)"""
-        keys, values = self._tables.socket_peers.read_all()
+        """By protocol, what must not stay connected."""
+        keys, values = self._peers()
         places = rows_as_bytes(keys)[:, address_columns(keys.dtype, "addr", "port")]
         services = values["service"]
-        judge = _Judge(self._tables, self._known, set(np.unique(services).tolist()))
+        serving = _serving(self._tables, self._known.planner, set(np.unique(services).tolist()))
         # Many sockets have the same peer: each is judged once.
         named = np.column_stack([places, rows_as_bytes(np.ascontiguousarray(services))])
         peers, which = np.unique(named.view(f"V{named.shape[1]}").ravel(), return_inverse=True)
-        stale: dict[int, list[Target]] = {sockdiag.UDP: [], sockdiag.TCP: []}
-        for index, (service, row) in enumerate(_peers(peers)):
-            if not any(row) or judge.is_serving(service, row):
-                continue  # no row: what an unconnected socket called last
+        stale = [
+            (index, row)
+            for index, (service, row) in enumerate(_rows(peers))
+            # No row: what an unconnected socket called last.
+            if any(row) and row not in serving.get(service, ())
+        ]
+        dead = self._dead({row[:ADDRESS_BYTES] for _, row in stale})
+        found: dict[int, list[Target]] = {sockdiag.UDP: [], sockdiag.TCP: []}
+        for index, row in stale:
             address, port = row[:ADDRESS_BYTES], row[ADDRESS_BYTES:]
-            cookies = keys["cookie"][which == index].tolist()
-            targets = [Target(cookie, address, port) for cookie in cookies]
-            stale[sockdiag.UDP] += targets
-            if not judge.exists(service, address):
-                stale[sockdiag.TCP] += targets
-        self._waiting = frozenset(judge.waiting)
-        return stale
+            for protocol, other in ((sockdiag.UDP, sockdiag.TCP), (sockdiag.TCP, sockdiag.UDP)):
+                if protocol == sockdiag.UDP or address in dead:
+                    of_it = (which == index) & (values["proto"] != other)
+                    cookies = keys["cookie"][of_it].tolist()
+                    found[protocol] += [Target(cookie, address, port) for cookie in cookies]
+        self._open = bool(stale)
+        indices = [index for index, _ in stale]
+        of_pods = values["flags"][np.isin(which, indices)] & consts.PEER_OF_POD
+        self._elsewhere = bool(of_pods.any())
+        return found
+
+    def _peers(self) -> tuple[Records, Records]:
+        """What is noted of sockets that called services. What one asked by the endpoint's own
+        address is its own affair."""
+        keys, values = self._tables.socket_peers.read_all()
+        through = (values["flags"] & consts.PEER_DIRECT == 0) & (keys["cookie"] < _NO_COOKIE)
+        return take(keys, through), take(values, through)
+
+    def _dead(self, addresses: Collection[bytes]) -> set[bytes]:
+        """Which of these are known to be; notes which services to watch for the others."""
+        leaving = self._departed.leaving(addresses)
+        named = services_naming(leaving, self._known.every_object())
+        self._waiting = frozenset(key for keys in named.values() for key in keys)
+        return leaving - named.keys()
 
     def _close(self, stale: dict[int, list[Target]]) -> None:
-        others = sockdiag.other_namespaces() if self._mode == ALL else []
+        # Whatever the mode, pods' sockets may be among them: while there is no agent, the hooks
+        # serve them.
+        others = sockdiag.other_namespaces() if self._elsewhere or self._mode == ALL else []
         closed, errors = sockdiag.close_everywhere(stale, others)
         for protocol, targets in closed.items():
             if targets:
@@ -140,51 +173,22 @@ class StaleSockets:
                 self._log.warning("an entry of a closed socket stays", error=error.message)
 
 
-class _Judge:
-    """Answers about the endpoints of some services, each looked up once."""
-
-    def __init__(self, tables: Tables, known: Objects, services: Collection[int]) -> None:
-        planner = known.planner
-        contents = ArrayContents(tables.slots.records, tables.backends.records)
-        self._serving: dict[int, set[bytes]] = {}
-        self._addresses: dict[int, set[bytes] | None] = {}
-        self._owners: dict[int, ObjectKey] = {}
-        self.waiting: set[ObjectKey] = set()  # services with sockets that may become stale later
-        for name, state in (*planner.retired.items(), *planner.services.items()):
-            if state.id not in services:
-                continue
+def _serving(tables: Tables, planner: Planner, services: Collection[int]) -> dict[int, set[bytes]]:
+    """By service, the addresses and ports that sockets may be connected to."""
+    contents = ArrayContents(tables.slots.records, tables.backends.records)
+    found = {}
+    for state in (*planner.retired.values(), *planner.services.values()):
+        if state.id in services:
             held = HeldSets(contents, state.cluster, state.local).held
-            self._serving[state.id] = {
+            found[state.id] = {
                 identity for identity, (_, flags) in held.items() if flags & consts.BACKEND_SERVING
             }
-            key = self._owners[state.id] = PortName.parse(name).owner
-            self._addresses[state.id] = _addresses(known.objects(key))
-
-    def is_serving(self, service: int, place: bytes) -> bool:
-        """May a socket be connected to this address and port for this service?"""
-        return place in self._serving.get(service, ())
-
-    def exists(self, service: int, address: bytes) -> bool:
-        """Is this still the address of an endpoint of the service, in whatever state? Of a service
-        that is gone nobody knows: its connections live on."""
-        addresses = self._addresses.get(service)
-        if addresses is None:
-            return True
-        if address in addresses:
-            self.waiting.add(self._owners[service])
-            return True
-        return False
+    return found
 
 
-def _addresses(objects: ServiceObjects | None) -> set[bytes] | None:
-    if objects is None or objects.service is None:
-        return None
-    return {endpoint.address for part in objects.slices for endpoint in part.endpoints}
-
-
-def _peers(rows: Records) -> Iterator[tuple[int, bytes]]:
+def _rows(peers: Records) -> Iterator[tuple[int, bytes]]:
     """Service id, and address with port, of each row of these bytes and the id."""
-    for row in rows.tolist():
+    for row in peers.tolist():
         yield int.from_bytes(row[IDENTITY_BYTES:], sys.byteorder), row[:IDENTITY_BYTES]
 
 

@@ -146,6 +146,7 @@ def _populate(bench: Bench) -> None:
     config["closing_timeout"] = config["datagram_timeout"] = 1 << 20
     config["datagram_stream_timeout"] = 1 << 20
     config["port_min"], config["port_max"] = 61000, 61999
+    config["node_port_max"] = 62999
 
 
 @contextlib.contextmanager

@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from lbctl.addresses import IPV6, Prefix, family_of, parse_address, parse_prefix
+from lbctl.addresses import FAMILIES, IPV6, Prefix, family_of, loopback, parse_address, parse_prefix
 from lbctl.config.bind import ANY4, ANY6, HEALTHZ_PORT, Bind, parse_bind
 from lbctl.config.durations import parse_duration
 from lbctl.errors import ConfigError
 from lbctl.fieldnames import explain
-from lbctl.resolve.node import PRIMARY, NodeSettings, parse_nodeport_addresses
+from lbctl.resolve.node import LOCALHOST, PRIMARY, NodeSettings, parse_nodeport_addresses
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
 KIND = "KubeProxyConfiguration"
@@ -36,6 +36,10 @@ class _Masquerade(_Section, frozen=True, rename="camel"):
     """What the sections iptables and nftables share; ipvs has none of its own."""
 
     masquerade_all: bool = False
+
+
+class _Iptables(_Masquerade, frozen=True, rename="camel"):
+    localhost_node_ports: bool | None = None
 
 
 class _DetectLocal(_Section, frozen=True, rename="camel"):
@@ -76,7 +80,7 @@ class _File(_Section, frozen=True, rename="camel"):
     detect_local: _DetectLocal | None = None
     detect_local_mode: str | None = None
     hostname_override: str | None = None
-    iptables: _Masquerade | None = None
+    iptables: _Iptables | None = None
     mode: str | None = None
     nftables: _Masquerade | None = None
     node_port_addresses: list[str] | None = None
@@ -116,7 +120,7 @@ def parse(value: object) -> KubeProxyConfig:
     bind = _address(file.bind_address)
     node = NodeSettings(
         cluster_cidrs=_cluster_cidrs(file.cluster_cidr),
-        nodeport_addresses=_nodeport_addresses(file.node_port_addresses, mode),
+        nodeport_addresses=_nodeport_addresses(file, mode),
         masquerade_all=_masquerade_all(file, mode),
         pods_from_node_cidrs=local_mode == "NodeCIDR",
         primary_addresses=() if bind in (None, ANY4, ANY6) else (bind,),
@@ -145,13 +149,23 @@ def _cluster_cidrs(text: str | None) -> tuple[Prefix, ...]:
         raise ConfigError(f"clusterCIDR: {error}") from error
 
 
-def _nodeport_addresses(listed: list[str] | None, mode: str) -> tuple[str, ...] | None:
+def _nodeport_addresses(file: _File, mode: str) -> tuple[str, ...] | None:
     """Unset, kube-proxy's iptables and IPVS modes serve node ports on all addresses."""
-    if not listed:
-        return _EVERY_ADDRESS if mode in ("iptables", "ipvs") else None
-    if listed != [PRIMARY]:
-        parse_nodeport_addresses(listed)
-    return tuple(listed)
+    listed = tuple(file.node_port_addresses or ())
+    places = parse_nodeport_addresses(listed)
+    if not listed and mode in ("iptables", "ipvs"):
+        listed = _EVERY_ADDRESS
+    if not _localhost_node_ports(file, mode, places.networks):
+        return listed or None
+    return (*(listed or (PRIMARY,)), LOCALHOST)
+
+
+def _localhost_node_ports(file: _File, mode: str, networks: tuple[Prefix, ...]) -> bool:
+    """Only if the file says so: kube-proxy's own default is true, where it is of iptables mode, but
+    files have it as null. Nor where nodePortAddresses leaves loopback out."""
+    if mode == "nftables" or file.iptables is None or not file.iptables.localhost_node_ports:
+        return False
+    return not networks or any(loopback(f) in n for f in FAMILIES for n in networks)
 
 
 def _masquerade_all(file: _File, mode: str) -> bool:

@@ -119,7 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             kube_proxy="nodePortAddresses",
             live=True,
-            help='Networks whose addresses serve node ports, or the word "primary".',
+            help="Networks whose addresses serve node ports, or the words primary, all, localhost.",
         ),
     ] = None
     masquerade_all: Annotated[

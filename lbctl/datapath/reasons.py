@@ -58,6 +58,14 @@ SENTENCES = {
         "untouched."
     ),
     "rewrite_failed": "The kernel did not allow the packet to be changed: it is dropped.",
+    "endpoint_is_node": (
+        "A socket of the node's own, which no socket hook served, called a service all of whose "
+        "endpoints are processes of this node: it is refused at once."
+    ),
+    "node_unrouted": (
+        "A packet of the node's own was translated on its way out, and there is no route to the "
+        "endpoint: it is dropped."
+    ),
     "internal": (
         "The programs found their tables inconsistent, which is a fault: restart the agent, and "
         "report it if it stays."

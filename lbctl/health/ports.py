@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lbctl.addresses import FAMILIES, IPV4, family_of, of_family
 from lbctl.config.bind import ANY4, ANY6
 from lbctl.model.records import ObjectKey, ServiceObjects
-from lbctl.resolve.node import PRIMARY, NodeFacts, NodeSettings, parse_nodeport_addresses
+from lbctl.resolve.node import NodeFacts, NodeSettings, parse_nodeport_addresses
 from lbctl.resolve.service import health_check
 
 PortCount = tuple[int, int]  # port, number of distinct local ready addresses
@@ -64,9 +64,9 @@ def listening_addresses(settings: NodeSettings, node: NodeFacts) -> tuple[bytes,
     listed = settings.nodeport_addresses
     if not listed:
         return ANY4, ANY6
-    if listed == (PRIMARY,):
+    networks = parse_nodeport_addresses(listed).networks
+    if not networks:
         return node.nodeport_addresses
-    networks = parse_nodeport_addresses(listed)
     found: list[bytes] = []
     for family in FAMILIES:
         ranges = of_family(networks, family)

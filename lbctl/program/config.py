@@ -27,7 +27,9 @@ TIMEOUTS: Final = {
 }
 _LEAST_TICKS = 4
 # Above the ports the kernel gives out by itself (32768-60999), and reserved besides.
-PORTS: Final = (61000, 65535)
+PORTS: Final = (61000, 64511)
+# Of flows that the node's own sockets begin on the wire (bpf_src/node.h): right behind the others.
+NODE_PORTS: Final = (64512, 65535)
 # Share of a TCP table that handshakes may fill.
 FLOW_LIMIT = 0.75
 
@@ -39,10 +41,15 @@ class DataPathSettings:
     pass_midstream: bool  # kube-proxy may own TCP connections without a flow
     tcp_entries: int  # of a family's TCP table
     ports: tuple[int, int] = PORTS
+    node_port_max: int = NODE_PORTS[1]
     socket_flags: int = 0  # CONFIG_SOCKET_*
     host_netns: int = 0  # cookie of the node's network namespace
     masquerade_by_device: bool = False  # never ask the kernel for the source of a route
     timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
+
+
+# Fields that others write: lbctl/agent/beat.py.
+_NOT_HERE: Final = ("agent_beat",)
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:
@@ -52,7 +59,8 @@ def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> lis
     """
     wanted = _record(table.records.dtype, node, settings)
     current = table.records
-    changed = [n for n in wanted.dtype.names or () if (wanted[n] != current[n]).any()]
+    names = [n for n in wanted.dtype.names or () if n not in _NOT_HERE]
+    changed = [n for n in names if (wanted[n] != current[n]).any()]
     for kind in _RANGES:
         counts = [f"{kind}_count4", f"{kind}_count6"]
         if any(name.startswith(kind) for name in changed):
@@ -103,6 +111,7 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
         # `seen` is set once per beat, up to 2.6 s apart: what is in use must not look idle.
         record[name] = max(_LEAST_TICKS, consts.ticks(seconds)) if seconds else 0
     record["port_min"], record["port_max"] = settings.ports
+    record["node_port_max"] = settings.node_port_max
     for family in (IPV4, IPV6):
         primary = node.primary(family)
         if primary is not None:

@@ -59,8 +59,8 @@ class Housekeeper:
         filters.set_bits(self._tables.backend_filter, bits)
 
     def set_node_addresses(self, addresses: tuple[bytes, ...], now: float) -> None:
-        """Addresses of the node, from which masqueraded packets and answers of its own servers
-        come: they need their bits now."""
+        """Addresses of the node, from which masqueraded packets, answers of its own servers and
+        its own flows come: they need their bits now."""
         if addresses == self._node_addresses:
             return
         lost = [a for a in self._node_addresses if a not in addresses]

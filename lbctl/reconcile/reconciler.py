@@ -1,6 +1,7 @@
 """From updates of the source to plans carried out: which ports changed, and what is left to do."""
 
 import time
+from collections.abc import Iterable
 from itertools import chain
 
 import structlog
@@ -53,6 +54,10 @@ class Reconciler:
     def objects(self, key: ObjectKey) -> ServiceObjects | None:
         """What is known of a service; None if there is none."""
         return self._objects.get(key)
+
+    def every_object(self) -> Iterable[tuple[ObjectKey, ServiceObjects]]:
+        """All that is known of services."""
+        return self._objects.items()
 
     def take_touched(self) -> tuple[set[ObjectKey], bool]:
         """Services written since the last call, and whether endpoints stopped serving."""

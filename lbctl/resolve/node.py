@@ -20,7 +20,12 @@ from lbctl.addresses import (
 from lbctl.errors import ConfigError
 from lbctl.model.records import Node
 
-PRIMARY = "primary"  # KubeProxyConfiguration's word for "the node's primary addresses"
+# Words that nodePortAddresses may hold beside networks. The first is KubeProxyConfiguration's own.
+PRIMARY = "primary"  # the node's primary addresses
+LOCALHOST = "localhost"  # 127.0.0.1 and ::1, for the node's own processes
+ALL = "all"  # every address but loopback: 0.0.0.0/0 and ::/0
+_WORDS = (PRIMARY, LOCALHOST, ALL)
+_EVERYWHERE = (parse_prefix("0.0.0.0/0"), parse_prefix("::/0"))
 
 EXCLUDE_TAINTS = frozenset({"ToBeDeletedByClusterAutoscaler"})
 
@@ -28,8 +33,8 @@ EXCLUDE_TAINTS = frozenset({"ToBeDeletedByClusterAutoscaler"})
 class NodeSettings(msgspec.Struct, frozen=True):
     """What an operator may say about a node, in the words of KubeProxyConfiguration.
 
-    `nodeport_addresses`: None, networks in CIDR notation, or the word "primary". None means what
-    "primary" means (the default of kube-proxy's nftables mode).
+    `nodeport_addresses`: None, or networks in CIDR notation and the words "primary", "localhost"
+    and "all". None means what "primary" means (the default of kube-proxy's nftables mode).
     """
 
     cluster_cidrs: tuple[Prefix, ...] = ()
@@ -43,7 +48,8 @@ class NodeSettings(msgspec.Struct, frozen=True):
 class NodeFacts(msgspec.Struct, frozen=True):
     """The node, settled: addresses are 16 bytes each, sorted where order means nothing.
 
-    `nodeport_addresses` are the addresses that node ports are served on, both families.
+    `nodeport_addresses` are the addresses that node ports are served on, both families;
+    `localhost_node_ports` says that loopback does too, for the node's own processes.
     `cluster_cidrs` empty: the pod range is unknown. `zone` empty: the node has no zone label.
     """
 
@@ -54,6 +60,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     primary6: bytes | None = None
     cluster_cidrs: tuple[Prefix, ...] = ()
     nodeport_addresses: tuple[bytes, ...] = ()
+    localhost_node_ports: bool = False
     masquerade_all: bool = False
     service_cidrs: tuple[Prefix, ...] = ()
 
@@ -88,10 +95,11 @@ def node_facts(
     pods = settings.cluster_cidrs
     if settings.pods_from_node_cidrs and node and node.pod_cidrs:
         pods = node.pod_cidrs
+    places = parse_nodeport_addresses(settings.nodeport_addresses or (PRIMARY,))
     served = {
         address
         for family in FAMILIES
-        for address in _nodeport_addresses(family, addresses, primary[family], settings)
+        for address in _nodeport_addresses(family, addresses, primary[family], places)
     }
     return NodeFacts(
         name=name,
@@ -101,44 +109,56 @@ def node_facts(
         primary6=primary[FAMILIES[1]],
         cluster_cidrs=pods,
         nodeport_addresses=tuple(sorted(served)),
+        localhost_node_ports=LOCALHOST in places.words,
         masquerade_all=settings.masquerade_all,
         service_cidrs=settings.service_cidrs,
     )
 
 
-def _nodeport_addresses(
-    family: int, addresses: Iterable[bytes], primary: bytes | None, settings: NodeSettings
-) -> list[bytes]:
-    """Addresses of one family that serve node ports.
+class NodePortPlaces(msgspec.Struct, frozen=True):
+    """A nodePortAddresses list: its words, and its networks with those that "all" stands for."""
 
-    A list is taken per family: with no entry of a family, all its addresses serve. Loopback never
-    does, nor do link-local IPv6 addresses, which may exist on several interfaces at once.
+    words: frozenset[str]
+    networks: tuple[Prefix, ...]
+
+
+def _nodeport_addresses(
+    family: int, addresses: Iterable[bytes], primary: bytes | None, places: NodePortPlaces
+) -> set[bytes]:
+    """Addresses of one family that serve node ports to everybody.
+
+    Networks are taken per family: with none of a family, all its addresses serve, unless the word
+    "primary" is there. Loopback never does, nor do link-local IPv6 addresses, which may exist on
+    several interfaces at once.
     """
-    listed = settings.nodeport_addresses
-    if not listed or listed == (PRIMARY,):
-        return [primary] if primary else []
-    ranges = of_family(parse_nodeport_addresses(listed), family)
-    return [
+    found = {primary} if primary and PRIMARY in places.words else set()
+    ranges = of_family(places.networks, family)
+    if not places.networks or (PRIMARY in places.words and not ranges):
+        return found
+    return found | {
         address
         for address in addresses
         if family_of(address) == family
         and not is_link_local(address)
         and (not ranges or any(address in r for r in ranges))
-    ]
+    }
 
 
-def parse_nodeport_addresses(texts: Iterable[str]) -> tuple[Prefix, ...]:
-    """The networks of a nodePortAddresses list. Raises ConfigError naming the entry."""
-    found = []
-    for text in texts:
+def parse_nodeport_addresses(texts: Iterable[str]) -> NodePortPlaces:
+    """What a nodePortAddresses list says. Raises ConfigError naming the entry."""
+    listed = tuple(texts)
+    networks = list(_EVERYWHERE if ALL in listed else ())
+    for text in listed:
+        if text in _WORDS:
+            continue
         try:
-            found.append(parse_prefix(text))
+            networks.append(parse_prefix(text))
         except ValueError as error:
             raise ConfigError(
                 f"nodePortAddresses: {error}",
-                hint=f'Give networks like 192.168.0.0/16, or the single word "{PRIMARY}".',
+                hint=f"Give networks like 192.168.0.0/16, or the words {', '.join(_WORDS)}.",
             ) from error
-    return tuple(found)
+    return NodePortPlaces(frozenset(_WORDS) & frozenset(listed), tuple(networks))
 
 
 def is_leaving(node: Node | None) -> bool:

@@ -20,6 +20,7 @@ class FrontendKind(IntFlag):
     ADDRESS = 16
     SOURCE_RANGES = 32
     SHARED = 64
+    SOCKETS = 128  # on loopback
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):

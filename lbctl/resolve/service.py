@@ -12,6 +12,7 @@ from lbctl.addresses import (
     Prefix,
     family_of,
     host_prefix,
+    loopback,
     of_family,
 )
 from lbctl.model.names import port_text
@@ -150,6 +151,11 @@ def _frontends(
         (service.external_ips, port.port, FrontendKind.EXTERNAL_IP),
         (service.ingress_ips, port.port, balancer),
         (node.nodeport_addresses if port.node_port else (), port.node_port, FrontendKind.NODE_PORT),
+        (
+            (loopback(family),) if port.node_port and node.localhost_node_ports else (),
+            port.node_port,
+            FrontendKind.NODE_PORT | FrontendKind.SOCKETS,
+        ),
     ):
         for address in addresses:
             if family_of(address) == family:

@@ -139,9 +139,10 @@ def test_what_nobody_serves_is_refused(node: RemoteProcess, family: int, kind: s
     for name, port in (("none", PORT), ("one", PORT + 1)):
         sock = node.open(KINDS[kind], family)
         address = [addresses(name)[family], port]
-        assert error_of(partial(sock.connect, address)) == errno.ECONNREFUSED
-        if kind == "udp":
+        if kind == "udp":  # connect() only asks: test_node_questions.py
             assert error_of(partial(sock.sendto, "x", address)) == errno.ECONNREFUSED
+        else:
+            assert error_of(partial(sock.connect, address)) == errno.ECONNREFUSED
 
 
 @both_kinds
@@ -262,7 +263,7 @@ def test_a_connected_udp_socket_ends_with_its_backend(
 
 
 @both_families
-def test_a_tcp_socket_ends_only_when_its_endpoint_is_gone(
+def test_a_tcp_socket_ends_only_when_its_endpoint_is_known_to_be_dead(
     lab: Lab, node: RemoteProcess, family: int
 ) -> None:
     name, pods = f"tcp{family}", [lab.find("pod2"), lab.find("pod4")]
@@ -286,6 +287,21 @@ def test_a_tcp_socket_ends_only_when_its_endpoint_is_gone(
     assert failure(direct) == 0, "nobody translated this one"
     assert status.read(lab.pin_dir("node1")) is not None
     wait_until(lambda: (s := status.read(lab.pin_dir("node1"))) and s.sockets_closed)
+
+
+@both_families
+def test_a_tcp_socket_outlives_its_endpoints_leave(
+    lab: Lab, node: RemoteProcess, family: int
+) -> None:
+    """Another selector (blue-green), or a slice that is made anew: the pod lives."""
+    name = f"green{family}"
+    publish(lab, {name: ["pod2"]})
+    sock = node.connect(TCP, addresses(name)[family], PORT)
+    assert sock.ask("hello") == "pod2"
+    for members in (["pod1"], [], ["pod4"]):
+        publish(lab, {name: members})
+        time.sleep(3 * stalesockets.DELAY_SECONDS)
+        assert sock.ask("still there?") == "pod2"
 
 
 def test_a_tcp_socket_outlives_its_service(lab: Lab, node: RemoteProcess) -> None:

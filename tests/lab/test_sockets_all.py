@@ -14,8 +14,18 @@ from ebpf.hooks.cgroup import SocketAttacher
 from lbctl import status
 from lbctl.lab import agents
 from lbctl.lab.cluster import Lab
+from lbctl.lab.objects import Endpoint
 from lbctl.lab.state import AgentOptions
-from tests.lab.support.labs import PORT, TCP, UDP, Responder, addresses, publish
+from tests.lab.support.labs import (
+    PORT,
+    PORTS,
+    TCP,
+    UDP,
+    Responder,
+    addresses,
+    endpoint,
+    publish,
+)
 from tests.lab.support.remote_sockets import process_in
 from tests.lab.support.socket_entries import both_families, entries, error_of, flows
 from tests.support.waiting import wait_until
@@ -68,7 +78,11 @@ def test_a_pods_stale_socket_is_closed_in_its_namespace(lab: Lab) -> None:
         of_node = node.connect(UDP, addresses("fading")[0], PORT)
         other = pod.connect(TCP, addresses("one")[0], PORT)
         assert {sock.ask("hello") for sock in (*socks.values(), of_node, other)} == {"pod2"}
-        publish(lab, {"fading": []})
+        pod2, pod3 = endpoint(lab, "pod2"), endpoint(lab, "pod3")
+        leaving = Endpoint(pod2, ready=False, serving=True, terminating=True)
+        lab.apply("fading", lab.service("fading", PORTS, [leaving, Endpoint(pod3)]))
+        lab.wait_programmed("default/fading", [pod3])
+        publish(lab, {"fading": ["pod3"]})
 
         def heard(kind: socket.SocketKind) -> object:
             return socks[kind].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -84,7 +98,7 @@ def test_a_pods_stale_socket_is_closed_in_its_namespace(lab: Lab) -> None:
 def test_what_left_while_no_agent_ran_is_closed_by_the_next(lab: Lab) -> None:
     publish(lab, {"unseen": ["pod2"]})
     with process_in(lab, "node1") as node:
-        sock = node.connect(TCP, addresses("unseen")[0], PORT)
+        sock = node.connect(UDP, addresses("unseen")[0], PORT)
         assert sock.ask("hello") == "pod2"
         lab.stop_agent("node1", 9)
         lab.apply("unseen", lab.service("unseen", (), []))

@@ -100,7 +100,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    608,
+    616,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 36, 2, 0, "u16"),
@@ -116,6 +116,9 @@ CONFIG = Record(
         Field("pod_cidr_count6", 348, 4, 0, "u32"),
         Field("pod_cidr4", 352, 128, 4, "struct", CIDR),
         Field("pod_cidr6", 480, 128, 4, "struct", CIDR),
+        Field("agent_beat", 608, 4, 0, "u32"),
+        Field("node_port_max", 612, 2, 0, "u16"),
+        Field("pad", 614, 2, 0, "u16"),
     ),
 )
 

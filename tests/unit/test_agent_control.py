@@ -71,9 +71,12 @@ class Rig:
             ),
             "config": None,
             "interfaces": self.interfaces,
-            "sockets": SimpleNamespace(problems=[], mode="host", flags=0, host_netns=1),
+            "sockets": SimpleNamespace(
+                problems=[], mode="host", flags=0, host_netns=1, warnings=lambda localhost: []
+            ),
             "takeover": self.takeover,
             "stale": SimpleNamespace(changed=lambda *_: None, problem="", closed=0),
+            "beat": SimpleNamespace(start=lambda now: self.say("beat")),
             "routine": SimpleNamespace(problem=""),
             "health": SimpleNamespace(
                 queued=lambda: self.say("queued"),
@@ -139,11 +142,12 @@ def test_the_first_sync_configures_writes_attaches_and_is_ready_in_this_order(ri
         "queued: config unset, 0 frontends",
         "written: config set, 2 frontends",
         "attach: config set, 2 frontends",
+        "beat: config set, 2 frontends",
         "ready: config set, 2 frontends",
     ]
     assert [record.ready for record in rig.written] == [True]
     rig.update(WEB)
-    assert not [event for event in rig.events[4:] if event.startswith(("attach", "ready"))]
+    assert not [event for event in rig.events[5:] if event.startswith(("attach", "ready"))]
 
 
 def test_an_earlier_agents_programs_are_replaced_once(rig: Rig) -> None:

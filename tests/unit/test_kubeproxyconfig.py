@@ -114,6 +114,29 @@ def test_nothing_said_means_the_defaults() -> None:
         ({"mode": "ipvs"}, ("0.0.0.0/0", "::/0")),
         ({"nodePortAddresses": ["primary"]}, ("primary",)),
         ({"nodePortAddresses": ["10.0.0.0/8"], "mode": "iptables"}, ("10.0.0.0/8",)),
+        ({"nodePortAddresses": ["primary", "localhost"]}, ("primary", "localhost")),
+        ({"nodePortAddresses": ["all"]}, ("all",)),
+        ({"iptables": {"localhostNodePorts": True}}, ("primary", "localhost")),
+        (
+            {"mode": "iptables", "iptables": {"localhostNodePorts": True}},
+            ("0.0.0.0/0", "::/0", "localhost"),
+        ),
+        ({"mode": "nftables", "iptables": {"localhostNodePorts": True}}, None),
+        ({"iptables": {"localhostNodePorts": False}}, None),
+        (
+            {
+                "nodePortAddresses": ["10.0.0.0/8"],
+                "iptables": {"localhostNodePorts": True},
+            },
+            ("10.0.0.0/8",),
+        ),
+        (
+            {
+                "nodePortAddresses": ["127.0.0.0/8", "10.0.0.0/8"],
+                "iptables": {"localhostNodePorts": True},
+            },
+            ("127.0.0.0/8", "10.0.0.0/8", "localhost"),
+        ),
     ],
 )
 def test_addresses_of_node_ports(fields: dict[str, Any], expected: tuple[str, ...] | None) -> None:
@@ -230,7 +253,7 @@ def test_fields_nobody_knows_are_named() -> None:
         ({"clusterCIDR": "10.0.0.1"}, "clusterCIDR: '10.0.0.1'"),
         ({"clusterCIDR": 10}, "clusterCIDR: expected str"),
         ({"nodePortAddresses": "10.0.0.0/8"}, "nodePortAddresses: expected array"),
-        ({"nodePortAddresses": ["primary", "10.0.0.0/8"]}, "nodePortAddresses: 'primary'"),
+        ({"nodePortAddresses": ["primary", "everywhere"]}, "nodePortAddresses: 'everywhere'"),
         ({"nodePortAddresses": ["10.0.0.0/40"]}, "nodePortAddresses: '10.0.0.0/40'"),
         ({"iptables": {"masqueradeAll": "yes"}}, "iptables.masqueradeAll: expected bool"),
         ({"nftables": []}, "nftables: expected object"),

@@ -40,10 +40,30 @@ def test_facts_of_an_ordinary_node() -> None:
         (("10.0.0.0/8", "0.0.0.0/0", "fd00::/128"), {"192.168.0.2", "10.9.0.1"}),
         (("10.0.0.0/8",), {"10.9.0.1", "fd00::2", "fd00:9::1"}),  # no entry of a family: all
         (("127.0.0.0/8", "::1/128", "fe80::/10"), set()),
+        (("all",), {"192.168.0.2", "10.9.0.1", "fd00::2", "fd00:9::1"}),
+        (("localhost",), set()),
+        (("primary", "localhost"), {"192.168.0.2", "fd00::2"}),
+        (("primary", "10.0.0.0/8"), {"192.168.0.2", "10.9.0.1", "fd00::2"}),
     ],
 )
 def test_nodeport_addresses(listed: tuple[str, ...] | None, expected: set[str]) -> None:
     assert served(facts(NodeSettings(nodeport_addresses=listed))) == expected
+
+
+@pytest.mark.parametrize(
+    ("listed", "served_there"),
+    [
+        (None, False),
+        (("primary",), False),
+        (("all",), False),
+        (("127.0.0.0/8", "::1/128"), False),
+        (("localhost",), True),
+        (("10.0.0.0/8", "localhost"), True),
+    ],
+)
+def test_localhost_is_asked_for_by_name(listed: tuple[str, ...] | None, served_there: bool) -> None:
+    found = facts(NodeSettings(nodeport_addresses=listed))
+    assert found.localhost_node_ports is served_there
 
 
 def test_bad_nodeport_addresses_name_the_entry() -> None:

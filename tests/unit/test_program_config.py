@@ -26,7 +26,8 @@ def test_the_config_record_says_what_the_programs_need() -> None:
     assert record["flow_limit"] == 750
     # 60 s are 55.9 ticks of 2^30 ns: never less than what was meant.
     assert record["syn_timeout"] == 56
-    assert (record["port_min"], record["port_max"]) == (61000, 65535)
+    assert (record["port_min"], record["port_max"]) == (61000, 64511)
+    assert record["node_port_max"] == 65535
     assert record["node4"].tobytes() == parse_address("172.18.0.11")
     assert (record["cidr_count4"], record["cidr_count6"]) == (1, 1)
     assert record["cidr4"][0]["net"].tobytes()[12:] == bytes([10, 96, 0, 0])

@@ -1,4 +1,4 @@
-"""Which sockets are to be closed: of endpoints that serve no more, or do not exist any more."""
+"""Which sockets are to be closed: UDP of what serves no more, TCP of what is dead."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ PEER = Record(
     (
         Field("addr", 0, 16, 0, "struct", ADDR.fields),
         Field("port", 16, 2, 0, "u16"),
-        Field("pad", 18, 2, 0, "u16"),
+        Field("proto", 18, 1, 0, "u8"),
+        Field("flags", 19, 1, 0, "u8"),
         Field("service", 20, 4, 0, "u32"),
     ),
 )
@@ -52,20 +53,23 @@ class Tables(FakeTables):
         self.add(FakeHash("socket_peers", KEY, PEER, 64))
         self.add(FakeHash("socket_choices", KEY, CHOICE, 64))
 
-    def connect(self, cookie: int, backend: str, service: int) -> Target:
-        """What the programs leave of a UDP socket that was connected through a service."""
-        return self._remember(cookie, parse_address(backend), PORT, service)
+    def connect(
+        self, cookie: int, backend: str, service: int, proto: int = 0, direct: bool = False
+    ) -> Target:
+        """What the programs leave of a socket that was connected through a service; `proto` 0 as an
+        earlier version left it, `direct` if it asked the backend by its own address since."""
+        return self._remember(cookie, parse_address(backend), service, bytes([proto, direct]))
 
     def call_last(self, cookie: int, backend: str, service: int) -> None:
         value = parse_address(backend) + PORT + bytes(2) + struct.pack("=I", service)
         self.socket_peers.put(key(cookie, NOWHERE, bytes(2)), value)
 
-    def _remember(self, cookie: int, address: bytes, port: bytes, service: int) -> Target:
+    def _remember(self, cookie: int, address: bytes, service: int, kind: bytes) -> Target:
         called = parse_address(SERVICE)
-        value = called + (80).to_bytes(2, "big") + bytes(2) + struct.pack("=I", service)
-        self.socket_peers.put(key(cookie, address, port), value)
+        value = called + (80).to_bytes(2, "big") + kind + struct.pack("=I", service)
+        self.socket_peers.put(key(cookie, address, PORT), value)
         self.socket_choices.put(key(cookie, called, (80).to_bytes(2, "big")), bytes(4))
-        return Target(cookie, address, port)
+        return Target(cookie, address, PORT)
 
 
 def key(cookie: int, address: bytes, port: bytes) -> bytes:
@@ -141,7 +145,7 @@ def test_only_sockets_of_what_left_are_closed(rig: Rig) -> None:
     rig.tables.connect(3, "10.0.0.2", rig.service)
     rig.tables.call_last(4, "10.0.0.1", rig.service)
     rig.apply(objects("web", SERVICE, ["10.0.0.2"]))
-    assert rig.look() == (gone, gone)
+    assert rig.look() == (gone, set())
     assert rig.stale.closed == 2
     left = {struct.unpack_from("=Q", k)[0] for k in rig.tables.socket_peers.entries}
     assert left == {3, 4}
@@ -154,20 +158,73 @@ def test_a_change_without_loss_is_no_reason_to_look(rig: Rig) -> None:
     assert rig.stale.due() is None
 
 
-def test_tcp_waits_until_the_address_has_left(rig: Rig) -> None:
-    leaving = rig.tables.connect(1, "10.0.0.1", rig.service)
+def test_each_socket_is_looked_for_as_what_it_is(rig: Rig) -> None:
+    datagrams = rig.tables.connect(1, "10.0.0.1", rig.service, UDP)
+    stream = rig.tables.connect(2, "10.0.0.1", rig.service, TCP)
     remaining = objects("web", SERVICE, ["10.0.0.2"])
     rig.apply(terminating(remaining, "10.0.0.1"))
-    assert rig.look() == ({leaving}, set())
-    leaving = rig.tables.connect(1, "10.0.0.1", rig.service)  # the fake closed it as UDP
+    assert rig.look() == ({datagrams}, set())
+    rig.apply(remaining)
+    assert rig.look() == (set(), {stream})
+
+
+def test_what_asked_the_endpoint_by_its_own_address_is_left_alone(rig: Rig) -> None:
+    rig.tables.connect(1, "10.0.0.1", rig.service, UDP, direct=True)
+    rig.apply(objects("web", SERVICE, ["10.0.0.2"]))
+    assert rig.look() == (set(), set())
+
+
+def test_tcp_waits_until_the_endpoint_is_known_to_be_dead(rig: Rig) -> None:
+    stream = rig.tables.connect(1, "10.0.0.1", rig.service, TCP)
+    remaining = objects("web", SERVICE, ["10.0.0.2"])
+    rig.apply(terminating(remaining, "10.0.0.1"))
+    assert rig.look() == (set(), set()), "it finishes what it does"
     rig.apply(remaining)  # nothing stops serving by this change
-    assert rig.look() == ({leaving}, {leaving})
+    assert rig.look() == (set(), {stream})
+
+
+def test_an_endpoint_that_only_left_a_list_lives(rig: Rig) -> None:
+    """Another selector, or another slice a moment later."""
+    stream = rig.tables.connect(1, "10.0.0.1", rig.service, TCP)
+    remaining = objects("web", SERVICE, ["10.0.0.2"])
+    rig.apply(remaining)
+    assert rig.look() == (set(), set())
+    rig.apply(objects("blue", "10.96.0.2", ["10.0.0.1"]))
+    # It ends later, as another service's endpoint.
+    rig.apply(terminating(objects("blue", "10.96.0.2", ["10.0.0.9"]), "10.0.0.1"))
+    assert rig.look() == (set(), set())
+    rig.apply(objects("blue", "10.96.0.2", ["10.0.0.9"]))
+    assert rig.look() == (set(), {stream})
+
+
+def test_an_endpoint_that_another_service_has_is_alive(rig: Rig) -> None:
+    stream = rig.tables.connect(1, "10.0.0.1", rig.service, TCP)
+    other = objects("other", "10.96.0.2", ["10.0.0.1"])
+    rig.apply(other)
+    remaining = objects("web", SERVICE, ["10.0.0.2"])
+    rig.apply(terminating(remaining, "10.0.0.1"))
+    rig.apply(remaining)
+    assert rig.look() == (set(), set())
+    rig.apply(gone=["other"])
+    assert rig.look() == (set(), {stream})
+
+
+def test_one_that_came_back_is_alive(rig: Rig) -> None:
+    rig.tables.connect(1, "10.0.0.1", rig.service, TCP)
+    remaining = objects("web", SERVICE, ["10.0.0.2"])
+    rig.apply(terminating(remaining, "10.0.0.1"))
+    rig.apply(objects("web", SERVICE, ["10.0.0.1", "10.0.0.2"]))
+    rig.apply(remaining)
+    assert rig.look() == (set(), set())
 
 
 def test_a_service_that_is_gone_keeps_its_tcp_connections(rig: Rig) -> None:
     leaving = rig.tables.connect(1, "10.0.0.1", rig.service)
-    rig.apply(gone=["web"])
+    rig.apply(terminating(objects("web", SERVICE, ["10.0.0.2"]), "10.0.0.1"))
     assert rig.look() == ({leaving}, set())
+    rig.tables.connect(1, "10.0.0.1", rig.service)
+    rig.apply(gone=["web"])
+    assert rig.look() == ({leaving}, set()), "whether its pod has ended, nobody says"
 
 
 @pytest.mark.parametrize("port", ["", "http"])
@@ -177,6 +234,7 @@ def test_the_owner_is_found_by_the_name_of_its_port(
     rig = Rig(monkeypatch)
     rig.apply(named(objects("web", SERVICE, ["10.0.0.1"]), port))
     leaving = rig.tables.connect(1, "10.0.0.1", rig.service)
+    rig.apply(named(terminating(objects("web", SERVICE, ["10.0.0.2"]), "10.0.0.1"), port))
     rig.apply(named(objects("web", SERVICE, ["10.0.0.2"]), port))
     assert rig.look() == ({leaving}, {leaving})
 

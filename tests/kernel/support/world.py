@@ -50,6 +50,7 @@ TIMEOUTS = {
     "datagram_stream_timeout": 700,
 }
 PORT_MIN, PORT_MAX = 61000, 61999
+NODE_PORT_MAX = 62099
 
 Endpoint = tuple[str, int]
 
@@ -131,7 +132,13 @@ class World:
         self._next_service = self._next_backend = 1
         self._next_slot = 0
         self.configure(flow_limit=3 * self.maps["flows4"].max_entries // 4, **TIMEOUTS)
-        self.configure(port_min=PORT_MIN, port_max=PORT_MAX, cidr_count4=1, cidr_count6=1)
+        self.configure(
+            port_min=PORT_MIN,
+            port_max=PORT_MAX,
+            node_port_max=NODE_PORT_MAX,
+            cidr_count4=1,
+            cidr_count6=1,
+        )
         self.array("config").records["cidr4"][0, 0] = _cidr(SERVICE_RANGES[0])
         self.array("config").records["cidr6"][0, 0] = _cidr(SERVICE_RANGES[1])
         for family, address in NODE.items():

@@ -49,9 +49,9 @@ class RemoteProcess:
             member, [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def open(self, kind: socket.SocketKind, family: int = 0) -> RemoteSocket:
-        """A new socket; `family` 0 is IPv4, 1 IPv6."""
-        return RemoteSocket(self, self.call(-1, "open", family, int(kind)))
+    def open(self, kind: socket.SocketKind, family: int = 0, protocol: int = 0) -> RemoteSocket:
+        """A new socket; `family` 0 is IPv4, 1 IPv6; `protocol` 0 the usual one of the kind."""
+        return RemoteSocket(self, self.call(-1, "open", family, int(kind), protocol))
 
     def connect(
         self, kind: socket.SocketKind, address: str, port: int, family: int | None = None
@@ -103,8 +103,8 @@ def main() -> None:
 
 def _call(sockets: dict[int, socket.socket], number: int, name: str, arguments: list[Any]) -> Any:
     if number < 0:
-        family, kind = arguments
-        sock = socket.socket((socket.AF_INET, socket.AF_INET6)[family], kind)
+        family, kind, protocol = arguments
+        sock = socket.socket((socket.AF_INET, socket.AF_INET6)[family], kind, protocol)
         sock.settimeout(TIMEOUT)
         sockets[sock.fileno()] = sock
         return sock.fileno()

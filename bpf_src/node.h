@@ -1,0 +1,205 @@
+/* Packets that sockets of the node's own sent to a service's address: of those that were connected
+ * before the service existed, or before there were socket hooks; of those the hooks leave alone,
+ * since they share their port with others; of all with --socket-lb off. They are met where they
+ * leave by an uplink, since that is where the route to such an address leads. Two entries:
+ *
+ *   node:cp -> service:sp    going out: becomes node:np -> backend:bp, sent by another device
+ *   backend:bp -> node:np    coming in anywhere: becomes service:sp -> node:cp
+ *
+ * The second entry acts where others' replies are left alone. It is known by np, which is of a
+ * range of its own. */
+#pragma once
+
+#include <uapi/linux/bpf.h>
+#include <linux/in.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "address.h"
+#include "config.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "tailcall.h"
+#include "flow.h"
+#include "established.h"
+#include "select.h"
+#include "refuse.h"
+#include "connect.h"
+
+#if FAMILY == 6
+#define ADDRESS_FAMILY 10
+#else
+#define ADDRESS_FAMILY 2
+#endif
+
+/* Does this answer a flow of the node's own? */
+INLINE bool is_to_node(const struct packet *p)
+{
+	const struct config *c = get_config();
+
+	return c && is_node_port(c, p->dport);
+}
+
+/* A packet of a flow that exists, or the first of one. Also what comes in, where a reply's entry
+ * was found: others' replies are translated where they go out. */
+INLINE int node_packet(struct __sk_buff *skb)
+{
+	struct flow_key key;
+	struct packet p;
+	struct flow *f;
+	int verdict;
+
+	if (!restore_packet(skb, &p))
+		return PASS;
+	make_key(&key, &p);
+	f = find_flow(&key);
+	if (p.origin != ORIGIN_NODE)
+		return f && is_to_node(&p) ? hand_to(skb, FAMILY_PROGRAM(REPLY)) : PASS;
+	if (!f) {
+		handoff(skb)->old_flow = false;
+		return hand_to(skb, FAMILY_PROGRAM(NODE_OPEN));
+	}
+	if (f->flags & FLOW_REPLY)
+		return PASS;
+	verdict = established(skb, &p, &key, f, false);
+	return verdict == -EAGAIN ? begin_anew(skb, &p) : send_on(skb, &p, verdict);
+}
+
+/* A backend, but not the node itself if there is another: what a process here answers never leaves
+ * the node, so it could not be translated. 0 or a reason. */
+INLINE int choose_elsewhere(const struct config *c, const struct packet *p,
+			    const struct request *request, struct choice *choice)
+{
+	ip_addr node;
+	int i;
+
+	narrow(&node, NODE_ADDRESS(c));
+#pragma clang loop unroll(disable)
+	for (i = 0; i < NODE_CHOICE_TRIES; i++) {
+		int reason = choose_backend(request, choice);
+
+		if (reason)
+			return reason;
+		if (!same_address(&choice->addr, &node) && !same_address(&choice->addr, &p->src))
+			return 0;
+	}
+	return REASON_ENDPOINT_IS_NODE;
+}
+
+/* A port of the node's range that is free towards this backend, as far as can be seen. */
+INLINE u16 node_port_towards(const struct config *c, const struct packet *p,
+			     const struct choice *choice)
+{
+	struct flow_key key = {};
+
+	key.src = choice->addr;
+	key.sport = choice->port;
+	key.dst = p->src;
+	key.dport = htons(c->port_max + 1);
+	key.proto = p->proto;
+	pick_port(c, &key);
+	return key.dport;
+}
+
+/* As the socket hooks have it: all processes of the node are one client. */
+INLINE void identify_node(const struct config *c, const struct packet *p, struct request *request)
+{
+	if (request->frontend_flags & FRONTEND_SOURCE_RANGES) {
+		widen(&request->client, &p->src);
+		return;
+	}
+	request->client.w[0] = c->host_netns;
+	request->client.w[1] = c->host_netns >> 32;
+}
+
+/* Chooses for a packet that begins a flow. */
+INLINE int node_open(struct __sk_buff *skb)
+{
+	const struct config *c = get_config();
+	struct frontend_key frontend_key;
+	struct request request = {};
+	struct choice choice = {};
+	struct frontend frontend;
+	struct flow_key key;
+	struct packet p;
+	int reason;
+
+	if (!c || !restore_packet(skb, &p))
+		return PASS;
+	make_key(&key, &p);
+	if (handoff(skb)->old_flow)
+		leave_old_flow(skb, &key);
+	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
+	if (!find_frontend(&frontend_key, &frontend))
+		return no_frontend(skb, &p);
+	/* A connection to an outside address that others served before it became a service's. */
+	if (p.proto == IPPROTO_TCP && !starts_connection(&p))
+		return frontend.flags & FRONTEND_CLUSTER_IP ? no_flow(skb, &p) : PASS;
+	request.service = frontend.service;
+	request.frontend_flags = frontend.flags;
+	identify_node(c, &p, &request);
+	reason = choose_elsewhere(c, &p, &request, &choice);
+	if (reason == REASON_NO_ENDPOINT || reason == REASON_ENDPOINT_IS_NODE)
+		return refuse(skb, reason);
+	if (reason) {
+		count(skb, reason);
+		return DROP;
+	}
+	handoff(skb)->backend = choice.backend;
+	handoff(skb)->service = choice.service;
+	return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
+}
+
+/* Remembers the flow that was chosen for, and sends its first packet. */
+INLINE int node_flow(struct __sk_buff *skb)
+{
+	u32 id = handoff(skb)->backend & BACKEND_ID_MASK;
+	struct backend *b = backends.lookup(&id);
+	const struct config *c = get_config();
+	struct choice choice = {};
+	struct flow_key key;
+	struct packet p;
+
+	if (!b || !c || !restore_packet(skb, &p))
+		return DROP;
+	take_backend(&choice, b, handoff(skb)->backend, handoff(skb)->service);
+	choice.client_port = node_port_towards(c, &p, &choice);
+	make_key(&key, &p);
+	return send_on(skb, &p, open_and_forward(skb, &p, &key, &choice));
+}
+
+/* Sends a translated packet where it belongs now. It has been routed to the service's address: that
+ * route's device and next hop are not the backend's. */
+INLINE int node_send(struct __sk_buff *skb)
+{
+	struct bpf_fib_lookup route = {.family = ADDRESS_FAMILY, .ifindex = skb->ifindex};
+	struct packet p;
+	int found;
+
+	if (!restore_packet(skb, &p))
+		return DROP;
+	route.l4_protocol = p.proto;
+#if FAMILY == 6
+	__builtin_memcpy(route.ipv6_src, &p.src, 16);
+	__builtin_memcpy(route.ipv6_dst, &p.dst, 16);
+#else
+	route.ipv4_src = p.src;
+	route.ipv4_dst = p.dst;
+#endif
+	/* As if it had come in there: for what goes out, the helper would look at that device
+	 * alone. */
+	found = bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	switch (found) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH: /* the kernel asks for it when it sends */
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return redirect_neigh(route.ifindex, 0, 0, 0);
+	case BPF_FIB_LKUP_RET_FWD_DISABLED: /* no router: all leaves by one device */
+		return PASS;
+	}
+	count(skb, REASON_NODE_UNROUTED);
+	return DROP;
+}

@@ -1,0 +1,124 @@
+/* What is remembered of sockets: whom the owner called where the kernel has a backend's address,
+ * and which backend a UDP socket keeps. */
+#pragma once
+
+#include <uapi/linux/bpf.h>
+#include "unit.h"
+#include "consts.h"
+#include "types.h"
+#include "maps.h"
+#include "filter.h"
+#include "select.h"
+#include "socket.h"
+
+INLINE void make_socket_key(struct socket_key *key, u64 cookie, const struct addr *addr, u16 port)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->cookie = cookie;
+	key->addr = *addr;
+	key->port = port;
+}
+
+/* The owner is to see the service's address where the kernel has the backend's. */
+INLINE void remember_peer(const struct call *call, const struct choice *choice)
+{
+	struct socket_peer peer = {
+	    .port = call->port, .service = choice->service, .proto = call->proto};
+	struct socket_key key;
+
+	make_socket_key(&key, call->cookie, &choice->addr, choice->port);
+	peer.addr = call->addr;
+	if (call->of_pod)
+		peer.flags = PEER_OF_POD;
+	socket_peers.update(&key, &peer);
+}
+
+/* An unconnected socket does not know at its end whom it called; the entry without address does. */
+INLINE void remember_last(const struct call *call, const struct choice *choice)
+{
+	struct socket_peer last = {.port = choice->port, .service = choice->service};
+	struct socket_key key = {.cookie = call->cookie};
+
+	last.addr = choice->addr;
+	socket_peers.update(&key, &last);
+}
+
+/* Whoever calls an endpoint by its own address hears it answer by that, until the socket asks the
+ * service again. The entry stays: it leads to the rest that is to be forgotten with the socket. */
+INLINE void asked_directly(struct bpf_sock_addr *ctx, const struct call *call)
+{
+	struct socket_peer *peer;
+	struct socket_key key;
+
+	if (!maybe_endpoint(&call->addr, call->port))
+		return;
+	make_socket_key(&key, call->cookie, &call->addr, call->port);
+	peer = socket_peers.lookup(&key);
+	if (peer && !(call->sends && is_connected_to(ctx, call)))
+		peer->flags |= PEER_DIRECT;
+}
+
+/* A UDP socket keeps its backend as long as that serves. */
+INLINE bool keep_choice(const struct call *call, const struct socket_key *key, u32 service,
+			struct choice *choice)
+{
+	u32 *had = socket_choices.lookup((struct socket_key *)key), id;
+	struct socket_peer *peer;
+	struct socket_key peer_key;
+	struct backend *b;
+
+	if (!had)
+		return false;
+	id = *had & BACKEND_ID_MASK;
+	b = backends.lookup(&id);
+	if (!b || !current(b, *had) || b->service != service)
+		return false;
+	take_backend(choice, b, *had, service);
+	make_socket_key(&peer_key, call->cookie, &choice->addr, choice->port);
+	peer = socket_peers.lookup(&peer_key);
+	if (!peer || peer->flags &
+			 PEER_DIRECT) /* evicted by itself, or asked by its own address meanwhile */
+		remember_peer(call, choice);
+	return true;
+}
+
+/* What the socket's owner called, given the address the kernel knows. */
+INLINE bool find_peer(struct call *call, struct choice *choice)
+{
+	struct socket_peer *peer;
+	struct socket_key key;
+
+	if (!maybe_endpoint(&call->addr, call->port))
+		return false;
+	make_socket_key(&key, call->cookie, &call->addr, call->port);
+	peer = socket_peers.lookup(&key);
+	if (!peer || peer->flags & PEER_DIRECT)
+		return false;
+	choice->addr = peer->addr;
+	choice->port = peer->port;
+	return true;
+}
+
+INLINE void forget_peer(const struct socket_key *key)
+{
+	struct socket_peer *peer = socket_peers.lookup((struct socket_key *)key);
+	struct socket_key choice;
+
+	if (!peer)
+		return;
+	make_socket_key(&choice, key->cookie, &peer->addr, peer->port);
+	socket_choices.delete(&choice);
+	socket_peers.delete((struct socket_key *)key);
+}
+
+INLINE void forget_last(u64 cookie)
+{
+	struct socket_key last = {.cookie = cookie}, key;
+	struct socket_peer *peer = socket_peers.lookup(&last);
+
+	if (!peer)
+		return;
+	make_socket_key(&key, cookie, &peer->addr, peer->port);
+	forget_peer(&key);
+	socket_peers.delete(&last);
+}
