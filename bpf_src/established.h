@@ -66,15 +66,17 @@ INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
 	return !(f->flags & FLOW_MASQUERADED) || has_sides(key, f);
 }
 
-/* Must the packet begin anew, although a flow was found? */
+/* Must the packet begin anew, although a flow was found? A SYN on a connection that lives, with a
+ * backend that serves, goes there: the two ends find out what it is. */
 INLINE bool starts_over(struct packet *p, struct flow_key *key, struct flow *f)
 {
 	if (f->state == FLOW_SIDE || f->flags & FLOW_REPLY)
 		return false;
-	if (p->proto == IPPROTO_TCP)
-		return starts_connection(p) &&
-		       (finished(key, f, now()) || (f->state == FLOW_SYN && !still_serving(f)));
-	return !(f->flags & FLOW_DIRECT) && !still_serving(f);
+	if (p->proto == IPPROTO_TCP && !starts_connection(p))
+		return false;
+	if (!(f->flags & FLOW_DIRECT) && !still_serving(f))
+		return true;
+	return p->proto == IPPROTO_TCP && finished(key, f, now());
 }
 
 /* Follows and translates a packet of flow `f`. -EAGAIN: the flow is over, begin anew. */

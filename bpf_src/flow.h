@@ -229,10 +229,10 @@ INLINE void linger(struct flow_key *key, struct flow *f, struct flow *pair)
 	ended->count++;
 	ended->flows[place].key = *key;
 	ended->flows[place].number = ended->count;
-	f->peer_fin = ended->count;
-	pair->peer_fin = ended->count;
+	f->ack = ended->count;
+	pair->ack = ended->count;
 	f = find_flow(&oldest);
-	if (f && f->state == FLOW_TIME_WAIT && f->peer_fin == number)
+	if (f && f->state == FLOW_TIME_WAIT && f->ack == number)
 		end_flow(&oldest, f);
 }
 
@@ -249,6 +249,8 @@ INLINE u32 timeout_of(const struct config *c, const struct flow *f)
 		return c->reset_timeout;
 	case FLOW_TIME_WAIT:
 		return c->time_wait_timeout;
+	case FLOW_FIN_WAIT:
+		return FIN_WAIT_TICKS;
 	}
 	return f->flags & FLOW_REPLIED ? c->datagram_stream_timeout : c->datagram_timeout;
 }
@@ -274,12 +276,11 @@ INLINE bool idle(const struct flow_key *key, const struct flow *f, u32 tick)
 	return !pair || !is_pair(pair, key, f) || entry_idle(pair, tick);
 }
 
-/* Is the TCP conversation over, so that a SYN on the same ports is a new one? */
+/* Is the TCP conversation over, so that a SYN on the same ports is a new one? What nobody can forge
+ * who does not see the packets: a SYN alone ends nothing that lives. */
 INLINE bool finished(const struct flow_key *key, const struct flow *f, u32 tick)
 {
-	if (f->state == FLOW_RESET || f->state == FLOW_TIME_WAIT)
-		return true;
-	if (f->state == FLOW_CLOSING && f->flags & FLOW_FIN && f->flags & FLOW_PEER_FIN)
+	if (f->state == FLOW_RESET || f->state == FLOW_TIME_WAIT || f->state == FLOW_FIN_WAIT)
 		return true;
 	return idle(key, f, tick);
 }
