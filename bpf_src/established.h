@@ -35,15 +35,6 @@ INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key,
 	add_flow(pair_key, &reply);
 }
 
-/* Are both side entries of a masqueraded flow still there? Asking keeps them from being forgotten.
- */
-INLINE bool has_sides(const struct flow_key *key, const struct flow *f)
-{
-	struct flow_key out_key, back_key;
-
-	return find_sides(key, f, &out_key, &back_key) && find_flow(&back_key);
-}
-
 /* Once per beat of a UDP flow: the two entries keep each other from being forgotten, and agree on
  * whether the backend ever answered. False when the flow had timed out. */
 INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)

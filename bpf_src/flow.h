@@ -40,12 +40,18 @@ INLINE void make_pair_key(struct flow_key *pair, const struct flow_key *key, con
 	pair->proto = key->proto;
 }
 
+/* Is this the forward entry of the flow whose reply entry's key that is? */
+INLINE bool replies_by(const struct flow *forward, const struct flow_key *reply_key)
+{
+	return !(forward->flags & FLOW_REPLY) && same_address(&forward->addr, &reply_key->src) &&
+	       forward->port == reply_key->sport && forward->client_port == reply_key->dport;
+}
+
 /* Does `pair`, found under the pair key, belong to the flow of `key`? */
 INLINE bool is_pair(const struct flow *pair, const struct flow_key *key, const struct flow *f)
 {
 	if (f->flags & FLOW_REPLY)
-		return !(pair->flags & FLOW_REPLY) && same_address(&pair->addr, &key->src) &&
-		       pair->port == key->sport && pair->client_port == key->dport;
+		return replies_by(pair, key);
 	return pair->flags & FLOW_REPLY && same_address(&pair->addr, &key->dst) &&
 	       pair->port == key->dport && pair->client_port == key->sport;
 }
@@ -174,6 +180,15 @@ INLINE struct flow *find_sides(const struct flow_key *key, const struct flow *f,
 	back_key->dport = out->port;
 	back_key->proto = key->proto;
 	return out;
+}
+
+/* Are both side entries of a masqueraded flow still there? Asking keeps them from being forgotten.
+ */
+INLINE bool has_sides(const struct flow_key *key, const struct flow *f)
+{
+	struct flow_key out_key, back_key;
+
+	return find_sides(key, f, &out_key, &back_key) && find_flow(&back_key);
 }
 
 /* Ends a flow, given its forward entry. While the backend may still hold its tuple in TIME_WAIT,
