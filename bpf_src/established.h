@@ -7,6 +7,7 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
+#include "filter.h"
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
@@ -16,9 +17,10 @@
 #include "nat.h"
 #include "select.h"
 
-/* A flow's reply entry fell out of the LRU table while the flow lives: put it back. */
+/* A flow's reply entry fell out of the LRU table while the flow lives: put it back, in place of the
+ * `note` that its next reply left then. */
 INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key,
-			  const struct flow *f, u32 tick)
+			  const struct flow *f, u32 tick, struct flow *note)
 {
 	struct flow reply = *f;
 
@@ -32,7 +34,10 @@ INLINE void restore_reply(struct flow_key *pair_key, const struct flow_key *key,
 	reply.tick_bytes = 0;
 	reply.packets = 0;
 	reply.bytes = 0;
-	add_flow(pair_key, &reply);
+	if (note)
+		*note = reply;
+	else
+		add_flow(pair_key, &reply);
 }
 
 /* Once per beat of a UDP flow: the two entries keep each other from being forgotten, and agree on
@@ -52,8 +57,8 @@ INLINE bool refresh_datagram(struct flow_key *key, struct flow *f, u32 tick)
 	}
 	if (entry_idle(f, tick) && (!pair || entry_idle(pair, tick)))
 		return false;
-	if (!pair)
-		restore_reply(&pair_key, key, f, tick);
+	if (!pair || is_note(pair, &pair_key))
+		restore_reply(&pair_key, key, f, tick, pair);
 	return !(f->flags & FLOW_MASQUERADED) || has_sides(key, f);
 }
 
@@ -92,7 +97,18 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
 	return translate(skb, p, reply, &f->addr, f->port, f->client_port);
 }
 
-/* The program for the first packet of a datagram flow in a beat. */
+/* A datagram to a pod that belongs to no flow, from what is also some service's endpoint: if the
+ * pod calls that service later, with the port that this one was sent to, the replies would have the
+ * tuple that this conversation has (SIP, and whoever else uses one port for both). */
+INLINE int note_incoming(const struct packet *p, struct flow_key *key, u32 tick)
+{
+	if (p->fragment != FRAGMENT_LATER && maybe_endpoint(&p->src, p->sport))
+		note_tuple(key, FLOW_DATAGRAM, tick);
+	return PASS;
+}
+
+/* The program for the first packet of a datagram flow in a beat, and for datagrams to pods that
+ * belong to none. */
 INLINE int upkeep(struct __sk_buff *skb)
 {
 	bool reply = handoff(skb)->reply;
@@ -106,7 +122,7 @@ INLINE int upkeep(struct __sk_buff *skb)
 	make_key(&key, &p);
 	f = find_flow(&key);
 	if (!f)
-		return PASS;
+		return reply ? note_incoming(&p, &key, tick) : PASS;
 	if (!refresh_datagram(&key, f, tick))
 		return hand_to_connect(skb, true);
 	flush_counts(f);

@@ -300,6 +300,24 @@ INLINE bool finished(const struct flow_key *key, const struct flow *f, u32 tick)
 	return idle(key, f, tick);
 }
 
+/* Notes that a conversation which is none of a service's has this reply tuple, so that a flow
+ * through a service keeps away from it. A note changes nothing if it is found as a flow. */
+INLINE void note_tuple(struct flow_key *reply_key, u8 state, u32 tick)
+{
+	struct flow note = {.flags = FLOW_DIRECT | FLOW_REPLY, .seen = tick, .state = state};
+
+	note.addr = reply_key->src;
+	note.port = reply_key->sport;
+	note.client_port = reply_key->dport;
+	FLOWS_LRU.update(reply_key, &note);
+}
+
+INLINE bool is_note(const struct flow *f, const struct flow_key *reply_key)
+{
+	return f->flags & FLOW_DIRECT && same_address(&f->addr, &reply_key->src) &&
+	       f->port == reply_key->sport && f->client_port == reply_key->dport;
+}
+
 /* Moves an established flow's entry out of the table that forgets. */
 INLINE void promote(struct flow_key *key)
 {

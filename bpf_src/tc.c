@@ -73,7 +73,13 @@ PROGRAM(FAMILY_NAME(reply))
 		return PASS;
 	make_key(&key, &p);
 	f = find_flow(&key);
-	return f && f->flags & FLOW_REPLY ? established(skb, &p, &key, f, true) : PASS;
+	if (f && f->flags & FLOW_REPLY)
+		return established(skb, &p, &key, f, true);
+#ifndef TRACE
+	if (!f && p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
+		return hand_to_upkeep(skb, true);
+#endif
+	return PASS;
 }
 
 PROGRAM(FAMILY_NAME(track))

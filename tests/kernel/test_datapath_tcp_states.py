@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.kernel.support import model
-from tests.kernel.support.conversation import BACKENDS, SECOND, Conversation, others_end, serve
+from tests.kernel.support.conversation import SECOND, Conversation, others_end, serve
 from tests.kernel.support.packets import TCP_SHAPES, Shape
 from tests.kernel.support.world import TIMEOUTS, World
 
