@@ -10,7 +10,6 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
-#include "maps.h"
 #include "address.h"
 #include "config.h"
 #include "parse.h"

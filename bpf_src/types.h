@@ -79,6 +79,9 @@ struct flow {
 	__u64 bytes;
 };
 
+_Static_assert(sizeof(struct flow) == 44 + sizeof(ip_addr) / 16 * 4 + sizeof(ip_addr),
+	       "grows for a million flows");
+
 /* TCP flows that ended a moment ago. */
 struct ended {
 	__u32 count;

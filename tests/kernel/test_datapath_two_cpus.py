@@ -127,9 +127,8 @@ def test_closes_that_cross(world: World, family: int) -> None:
     assert all({"fin", "first"} <= flow.flags for flow in world.flows())
     acks = []
     for talk in talks:
-        more = {"seq": talk.seq + 1, "ack": talk.peer_seq + 1}
-        less = {"seq": talk.peer_seq + 1, "ack": talk.seq + 1}
-        up, down = talk.request("A", **more), talk.reply("A", **less)
+        up = talk.request("A", seq=talk.seq + 1, ack=talk.peer_seq + 1)
+        down = talk.reply("A", seq=talk.peer_seq + 1, ack=talk.seq + 1)
         acks.append((("entry_from_pod", up), ("entry_to_pod", down)))
     at_once(world, acks)
     flows = [flow for flow in world.flows() if not flow.reply]
