@@ -75,17 +75,22 @@ INLINE bool starts_over(struct packet *p, struct flow_key *key, struct flow *f)
 	return p->proto == IPPROTO_TCP && finished(key, f, now());
 }
 
-/* Follows and translates a packet of flow `f`. -EAGAIN: the flow is over, begin anew. */
+/* What established() leaves to others, beside verdicts: the flow is over, begin anew; or the packet
+ * is for upkeep(). Each is handed on in one place per program, which keeps them small. */
+#define BEGIN_ANEW (-1000)
+#define UPKEEP_DUE (-1001)
+
+/* Follows and translates a packet of flow `f`. */
 INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
 		       struct flow *f, bool reply)
 {
 	u16 now_beat = beat();
 
 	if (!reply && starts_over(p, key, f))
-		return -EAGAIN;
+		return BEGIN_ANEW;
 	if (f->beat != now_beat || f->tick_bytes >> 31) {
 		if (f->state == FLOW_DATAGRAM)
-			return hand_to_upkeep(skb, reply);
+			return UPKEEP_DUE;
 		flush_counts(f);
 		f->seen = now();
 		f->beat = now_beat;

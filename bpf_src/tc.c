@@ -60,7 +60,9 @@ PROGRAM(FAMILY_NAME(service))
 	if (f->flags & FLOW_REPLY)
 		return PASS;
 	verdict = established(skb, &p, &key, f, false);
-	return verdict == -EAGAIN ? hand_to_connect(skb, true) : verdict;
+	if (verdict == UPKEEP_DUE)
+		return hand_to_upkeep(skb, false);
+	return verdict == BEGIN_ANEW ? hand_to_connect(skb, true) : verdict;
 }
 
 PROGRAM(FAMILY_NAME(reply))
@@ -68,18 +70,19 @@ PROGRAM(FAMILY_NAME(reply))
 	struct flow_key key;
 	struct flow *f;
 	struct packet p;
+	int verdict = PASS;
 
 	if (!restore_packet(skb, &p))
 		return PASS;
 	make_key(&key, &p);
 	f = find_flow(&key);
 	if (f && f->flags & FLOW_REPLY)
-		return established(skb, &p, &key, f, true);
+		verdict = established(skb, &p, &key, f, true);
 #ifndef TRACE
-	if (!f && p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
-		return hand_to_upkeep(skb, true);
+	else if (!f && p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
+		verdict = UPKEEP_DUE;
 #endif
-	return PASS;
+	return verdict == UPKEEP_DUE ? hand_to_upkeep(skb, true) : verdict;
 }
 
 PROGRAM(FAMILY_NAME(track))
