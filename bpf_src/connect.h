@@ -115,6 +115,21 @@ INLINE int reserve_port(struct __sk_buff *skb, struct flow_key *key, struct flow
 	return error;
 }
 
+/* The forward entry `f` could not be added: takes back what was made for it. If another CPU opened
+ * the same flow, to the same backend, the reply entry is that one's by now; sides never are. */
+INLINE void take_back(struct flow_key *key, const struct flow *f, struct flow_key *reply_key)
+{
+	struct flow *other = find_flow(key);
+	struct flow_key out_key, back_key;
+
+	if (!other || !replies_by(other, reply_key))
+		delete_flow(reply_key);
+	if (f->flags & FLOW_MASQUERADED && find_sides(key, f, &out_key, &back_key)) {
+		delete_flow(&out_key);
+		delete_flow(&back_key);
+	}
+}
+
 /* Remembers the flow in both directions: first the reply's tuple, which may be taken, then the
  * forward entry. `choice` tells where it goes and learns the client port. 0, -EEXIST when another
  * CPU was quicker, or an error that was counted. */
@@ -152,7 +167,7 @@ INLINE int open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *k
 	count_packet(&f, skb->len - p->l3);
 	error = add_flow(key, &f);
 	if (error) {
-		delete_flow(&reply_key);
+		take_back(key, &f, &reply_key);
 		if (error != -EEXIST)
 			count(skb, REASON_FLOWS_FULL);
 		return error;
@@ -301,6 +316,15 @@ INLINE int no_flow(struct __sk_buff *skb, struct packet *p)
 	return refuse(skb, REASON_NO_FLOW_RESET);
 }
 
+/* Has another CPU opened it just now, in place of the one that this packet had found? */
+INLINE bool opened_meanwhile(const struct flow_key *key, const struct flow *f)
+{
+	if (f->state != FLOW_SYN && f->state != FLOW_DATAGRAM)
+		return false;
+	return still_serving(f) && !entry_idle(f, now()) &&
+	       (!(f->flags & FLOW_MASQUERADED) || has_sides(key, f));
+}
+
 /* The flow that stands in the way of a new one: finished TCP, or UDP whose backend went away, whose
  * replies may still be under way and keep their entry. Those of a masqueraded flow need all four,
  * and its port must not stay half taken. */
@@ -308,7 +332,7 @@ INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 {
 	struct flow *f = find_flow(key);
 
-	if (!f)
+	if (!f || opened_meanwhile(key, f))
 		return;
 	if (f->state == FLOW_DATAGRAM && !still_serving(f))
 		count(skb, REASON_FLOW_MOVED);

@@ -62,19 +62,24 @@ enum backend_flag {
 enum flow_state {
 	FLOW_SYN = 1,	  /* opening: a SYN was seen, nothing else */
 	FLOW_ESTABLISHED, /* TCP after the handshake */
-	FLOW_CLOSING,	  /* TCP, at least one FIN seen */
+	FLOW_CLOSING,	  /* TCP, half closed; or it may be that a RST ended it */
 	FLOW_RESET,	  /* TCP, RST seen */
 	FLOW_TIME_WAIT,	  /* TCP finished; the tuple rests for a while */
 	FLOW_DATAGRAM,	  /* UDP and SCTP */
-	FLOW_SIDE, /* helper entry of a masqueraded flow: translates, has no state of its own */
+	FLOW_SIDE,     /* helper entry of a masqueraded flow: translates, has no state of its own */
+	FLOW_FIN_WAIT, /* TCP, both FINs seen, or one that nobody acknowledged yet */
 };
+
+/* How long FLOW_FIN_WAIT lasts without a packet, in ticks: three minutes. TCP sends a FIN again at
+ * least every two. */
+#define FIN_WAIT_TICKS 168
 
 /* flow.flags */
 enum flow_flag {
 	FLOW_FIN = 1,	       /* this direction sent a FIN */
 	FLOW_FIRST = 2,	       /* ... not knowing of the other's: it will hold TIME_WAIT */
-	FLOW_PEER_FIN = 4,     /* the other one did; peer_fin holds what acknowledges it */
-	FLOW_ACKED = 8,	       /* ... and this direction acknowledged it */
+	FLOW_RST = 4,	       /* this direction's RST is why the state is FLOW_RESET */
+	FLOW_ACKED = 8,	       /* this direction acknowledged the other's FIN */
 	FLOW_REPLY = 16,       /* of packets to the client: writes the source, else destination */
 	FLOW_MASQUERADED = 32, /* the backend sees the node's address, see masquerade.h */
 	FLOW_DIRECT = 64,      /* no service: only the client's port is changed, see direct.h */

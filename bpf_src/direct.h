@@ -10,7 +10,6 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
-#include "maps.h"
 #include "address.h"
 #include "config.h"
 #include "parse.h"
@@ -52,26 +51,14 @@ INLINE void drop_leftover(struct flow_key *reply_key, struct flow *held)
 	delete_flow(reply_key);
 }
 
-/* Nobody uses this tuple: note that this conversation does, so that a flow through a service keeps
- * away from it. The note changes nothing if it is found as a flow. */
-INLINE void note_direct(struct table_state *state, struct flow_key *reply_key,
-			const struct packet *p, u32 tick)
+/* Nobody uses this tuple: it is this conversation's from now on. */
+INLINE void note_direct(struct table_state *state, struct flow_key *reply_key, u32 tick)
 {
-	struct flow note = {.flags = FLOW_DIRECT | FLOW_REPLY, .seen = tick};
+	bool tcp = reply_key->proto == IPPROTO_TCP;
 
-	note.addr = p->dst;
-	note.port = p->dport;
-	note.client_port = p->sport;
-	note.state = p->proto == IPPROTO_TCP ? FLOW_ESTABLISHED : FLOW_DATAGRAM;
-	if (p->proto == IPPROTO_TCP)
+	if (tcp)
 		*direct_notes(state) = NOTES_POSSIBLE;
-	FLOWS_LRU.update(reply_key, &note);
-}
-
-INLINE bool is_note(const struct flow *f, const struct packet *p)
-{
-	return f->flags & FLOW_DIRECT && same_address(&f->addr, &p->dst) && f->port == p->dport &&
-	       f->client_port == p->sport;
+	note_tuple(reply_key, tcp ? FLOW_ESTABLISHED : FLOW_DATAGRAM, tick);
 }
 
 INLINE int direct(struct __sk_buff *skb)
@@ -108,7 +95,7 @@ INLINE int direct(struct __sk_buff *skb)
 	reply_key.dport = p.sport;
 	reply_key.proto = p.proto;
 	f = find_flow(&reply_key);
-	if (f && is_note(f, &p)) {
+	if (f && is_note(f, &reply_key)) {
 		f->seen = tick;
 		return PASS;
 	}
@@ -117,7 +104,7 @@ INLINE int direct(struct __sk_buff *skb)
 		f = 0;
 	}
 	if (!f) {
-		note_direct(state, &reply_key, &p, tick);
+		note_direct(state, &reply_key, tick);
 		return PASS;
 	}
 	if (!(f->flags & FLOW_REPLY) || f->state == FLOW_SIDE)

@@ -40,12 +40,18 @@ INLINE void make_pair_key(struct flow_key *pair, const struct flow_key *key, con
 	pair->proto = key->proto;
 }
 
+/* Is this the forward entry of the flow whose reply entry's key that is? */
+INLINE bool replies_by(const struct flow *forward, const struct flow_key *reply_key)
+{
+	return !(forward->flags & FLOW_REPLY) && same_address(&forward->addr, &reply_key->src) &&
+	       forward->port == reply_key->sport && forward->client_port == reply_key->dport;
+}
+
 /* Does `pair`, found under the pair key, belong to the flow of `key`? */
 INLINE bool is_pair(const struct flow *pair, const struct flow_key *key, const struct flow *f)
 {
 	if (f->flags & FLOW_REPLY)
-		return !(pair->flags & FLOW_REPLY) && same_address(&pair->addr, &key->src) &&
-		       pair->port == key->sport && pair->client_port == key->dport;
+		return replies_by(pair, key);
 	return pair->flags & FLOW_REPLY && same_address(&pair->addr, &key->dst) &&
 	       pair->port == key->dport && pair->client_port == key->sport;
 }
@@ -176,6 +182,15 @@ INLINE struct flow *find_sides(const struct flow_key *key, const struct flow *f,
 	return out;
 }
 
+/* Are both side entries of a masqueraded flow still there? Asking keeps them from being forgotten.
+ */
+INLINE bool has_sides(const struct flow_key *key, const struct flow *f)
+{
+	struct flow_key out_key, back_key;
+
+	return find_sides(key, f, &out_key, &back_key) && find_flow(&back_key);
+}
+
 /* Ends a flow, given its forward entry. While the backend may still hold its tuple in TIME_WAIT,
  * what reserves that tuple stays, so that nobody else gets it: the reply entry and, of a
  * masqueraded flow, the side entry of what comes in. Not if room is short. */
@@ -229,10 +244,10 @@ INLINE void linger(struct flow_key *key, struct flow *f, struct flow *pair)
 	ended->count++;
 	ended->flows[place].key = *key;
 	ended->flows[place].number = ended->count;
-	f->peer_fin = ended->count;
-	pair->peer_fin = ended->count;
+	f->ack = ended->count;
+	pair->ack = ended->count;
 	f = find_flow(&oldest);
-	if (f && f->state == FLOW_TIME_WAIT && f->peer_fin == number)
+	if (f && f->state == FLOW_TIME_WAIT && f->ack == number)
 		end_flow(&oldest, f);
 }
 
@@ -249,6 +264,8 @@ INLINE u32 timeout_of(const struct config *c, const struct flow *f)
 		return c->reset_timeout;
 	case FLOW_TIME_WAIT:
 		return c->time_wait_timeout;
+	case FLOW_FIN_WAIT:
+		return FIN_WAIT_TICKS;
 	}
 	return f->flags & FLOW_REPLIED ? c->datagram_stream_timeout : c->datagram_timeout;
 }
@@ -274,14 +291,31 @@ INLINE bool idle(const struct flow_key *key, const struct flow *f, u32 tick)
 	return !pair || !is_pair(pair, key, f) || entry_idle(pair, tick);
 }
 
-/* Is the TCP conversation over, so that a SYN on the same ports is a new one? */
+/* Is the TCP conversation over, so that a SYN on the same ports is a new one? What nobody can forge
+ * who does not see the packets: a SYN alone ends nothing that lives. */
 INLINE bool finished(const struct flow_key *key, const struct flow *f, u32 tick)
 {
-	if (f->state == FLOW_RESET || f->state == FLOW_TIME_WAIT)
-		return true;
-	if (f->state == FLOW_CLOSING && f->flags & FLOW_FIN && f->flags & FLOW_PEER_FIN)
+	if (f->state == FLOW_RESET || f->state == FLOW_TIME_WAIT || f->state == FLOW_FIN_WAIT)
 		return true;
 	return idle(key, f, tick);
+}
+
+/* Notes that a conversation which is none of a service's has this reply tuple, so that a flow
+ * through a service keeps away from it. A note changes nothing if it is found as a flow. */
+INLINE void note_tuple(struct flow_key *reply_key, u8 state, u32 tick)
+{
+	struct flow note = {.flags = FLOW_DIRECT | FLOW_REPLY, .seen = tick, .state = state};
+
+	note.addr = reply_key->src;
+	note.port = reply_key->sport;
+	note.client_port = reply_key->dport;
+	FLOWS_LRU.update(reply_key, &note);
+}
+
+INLINE bool is_note(const struct flow *f, const struct flow_key *reply_key)
+{
+	return f->flags & FLOW_DIRECT && same_address(&f->addr, &reply_key->src) &&
+	       f->port == reply_key->sport && f->client_port == reply_key->dport;
 }
 
 /* Moves an established flow's entry out of the table that forgets. */

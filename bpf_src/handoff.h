@@ -96,6 +96,7 @@ INLINE bool restore_packet(struct __sk_buff *skb, struct packet *p)
 		if (transport + sizeof(struct tcphdr) > end)
 			return false;
 		p->tcp_flags = *((u8 *)transport + 13);
+		p->tcp_ack = ((struct tcphdr *)transport)->ack_seq;
 	}
 	return true;
 }

@@ -17,7 +17,6 @@
 #define offsetof(type, member) __builtin_offsetof(type, member)
 
 #define ENOENT 2
-#define EAGAIN 11
 #define EFAULT 14
 #define EEXIST 17
 #define EINVAL 22

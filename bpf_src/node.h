@@ -65,7 +65,9 @@ INLINE int node_packet(struct __sk_buff *skb)
 	if (f->flags & FLOW_REPLY)
 		return PASS;
 	verdict = established(skb, &p, &key, f, false);
-	return verdict == -EAGAIN ? begin_anew(skb, &p) : send_on(skb, &p, verdict);
+	if (verdict == UPKEEP_DUE)
+		return hand_to_upkeep(skb, false);
+	return verdict == BEGIN_ANEW ? begin_anew(skb, &p) : send_on(skb, &p, verdict);
 }
 
 /* A backend, but not the node itself if there is another: what a process here answers never leaves

@@ -16,6 +16,7 @@
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
+#include "tailcall.h"
 #include "flow.h"
 #include "established.h"
 #include "nat.h"
@@ -105,6 +106,9 @@ INLINE int outgoing(struct __sk_buff *skb)
 	f = find_by_endpoint(skb, &p, &key);
 	if (!f) {
 		note_conversation(&p);
+		/* A server of the node may be an endpoint that calls somebody, as a pod may. */
+		if (p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
+			return hand_to_upkeep(skb, true);
 		return PASS;
 	}
 	if (f->beat != beat()) {

@@ -27,6 +27,7 @@ struct packet {
 	__u8 origin;   /* enum origin */
 	__u16 l3;      /* offsets from the start of the frame */
 	__u16 l4;
+	__u32 tcp_ack;	 /* acknowledgement number, network byte order */
 	__u32 l4_length; /* bytes from l4 to the end of the datagram, padding not counted */
 	__u32 id;	 /* of a fragment */
 };

@@ -4,7 +4,6 @@
  * packet is the first of its flow, none is remembered and nothing is counted. */
 #include <uapi/linux/bpf.h>
 #include "unit.h"
-#include "kernel.h"
 #include "consts.h"
 #include "types.h"
 #include "maps.h"
@@ -63,7 +62,9 @@ PROGRAM(FAMILY_NAME(service))
 		return hand_to(skb, f ? FAMILY_PROGRAM(NODE) : FAMILY_PROGRAM(CONNECT));
 	}
 	verdict = established(skb, &p, &key, f, false);
-	return verdict == -EAGAIN ? hand_to_connect(skb, true) : verdict;
+	if (verdict == UPKEEP_DUE)
+		return hand_to_upkeep(skb, false);
+	return verdict == BEGIN_ANEW ? hand_to_connect(skb, true) : verdict;
 }
 
 PROGRAM(FAMILY_NAME(node))
@@ -91,18 +92,21 @@ PROGRAM(FAMILY_NAME(reply))
 	struct flow_key key;
 	struct flow *f;
 	struct packet p;
+	int verdict = PASS;
 
 	if (!restore_packet(skb, &p))
 		return PASS;
 	make_key(&key, &p);
 	f = find_flow(&key);
 	if (f && f->flags & FLOW_REPLY)
-		return established(skb, &p, &key, f, true);
+		verdict = established(skb, &p, &key, f, true);
 #ifndef TRACE
-	if (!f && may_be_own(&p))
+	else if (!f && may_be_own(&p))
 		programs.call(skb, FAMILY_PROGRAM(OUTGOING));
+	else if (!f && p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
+		verdict = UPKEEP_DUE;
 #endif
-	return PASS;
+	return verdict == UPKEEP_DUE ? hand_to_upkeep(skb, true) : verdict;
 }
 
 PROGRAM(FAMILY_NAME(outgoing))

@@ -68,17 +68,19 @@ struct flow {
 	__u16 client_port; /* becomes the port of the other side */
 	__u32 backend;	   /* id | generation << 24 */
 	__u32 service;
-	__u32 seen;	/* tick of the last packet, or of one a beat before it */
-	__u32 peer_fin; /* acknowledgement number that completes the other side's close; of a flow
-			 * that lingers, its number in struct ended */
-	__u8 state;	/* enum flow_state */
-	__u8 flags;	/* enum flow_flag */
-	__u16 beat;	/* when `seen` was set, see stats.h */
+	__u32 seen;	    /* tick of the last packet, or of one a beat before it */
+	__u32 ack;	    /* TCP, see tcp.h; of a flow that lingers, its number in struct ended */
+	__u8 state;	    /* enum flow_state */
+	__u8 flags;	    /* enum flow_flag */
+	__u16 beat;	    /* when `seen` was set, see stats.h */
 	__u32 tick_packets; /* since `seen` last changed; not yet in the totals */
 	__u32 tick_bytes;
 	__u32 packets;
 	__u64 bytes;
 };
+
+_Static_assert(sizeof(struct flow) == 44 + sizeof(ip_addr) / 16 * 4 + sizeof(ip_addr),
+	       "grows for a million flows");
 
 /* TCP flows that ended a moment ago. */
 struct ended {
@@ -86,7 +88,7 @@ struct ended {
 	__u32 oldest; /* place */
 	struct {
 		struct flow_key key;
-		__u32 number; /* flow.peer_fin, unless the tuple had another flow since */
+		__u32 number; /* flow.ack, unless the tuple had another flow since */
 	} flows[LINGERING];
 };
 

@@ -35,6 +35,7 @@ def timeouts(config: Records) -> npt.NDArray[np.int64]:
         (consts.FLOW_SIDE, "reset_timeout"),
     ):
         table[:, state] = int(config[name])
+    table[:, consts.FLOW_FIN_WAIT] = consts.FIN_WAIT_TICKS
     return table
 
 

@@ -17,6 +17,7 @@ from lbctl.datapath.tables import Records
 STATES = {
     consts.FLOW_SYN: "opening",
     consts.FLOW_ESTABLISHED: "established",
+    consts.FLOW_FIN_WAIT: "fin-wait",
     consts.FLOW_CLOSING: "closing",
     consts.FLOW_RESET: "reset",
     consts.FLOW_TIME_WAIT: "time-wait",

@@ -232,3 +232,64 @@ def test_clients_with_one_port_are_told_apart_by_their_address(world: World, sha
         assert talk.seen_port == talk.sport
         talk.up("PA", b"x")
         talk.down("PA", b"y")
+
+
+@pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
+@pytest.mark.parametrize("port", [5060, 5061], ids=["one port", "two ports"])
+def test_two_peers_that_call_each_other_by_services(world: World, shape: Shape, port: int) -> None:
+    """Each uses the port it serves as its source. What the other one sent, to that port, came
+    first and keeps the tuple: the pod's own call goes out by another port, and its answer to the
+    other one by the port that was asked."""
+    pod, (peer, peer_port) = CLIENT[shape.family], BACKENDS[shape.family][0]
+    service = serve(world, shape, count=1)
+    called = packets.frame(shape, peer, peer_port, pod, port, b"call")
+    for _ in range(3):
+        outcome = world.to_pod(called)
+        assert (outcome.verdict, outcome.frame, outcome.reasons) == (model.PASS, called, {})
+    talk = Conversation(world, shape, service, sport=port)
+    assert talk.up(payload=b"my call").reasons == {"forwarded": 1, "source_translated": 1}
+    assert PORT_MIN <= talk.seen_port <= PORT_MAX
+    answer = packets.frame(shape, pod, port, peer, peer_port, b"answer")
+    for _ in range(3):
+        assert world.from_pod(answer).frame == answer
+        talk.down(payload=b"answer to mine")
+        assert world.to_pod(called).frame == called
+        world.age(2)
+
+
+@pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
+def test_who_calls_first_keeps_its_tuple(world: World, shape: Shape) -> None:
+    """What comes from the endpoint afterwards, to that port, answers the call."""
+    talk = Conversation(world, shape, serve(world, shape, count=1), sport=5060)
+    talk.up(payload=b"call")
+    assert talk.seen_port == 5060
+    for _ in range(3):
+        talk.down(payload=b"answer")
+        world.age(2)
+    assert len(world.flows()) == 2
+
+
+@pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
+def test_what_comes_from_no_endpoint_is_not_noted(world: World, shape: Shape) -> None:
+    """Or anybody could fill the table."""
+    serve(world, shape)
+    pod, (peer, peer_port) = CLIENT[shape.family], BACKENDS[shape.family][0]
+    for number in range(20):
+        world.to_pod(packets.frame(shape, peer, peer_port + 1 + number, pod, 5060, b"x"))
+        world.to_pod(packets.frame(shape, peer, PORT_MIN + number, pod, 5060, b"x"))
+        world.to_net(packets.frame(shape, peer, peer_port, pod, 5060 + number, b"x"))
+    assert world.flows() == []
+
+
+@pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
+def test_a_note_does_not_take_a_flows_replies(world: World, shape: Shape) -> None:
+    """The reply entry was pushed out, and an answer came before the client spoke again."""
+    talk = Conversation(world, shape, serve(world, shape, count=1)).open()
+    (reply,) = (flow for flow in world.flows() if flow.reply)
+    world.flow_table.delete(reply)
+    late = talk.reply(payload=b"late")
+    assert world.to_pod(late).frame == late
+    world.age(2)
+    talk.up(payload=b"again")
+    talk.down(payload=b"translated again")
+    assert len(world.flows()) == 2

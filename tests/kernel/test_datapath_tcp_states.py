@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.kernel.support import model
-from tests.kernel.support.conversation import BACKENDS, SECOND, Conversation, others_end, serve
+from tests.kernel.support.conversation import SECOND, Conversation, others_end, serve
 from tests.kernel.support.packets import TCP_SHAPES, Shape
 from tests.kernel.support.world import TIMEOUTS, World
 
@@ -23,13 +23,14 @@ def test_states_of_a_life(world: World, shape: Shape) -> None:
     talk.up("PA", b"request")
     talk.down("PA", b"answer")
     talk.up("FA")
-    assert talk.state == "closing"
+    assert talk.state == "fin_wait"
     talk.down("A")
+    assert talk.state == "closing"
     talk.down("PA", b"more of the answer")
     talk.up("A")
     assert talk.state == "closing"
     talk.down("FA")
-    assert talk.state == "closing"
+    assert talk.state == "fin_wait"
     talk.up("A")
     assert talk.state == "time_wait"
 
@@ -38,11 +39,11 @@ def test_numbers_that_wrap(world: World, shape: Shape) -> None:
     """Sequence numbers pass 2^32 in both directions between the FINs and their ACKs."""
     for start in (0xFFFFFFF0, 0xFFFFFFFE, 0xFFFFFFFF, 0x7FFFFFFF):
         for close in (Conversation.close_from_client, Conversation.close_from_backend):
-            talk = Conversation(world, shape, serve(world, shape), seq=start, peer_seq=start)
+            first = start - 1  # the SYNs'
+            talk = Conversation(world, shape, serve(world, shape), seq=first, peer_seq=first)
             talk.open()
-            talk.seq, talk.peer_seq = start, start
             close(talk)
-            assert talk.state != "closing"
+            assert talk.state == "time_wait"
             world.reset()
 
 
@@ -107,11 +108,11 @@ def test_data_sent_again_between_the_fins_ends_nothing(world: World, shape: Shap
     for _ in range(3):
         talk.down("PA", b"answer", seq=data_at, ack=client_fin)
         talk.up("A", ack=fin_at)
-    assert talk.state == "closing"
+    assert talk.state == "fin_wait"
     talk.down("FA", seq=fin_at, ack=client_fin)
     talk.down("A", seq=fin_at + 1, ack=talk.seq)
     talk.up("A", ack=fin_at)
-    assert talk.state == "closing"
+    assert talk.state == "fin_wait"
     talk.up("A", ack=fin_at + 1)
     assert talk.state == "time_wait"
 
@@ -123,10 +124,10 @@ def test_a_fin_with_data_counts_the_data(world: World, shape: Shape) -> None:
     talk.down("A", ack=talk.seq - 1)
     talk.down("FPA", b"and mine", ack=talk.seq - 1)
     talk.up("A", ack=talk.peer_seq - 1)
-    assert talk.state == "closing"
+    assert talk.state == "fin_wait"
     talk.up("A")
     talk.down("A")
-    assert talk.state != "closing"
+    assert talk.state == "time_wait"
 
 
 def test_both_close_at_once(world: World, shape: Shape) -> None:
@@ -135,9 +136,9 @@ def test_both_close_at_once(world: World, shape: Shape) -> None:
     talk.up("FA")
     talk.down("FA", ack=fin)
     talk.up("A", seq=fin + 1, ack=peer_fin + 1)
-    assert talk.state == "closing"
+    assert talk.state == "fin_wait"
     talk.down("A", seq=peer_fin + 1, ack=fin + 1)
-    assert talk.state != "closing"
+    assert talk.state == "time_wait"
 
 
 def test_a_syn_sent_again_keeps_its_backend(world: World, shape: Shape) -> None:
@@ -151,28 +152,6 @@ def test_a_syn_sent_again_keeps_its_backend(world: World, shape: Shape) -> None:
         talk.up("S", seq=77)
     assert len(world.flows()) == 2
     assert world.service_counts(talk.service)["connections"] == 1
-
-
-def test_a_syn_sent_again_leaves_a_backend_that_stopped(world: World, shape: Shape) -> None:
-    """Nobody can answer there any more; other connections are not affected."""
-    talk = Conversation(world, shape, serve(world, shape))
-    talk.up("S")
-    old = talk.backend
-    assert old
-    world.set_backends(talk.service, [e for e in BACKENDS[shape.family] if e != old])
-    talk.forget()
-    talk.up("S")
-    assert talk.backend != old
-    assert len(world.flows()) == 2
-
-
-def test_a_syn_on_a_live_flow_follows_it(world: World, shape: Shape) -> None:
-    """The backend answers it with a challenge (RFC 5961); an attacker gains nothing."""
-    talk = Conversation(world, shape, serve(world, shape)).open()
-    for _ in range(10):
-        talk.up("S", seq=424242)
-    talk.up("PA", b"still here")
-    assert talk.state == "established"
 
 
 Ending = Callable[[Conversation], object]
@@ -228,24 +207,6 @@ def test_data_on_an_idle_flow_still_follows_it(world: World, shape: Shape) -> No
     talk.up("PA", b"good morning")
     talk.down("A")
     assert talk.state == "established"
-
-
-@pytest.mark.parametrize("side", ["client", "backend"])
-def test_a_reset_marks_and_a_later_packet_revives(world: World, shape: Shape, side: str) -> None:
-    """A RST may be out of window, then the connection goes on."""
-    talk = Conversation(world, shape, serve(world, shape)).open()
-    send, other = (talk.up, talk.down) if side == "client" else (talk.down, talk.up)
-    send("R", seq=7)
-    assert talk.state == "reset"
-    send("R", seq=7)
-    other("R", seq=7)
-    assert talk.state == "reset"
-    other("PA", b"what?")
-    assert {f.state for f in world.flows()} == {"established"}
-    talk.up("PA", b"x")
-    talk.down("PA", b"x")
-    talk.close_from_client()
-    assert talk.state == "time_wait"
 
 
 def test_a_last_packet_that_was_lost_is_sent_again(world: World, shape: Shape) -> None:

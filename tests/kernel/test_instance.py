@@ -285,6 +285,30 @@ def test_a_table_state_with_other_names_is_taken_over(pin_dir: Path) -> None:
         assert state["notes4"] == state["notes6"] == bundle.enums["NOTES_POSSIBLE"]
 
 
+@pytest.mark.parametrize("name", ["flows4", "flows6"])
+def test_flows_of_the_first_version_are_taken_over(pin_dir: Path, name: str) -> None:
+    """They had `peer_fin` where `ack` is: what was acknowledged last is known again with each
+    direction's next packet."""
+    bundle = compiler.bundle()
+    spec = bundle.maps[name]
+    fields = tuple(
+        structs.replace(field, name="peer_fin" if field.name == "ack" else field.name)
+        for field in spec.value.fields
+    )
+    before = structs.replace(spec, value=structs.replace(spec.value, fields=fields))
+    former = structs.replace(bundle, maps={**bundle.maps, name: before})
+    with Instance.create_or_open(pin_dir, former, SMALL) as old:
+        table = getattr(old, name)
+        keys, values = (np.zeros(1, part.dtype) for part in (table.spec.key, table.spec.value))
+        keys["sport"], values["port"], values["bytes"] = 7, 8, 9
+        values["peer_fin"], values["state"] = 77, bundle.enums["FLOW_ESTABLISHED"]
+        table.put_many(keys, values)
+    with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
+        keys, values = getattr(made, name).read_all()
+        assert (keys["sport"], values["port"], values["bytes"]) == (7, 8, 9)
+        assert (values["ack"], values["state"]) == (0, bundle.enums["FLOW_ESTABLISHED"])
+
+
 def test_what_ended_meanwhile_does_not_come_back(
     pin_dir: Path, bundle: Bundle, wide: Bundle
 ) -> None:

@@ -135,7 +135,7 @@ def flow_records(family: int) -> tuple[Record, Record]:
         ("backend", "u32"),
         ("service", "u32"),
         ("seen", "u32"),
-        ("peer_fin", "u32"),
+        ("ack", "u32"),
         ("state", "u8"),
         ("flags", "u8"),
         ("beat", "u16"),

@@ -135,6 +135,15 @@ def test_a_tcp_flow_ends_when_both_directions_are_idle(
     assert found.entries[f"flows{family}"] == 6
 
 
+def test_a_close_that_nobody_completes_ends_in_minutes(tables: FakeTables) -> None:
+    """Whatever is configured for the half closed."""
+    flows, age = Flows(tables), consts.FIN_WAIT_TICKS
+    for number, extra in enumerate((0, 1), start=1):
+        flows.pair(number, state=consts.FLOW_FIN_WAIT, forward_age=age + 1, reply_age=age + extra)
+    assert run(tables).ended == 2
+    assert age * (1 << consts.TICK_SHIFT) / 1e9 == pytest.approx(180, rel=0.05)
+
+
 def test_udp_flows_end_too_later_if_the_backend_answered(tables: FakeTables) -> None:
     flows, table = Flows(tables), tables.flows4_lru
     age = limit("datagram_timeout") + 1

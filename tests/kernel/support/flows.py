@@ -46,9 +46,18 @@ class Flows:
 
     def __init__(self, enums: Mapping[str, int], tables: Mapping[str, HashMap]) -> None:
         self.tables = tables
-        names = ("SYN", "ESTABLISHED", "CLOSING", "RESET", "TIME_WAIT", "DATAGRAM", "SIDE")
+        names = (
+            "SYN",
+            "ESTABLISHED",
+            "CLOSING",
+            "RESET",
+            "TIME_WAIT",
+            "DATAGRAM",
+            "SIDE",
+            "FIN_WAIT",
+        )
         self._states = {enums[f"FLOW_{name}"]: name.lower() for name in names}
-        bits = ("FIN", "FIRST", "PEER_FIN", "ACKED", "REPLY", "MASQUERADED", "DIRECT", "REPLIED")
+        bits = ("FIN", "FIRST", "RST", "ACKED", "REPLY", "MASQUERADED", "DIRECT", "REPLIED")
         self._flags = {enums[f"FLOW_{name}"]: name.lower() for name in bits}
         self._id_mask = enums["BACKEND_ID_MASK"]
 
