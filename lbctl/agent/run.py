@@ -37,6 +37,7 @@ from lbctl.config.watch import FollowedFile
 from lbctl.health.monitor import Health
 from lbctl.host import takeover
 from lbctl.model.updates import Source
+from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.status import SourceState, StatusRecord
 
@@ -115,6 +116,7 @@ class Agent:
         undo.callback(programs.close)
         interfaces.start()
         undo.callback(interfaces.close)
+        self._source.expect(readback.count_services(instance))
         self._source.start()
         undo.callback(self._source.stop)
         asking = keeper.errand("kube-proxy's rules", takeover.ASKING_SECONDS)
