@@ -5,6 +5,7 @@ bpffs cannot hold ordinary files, so it lies in /run/lbctl, named by a hash of t
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,8 @@ from ebpf.kernel import bpffs
 RUN_DIR = Path("/run/lbctl")
 _DIRECTORY_MODE = 0o750
 _FILE_MODE = 0o640
+BEAT_SECONDS = 60.0  # the file is written so often at least
+OLD_SECONDS = 180.0  # older, it is that of an agent that hangs, or that cannot write it
 
 
 class TableUse(msgspec.Struct, frozen=True):
@@ -54,6 +57,7 @@ class StatusRecord(msgspec.Struct, frozen=True):
     taking_over: bool = False  # kube-proxy's rules are still there
     socket_lb: str = ""  # off, host or all
     sockets_closed: int = 0  # by this agent, since their endpoint had gone
+    thread_restarts: int = 0  # that ended or were stuck
     source: SourceState = SourceState("")
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()
@@ -79,6 +83,14 @@ def read(pin_dir: Path) -> StatusRecord | None:
         return msgspec.json.decode(trust.read(path_of(pin_dir)), type=StatusRecord)
     except (OSError, Untrusted, msgspec.DecodeError):
         return None
+
+
+def age(pin_dir: Path) -> float:
+    """Seconds since the file was written; 0 if there is none."""
+    try:
+        return max(0.0, time.time() - path_of(pin_dir).stat().st_mtime)
+    except OSError:
+        return 0.0
 
 
 class HintsRecord(msgspec.Struct, frozen=True):

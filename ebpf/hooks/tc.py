@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -44,6 +44,9 @@ class Attacher:
         self._directory = pin_dir / "links"
         self.mode = mode or ("tcx" if features.has_tcx() else "clsact")
         self.slot = slot or Slot()
+        # Pins by interface index and direction, as far as this process knows, once it has looked:
+        # a look at all of them for each interface would be a square.
+        self._places: dict[tuple[int, str], Path] | None = None
 
     def attach(self, ifname: str, ifindex: int, direction: str, prog_fd: int) -> str:
         """Makes `prog_fd` run there. Returns what that took: "attached", "replaced" (another
@@ -56,6 +59,8 @@ class Attacher:
         current = self._current(path, ifname, ifindex, direction)
         if current is None:
             self._create(path, ifname, ifindex, direction, prog_fd, prog_id)
+        self._known()[ifindex, direction] = path
+        if current is None:
             return "attached"
         if current.prog_id == prog_id:
             return "unchanged"
@@ -94,8 +99,18 @@ class Attacher:
 
     def prune(self) -> list[str]:
         """Removes pins of interfaces that are gone; returns the interfaces' names."""
+        return self._drop_dead(self.attachments())
+
+    def forget(self, ifindexes: Iterable[int]) -> list[str]:
+        """The same for these alone, which are gone."""
+        known = self._known()
+        keys = [(index, direction) for index in ifindexes for direction in DIRECTIONS]
+        paths = [known.pop(key) for key in keys if key in known]
+        return self._drop_dead(item for path in paths if (item := self._read(path)))
+
+    def _drop_dead(self, items: Iterable[Attachment]) -> list[str]:
         gone = []
-        for item in self.attachments():
+        for item in items:
             if not item.ifindex:
                 bpffs.unpin(Path(item.path))
                 self._drop_qdisc(item.ifname, 0)
@@ -148,11 +163,18 @@ class Attacher:
 
     def _renamed(self, path: Path, ifindex: int, direction: str) -> Attachment | None:
         """An interface that was renamed after we attached: its pin takes the new name."""
-        for item in self.attachments():
-            if (item.ifindex, item.direction, item.mode) == (ifindex, direction, "tcx"):
-                Path(item.path).rename(path)
-                return self._read(path)
-        return None
+        before = self._known().get((ifindex, direction))
+        item = self._read(before) if before not in (None, path) else None
+        if item is None or (item.ifindex, item.mode) != (ifindex, "tcx"):
+            return None
+        Path(item.path).rename(path)
+        return self._read(path)
+
+    def _known(self) -> dict[tuple[int, str], Path]:
+        if self._places is None:
+            found = self.attachments()
+            self._places = {(i.ifindex, i.direction): Path(i.path) for i in found if i.ifindex}
+        return self._places
 
     def _read(self, path: Path) -> Attachment | None:
         ifname, _, direction = path.name.rpartition("-")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +24,12 @@ _ROUTE_UNICAST = 1
 # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE of linux/rtnetlink.h.
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 _RECEIVE_BUFFER = 4 << 20
+_NEWLINK, _DELLINK = 16, 17
+_NEWADDR, _DELADDR = 20, 21
+_NEWROUTE, _DELROUTE = 24, 25
+_HEADER = struct.Struct("=IH10x")  # struct nlmsghdr: length and type
+_LINK_HEAD = struct.Struct("=Bxxxi")  # struct ifinfomsg: family and index
+_SCOPE_LINK = 253
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -67,8 +74,8 @@ class Network(msgspec.Struct, frozen=True):
 
 class Changes(msgspec.Struct, frozen=True):
     """What happened since the last look. `links` are those that came or changed, in order, the last
-    state of each; `gone` the indices of those deleted. After `lost` (the kernel dropped messages)
-    only a new `read_network` tells."""
+    state of each; `gone` the indices of those deleted. `addresses` leave out link-local ones of
+    IPv6. After `lost` (the kernel dropped messages) only a new `read_network` tells."""
 
     links: tuple[Link, ...]
     gone: frozenset[int]
@@ -103,13 +110,19 @@ class Watch:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         self._socket.bind((0, _GROUPS))
         self._marshal = MarshalRtnl()
+        self._links: dict[int, bytes] = {}  # the last message about each that was not given out
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def read(self) -> Changes:
-        """Everything that is waiting, as one batch (empty if nothing is)."""
-        changed: dict[int, Link] = {}
+    @property
+    def waiting(self) -> bool:
+        """Whether `read` has left links for the next time."""
+        return bool(self._links)
+
+    def read(self, most: int | None = None) -> Changes:
+        """Everything that is waiting, as one batch (empty if nothing is); of links the newest if
+        there are more than `most`, as taking one apart costs far more than receiving it."""
         gone: set[int] = set()
         addresses = routes = lost = False
         while True:
@@ -122,32 +135,63 @@ class Watch:
                     raise
                 lost = True
                 continue
-            for message in self._marshal.parse(data):
-                event = message["event"]
-                if event == "RTM_NEWLINK":
-                    # A bridge reports its ports in a family of its own, with few attributes.
-                    if message["family"] == socket.AF_UNSPEC:
-                        changed.pop(message["index"], None)
-                        changed[message["index"]] = _link(message)
-                        gone.discard(message["index"])
-                elif event == "RTM_DELLINK":
-                    if message["family"] == socket.AF_UNSPEC:
-                        changed.pop(message["index"], None)
-                        gone.add(message["index"])
-                elif event in ("RTM_NEWADDR", "RTM_DELADDR"):
-                    addresses = True
-                elif event in ("RTM_NEWROUTE", "RTM_DELROUTE"):
-                    routes = routes or any(True for _ in _default_routes(message))
-        return Changes(tuple(changed.values()), frozenset(gone), addresses, routes, lost)
+            for kind, message in _messages(data):
+                if kind in (_NEWLINK, _DELLINK):
+                    self._take_link(kind, message, gone)
+                elif kind in (_NEWADDR, _DELADDR):
+                    addresses = addresses or not _is_link_local(message)
+                elif kind in (_NEWROUTE, _DELROUTE):
+                    routes = routes or self._is_default_route(message)
+        return Changes(self._newest(most), frozenset(gone), addresses, routes, lost)
 
     def close(self) -> None:
         self._socket.close()
+
+    def _take_link(self, kind: int, message: bytes, gone: set[int]) -> None:
+        family, index = _LINK_HEAD.unpack_from(message, _HEADER.size)
+        # A bridge reports its ports in a family of its own, with few attributes.
+        if family != socket.AF_UNSPEC:
+            return
+        self._links.pop(index, None)
+        if kind == _NEWLINK:
+            self._links[index] = message
+            gone.discard(index)
+        else:
+            gone.add(index)
+
+    def _newest(self, most: int | None) -> tuple[Link, ...]:
+        count = len(self._links) if most is None else min(most, len(self._links))
+        found = [self._links.popitem()[1] for _ in range(count)]
+        found.reverse()
+        return tuple(_link(parsed) for raw in found for parsed in self._marshal.parse(raw))
+
+    def _is_default_route(self, message: bytes) -> bool:
+        if message[_HEADER.size + 1]:  # the length of its destination: most need no more looking
+            return False
+        return any(_default_routes(parsed) for parsed in self._marshal.parse(message))
 
     def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and bytes of each message in a datagram."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, data[offset : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _is_link_local(message: bytes) -> bool:
+    """Every interface gets such an address of IPv6 by itself, and it says nothing."""
+    family, scope = message[_HEADER.size], message[_HEADER.size + 3]
+    return family == socket.AF_INET6 and scope == _SCOPE_LINK
 
 
 def _link(message: Any) -> Link:

@@ -4,6 +4,7 @@ import time
 
 import structlog
 
+from ebpf.errors import LbError
 from ebpf.kernel import features
 from lbctl.agent import memory
 from lbctl.agent.facts import device_addresses
@@ -27,13 +28,30 @@ class Control:
         self._report = report
         self._complete = False  # what no update named by now does not exist
         self._attached = False
+        self._announced = False
+        self._beating = False
         self._log = structlog.get_logger()
 
     def attach(self) -> None:
-        """Put the programs in place: there are services to be found in the maps."""
+        """Have the programs put in place: there are services to be found in the maps."""
         self._attached = True
-        self._parts.programs.attach(self._parts.interfaces, self._parts.sockets)
-        self._parts.beat.start(time.monotonic())
+        self._parts.programs.attach()
+
+    def placed_due(self) -> float | None:
+        """At once, if programs are in place and `follow_programs` has something to do for that."""
+        synced = self._parts.reconciler.synced
+        waits = not self._announced if synced else not self._beating
+        return 0.0 if waits and self._parts.programs.placed else None
+
+    def follow_programs(self, now: float) -> None:
+        """Programs are in place: packets and probes may come as soon as the maps are complete."""
+        if not self._beating:
+            self._beating = True
+            self._parts.beat.start(now)
+        if self._parts.reconciler.synced:
+            self._announced = True
+            self._parts.health.ready()
+            self._report.ready()
 
     def take_update(self) -> None:
         """The source has news."""
@@ -41,12 +59,12 @@ class Control:
         if update is None:
             return
         facts, health = self._parts.facts, self._parts.health
+        self._parts.reconciler.take(update)  # first: whatever fails below, it is not lost
         if update.node_changed or update.node != facts.node:
             node = facts.node = update.node
             self._parts.interfaces.set_node_addresses(node.internal_ips if node else ())
             self._use_facts()
             health.set_eligible(not is_leaving(node))
-        self._parts.reconciler.take(update)
         self._complete = update.complete
         if update.synced:
             self._apply()
@@ -103,7 +121,13 @@ class Control:
         health.queued()
         if first:
             self._store_config()
-        wrote = reconciler.apply(self._complete)
+        try:
+            wrote = reconciler.apply(self._complete)
+        except Exception as error:  # noqa: BLE001 - one object must not end the agent
+            # What it was about to write is known no more: all of it is planned again.
+            self._log.exception("a change could not be worked out")
+            reconciler.start_over(_unexpected(error))
+            wrote = True
         if not reconciler.refused:
             health.written()
         self._parts.stale.changed(*reconciler.take_touched(), began)
@@ -115,10 +139,9 @@ class Control:
             self._first_sync(spent)
 
     def _first_sync(self, spent: float) -> None:
-        """The maps are complete: packets and probes may come."""
+        """The maps are complete."""
         if not self._attached:
             self.attach()
-        self._parts.health.ready()
         self._set_health_places()
         reconciler = self._parts.reconciler
         self._log.info(
@@ -128,7 +151,8 @@ class Control:
             seconds=round(spent, 3),
         )
         memory.settle()
-        self._report.ready()
+        if self.placed_due() is not None:
+            self.follow_programs(time.monotonic())
 
     def _use_facts(self) -> bool:
         """Make everything follow from the facts. Returns whether services have to be applied."""
@@ -158,7 +182,7 @@ class Control:
 
     def _set_health_places(self) -> None:
         addresses = listening_addresses(self._settings.node, self._parts.facts.current)
-        self._parts.health.set_places(self._settings.healthz, addresses)
+        self._parts.health.set_places(self._settings.healthz, addresses, self._settings.metrics)
 
     def _store_config(self) -> None:
         """Not before the first list: without the Node object it might say something else for a
@@ -185,3 +209,10 @@ class Control:
         parts.reconciler.housekeeper.set_node_addresses(own, time.monotonic())
         devices = device_addresses(parts.facts.network, facts)
         config.store_devices(parts.instance.devices, devices)
+
+
+def _unexpected(error: Exception) -> LbError:
+    return LbError(
+        f"a change could not be worked out: {type(error).__name__}: {error}"[:300],
+        "The log says where, please report it.",
+    )

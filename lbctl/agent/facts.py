@@ -14,7 +14,7 @@ class Facts:
     """Set what became known, then `settle`."""
 
     def __init__(self, name: str, settings: NodeSettings, network: Network) -> None:
-        self._name = name
+        self.name = name
         self.settings = settings
         self.network = network
         self.node: Node | None = None
@@ -33,7 +33,7 @@ class Facts:
         found = [primary_address(self.network, f) for f in FAMILIES if f not in named]
         primary = (*settings.primary_addresses, *(a for a in found if a is not None))
         settings = msgspec.structs.replace(settings, primary_addresses=primary)
-        return node_facts(self._name, node, local_addresses(self.network), settings)
+        return node_facts(self.name, node, local_addresses(self.network), settings)
 
 
 def local_addresses(network: Network) -> list[bytes]:

@@ -7,6 +7,8 @@ from lbctl.agent.beat import Beat
 from lbctl.agent.facts import Facts
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.interfaces import Interfaces
+from lbctl.agent.keeper import Keeper
+from lbctl.agent.loop import Guard
 from lbctl.agent.routine import Routine
 from lbctl.agent.sockets import SocketHooks
 from lbctl.agent.stalesockets import StaleSockets
@@ -34,3 +36,5 @@ class Parts:
     beat: Beat
     routine: Routine
     health: Health
+    keeper: Keeper
+    guard: Guard

@@ -1,7 +1,7 @@
 """What the agent says of itself: the status record as it now is, and the file it is written to."""
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,11 +10,14 @@ import structlog
 
 from ebpf.errors import Untrusted
 from lbctl import status
+from lbctl.agent.conditions import Conditions, bounded
 from lbctl.agent.parts import Parts
+from lbctl.errands import Errand
 from lbctl.status import SourceState, StatusRecord
 
 # The status file is written at most this often while much changes.
 STATUS_SECONDS = 1.0
+WRITING_SECONDS = 30.0  # a disk that takes longer hangs
 
 
 class Report:
@@ -25,6 +28,7 @@ class Report:
         self._parts = parts
         self._record = record
         self._writer = writer
+        self._conditions = Conditions(parts)
         self._ready = False
         self._written: StatusRecord | None = None
         self._written_at = 0.0
@@ -38,13 +42,14 @@ class Report:
         )
 
     def ready(self) -> None:
-        """The first sync is done; said at once."""
+        """The first sync is done, and the programs are in place; said at once."""
         self._ready = True
         self.write(time.monotonic())
 
     def stopped(self) -> None:
         """The last word."""
         self._ready = False
+        self._writer.close()
         self.write(time.monotonic())
 
     def due(self) -> float | None:
@@ -52,20 +57,28 @@ class Report:
         now, earliest = time.monotonic(), self._written_at + STATUS_SECONDS
         if now < earliest:
             return earliest  # whether there is anything is seen then
+        changed = self.record() != self._written or self._parts.reconciler.hints_changed
         if self._writer.busy:
             return now + STATUS_SECONDS
-        changed = self._parts.reconciler.hints_changed or self.record() != self._written
-        return earliest if changed else None
+        if changed:
+            return earliest
+        # Who reads it takes one that is old for that of an agent that hangs.
+        again = self._written_at + status.BEAT_SECONDS
+        expected = self._conditions.due()
+        return again if expected is None else min(again, max(expected, now))
 
     def step(self, now: float) -> None:
         """Write the file."""
         self.write(now)
 
     def write(self, now: float) -> None:
-        """Write the file, if anything differs from what it says."""
+        """Write the file, if anything differs from what it says or it has become old."""
         record = self.record()
+        if self._writer.busy:
+            return
         hints = self._parts.reconciler.take_hints()
-        if record == self._written and hints is None:
+        fresh = now < self._written_at + status.BEAT_SECONDS
+        if record == self._written and hints is None and fresh:
             return
         self._written_at = now
         self._written = record
@@ -74,19 +87,10 @@ class Report:
     def record(self) -> StatusRecord:
         """As of now."""
         parts, reconciler, source = self._parts, self._parts.reconciler, self._parts.source.status()
-        problems = [*parts.interfaces.problems, *parts.sockets.problems]
-        warnings = [
-            *problems,
-            *reconciler.warnings(),
-            *reconciler.housekeeper.warnings(),
-            *parts.sockets.warnings(parts.facts.current.localhost_node_ports),
-            *filter(None, [parts.routine.problem, parts.stale.problem]),
-            *parts.health.problems(),
-            *(parts.config.problems() if parts.config else ()),
-        ]
+        troubles = self._conditions.look()
         return msgspec.structs.replace(
             self._record,
-            ready=self._ready and not problems,
+            ready=self._ready and self._conditions.settled,
             synced=source.synced,
             services=reconciler.services,
             service_ports=len(reconciler.planner.services),
@@ -95,39 +99,58 @@ class Report:
             taking_over=parts.takeover.present,
             socket_lb=parts.sockets.mode,
             sockets_closed=parts.stale.closed,
+            thread_restarts=parts.keeper.restarts + source.restarts,
             source=SourceState(
                 self._record.source.kind,
                 source.connected,
                 source.complete,
                 source.last_error,
-                source.problems,
+                tuple(bounded(source.problems)),
             ),
             tables=reconciler.housekeeper.tables(),
-            warnings=tuple(warnings),
+            warnings=tuple(self._warnings(troubles)),
         )
+
+    def _warnings(self, troubles: list[str]) -> Iterator[str]:
+        """A line for each object, and not without end of any kind."""
+        parts = self._parts
+        yield from bounded(troubles)
+        yield from bounded(
+            f"programs on {name} had been taken away and were put back: something on this node "
+            "removes them"
+            for name in parts.interfaces.repaired
+        )
+        yield from bounded(parts.reconciler.warnings())
+        yield from parts.reconciler.housekeeper.warnings()
+        yield from parts.sockets.warnings(parts.facts.current.localhost_node_ports)
+        yield from filter(None, [parts.routine.problem, parts.stale.problem])
+        yield from bounded(parts.health.problems())
+        yield from parts.config.problems() if parts.config else ()
 
 
 class StatusWriter:
     """Writes in a thread of its own: replacing a file waits for a busy disk, where /run is on one,
     and a change must not. `close` once, which waits for the last of it."""
 
-    def __init__(self, pin_dir: Path) -> None:
+    def __init__(self, pin_dir: Path, errand: Errand) -> None:
+        """`errand` is who writes, in WRITING_SECONDS at most."""
         self._pin_dir = pin_dir
-        self._pool = ThreadPoolExecutor(1, "status")
-        self._last: Future[None] | None = None
+        self._errand = errand
+        self._last: tuple[StatusRecord, dict[str, str] | None] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether the disk still has not taken the last one."""
-        return self._last is not None and not self._last.done()
+        return self._errand.busy
 
-    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
-        """Replace the file, and that of hints if there are any; a failure is logged."""
-        self._last = self._pool.submit(self._write, record, hints)
+    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> bool:
+        """Replace the file, and that of hints if there are any; False if it is `busy`. A failure is
+        logged."""
+        return self._errand.send(lambda: self._write(record, hints))
 
     def close(self) -> None:
-        """Everything given is written afterwards."""
-        self._pool.shutdown()
+        """What was given is written, unless the disk hangs."""
+        self._errand.join(WRITING_SECONDS)
 
     def _write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
         try:

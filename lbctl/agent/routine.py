@@ -27,7 +27,7 @@ class Routine:
     def step(self, now: float) -> None:
         """Put right what others changed."""
         self._next = now + ROUTINE_SECONDS
-        self._interfaces.refresh(thorough=True)
+        self._interfaces.refresh()
         self._sockets.refresh()
         self.reserve_ports()
 

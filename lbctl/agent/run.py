@@ -1,7 +1,8 @@
 """The agent: opens what it consists of, and lets each part act when it has something to do.
 
-One thread does all of it; the source's own threads only fill its store. Killing the agent at any
-point leaves the data path in place, and the next one continues from what is in the maps.
+One thread decides all of it. The source's own threads only fill its store, and others carry out
+what may take long: attaching, the status file, closing sockets, answering probes. Killing the agent
+at any point leaves the data path in place, and the next one continues from what is in the maps.
 """
 
 import gc
@@ -24,17 +25,19 @@ from lbctl.agent.control import Control
 from lbctl.agent.facts import Facts
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.interfaces import Interfaces
-from lbctl.agent.loop import Loop, Readable, Reader, Signals, Timed, Timer
+from lbctl.agent.keeper import Keeper
+from lbctl.agent.loop import Guard, Loop, Readable, Reader, Signals, Timed, Timer
 from lbctl.agent.parts import Parts
-from lbctl.agent.report import Report, StatusWriter
+from lbctl.agent.report import WRITING_SECONDS, Report, StatusWriter
 from lbctl.agent.routine import Routine
 from lbctl.agent.sockets import SocketHooks
-from lbctl.agent.stalesockets import StaleSockets
+from lbctl.agent.stalesockets import CLOSING_SECONDS, StaleSockets
 from lbctl.config.settings import Settings
 from lbctl.config.watch import FollowedFile
 from lbctl.health.monitor import Health
 from lbctl.host import takeover
 from lbctl.model.updates import Source
+from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.status import SourceState, StatusRecord
 
@@ -65,9 +68,10 @@ class Agent:
         """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
         log = structlog.get_logger()
         with ExitStack() as undo:
-            writer = StatusWriter(self._options.pin_dir)
-            undo.callback(writer.close)
             parts = self._open(undo)
+            errand = parts.keeper.errand("status file", WRITING_SECONDS)
+            writer = StatusWriter(self._options.pin_dir, errand)
+            undo.callback(writer.close)
             report = Report(parts, self._record(), writer)
             control = Control(parts, self._options.settings, report)
             if parts.interfaces.were_attached():
@@ -76,17 +80,23 @@ class Agent:
                 control.attach()
                 parts.health.ready()
             signals = undo.enter_context(Signals())
-            loop = undo.enter_context(Loop([signals, *_members(parts, control, report)]))
+            members = [signals, *_members(parts, control, report)]
+            loop = undo.enter_context(Loop(members, parts.guard))
             log.info("agent started", node=self._options.node_name, pid=os.getpid())
             while not signals.stopping:
                 loop.turn()
                 parts.health.turned()
+                if parts.programs.failure:  # without programs there is nothing to go on for
+                    raise parts.programs.failure
             report.stopped()
             log.info("agent stops; the data path stays")
 
     def _open(self, undo: ExitStack) -> Parts:
         options, settings = self._options, self._options.settings
-        health = Health()
+        keeper = Keeper()
+        undo.callback(keeper.close)
+        health = Health(wake=keeper.wake)
+        keeper.keep(health.thread)
         undo.callback(health.stop)
         memory.prepare()
         undo.callback(gc.enable)
@@ -96,22 +106,25 @@ class Agent:
             log.warning("compiled programs are neither kept nor believed", why=flaw)
         instance = Instance.create_or_open(options.pin_dir, bundle, options.sizes)
         undo.callback(instance.close)
-        health.set_places(settings.healthz, ())
+        health.set_places(settings.healthz, (), settings.metrics)
         health.start()  # not before the instance is ours, and so the ports
+        attacher = Attacher(options.pin_dir)
+        interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces, keeper)
+        sockets = SocketHooks(options.pin_dir, settings.socket_lb, options.cgroup)
         # The kernel checks programs for a second: meanwhile the objects are listed and planned.
-        programs = LaterGeneration(bundle, instance)
+        programs = LaterGeneration(bundle, instance, interfaces, sockets, keeper)
         undo.callback(programs.close)
+        interfaces.start()
+        undo.callback(interfaces.close)
+        self._source.expect(readback.count_services(instance))
         self._source.start()
         undo.callback(self._source.stop)
-        attacher = Attacher(options.pin_dir)
-        interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces)
-        undo.callback(interfaces.close)
-        sockets = SocketHooks(options.pin_dir, settings.socket_lb, options.cgroup)
-        watcher = takeover.Watcher(settings.takeover)
-        undo.callback(watcher.stop)
+        asking = keeper.errand("kube-proxy's rules", takeover.ASKING_SECONDS)
+        watcher = takeover.Watcher(settings.takeover, asking)
         facts = Facts(options.node_name, settings.node, interfaces.network)
         reconciler = Reconciler(instance, facts.current)
-        stale = StaleSockets(instance, reconciler, settings.socket_lb)
+        closing = keeper.errand("stale sockets", CLOSING_SECONDS)
+        stale = StaleSockets(instance, reconciler, settings.socket_lb, closing)
         undo.callback(stale.stop)
         beat = Beat(instance.config)
         undo.callback(beat.stop)
@@ -131,6 +144,8 @@ class Agent:
             beat=beat,
             routine=routine,
             health=health,
+            keeper=keeper,
+            guard=Guard(),
         )
 
     def _record(self) -> StatusRecord:
@@ -149,8 +164,11 @@ def _members(parts: Parts, control: Control, report: Report) -> list[Readable | 
     reconciler, watch = parts.reconciler, parts.config
     return [
         Reader(parts.source.fileno, control.take_update),
-        parts.programs,
+        Timer(parts.source.due, lambda now: parts.source.status()),
+        parts.keeper,
         parts.interfaces,
+        parts.programs,
+        Timer(control.placed_due, control.follow_programs),
         parts.routine,
         Timer(control.network_due, control.follow_network),
         *([Timer(watch.due, partial(control.take_settings, watch))] if watch else ()),

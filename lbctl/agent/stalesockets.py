@@ -6,7 +6,6 @@ UDP as soon as the endpoint stopped serving; TCP only once the endpoint is known
 """
 
 import sys
-import threading
 from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from lbctl.datapath.flows import take
 from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import ArrayContents
 from lbctl.datapath.tables import HashTable, Records, Tables
+from lbctl.errands import Errand
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.plan.planner import Planner
 from lbctl.plan.sets import HeldSets
@@ -31,6 +31,7 @@ from lbctl.plan.sets import HeldSets
 DELAY_SECONDS = 0.25
 # Of MPTCP sockets is noted what no cookie is (mptcp_owner in bpf_src/socket.h): they are not found.
 _NO_COOKIE = np.uint64(1 << 63)
+CLOSING_SECONDS = 60.0  # the kernel answers at once; there may be very many namespaces
 
 
 class Objects(Protocol):
@@ -45,8 +46,10 @@ class Objects(Protocol):
 class StaleSockets:
     """Decides in the agent's thread, closes in another."""
 
-    def __init__(self, tables: Tables, known: Objects, mode: str) -> None:
-        """`mode` as in `SocketHooks`."""
+    def __init__(
+        self, tables: Tables, known: Objects, mode: str, errand: Errand | None = None
+    ) -> None:
+        """`mode` as in `SocketHooks`. `errand` is who closes, in CLOSING_SECONDS at most."""
         self._tables = tables
         self._known = known
         self._mode = mode
@@ -55,7 +58,8 @@ class StaleSockets:
         self._open = False  # some sockets are connected to what does not serve any more
         self._due: float | None = None
         self._waiting: frozenset[ObjectKey] = frozenset()
-        self._thread: threading.Thread | None = None
+        # A thread of its own each time: one that has entered another namespace is never reused.
+        self._errand = errand or Errand("stale sockets", CLOSING_SECONDS)
         self._log = structlog.get_logger()
         self.closed = 0  # since the start of the agent
         self.problem = ""
@@ -78,20 +82,17 @@ class StaleSockets:
         """Look for sockets to close, if it is time."""
         if self._due is None or now < self._due:
             return
-        if self._thread and self._thread.is_alive():
+        if self._errand.busy:
             self._due = now + DELAY_SECONDS
             return
         self._due = None
         stale = self._find()
         if any(stale.values()):
-            # A thread of its own each time: one that has entered another namespace is never reused.
-            self._thread = threading.Thread(target=self._close, args=(stale,), name="sockets")
-            self._thread.start()
+            self._errand.send(lambda: self._close(stale))
 
     def stop(self) -> None:
-        """Wait for what is under way; that is bounded by the kernel's answers."""
-        if self._thread:
-            self._thread.join()
+        """Wait for what is under way."""
+        self._errand.join(CLOSING_SECONDS)
 
     def _find(self) -> dict[int, list[Target]]:
         """By protocol, what must not stay connected."""

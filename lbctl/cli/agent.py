@@ -63,7 +63,7 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
             "the agent needs root: it loads programs into the kernel", hint="Run it with sudo."
         )
     found, followed = _settings(settle.from_command_line(**given), config)
-    name = found.node_name or os.uname().nodename.lower()
+    name = found.node_name or os.uname().nodename.strip().lower()
     agent = Agent(
         Options(
             node_name=name,

@@ -22,9 +22,9 @@ from lbctl.inspect.opened import open_instance
 def command(check: bool, output: str, pin_dir: Path) -> None:
     """Show how an instance is doing.
 
-    It is ready when its agent runs, knows every object, has applied them, and all pods' interfaces
-    have programs. Without an agent the last one's words are shown, and traffic is translated as it
-    left things.
+    It is ready when its agent runs, knows every object, has applied them, all pods' interfaces and
+    uplinks have programs, and nothing has been wrong for longer than it may be. Without an agent
+    the last one's words are shown, and traffic is translated as it left things.
 
     \b
     lbctl status -o json | jq .ready
@@ -57,6 +57,8 @@ def _summary(found: InstanceStatus) -> list[str]:
     if found.socket_lb:
         closed = f"; {found.sockets_closed} closed, endpoint gone" if found.sockets_closed else ""
         lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
+    if found.thread_restarts:
+        lines.append(f"threads     {found.thread_restarts} replaced that had ended or were stuck")
     if found.last_apply:
         took = f"{found.last_apply_seconds * 1000:.1f} ms"
         lines.append(f"last apply  {found.last_apply}, took {took}")

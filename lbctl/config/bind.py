@@ -8,8 +8,11 @@ from lbctl.addresses import format_endpoint, parse_address
 
 ANY4 = parse_address("0.0.0.0")
 ANY6 = parse_address("::")
+LOOPBACK4 = parse_address("127.0.0.1")
+LOOPBACK6 = parse_address("::1")
 OFF = "off"
 HEALTHZ_PORT = 10256  # kube-proxy's
+METRICS_PORT = 10249  # too
 
 
 class Bind(msgspec.Struct, frozen=True, order=True):
@@ -37,12 +40,12 @@ def parse_bind(text: str, default_port: int) -> Bind:
     return Bind(address, port, both=address == ANY6)
 
 
-def parse_bind_or_off(text: str) -> Bind | None:
-    """The same for health, with the word that turns it off. Raises ValueError."""
+def parse_bind_or_off(text: str, default_port: int = HEALTHZ_PORT) -> Bind | None:
+    """The same, with the word that turns it off. Raises ValueError."""
     if text in (OFF, ""):
         return None
     try:
-        return parse_bind(text, HEALTHZ_PORT)
+        return parse_bind(text, default_port)
     except ValueError as error:
         raise ValueError(f'{error}, nor "{OFF}"') from error
 

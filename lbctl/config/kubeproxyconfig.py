@@ -14,7 +14,15 @@ from typing import Any
 import msgspec
 
 from lbctl.addresses import FAMILIES, IPV6, Prefix, family_of, loopback, parse_address, parse_prefix
-from lbctl.config.bind import ANY4, ANY6, HEALTHZ_PORT, Bind, parse_bind
+from lbctl.config.bind import (
+    ANY4,
+    ANY6,
+    HEALTHZ_PORT,
+    LOOPBACK6,
+    METRICS_PORT,
+    Bind,
+    parse_bind,
+)
 from lbctl.config.durations import parse_duration
 from lbctl.errors import ConfigError
 from lbctl.fieldnames import explain
@@ -81,6 +89,7 @@ class _File(_Section, frozen=True, rename="camel"):
     detect_local_mode: str | None = None
     hostname_override: str | None = None
     iptables: _Iptables | None = None
+    metrics_bind_address: str | None = None
     mode: str | None = None
     nftables: _Masquerade | None = None
     node_port_addresses: list[str] | None = None
@@ -99,6 +108,7 @@ class KubeProxyConfig(msgspec.Struct, frozen=True):
     mode: str = ""
     file_kubeconfig: Path | None = None
     healthz: Bind | None = None
+    metrics: Bind | None = None
     timeouts: tuple[tuple[str, float], ...] = ()
     pod_interfaces: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -131,6 +141,7 @@ def parse(value: object) -> KubeProxyConfig:
         mode=mode,
         file_kubeconfig=_kubeconfig(file.client_connection),
         healthz=_healthz(file.healthz_bind_address, bind),
+        metrics=_metrics(file.metrics_bind_address, bind),
         timeouts=tuple(_timeouts(file.conntrack)),
         pod_interfaces=_pod_interfaces(local_mode, file.detect_local or _DetectLocal()),
         ignored=tuple(sorted(_unread(value, _File))),
@@ -185,13 +196,21 @@ def _address(text: str | None) -> bytes | None:
 
 
 def _healthz(text: str | None, bind: bytes | None) -> Bind | None:
+    return _bind("healthzBindAddress", text, bind, Bind(ANY6, HEALTHZ_PORT, both=True))
+
+
+def _metrics(text: str | None, bind: bytes | None) -> Bind | None:
+    return _bind("metricsBindAddress", text, bind, Bind(LOOPBACK6, METRICS_PORT))
+
+
+def _bind(field: str, text: str | None, bind: bytes | None, of_ipv6: Bind) -> Bind | None:
     """Unset, kube-proxy takes the family of bindAddress."""
     try:
         if text:
-            return parse_bind(text, HEALTHZ_PORT)
+            return parse_bind(text, of_ipv6.port)
     except ValueError as error:
-        raise ConfigError(f"healthzBindAddress: {error}") from error
-    return Bind(ANY6, HEALTHZ_PORT, both=True) if bind and family_of(bind) == IPV6 else None
+        raise ConfigError(f"{field}: {error}") from error
+    return of_ipv6 if bind and family_of(bind) == IPV6 else None
 
 
 def _timeouts(section: _Conntrack | None) -> Iterator[tuple[str, float]]:

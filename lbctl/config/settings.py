@@ -6,13 +6,21 @@ writes it into docs/configuration.md and examples/agent-config.yaml.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from lbctl.addresses import Prefix, parse_prefix
-from lbctl.config.bind import ANY4, HEALTHZ_PORT, Bind, parse_bind_or_off
+from lbctl.config.bind import (
+    ANY4,
+    HEALTHZ_PORT,
+    LOOPBACK4,
+    METRICS_PORT,
+    Bind,
+    parse_bind_or_off,
+)
 from lbctl.config.options import Option, declared
 from lbctl.resolve.node import NodeSettings
 
@@ -27,6 +35,11 @@ def _url(text: str) -> str:
     if text and not text.startswith(("https://", "http://")):
         raise ValueError(f"{text!r} is not a URL, like https://api.example:6443")
     return text
+
+
+def _node_name(text: str) -> str:
+    """As kube-proxy's hostnameOverride."""
+    return text.strip().lower()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             metavar="NAME",
             kube_proxy="hostnameOverride",
             default="the host's name",
+            parse=_node_name,
             help="Name of this node's object.",
         ),
     ] = ""
@@ -212,9 +226,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             kube_proxy="healthzBindAddress",
             live=True,
             parse=parse_bind_or_off,
-            help="Where to answer /healthz and /livez; [::] means both families, off none.",
+            help="Where to answer /healthz, /livez and /readyz; [::] means both families, off "
+            "none.",
         ),
     ] = Bind(ANY4, HEALTHZ_PORT)
+    metrics: Annotated[
+        Bind | None,
+        Option(
+            flag="--metrics-bind-address",
+            metavar="ADDRESS:PORT",
+            kube_proxy="metricsBindAddress",
+            live=True,
+            parse=partial(parse_bind_or_off, default_port=METRICS_PORT),
+            help="Where to answer /proxyMode; [::] means both families, off none.",
+        ),
+    ] = Bind(LOOPBACK4, METRICS_PORT)
     services: Annotated[
         _Room | None,
         Option(

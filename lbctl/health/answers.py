@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -25,11 +26,19 @@ _TEXT_HEADERS = (("Content-Type", "text/plain; charset=utf-8"), JSON_HEADERS[1])
 class Condition(msgspec.Struct, frozen=True):
     """How the agent is doing at one moment. Times are seconds since the epoch."""
 
-    healthy: bool  # what it was told is written
+    alive: bool  # its loop turns
+    fit: bool  # what it was told is written, and outsiders' packets meet programs
     ready: bool  # the data path is complete, of this agent or of the one before
+    settled: bool  # nothing is wrong that a rollout should wait for
     eligible: bool  # the node is to stay
     updated: float  # when something was last written, 0 for never
     now: float
+    problems: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether packets are served as the objects say."""
+        return self.alive and self.fit
 
 
 def service_answer(key: ObjectKey, count: int, healthy: bool) -> Answer:
@@ -49,14 +58,30 @@ def service_answer(key: ObjectKey, count: int, healthy: bool) -> Answer:
 def healthz(condition: Condition) -> Answer:
     """Whether to send this node traffic of any service: not if it is about to be removed
     (KEP-3836)."""
-    body = _times(condition) | {"nodeEligible": condition.eligible}
+    body = _times(condition) | {"nodeEligible": condition.eligible} | _problems(condition)
     return _json(condition.healthy and condition.ready and condition.eligible, body)
 
 
 def livez(condition: Condition) -> Answer:
-    """Whether a restart of the agent would help: leaving nodes and agents that wait for the API
-    server are fine in this respect."""
-    return _json(condition.healthy, _times(condition))
+    """Whether a restart of the agent would help: only if its loop hangs. Whatever an object, the
+    API server or the kernel does to one agent it may do to all of them, and again after a restart.
+    """
+    return _json(condition.alive, _times(condition))
+
+
+def readyz(condition: Condition) -> Answer:
+    """Whether this agent does all that it is for: what a rollout waits for."""
+    ready = condition.healthy and condition.ready and condition.settled
+    return _json(ready, _times(condition) | _problems(condition))
+
+
+PROXY_MODE = Answer(HTTPStatus.OK, b"lbctl", _TEXT_HEADERS)
+
+
+def path_of(paths: Mapping[str, Callable[[], Answer]], path: str) -> Answer:
+    """What is answered to a path, of those there are."""
+    answer = paths.get(path)
+    return answer() if answer else refusal(HTTPStatus.NOT_FOUND)
 
 
 def refusal(status: HTTPStatus, *headers: tuple[str, str]) -> Answer:
@@ -69,6 +94,11 @@ def _times(condition: Condition) -> dict[str, object]:
     nothing changes is not stale."""
     updated = condition.now if condition.healthy and condition.ready else condition.updated
     return {"lastUpdated": _rfc3339(updated), "currentTime": _rfc3339(condition.now)}
+
+
+def _problems(condition: Condition) -> dict[str, object]:
+    """For people. kube-proxy's answer has none, and no field while there are none."""
+    return {"problems": condition.problems} if condition.problems else {}
 
 
 def _rfc3339(seconds: float) -> str:

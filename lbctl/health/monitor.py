@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
+from functools import partial
 
 import msgspec
 
@@ -15,11 +15,23 @@ from lbctl.health.ports import HealthPorts
 from lbctl.health.server import Route, Server
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.resolve.node import NodeFacts
+from lbctl.threads import Watched
 
 # A change that could not be written for this long means trouble (kube-proxy: twice syncPeriod).
 STALE_SECONDS = 60.0
 # A loop that did not turn for this long hangs; with nothing to do, it turns once a minute.
 SILENT_SECONDS = 180.0
+
+
+Paths = dict[str, Callable[[], Answer]]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the agent thinks of itself, apart from what is reported one by one."""
+
+    settled: bool = False  # nothing is wrong that a rollout should wait for
+    fit: bool = True  # nothing is wrong that load balancers should know of
+    problems: tuple[str, ...] = ()
 
 
 class _Reported(msgspec.Struct, frozen=True):
@@ -30,19 +42,33 @@ class _Reported(msgspec.Struct, frozen=True):
     updated: float = 0.0
     ready: bool = False
     eligible: bool = True
+    verdict: Verdict = Verdict()
 
 
 class Health:
     """Written by the agent's loop, read by the server's thread: each report is one new record."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wake: Callable[[], None] | None = None,
+    ) -> None:
+        """`wake` is called when the thread ends, by it."""
         self._clock = clock
-        self._server = Server()
+        self._server = Server(wake)
         self._reported = _Reported(clock())
         self._ports = HealthPorts()
         self._conflicts: list[str] = []
         self._bind: Bind | None = None
+        self._metrics: Bind | None = None
         self._addresses: tuple[bytes, ...] = ()
+        self._general: Paths = {
+            "/healthz": lambda: answers.healthz(self.condition()),
+            "/livez": lambda: answers.livez(self.condition()),
+            "/readyz": lambda: answers.readyz(self.condition()),
+        }
+        # Of metricsBindAddress. More paths go here.
+        self.metrics: Paths = {"/proxyMode": lambda: answers.PROXY_MODE}
 
     def start(self) -> None:
         """Start the thread, in the network namespace of the caller."""
@@ -75,11 +101,18 @@ class Health:
         """Whether the node is to stay in the cluster."""
         self._report(eligible=eligible)
 
-    def set_places(self, bind: Bind | None, addresses: tuple[bytes, ...]) -> None:
-        """Where /healthz and /livez are asked for (None: nowhere), and on which addresses
-        health-check node ports are."""
-        if (bind, addresses) != (self._bind, self._addresses):
-            self._bind, self._addresses = bind, addresses
+    def judge(self, verdict: Verdict) -> None:
+        """What is wrong for longer than it may be."""
+        if verdict != self._reported.verdict:
+            self._report(verdict=verdict)
+
+    def set_places(
+        self, bind: Bind | None, addresses: tuple[bytes, ...], metrics: Bind | None = None
+    ) -> None:
+        """Where /healthz, /livez and /readyz are asked for (None: nowhere), on which addresses
+        health-check node ports are, and where the paths of `metrics` are."""
+        if (bind, addresses, metrics) != (self._bind, self._addresses, self._metrics):
+            self._bind, self._addresses, self._metrics = bind, addresses, metrics
             self._serve()
 
     def take(self, changed: Mapping[ObjectKey, ServiceObjects], node: NodeFacts) -> None:
@@ -91,13 +124,28 @@ class Health:
         """Sentences about ports that cannot be had."""
         return [*self._server.problems(), *self._conflicts]
 
+    @property
+    def thread(self) -> Watched:
+        """The server's, for who looks after threads."""
+        return self._server.watched
+
+    def unwritten(self) -> bool:
+        """Whether something could not be written for longer than STALE_SECONDS."""
+        said = self._reported
+        return said.waiting is not None and self._clock() - said.waiting > STALE_SECONDS
+
     def condition(self) -> Condition:
         """As of now. Called by the server's thread."""
-        said, now = self._reported, self._clock()
-        silent = now - said.turned > SILENT_SECONDS
-        stale = said.waiting is not None and now - said.waiting > STALE_SECONDS
+        said = self._reported
         return Condition(
-            not silent and not stale, said.ready, said.eligible, said.updated, time.time()
+            alive=self._clock() - said.turned <= SILENT_SECONDS,
+            fit=said.verdict.fit and not self.unwritten(),
+            ready=said.ready,
+            settled=said.verdict.settled,
+            eligible=said.eligible,
+            updated=said.updated,
+            now=time.time(),
+            problems=said.verdict.problems,
         )
 
     def _report(self, **changes: object) -> None:
@@ -112,17 +160,19 @@ class Health:
             count = self._ports.ports[key][1]
             route = Route(f"healthCheckNodePort of {key}", _Service(self, key, count))
             wanted.update((Bind(address, port), route) for address in self._addresses)
-        if self._bind is not None:
-            wanted[self._bind] = Route("/healthz and /livez", self.general)
+        # Whoever asks for one place of two kinds gets the answers of both.
+        for bind, name, paths in (
+            (self._metrics, "/proxyMode", self.metrics),
+            (self._bind, "/healthz, /livez and /readyz", self._general),
+        ):
+            if bind is not None:
+                both = self.metrics | self._general if self._metrics == self._bind else paths
+                wanted[bind] = Route(name, partial(answers.path_of, both))
         self._server.serve(wanted)
 
     def general(self, path: str) -> Answer:
-        """What a path of /healthz and /livez gets."""
-        if path == "/healthz":
-            return answers.healthz(self.condition())
-        if path == "/livez":
-            return answers.livez(self.condition())
-        return answers.refusal(HTTPStatus.NOT_FOUND)
+        """What a path of /healthz, /livez and /readyz gets."""
+        return answers.path_of(self._general, path)
 
 
 class _Service:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import selectors
 import socket
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import structlog
 
 from lbctl.addresses import IPV6, family_of, format_address
 from lbctl.config.bind import ANY4, ANY6, Bind
 from lbctl.health.connection import Connection, Handler
+from lbctl.threads import Beat, Watched
 
 RETRY_SECONDS = 2.0
 CONNECTION_SECONDS = 10.0
+STUCK_SECONDS = 10.0  # no answer takes any time worth mentioning
 MAX_CONNECTIONS = 256
 FILES = 16384
 _BACKLOG = 128
@@ -35,39 +37,31 @@ class Route(NamedTuple):
 
 class Server:
     """Listens wherever it is told to, now and after changes, in the network namespace of the thread
-    that calls `start`. A place that cannot be had is reported and tried again."""
+    that calls `start`. A place that cannot be had is reported and tried again.
 
-    def __init__(self) -> None:
-        self._log = structlog.get_logger()
+    `watched` is its thread, for who looks after threads. One that replaces another takes over its
+    listening sockets, and nothing else.
+    """
+
+    def __init__(self, wake: Callable[[], None] | None = None) -> None:
         self._wanted: Mapping[Bind, Route] = MappingProxyType({})
-        self._served: Mapping[Bind, Route] = self._wanted  # as far as could be
-        self._selector = selectors.DefaultSelector()
+        self._listening: dict[Bind, socket.socket] = {}
+        self._failed: dict[Bind, str] = {}
         self._wakeup, self._waker = socket.socketpair()
         for end in (self._wakeup, self._waker):
             end.setblocking(False)
-        self._selector.register(self._wakeup, selectors.EVENT_READ)
-        self._listening: dict[Bind, socket.socket] = {}
-        self._connections: dict[int, Connection] = {}  # by file descriptor, oldest first
-        self._failed: dict[Bind, str] = {}
-        self._retry = 0.0
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+        self.watched = Watched("health server", self._serve, wake=wake)
 
     def start(self) -> None:
         _raise_file_limit()
-        self._thread.start()
+        self.watched.start()
 
     def stop(self) -> None:
         """End the thread and close every socket."""
-        self._stopping = True
-        self._wake()
-        if self._thread.is_alive():
-            self._thread.join(RETRY_SECONDS)
+        self.watched.stop()
+        self.watched.join(RETRY_SECONDS)
         for sock in (*self._listening.values(), self._wakeup, self._waker):
             sock.close()
-        for connection in self._connections.values():
-            connection.close()
-        self._selector.close()
 
     def serve(self, wanted: Mapping[Bind, Route]) -> None:
         """Listen at exactly these places from now on. Sockets that stay are not touched."""
@@ -84,34 +78,82 @@ class Server:
         except BlockingIOError:
             return  # it has plenty of reasons to wake up already
 
-    def _run(self) -> None:
-        while not self._stopping:
-            for key, _ in self._selector.select(self._timeout()):
-                if isinstance(key.data, Connection):
-                    self._proceed(key.data)
-                elif isinstance(key.data, Bind):
-                    self._accept(key.data)
-                else:
-                    self._wakeup.recv(4096)
-            self._expire()
-            self._listen()
+    def _serve(self, beat: Beat) -> None:
+        """The thread's work."""
+        beat.interrupt = self._wake
+        with _Turns(self._wakeup, self._listening, self._failed) as turns:
+            while not beat.stopping.is_set():
+                timeout = turns.timeout()
+                beat.within(float("inf") if timeout is None else timeout + STUCK_SECONDS)
+                ready = turns.wait(timeout)
+                beat.within(STUCK_SECONDS)
+                if not beat.stopping.is_set():
+                    turns.turn(ready, self._wanted)
 
-    def _timeout(self) -> float | None:
+
+class _Turns:
+    """What one thread of a server has: its connections, and the selector that wakes it."""
+
+    def __init__(
+        self,
+        wakeup: socket.socket,
+        listening: dict[Bind, socket.socket],
+        failed: dict[Bind, str],
+    ) -> None:
+        self._wakeup = wakeup
+        self._listening = listening
+        self._failed = failed
+        self._wanted: Mapping[Bind, Route] | None = None  # as far as could be
+        self._connections: dict[int, Connection] = {}  # by file descriptor, oldest first
+        self._retry = 0.0
+        self._log = structlog.get_logger()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(wakeup, selectors.EVENT_READ)
+        for bind, sock in listening.items():
+            self._selector.register(sock, selectors.EVENT_READ, bind)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._connections.values():
+            connection.close()
+        self._selector.close()
+
+    def timeout(self) -> float | None:
+        """How long to wait at most."""
         times = [connection.deadline for connection in self._connections.values()][:1]
         if self._failed:
             times.append(self._retry)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
+    def wait(self, timeout: float | None) -> list[selectors.SelectorKey]:
+        """Until something can be done."""
+        return [key for key, _ in self._selector.select(timeout)]
+
+    def turn(self, ready: Iterable[selectors.SelectorKey], wanted: Mapping[Bind, Route]) -> None:
+        """Do it, and listen where it is wanted."""
+        for key in ready:
+            if isinstance(key.data, Connection):
+                self._proceed(key.data)
+            elif isinstance(key.data, Bind):
+                self._accept(key.data, wanted)
+            else:
+                with contextlib.suppress(BlockingIOError):  # a thread that was given up took it
+                    self._wakeup.recv(4096)
+        self._expire()
+        self._listen(wanted)
+
     # Listening
 
-    def _listen(self) -> None:
+    def _listen(self, wanted: Mapping[Bind, Route]) -> None:
         """Have the sockets that are wanted. Others go first: new ones may need their ports."""
-        wanted, now = self._wanted, time.monotonic()
+        now = time.monotonic()
         failing = bool(self._failed)
         retry = failing and now >= self._retry
-        if wanted is self._served and not retry:
+        if wanted is self._wanted and not retry:
             return
-        self._served = wanted
+        self._wanted = wanted
         for bind in self._listening.keys() - wanted.keys():
             sock = self._listening.pop(bind)
             self._selector.unregister(sock)
@@ -142,8 +184,8 @@ class Server:
 
     # Connections
 
-    def _accept(self, bind: Bind) -> None:
-        endpoint = self._wanted.get(bind)
+    def _accept(self, bind: Bind, wanted: Mapping[Bind, Route]) -> None:
+        endpoint = wanted.get(bind)
         if endpoint is None:
             return
         try:

@@ -44,6 +44,7 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     taking_over: bool
     socket_lb: str  # off, host or all; empty without any agent's word
     sockets_closed: int  # by the agent, since their endpoint had gone
+    thread_restarts: int  # of the agent's, that ended or were stuck
     source: status.SourceState
     maps: tuple[MapUse, ...]
     reasons: dict[str, int]  # packets by what was decided about them
@@ -58,7 +59,7 @@ def read(instance: Instance) -> InstanceStatus:
     alive = status.said_by(record.pid, agent)
     flags = {name: use.flag for name, use in record.tables.items()}
     return InstanceStatus(
-        ready=alive and record.ready,
+        ready=alive and record.ready and status.age(instance.pin_dir) < status.OLD_SECONDS,
         agent=agent,
         pin_dir=str(instance.pin_dir),
         node=record.node,
@@ -72,6 +73,7 @@ def read(instance: Instance) -> InstanceStatus:
         taking_over=record.taking_over,
         socket_lb=record.socket_lb,
         sockets_closed=record.sockets_closed,
+        thread_restarts=record.thread_restarts,
         source=record.source,
         maps=tuple(_use(instance, name, flags.get(name, "")) for name in instance.map_names()),
         reasons=reasons(instance),
@@ -87,6 +89,12 @@ def _of_agent(agent: int, said: status.StatusRecord | None, pin_dir: Path) -> li
         ]
     if said is None or not status.said_by(said.pid, agent):
         return [f"process {agent} holds the instance, and has not said how it is doing yet"]
+    age = status.age(pin_dir)
+    if age >= status.OLD_SECONDS:
+        return [
+            f"process {agent} has not said how it is doing for {age:.0f} s: it hangs, or cannot "
+            f"write {status.path_of(pin_dir)}"
+        ]
     return []
 
 

@@ -22,6 +22,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
     last_error: str = ""  # why it is not connected
     last_event: float | None = None  # seconds since the epoch
     problems: tuple[str, ...] = ()
+    node_expected: bool = False  # there has to be an object of the own node, or there are others
     restarts: int = 0  # of threads that ended or were stuck
     failing: tuple[str, ...] = ()  # threads that have not done their work for a minute: not ready
 

@@ -17,6 +17,7 @@ from lbctl.datapath.ranges import ranges_of
 from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import UNKNOWN, ArrayContents
 from lbctl.datapath.tables import Records, Tables
+from lbctl.model.names import PortName
 from lbctl.plan.changes import Plan, PortState, Room
 from lbctl.plan.claims import MARKER_FLAGS
 from lbctl.plan.planner import Planner
@@ -64,6 +65,13 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     _read_frontends(tables, planner, by_id, leftovers)
     _read_ranges(tables, by_id, leftovers)
     return planner, leftovers
+
+
+def count_services(tables: Tables) -> int:
+    """How many services an earlier agent left programmed."""
+    _, values = tables.names.read_all()
+    texts = (text.decode(errors="replace") for text in values["text"].tolist())
+    return len({PortName.parse(text).owner for text in texts})
 
 
 def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:

@@ -170,7 +170,7 @@ class Reconciler:
         try:
             writes.apply(plan, self._tables)
         except LbError as error:
-            self._start_over(error)
+            self.start_over(error)
             return True
         self.housekeeper.note(plan, now)
         self._left |= bool(plan.lowered)
@@ -180,7 +180,7 @@ class Reconciler:
             self._retry = now + RETRY_SECONDS
         return bool(plan.writes())
 
-    def _start_over(self, error: LbError) -> None:
+    def start_over(self, error: LbError) -> None:
         """A map refused an update: what is programmed is read back, and all is planned again."""
         self._notes.map_refused(error)
         now = time.monotonic()

@@ -48,7 +48,7 @@ class KubernetesSource:
         """Raises ConfigError if there is no usable configuration."""
         self._settings = settings or ReflectorSettings()
         self._client = ApiClient(kubeconfig, api_server)
-        self._store = Store(node_name, parts=3)
+        self._store = Store(node_name, parts=3, node_expected=True)
         self._expected = 0
         self._translated: dict[ObjectKey, str] = {}  # services whose address the API server has
         own_node = {"fieldSelector": f"metadata.name={node_name}"}

@@ -32,9 +32,13 @@ class _Problem(msgspec.Struct, frozen=True):
 class Store:
     """The index behind every source. All methods may be called from any thread."""
 
-    def __init__(self, node_name: str, parts: int) -> None:
-        """`parts`: how many things have to be followed at once (kinds, or one path)."""
+    def __init__(self, node_name: str, parts: int, node_expected: bool = False) -> None:
+        """`parts`: how many things have to be followed at once (kinds, or one path).
+        `node_expected`: without an object the node's name is wrong; else it is if others have one.
+        """
         self._node_name = node_name
+        self._node_expected = node_expected
+        self._other_nodes = False
         self._parts = parts
         self._lock = threading.Lock()
         self._services: dict[ObjectKey, Service] = {}
@@ -208,6 +212,7 @@ class Store:
             last_error="; ".join(sorted(set(self._errors.values()))),
             last_event=self._last_event,
             problems=problems,
+            node_expected=synced and (self._node_expected or self._other_nodes),
         )
 
     def _note(self, about: Hashable, problem: _Problem | None) -> None:
@@ -235,6 +240,8 @@ class Store:
         self, kind: type[Object], values: Iterable[Object], keep: Collection[ObjectKey] = ()
     ) -> None:
         stay = set(keep)
+        if kind is Node:
+            self._other_nodes = False
         for value in values:
             self._put(value)
             stay.add(key_of(value))
@@ -250,8 +257,10 @@ class Store:
                     self._touched[value.key] = None
             case EndpointSlice():
                 self._put_slice(value)
+            case Node() if value.name != self._node_name:
+                self._other_nodes = True
             case Node():
-                if value.name == self._node_name and value != self._node:
+                if value != self._node:
                     self._node = value
                     self._node_changed = True
 
@@ -310,5 +319,7 @@ def _sentences(problems: Collection[_Problem]) -> tuple[tuple[str, ...], bool]:
 
 
 def _differs(status: SourceStatus, other: SourceStatus) -> bool:
-    """Whether a consumer must hear of it: not for the time of the last event alone."""
-    return msgspec.structs.replace(status, last_event=other.last_event) != other
+    """Whether a consumer must hear of it: not for the time of the last event alone, nor for a node
+    that is not its own."""
+    same = {"last_event": other.last_event, "node_expected": other.node_expected}
+    return msgspec.structs.replace(status, **same) != other

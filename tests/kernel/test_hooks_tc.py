@@ -281,3 +281,36 @@ def _foreign_filter(
             )
 
     setup.space.run(work)
+
+
+def test_attaching_costs_the_same_beside_many_others(
+    setup: Setup, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in pins that are opened: a look at all of them for each would be a square."""
+    opened = [0]
+    obj_get = libbpf.obj_get
+
+    def counted(path: str, readonly: bool = False) -> int:
+        opened[0] += 1
+        return obj_get(path, readonly)
+
+    monkeypatch.setattr(libbpf, "obj_get", counted)
+    attacher = setup.attacher(mode)
+    fd = setup.fds["entry_count"]
+    costs = []
+    for number in range(12):
+        name = f"more{number}"
+        setup.space.ip("link", "add", name, "type", "bridge")
+        index = setup.space.index(name)
+        before = opened[0]
+        for direction in ("ingress", "egress"):
+            setup.space.run(partial(attacher.attach, name, index, direction, fd))
+        setup.space.ip("link", "delete", name)
+        setup.space.run(partial(attacher.forget, [index]))
+        setup.space.ip("link", "add", name, "type", "bridge")
+        index = setup.space.index(name)
+        for direction in ("ingress", "egress"):
+            setup.space.run(partial(attacher.attach, name, index, direction, fd))
+        costs.append(opened[0] - before)
+    assert len(set(costs[1:])) == 1
+    assert len(setup.space.run(attacher.attachments)) == 24

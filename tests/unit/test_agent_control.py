@@ -12,16 +12,19 @@ import pytest
 from ebpf.kernel.netlink import Address, Network, Route
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.agent import memory
+from lbctl.agent.attaching import Unattached
 from lbctl.agent.control import Control
 from lbctl.agent.facts import Facts
+from lbctl.agent.loop import Guard
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import STATUS_SECONDS, Report
 from lbctl.config.settings import Settings
 from lbctl.datapath import consts
+from lbctl.health.monitor import Verdict
 from lbctl.model.records import Node, ObjectKey, Protocol, Service, ServiceObjects, ServicePort
 from lbctl.model.updates import SourceStatus, Update
 from lbctl.reconcile.reconciler import Reconciler
-from lbctl.status import SourceState, StatusRecord
+from lbctl.status import BEAT_SECONDS, SourceState, StatusRecord
 from tests.support.fake_tables import FakeTables
 
 KEY = ObjectKey("default", "web")
@@ -30,6 +33,15 @@ WEB = ServiceObjects(
         KEY,
         type="ClusterIP",
         cluster_ips=(parse_address("10.96.0.1"),),
+        ports=(ServicePort("", Protocol.TCP, 80),),
+    )
+)
+
+OTHER = ServiceObjects(
+    Service(
+        ObjectKey("default", "other"),
+        type="ClusterIP",
+        cluster_ips=(parse_address("10.96.0.2"),),
         ports=(ServicePort("", Protocol.TCP, 80),),
     )
 )
@@ -50,12 +62,16 @@ class Rig:
         self.tables = FakeTables()
         self.events: list[str] = []
         self.updates: list[Update] = []
+        self.verdicts: list[Verdict] = []
+        self.unwritten = False
         self.busy = False
+        self.source = SourceStatus(connected=True)
         self.written: list[StatusRecord] = []
         self.interfaces = SimpleNamespace(
             network=network("192.0.2.1"),
             attached=0,
-            problems=[],
+            unattached=(),
+            repaired=(),
             set_node_addresses=lambda found: None,
             set_patterns=lambda uplinks, pods: self.say("patterns"),
         )
@@ -64,10 +80,14 @@ class Rig:
         self.takeover = SimpleNamespace(present=False, poll=lambda now: True)
         stand_ins: Any = {
             "instance": self.tables,
-            "programs": SimpleNamespace(attach=lambda *_: self.say("attach")),
+            "programs": SimpleNamespace(
+                attach=lambda: self.say("attach"), placed=True, loaded=True, began=0.0
+            ),
+            "keeper": SimpleNamespace(problems=list, restarts=0),
+            "guard": Guard(),
             "source": SimpleNamespace(
                 wait=lambda timeout: self.updates.pop(0) if self.updates else None,
-                status=SourceStatus,
+                status=lambda: self.source,
             ),
             "config": None,
             "interfaces": self.interfaces,
@@ -85,7 +105,9 @@ class Rig:
                 problems=list,
                 take=lambda services, node: None,
                 set_eligible=lambda eligible: None,
-                set_places=lambda bind, addresses: None,
+                set_places=lambda bind, addresses, metrics: None,
+                judge=self.verdicts.append,
+                unwritten=lambda: self.unwritten,
             ),
         }
         self.parts = Parts(facts=facts, reconciler=self.reconciler, **stand_ins)
@@ -100,8 +122,12 @@ class Rig:
             f"{len(self.tables.frontends.entries)} frontends"
         )
 
-    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
+    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> bool:
         self.written.append(record)
+        return True
+
+    def close(self) -> None:
+        self.busy = False
 
     @property
     def configured(self) -> bool:
@@ -214,7 +240,7 @@ def test_the_file_is_written_at_most_once_a_second_and_when_the_disk_is_done(
     rig.update(WEB)
     assert rig.report.due() == now + STATUS_SECONDS
     now += STATUS_SECONDS
-    assert rig.report.due() is None  # it says already what is
+    assert rig.report.due() == now - STATUS_SECONDS + BEAT_SECONDS  # it says already what is
     rig.interfaces.attached = 3
     assert rig.report.due() == now
     rig.busy = True
@@ -222,6 +248,9 @@ def test_the_file_is_written_at_most_once_a_second_and_when_the_disk_is_done(
     rig.busy = False
     rig.report.step(now)
     assert [record.interfaces for record in rig.written] == [0, 3]
+    now += BEAT_SECONDS
+    rig.report.step(now)
+    assert [record.interfaces for record in rig.written] == [0, 3, 3]  # the agent lives
 
 
 def test_the_last_word_is_not_ready(rig: Rig) -> None:
@@ -232,7 +261,47 @@ def test_the_last_word_is_not_ready(rig: Rig) -> None:
 
 def test_interfaces_without_programs_make_the_agent_unready(rig: Rig) -> None:
     rig.update(WEB)
-    rig.interfaces.problems = ["no programs on eth7"]
+    rig.interfaces.unattached = (Unattached("eth7", 0.0, False, "it is busy"),)
     record = rig.report.record()
     assert not record.ready
-    assert "no programs on eth7" in record.warnings
+    assert "no programs on pod interface eth7: it is busy" in record.warnings
+
+
+def test_packets_may_come_only_when_the_programs_are_in_place(rig: Rig) -> None:
+    """Which takes a while for many interfaces; what changes meanwhile is applied."""
+    programs = cast(Any, rig.parts.programs)
+    programs.placed = False
+    rig.update(WEB)
+    assert [event.partition(":")[0] for event in rig.events] == ["queued", "written", "attach"]
+    assert rig.control.placed_due() is None
+    assert not rig.written
+    rig.update(OTHER)
+    assert rig.reconciler.services == 2
+    programs.placed = True
+    assert rig.control.placed_due() == 0.0
+    rig.control.follow_programs(0.0)
+    assert rig.control.placed_due() is None
+    assert rig.events[-1].startswith("ready")
+    assert [record.ready for record in rig.written] == [True]
+
+
+def test_a_change_that_cannot_be_worked_out_is_tried_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.update(WEB)
+    plan = rig.reconciler.planner.plan
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(rig.reconciler.planner, "plan", fail)
+    rig.events.clear()
+    rig.update(OTHER)
+    assert [event.partition(":")[0] for event in rig.events] == ["queued"]  # it is not written
+    assert any("ZeroDivisionError" in text for text in rig.report.record().warnings)
+    monkeypatch.setattr(rig.reconciler.planner, "plan", plan)
+    assert rig.reconciler.retry_at() is not None
+    rig.control.retry(0.0)
+    assert rig.events[-1].startswith("written")
+    assert rig.reconciler.services == 2
+    assert not any("ZeroDivisionError" in text for text in rig.report.record().warnings)

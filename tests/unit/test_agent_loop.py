@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lbctl.agent.loop import Loop, Readable, Reader, Signals, Timed, Timer
+from lbctl.agent.loop import Guard, Loop, Readable, Reader, Signals, Timed, Timer
 
 NOW = 1000.0
 
@@ -122,3 +122,86 @@ def test_a_signal_ends_the_wait_whenever_it_came(number: int) -> None:
         loop.turn()  # nothing is ever due: only the signal can end this
         assert signals.stopping
     assert signal.getsignal(number) is before
+
+
+# Parts that fail
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [NOW]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def fail(*_: object) -> float:
+    raise KeyError("what")
+
+
+def test_a_part_that_fails_rests_and_the_others_go_on(clock: list[float]) -> None:
+    acted: list[str] = []
+    other = Timer(lambda: 0.0, lambda now: acted.append("other"))
+    guard = Guard(lambda: clock[0])
+    with Loop([Timer(lambda: 0.0, fail), other], guard) as loop:
+        for _ in range(4):
+            loop.turn()
+        assert acted == ["other"] * 4
+        assert guard.until("fail") == NOW + 1.0
+        tried = 0
+        for _ in range(120):
+            clock[0] += 1.0
+            before = guard.until("fail")
+            loop.turn()
+            tried += guard.until("fail") != before
+        assert tried == 7  # after 1, 2, 4, 8, 16, 30, 30 s
+        (problem,) = guard.problems()
+        assert problem == "part fail of the agent: KeyError: 'what'; tried again 7 times"
+
+
+def test_a_part_that_works_again_is_no_problem(clock: list[float]) -> None:
+    guard = Guard(lambda: clock[0])
+    works = [False]
+
+    def act(now: float) -> None:
+        if not works[0]:
+            raise ValueError
+
+    with Loop([Timer(lambda: 0.0, act), Timer(lambda: 0.0, lambda now: None)], guard) as loop:
+        for _ in range(70):
+            loop.turn()
+            clock[0] += 1.0
+        assert guard.problems()
+        works[0] = True
+        for _ in range(120):
+            loop.turn()
+            clock[0] += 1.0
+        assert guard.problems() == []
+
+
+def test_what_cannot_be_read_does_not_turn_the_loop_in_circles(
+    clock: list[float], pipe: tuple[socket.socket, socket.socket]
+) -> None:
+    reader, writer = pipe
+    tries = []
+
+    def handle() -> None:
+        tries.append(clock[0])
+        if len(tries) < 3:
+            raise OSError("no")
+        reader.recv(9)
+
+    writer.send(b"x")
+    busy = Timer(lambda: clock[0], lambda now: None)
+    with Loop([Reader(reader.fileno, handle), busy], Guard(lambda: clock[0])) as loop:
+        for _ in range(50):
+            loop.turn()
+            clock[0] += 0.1
+    assert len(tries) == 3
+
+
+def test_one_that_cannot_say_when_it_is_due_rests_too(clock: list[float]) -> None:
+    guard = Guard(lambda: clock[0])
+    with Loop([Timer(fail, lambda now: None), Timer(lambda: 0.0, lambda now: None)], guard) as loop:
+        loop.turn()
+        loop.turn()
+    assert [fault.count for fault in guard._faults.values()] == [0]

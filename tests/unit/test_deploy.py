@@ -13,7 +13,7 @@ from lbctl.config import file as configfile
 from lbctl.config import settle
 from lbctl.config.bind import parse_bind
 from lbctl.config.file import ConfigFile
-from lbctl.health.monitor import Health
+from lbctl.health.monitor import Health, Verdict
 from lbctl.host import reserve
 from lbctl.pins import DEFAULT_PIN_DIR
 
@@ -124,11 +124,12 @@ def test_the_probes_ask_where_the_agent_answers() -> None:
     context = agent.make_context("agent", list(AGENT["args"][1:]))
     bind = parse_bind(context.params["healthz"], 0)
     assert bind.both
-    for probe, path in (("readinessProbe", "/healthz"), ("livenessProbe", "/livez")):
+    for probe, path in (("readinessProbe", "/readyz"), ("livenessProbe", "/livez")):
         assert AGENT[probe]["httpGet"] == {"path": path, "port": bind.port}
     health = Health()
     try:
         health.ready()
+        health.judge(Verdict(settled=True))
         for probe in ("readinessProbe", "livenessProbe"):
             assert health.general(AGENT[probe]["httpGet"]["path"]).status == HTTPStatus.OK
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +16,7 @@ from lbctl.addresses import parse_address
 from lbctl.config.bind import ANY6, Bind
 from lbctl.health import answers, connection, monitor, server
 from lbctl.health.answers import Answer, Condition
-from lbctl.health.monitor import Health
+from lbctl.health.monitor import Health, Verdict
 from lbctl.health.server import Route, Server
 from lbctl.model.records import ServiceObjects
 from tests.support.balancers import KEY, NODE, balancer, objects
@@ -96,22 +97,36 @@ def test_a_service_without_endpoints_or_a_sick_proxy(count: int, healthy: bool) 
 
 
 def condition(**changes: Any) -> Condition:
-    given: dict[str, Any] = {"healthy": True, "ready": True, "eligible": True} | changes
+    names = ("alive", "fit", "ready", "settled", "eligible")
+    given: dict[str, Any] = dict.fromkeys(names, True) | changes
     return Condition(**given, updated=1_700_000_000.0, now=1_700_000_100.5)
 
 
 @pytest.mark.parametrize(
-    ("changes", "healthz", "livez"),
+    ("changes", "healthz", "livez", "readyz"),
     [
-        ({}, 200, 200),
-        ({"eligible": False}, 503, 200),
-        ({"ready": False}, 503, 200),
-        ({"healthy": False}, 503, 503),
+        ({}, 200, 200, 200),
+        ({"eligible": False}, 503, 200, 200),
+        ({"ready": False}, 503, 200, 503),
+        ({"settled": False}, 200, 200, 503),
+        ({"fit": False}, 503, 200, 503),
+        ({"alive": False}, 503, 503, 503),
     ],
 )
-def test_health_and_life(changes: dict[str, bool], healthz: int, livez: int) -> None:
+def test_health_life_and_readiness(
+    changes: dict[str, bool], healthz: int, livez: int, readyz: int
+) -> None:
+    """A restart mends a loop that hangs. What an object or the kernel does to one agent it may do
+    to all of them, so that nothing else restarts any."""
     assert answers.healthz(condition(**changes)).status == healthz
     assert answers.livez(condition(**changes)).status == livez
+    assert answers.readyz(condition(**changes)).status == readyz
+
+
+def test_what_is_wrong_is_said() -> None:
+    sick = condition(settled=False, problems=("no programs on uplink eth0: busy",))
+    for answer in (answers.healthz(sick), answers.readyz(sick)):
+        assert json.loads(answer.body)["problems"] == ["no programs on uplink eth0: busy"]
 
 
 def test_times() -> None:
@@ -121,7 +136,7 @@ def test_times() -> None:
         "currentTime": "2023-11-14T22:15:00.500Z",
         "nodeEligible": True,
     }
-    stale = json.loads(answers.livez(condition(healthy=False)).body)
+    stale = json.loads(answers.livez(condition(alive=False)).body)
     assert stale == {
         "lastUpdated": "2023-11-14T22:13:20.000Z",
         "currentTime": "2023-11-14T22:15:00.500Z",
@@ -145,12 +160,15 @@ def timed(clock: list[float]) -> Iterator[Health]:
 
 def test_a_change_that_stays_unwritten_is_stale(timed: Health, clock: list[float]) -> None:
     assert timed.condition().healthy
+    assert not timed.unwritten()
     timed.queued()
     clock[0] += monitor.STALE_SECONDS - 1
     timed.queued()  # more of it makes the first no younger
     assert timed.condition().healthy
     clock[0] += 2
     assert not timed.condition().healthy
+    assert timed.condition().alive  # a restart would not mend it
+    assert timed.unwritten()
     timed.written()
     assert timed.condition().healthy
     assert timed.condition().updated > 0
@@ -159,6 +177,7 @@ def test_a_change_that_stays_unwritten_is_stale(timed: Health, clock: list[float
 def test_a_loop_that_hangs_is_not_healthy(timed: Health, clock: list[float]) -> None:
     clock[0] += monitor.SILENT_SECONDS + 1
     assert not timed.condition().healthy
+    assert not timed.condition().alive
     timed.turned()
     assert timed.condition().healthy
 
@@ -175,6 +194,28 @@ def test_before_anything_is_served_it_lives_but_is_not_ready(health: Health) -> 
     assert (status, json.loads(body)["nodeEligible"]) == (503, False)
     assert ask(port, "/livez")[0] == 200
     assert ask(port, "/metrics")[0] == 404
+    assert ask(port, "/readyz")[0] == 503
+    health.judge(Verdict(settled=True))
+    assert ask(port, "/readyz")[0] == 200
+    health.judge(Verdict(settled=True, fit=False, problems=("x",)))
+    assert ask(port, "/livez")[0] == 200
+    assert json.loads(ask(port, "/healthz")[2])["problems"] == ["x"]
+
+
+def test_the_mode_of_the_proxy(health: Health) -> None:
+    """As upstream's test asks kube-proxy; /metrics comes there too."""
+    port = free_port()
+    health.set_places(None, (), Bind(LOOPBACK, port))
+    wait_until(lambda: listens(port), BOUND)
+    status, headers, body = ask(port, "/proxyMode")
+    assert (status, body) == (200, b"lbctl")
+    assert headers["Content-Type"].startswith("text/plain")
+    assert ask(port, "/healthz")[0] == 404
+    health.set_places(Bind(LOOPBACK, port), (), Bind(LOOPBACK, port))
+    wait_until(lambda: ask(port, "/livez")[0] == 200, BOUND)
+    assert ask(port, "/proxyMode")[0] == 200
+    health.set_places(None, ())
+    wait_until(lambda: not listens(port), BOUND)
 
 
 def test_a_service_comes_changes_and_goes(health: Health) -> None:
@@ -239,6 +280,28 @@ def test_an_address_the_node_does_not_have() -> None:
     with pytest.raises(OSError, match="Cannot assign") as caught:
         server.listening_socket(bind)
     assert "this node does not have the address now" in server.explain(bind, "x", caught.value)
+
+
+def test_a_thread_that_ends_leaves_its_sockets_to_the_next(http_server: Server) -> None:
+    port, bad = free_port(), free_port()
+
+    def fail(path: str) -> Answer:
+        raise RuntimeError(path)
+
+    http_server.serve({Bind(LOOPBACK, bad): Route("bad", fail), Bind(LOOPBACK, port): fixed(b"")})
+    wait_until(lambda: listens(port) and listens(bad), BOUND)
+    before = dict(http_server._listening)
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        ask(bad)
+    wait_until(lambda: not http_server.watched.alive, BOUND)
+    http_server.watched.check()
+    due = http_server.watched.due()
+    assert due is not None
+    wait_until(lambda: time.monotonic() >= due, BOUND)
+    http_server.watched.check()
+    assert http_server.watched.restarts == 1
+    assert ask(port)[0] == 200
+    assert http_server._listening == before
 
 
 def test_head_and_other_methods(http_server: Server) -> None:

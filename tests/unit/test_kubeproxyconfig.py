@@ -223,7 +223,7 @@ def test_what_means_nothing_is_named() -> None:
         configSyncPeriod="15m0s",
         featureGates={"Some": True},
         ipvs={"scheduler": "rr"},
-        metricsBindAddress="0.0.0.0:10249",
+        enableProfiling=True,
         oomScoreAdj=-999,
     )
     assert found.file_kubeconfig == Path("/x")
@@ -231,9 +231,9 @@ def test_what_means_nothing_is_named() -> None:
         "clientConnection.burst",
         "clientConnection.qps",
         "configSyncPeriod",
+        "enableProfiling",
         "featureGates",
         "ipvs",
-        "metricsBindAddress",
         "oomScoreAdj",
     )
 
@@ -259,6 +259,7 @@ def test_fields_nobody_knows_are_named() -> None:
         ({"nftables": []}, "nftables: expected object"),
         ({"bindAddress": "eth0"}, "bindAddress: 'eth0'"),
         ({"healthzBindAddress": "0.0.0.0:x"}, "healthzBindAddress: '0.0.0.0:x'"),
+        ({"metricsBindAddress": "localhost"}, "metricsBindAddress: 'localhost'"),
         ({"conntrack": {"udpTimeout": "30"}}, "conntrack.udpTimeout: '30' is not a duration"),
         ({"conntrack": {"udpTimeout": "900000h"}}, "conntrack.udpTimeout: '900000h' is longer"),
         ({"conntrack": {"udpTimeout": "-1s"}}, "conntrack.udpTimeout: '-1s' is not"),

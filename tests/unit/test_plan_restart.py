@@ -6,7 +6,7 @@ import pytest
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts
 from lbctl.plan.planner import Planner
-from lbctl.program import writes
+from lbctl.program import readback, writes
 from lbctl.resolve.ports import ResolvedPort
 from tests.support.planning import NONE_SEEN, TCP, WEB, Node, endpoints, frontend, resolved
 
@@ -23,6 +23,14 @@ def full(node: Node) -> list[ResolvedPort]:
     ]
     node.apply(*ports)
     return ports
+
+
+def test_services_are_counted_not_their_ports(node: Node) -> None:
+    assert readback.count_services(node.tables) == 0
+    ports = full(node)
+    other = resolved("a/web:more/TCP/v4", endpoints("10.0.0.1"), (frontend("10.96.0.1", 81),))
+    node.apply(*ports, other)
+    assert readback.count_services(node.tables) == 2
 
 
 def test_a_foreign_frontend_is_replaced_or_removed(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,12 @@ def test_the_agent_is_known_by_its_lock(tmp_path: Path) -> None:
     finally:
         os.close(held)
     assert status.running_agent(tmp_path) == 0
+
+
+def test_a_file_that_is_old_is_of_an_agent_that_hangs(run_dir: Path) -> None:
+    assert status.age(run_dir) == 0
+    status.write(StatusRecord(7, "1", "node1", str(run_dir), ready=True))
+    assert status.age(run_dir) < status.BEAT_SECONDS
+    long_ago = time.time() - 1000
+    os.utime(status.path_of(run_dir), (long_ago, long_ago))
+    assert status.age(run_dir) > status.OLD_SECONDS

@@ -63,13 +63,11 @@ def test_the_answer_is_renewed_in_the_background(monkeypatch: pytest.MonkeyPatch
     changed = []
     for i in range(1, 3):
         assert not watcher.poll(now=i * takeover.CHECK_SECONDS)
-        assert watcher._asked is not None
-        watcher._asked.exception(timeout=5)
+        assert watcher._errand.join(5)
         assert watcher.due() == 0.0
         changed.append(watcher.poll(now=i * takeover.CHECK_SECONDS + 1))
     assert changed == [False, True]
     assert not watcher.present
-    watcher.stop()
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("on", True), ("off", False)])
