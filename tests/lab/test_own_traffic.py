@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lbctl.addresses import parse_address
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
+from lbctl.model.records import Protocol
+from lbctl.trace.packets import Ends, frame
 from tests.lab.support.labs import (
-    FAMILIES,
     PORT,
     TARGET,
     TCP,
@@ -36,7 +38,6 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 NODE_PORT, EXTERNAL_PORT = 30090, 45990
 CACHED, UNCACHED = 53, 9253
-ETHERTYPES = (0x0800, 0x86DD)
 
 
 @pytest.fixture(scope="module")
@@ -242,14 +243,10 @@ def test_a_server_bound_to_all_addresses_answers_as_the_service(
 def test_a_frame_for_another_machine_is_not_refused(lab: Lab, family: int) -> None:
     """A SYN to a port that nobody serves, flooded by the switch to all its ports."""
     publish(lab, {"quiet": ["pod2"]})
-    ends = (lab.find("outside").addresses[family], addresses("quiet")[family])
-    syn = b"\x9c\x40\x11\x5c" + bytes(8) + b"\x50\x02\x10\x00" + bytes(4)
-    raw = [socket.inet_pton(FAMILIES[family], address) for address in ends]
-    if family:
-        header = b"\x60\0\0\0" + len(syn).to_bytes(2, "big") + b"\x06\x40" + raw[0] + raw[1]
-    else:
-        header = b"\x45\0\0\x28\0\1\0\0\x40\x06" + bytes(2) + raw[0] + raw[1]
-    packet = ETHERTYPES[family].to_bytes(2, "big") + header + syn
+    source, service = map(
+        parse_address, (lab.find("outside").addresses[family], addresses("quiet")[family])
+    )
+    packet = frame(Ends(source, 40000, service, 4444), Protocol.TCP)[12:]
 
     def send(target: bytes) -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
