@@ -33,8 +33,9 @@ INLINE u32 answer_timeout(const struct config *c, u8 proto)
 	return proto == IPPROTO_TCP ? c->established_timeout : c->datagram_stream_timeout;
 }
 
-/* Was a packet with these ends, turned round, sent from here a while ago? Both ways keep the note,
- * as conntrack's: whoever could send so is the one that was written to. */
+/* Was a packet with these ends, turned round, sent from here a while ago? Datagrams keep the note
+ * only by going out: who is outside must not hold a tuple by calling again and again, when what it
+ * was noted for is long over. TCP that gets here begins nothing, and is noted by its SYN alone. */
 INLINE bool is_answer(struct flow_key *key)
 {
 	const struct config *c = get_config();
@@ -45,15 +46,16 @@ INLINE bool is_answer(struct flow_key *key)
 	tick = now();
 	if (tick - *seen > answer_timeout(c, key->proto))
 		return false;
-	*seen = tick;
+	if (key->proto == IPPROTO_TCP)
+		*seen = tick;
 	return true;
 }
 
 /* A conversation that begins, or goes on, from a port that is also a service's: its replies are to
  * be told from new traffic to the service. TCP tells by itself where the node has the address. What
  * a client of the service has begun goes before. Only what leaves this node gets here, so nobody
- * outside can take a tuple from a client. */
-INLINE void note_conversation(struct packet *p)
+ * outside can take a tuple from a client. False if no service has the port. */
+INLINE bool note_conversation(struct packet *p)
 {
 	struct flow_key key = {};
 	struct frontend_key frontend_key;
@@ -63,7 +65,7 @@ INLINE void note_conversation(struct packet *p)
 	make_frontend_key(&frontend_key, &p->src, p->sport, p->proto);
 	if (!find_frontend(&frontend_key, &frontend) || frontend.flags & FRONTEND_CLUSTER_IP ||
 	    (p->proto == IPPROTO_TCP && frontend.flags & FRONTEND_SHARED))
-		return;
+		return false;
 	key.src = p->dst;
 	key.dst = p->src;
 	key.sport = p->dport;
@@ -74,6 +76,7 @@ INLINE void note_conversation(struct packet *p)
 		*seen = tick;
 	else if (!find_flow(&key))
 		ANSWERS.update(&key, &tick);
+	return true;
 }
 
 /* A server on the node that is bound to all addresses answers from the one that the route to the
@@ -105,9 +108,10 @@ INLINE int outgoing(struct __sk_buff *skb)
 		return PASS;
 	f = find_by_endpoint(skb, &p, &key);
 	if (!f) {
-		note_conversation(&p);
-		/* A server of the node may be an endpoint that calls somebody, as a pod may. */
-		if (p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
+		/* A server of the node may be an endpoint that calls somebody, as a pod may. Not
+		 * both: a note among the flows would be found before this program is asked again.
+		 */
+		if (!note_conversation(&p) && p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
 			return hand_to_upkeep(skb, true);
 		return PASS;
 	}
