@@ -30,13 +30,13 @@ class Socket:
         self.port = 0  # the one it got
         self.node, self.backend = NODE[shape.family], REMOTE[shape.family]
 
-    def request(self, flags: str = "S", payload: bytes = b"hello") -> bytes:
+    def request(self, flags: str = "S", payload: bytes = b"hello", seq: int = 1000) -> bytes:
         place = (self.node, SPORT, SERVICE[self.shape.family], PORT)
-        return packets.frame(self.shape, *place, payload, flags=flags, seq=1000, ack=5000)
+        return packets.frame(self.shape, *place, payload, flags=flags, seq=seq, ack=5000)
 
-    def send(self, flags: str = "S", payload: bytes = b"hello") -> bytes:
+    def send(self, flags: str = "S", payload: bytes = b"hello", seq: int = 1000) -> bytes:
         """The translated packet, compared with the model."""
-        frame = self.request(flags, payload)
+        frame = self.request(flags, payload, seq)
         out = self.world.to_net(frame)
         self.port = self.port or model.tuple_of(out.frame).sport
         assert PORT_MAX < self.port <= NODE_PORT_MAX, out
@@ -75,16 +75,25 @@ def test_both_ways(world: World, shape: Shape, hook: str, flags: int) -> None:
 
 
 @pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
-def test_tcp_closes(world: World, shape: Shape) -> None:
+def test_tcp_is_reset(world: World, shape: Shape) -> None:
     serve(world, shape)
     talk = Socket(world, shape)
     for there, back in (("S", "SA"), ("A", "PA")):
         talk.send(there)
         talk.hear(back)
-    talk.send("FA")
-    assert {flow.state for flow in world.flows()} == {"closing"}
-    talk.send("R")
+    talk.send("R", b"", seq=1001)  # what was acknowledged
     assert {flow.state for flow in world.flows()} == {"reset"}
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_tcp_is_closed_by_a_fin(world: World, shape: Shape) -> None:
+    serve(world, shape)
+    talk = Socket(world, shape)
+    for there, back in (("S", "SA"), ("A", "PA")):
+        talk.send(there)
+        talk.hear(back)
+    talk.send("FA", seq=1001)
+    assert {flow.state for flow in world.flows()} == {"fin_wait"}
 
 
 @pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
