@@ -38,7 +38,7 @@ BACKENDS = ["pod1", "pod2", "pod3", "node1"]
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     options = AgentOptions(extra=("--socket-lb", "all"))
-    made = make_lab("all", nodes=1, pods=3, options=options)
+    made = make_lab("all", nodes=1, pods=4, options=options)
     with Responder() as responder:
         responder.serve(made, ["node1", *(pod.name for pod in made.pods)])
         publish(made, {"all": BACKENDS, "one": ["pod2"], "none": []})
@@ -71,15 +71,15 @@ def test_a_pods_connection_costs_nothing_on_the_wire(lab: Lab, family: int) -> N
 
 
 def test_a_pods_stale_socket_is_closed_in_its_namespace(lab: Lab) -> None:
-    publish(lab, {"fading": ["pod2"]})
+    publish(lab, {"fading": ["pod4"]})  # which is in no other service
     with process_in(lab, "pod1") as pod, process_in(lab, "node1") as node:
         # Two names for what is reached, and a neighbour that has done nothing wrong.
         socks = {kind: pod.connect(kind, addresses("fading")[0], PORT) for kind in (TCP, UDP)}
         of_node = node.connect(UDP, addresses("fading")[0], PORT)
         other = pod.connect(TCP, addresses("one")[0], PORT)
-        assert {sock.ask("hello") for sock in (*socks.values(), of_node, other)} == {"pod2"}
-        pod2, pod3 = endpoint(lab, "pod2"), endpoint(lab, "pod3")
-        leaving = Endpoint(pod2, ready=False, serving=True, terminating=True)
+        assert {sock.ask("hello") for sock in (*socks.values(), of_node)} == {"pod4"}
+        pod4, pod3 = endpoint(lab, "pod4"), endpoint(lab, "pod3")
+        leaving = Endpoint(pod4, ready=False, serving=True, terminating=True)
         lab.apply("fading", lab.service("fading", PORTS, [leaving, Endpoint(pod3)]))
         lab.wait_programmed("default/fading", [pod3])
         publish(lab, {"fading": ["pod3"]})
