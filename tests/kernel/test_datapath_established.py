@@ -110,7 +110,8 @@ def test_a_bit_of_the_filter_that_is_set_by_chance_changes_nothing(
         frame = talk.request(flags, b"x")
         for outcome in (world.from_pod(frame), world.to_pod(frame)):
             assert (outcome.verdict, outcome.frame) == (model.PASS, frame)
-    assert not world.flows()
+    # A datagram to a pod may be noted, as an endpoint's: that translates nothing.
+    assert not [flow for flow in world.flows() if "direct" not in flow.flags]
 
 
 @pytest.mark.parametrize("shape", [*TCP_SHAPES, *UDP_SHAPES], ids=str)
