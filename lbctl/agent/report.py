@@ -69,7 +69,8 @@ class Report:
             return
         self._written_at = now
         self._written = record
-        self._writer.write(record, hints)
+        troubles = {} if hints is None else self._parts.reconciler.troubles()
+        self._writer.write(record, hints, troubles)
 
     def record(self) -> StatusRecord:
         """As of now."""
@@ -121,18 +122,25 @@ class StatusWriter:
         """Whether the disk still has not taken the last one."""
         return self._last is not None and not self._last.done()
 
-    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
-        """Replace the file, and that of hints if there are any; a failure is logged."""
-        self._last = self._pool.submit(self._write, record, hints)
+    def write(
+        self,
+        record: StatusRecord,
+        hints: dict[str, str] | None,
+        troubles: dict[str, tuple[str, ...]],
+    ) -> None:
+        """Replace the file, and that of hints and troubles if there are news of either; a failure
+        is logged."""
+        second = None if hints is None else status.HintsRecord(record.pid, dict(hints), troubles)
+        self._last = self._pool.submit(self._write, record, second)
 
     def close(self) -> None:
         """Everything given is written afterwards."""
         self._pool.shutdown()
 
-    def _write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
+    def _write(self, record: StatusRecord, second: status.HintsRecord | None) -> None:
         try:
-            if hints is not None:
-                status.write_hints(self._pin_dir, status.HintsRecord(record.pid, hints))
+            if second is not None:
+                status.write_hints(self._pin_dir, second)
             status.write(record)
         except (OSError, Untrusted) as error:
             log = structlog.get_logger()

@@ -68,6 +68,7 @@ class Rig:
             "source": SimpleNamespace(
                 wait=lambda timeout: self.updates.pop(0) if self.updates else None,
                 status=SourceStatus,
+                api_places=frozenset,
             ),
             "config": None,
             "interfaces": self.interfaces,
@@ -100,7 +101,7 @@ class Rig:
             f"{len(self.tables.frontends.entries)} frontends"
         )
 
-    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
+    def write(self, record: StatusRecord, hints: object, troubles: object) -> None:
         self.written.append(record)
 
     @property
