@@ -13,6 +13,8 @@ FAMILIES = (IPV4, IPV6)
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _MAPPED_BITS = 96
+# First octets of IPv4 addresses that may be of special use.
+_SPECIAL_FIRST = frozenset({0, 127, 169, 255, *range(224, 240)})
 
 
 def parse_address(text: str) -> bytes:
@@ -73,6 +75,33 @@ def loopback(family: int) -> bytes:
 def is_link_local(address: bytes) -> bool:
     """fe80::/10: the same address may exist behind several interfaces."""
     return address[0] == 0xFE and address[1] & 0xC0 == 0x80
+
+
+def special_use(address: bytes) -> str:
+    """What makes an address nobody's to serve or to be reached at: the word for its kind, empty for
+    all others. An IPv4 address that was written as IPv6 is the same 16 bytes, and judged alike."""
+    if address.startswith(_MAPPED):  # asked for every endpoint there is
+        return _special4(address[12:]) if address[12] in _SPECIAL_FIRST else ""
+    if address[0] == 0xFF:
+        return "multicast"
+    if is_link_local(address):
+        return "link-local"
+    if address[:15] == bytes(15):
+        return {0: "unspecified", 1: "loopback"}.get(address[15], "")
+    return ""
+
+
+def _special4(address: bytes) -> str:
+    first = address[0]
+    if first == 127:
+        return "loopback"
+    if first == 0:
+        return "unspecified"  # all of 0.0.0.0/8 means "this network" (RFC 1122, 3.2.1.3)
+    if first == 169 and address[1] == 254:
+        return "link-local"
+    if 224 <= first < 240:
+        return "multicast"
+    return "broadcast" if address == b"\xff\xff\xff\xff" else ""
 
 
 class Prefix(msgspec.Struct, frozen=True, gc=False, order=True):

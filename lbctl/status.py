@@ -95,10 +95,14 @@ def age(pin_dir: Path) -> float:
 
 class HintsRecord(msgspec.Struct, frozen=True):
     """Content of a second file: by service port (as its name is stored in the maps), why topology
-    hints narrow its endpoints or why not. Ports whose endpoints have no hints are left out."""
+    hints narrow its endpoints or why not. Ports whose endpoints have no hints are left out.
+
+    `services` are sentences about those (namespace/name) that are not served as their objects say:
+    another one has their address, there is no room, something is wrong with the object."""
 
     pid: int
     ports: dict[str, str]
+    services: dict[str, tuple[str, ...]] = {}
 
 
 def write_hints(pin_dir: Path, record: HintsRecord) -> None:
@@ -108,11 +112,22 @@ def write_hints(pin_dir: Path, record: HintsRecord) -> None:
 
 def read_hints(pin_dir: Path) -> dict[str, str] | None:
     """What the agent that runs now says of hints; None if none runs, or it has not said yet."""
+    record = _read_hints_record(pin_dir)
+    return record.ports if record else None
+
+
+def read_troubles(pin_dir: Path) -> dict[str, tuple[str, ...]]:
+    """What it says of services that are not served as their objects say."""
+    record = _read_hints_record(pin_dir)
+    return record.services if record else {}
+
+
+def _read_hints_record(pin_dir: Path) -> HintsRecord | None:
     try:
         record = msgspec.json.decode(trust.read(_hints_path(pin_dir)), type=HintsRecord)
     except (OSError, Untrusted, msgspec.DecodeError):
         return None
-    return record.ports if said_by(record.pid, running_agent(pin_dir)) else None
+    return record if said_by(record.pid, running_agent(pin_dir)) else None
 
 
 def _hints_path(pin_dir: Path) -> Path:

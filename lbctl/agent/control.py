@@ -60,11 +60,14 @@ class Control:
             return
         facts, health = self._parts.facts, self._parts.health
         self._parts.reconciler.take(update)  # first: whatever fails below, it is not lost
+        moved = self._note_own_places()
         if update.node_changed or update.node != facts.node:
             node = facts.node = update.node
             self._parts.interfaces.set_node_addresses(node.internal_ips if node else ())
             self._use_facts()
             health.set_eligible(not is_leaving(node))
+        elif moved:
+            self._use_facts()
         self._complete = update.complete
         if update.synced:
             self._apply()
@@ -111,7 +114,7 @@ class Control:
     def sweep(self, now: float) -> None:
         """One step; what had to wait for a free id may fit after the last one."""
         reconciler = self._parts.reconciler
-        if reconciler.housekeeper.step(now) and reconciler.retry_at() is not None:
+        if reconciler.housekeeper.step(now) and reconciler.freed():
             self._apply()
 
     def _apply(self) -> None:
@@ -174,11 +177,21 @@ class Control:
         settings = self._settings
         self._parts.interfaces.set_patterns(settings.uplinks, settings.pod_interfaces)
         self._parts.facts.settings = settings.node
+        self._note_own_places()
         if self._use_facts():
             self._apply()
         if self._parts.reconciler.synced:
             self._store_config()
             self._set_health_places()
+
+    def _note_own_places(self) -> bool:
+        """Where the API server and this agent listen, which no object may take; returns whether
+        that is elsewhere than before."""
+        facts, settings = self._parts.facts, self._settings
+        facts.api_places = self._parts.source.api_places()
+        facts.own_ports = tuple(bind.port for bind in (settings.healthz, settings.metrics) if bind)
+        known = facts.current
+        return (facts.api_places, facts.own_ports) != (known.api_places, known.own_ports)
 
     def _set_health_places(self) -> None:
         addresses = listening_addresses(self._settings.node, self._parts.facts.current)

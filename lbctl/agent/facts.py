@@ -18,6 +18,8 @@ class Facts:
         self.settings = settings
         self.network = network
         self.node: Node | None = None
+        self.api_places: frozenset[tuple[bytes, int]] = frozenset()  # of the API server
+        self.own_ports: tuple[int, ...] = ()  # that the agent listens on
         self.current = self._settled()
 
     def settle(self) -> bool:
@@ -33,7 +35,8 @@ class Facts:
         found = [primary_address(self.network, f) for f in FAMILIES if f not in named]
         primary = (*settings.primary_addresses, *(a for a in found if a is not None))
         settings = msgspec.structs.replace(settings, primary_addresses=primary)
-        return node_facts(self.name, node, local_addresses(self.network), settings)
+        facts = node_facts(self.name, node, local_addresses(self.network), settings)
+        return msgspec.structs.replace(facts, api_places=self.api_places, own_ports=self.own_ports)
 
 
 def local_addresses(network: Network) -> list[bytes]:

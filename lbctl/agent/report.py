@@ -82,7 +82,8 @@ class Report:
             return
         self._written_at = now
         self._written = record
-        self._writer.write(record, hints)
+        troubles = {} if hints is None else self._parts.reconciler.troubles()
+        self._writer.write(record, hints, troubles)
 
     def record(self) -> StatusRecord:
         """As of now."""
@@ -136,26 +137,31 @@ class StatusWriter:
         """`errand` is who writes, in WRITING_SECONDS at most."""
         self._pin_dir = pin_dir
         self._errand = errand
-        self._last: tuple[StatusRecord, dict[str, str] | None] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether the disk still has not taken the last one."""
         return self._errand.busy
 
-    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> bool:
-        """Replace the file, and that of hints if there are any; False if it is `busy`. A failure is
-        logged."""
-        return self._errand.send(lambda: self._write(record, hints))
+    def write(
+        self,
+        record: StatusRecord,
+        hints: dict[str, str] | None,
+        troubles: dict[str, tuple[str, ...]],
+    ) -> bool:
+        """Replace the file, and that of hints and troubles if there are news of either; False if it
+        is `busy`. A failure is logged."""
+        second = None if hints is None else status.HintsRecord(record.pid, dict(hints), troubles)
+        return self._errand.send(lambda: self._write(record, second))
 
     def close(self) -> None:
         """What was given is written, unless the disk hangs."""
         self._errand.join(WRITING_SECONDS)
 
-    def _write(self, record: StatusRecord, hints: dict[str, str] | None) -> None:
+    def _write(self, record: StatusRecord, second: status.HintsRecord | None) -> None:
         try:
-            if hints is not None:
-                status.write_hints(self._pin_dir, status.HintsRecord(record.pid, hints))
+            if second is not None:
+                status.write_hints(self._pin_dir, second)
             status.write(record)
         except (OSError, Untrusted) as error:
             log = structlog.get_logger()

@@ -60,7 +60,8 @@ def show(service: str, output: str, pin_dir: Path) -> None:
     lbctl service show kube-dns:dns-tcp -o yaml
     """
     with open_instance(pin_dir) as instance:
-        rows = services.show(instance, service, status.read_hints(pin_dir))
+        hints, troubles = status.read_hints(pin_dir), status.read_troubles(pin_dir)
+        rows = services.show(instance, service, hints, troubles)
     if write_data(rows, output):
         return
     click.echo("\n\n".join(describe(row, wide=output == "wide") for row in rows))
@@ -73,6 +74,8 @@ def describe(row: ServiceRow, *, wide: bool = False) -> str:
         f"{row.name.label}  {row.name.protocol}, IP{row.name.family}"
         + (f", id {row.id}" if wide else ""),
         *(f"  address   {_address(address)}" for address in row.addresses),
+        *([] if row.addresses else ["  address   none"]),
+        *(f"  warning   {text}" for text in row.troubles),
         f"  policy    {_policy(row)}",
         *_conditions(row),
         f"  hints     {_hints(row)}",

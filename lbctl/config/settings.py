@@ -128,6 +128,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             help="Range of pods' addresses.",
         ),
     ] = ()
+    external_ip_cidrs: Annotated[
+        tuple[Prefix, ...],
+        Option(
+            flag="--external-ip-cidr",
+            metavar="CIDR",
+            field="externalIPCIDRs",
+            live=True,
+            parse=parse_prefix,
+            commas=True,
+            default="anywhere",
+            example=("192.0.2.0/24", "2001:db8::/64"),
+            help="Range in which Services may have externalIPs; others are not served. Give one "
+            "wherever not everybody who may write Services is to be trusted.",
+        ),
+    ] = ()
     nodeport_addresses: Annotated[
         tuple[str, ...] | None,
         Option(

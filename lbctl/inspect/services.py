@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -77,8 +77,9 @@ class ServiceRow(msgspec.Struct, frozen=True):
     `without_backends` is what happens to traffic when the cluster set is empty, `without_local`
     when the local one is and a policy asks for it.
 
-    Of listings, `source_ranges`, `hints` and `backends` are left out. `hints` is why topology hints
-    narrow the cluster set or why not, which only a running agent knows (else None)."""
+    Of listings, `source_ranges`, `hints`, `troubles` and `backends` are left out. `hints` is why
+    topology hints narrow the cluster set or why not, which only a running agent knows (else None);
+    `troubles` is why its service is not served as the object says, which also it alone knows."""
 
     name: PortName
     id: int
@@ -93,6 +94,7 @@ class ServiceRow(msgspec.Struct, frozen=True):
     counters: Counters
     source_ranges: tuple[str, ...] = ()
     hints: str | None = None
+    troubles: tuple[str, ...] = ()
     backends: tuple[BackendRow, ...] = ()
 
 
@@ -109,15 +111,24 @@ def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow
 
 
 def show(
-    tables: ServiceTables, query: str, hints: dict[str, str] | None = None
+    tables: ServiceTables,
+    query: str,
+    hints: dict[str, str] | None = None,
+    troubles: dict[str, tuple[str, ...]] | None = None,
 ) -> list[ServiceRow]:
     """The service ports that `query` means, with all that is known. Raises NotFound.
 
-    `hints` is what status.read_hints found: sentences by the name of a port.
+    `hints` and `troubles` are what status.read_hints and read_troubles found: sentences by the name
+    of a port, and by that of a service.
     """
-    rows = _rows(tables, names.find(tables.names, query))
+    said = troubles or {}
+    known = _find(tables.names, query, said)
+    rows = _rows(tables, known, {i for i, n in known.items() if str(n.owner) in said})
     if not rows:
-        raise NotFound(f"service {query!r} is being removed", "It only waits for its flows to end.")
+        message = f"service {query!r} is being removed"
+        if hints is None:  # no agent that could say
+            message += ", or another service has its addresses"
+        raise NotFound(message, "If it is removed, it only waits for its flows to end.")
     guarded = {row.id for row in rows if any(a.source_ranges for a in row.addresses)}
     ranges = _ranges(tables.source_ranges, guarded) if guarded else {}
     return [
@@ -126,20 +137,37 @@ def show(
             backends=_backends(tables, row),
             source_ranges=tuple(map(str, sorted(ranges.get(row.id, ())))),
             hints=None if hints is None else hints.get(row.name.text, NO_HINTS),
+            troubles=said.get(str(row.name.owner), ()),
         )
         for row in rows
     ]
 
 
-def _rows(tables: ServiceTables, known: dict[int, PortName]) -> list[ServiceRow]:
+def _find(
+    table: HashTable, query: str, troubles: dict[str, tuple[str, ...]]
+) -> dict[int, PortName]:
+    try:
+        return names.find(table, query)
+    except NotFound as error:
+        wanted = query.partition(":")[0]
+        for name, sentences in troubles.items():
+            if wanted in (name, name.partition("/")[2]):
+                raise NotFound(f"service {name} is not served", " ".join(sentences)) from error
+        raise
+
+
+def _rows(
+    tables: ServiceTables, known: dict[int, PortName], always: Collection[int] = ()
+) -> list[ServiceRow]:
+    """Of those that have addresses, and of `always`."""
     addresses = _addresses(tables.frontends, known)
     ids = sorted(known, key=known.__getitem__)
     records = _by_name(tables.services.records[ids])
     counters = _by_name(tables.service_counters.records[ids])
     return [
-        _row(service, known[service], addresses[service], record, counted)
+        _row(service, known[service], addresses.get(service, ()), record, counted)
         for service, record, counted in zip(ids, records, counters, strict=True)
-        if service in addresses
+        if service in addresses or service in always
     ]
 
 

@@ -62,6 +62,8 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     affinity_seconds: int = 0  # 0: none
     health_check_node_port: int = 0  # 0: none
     left_alone: str = ""  # why this proxy must not serve it; empty: serve
+    # When it was made, then its uid, as bytes: the older object sorts first. Empty: nobody says.
+    seniority: bytes = b""
 
 
 class SlicePort(msgspec.Struct, frozen=True, gc=False):

@@ -68,5 +68,6 @@ class Source(Protocol):
         """When `status` has to be asked for at the latest, by the monotonic clock: it replaces
         threads that are stuck. None: no need to."""
 
-    def api_addresses(self) -> frozenset[bytes]:
-        """Where the API server is, as far as known: no object may take these for itself."""
+    def api_places(self) -> frozenset[tuple[bytes, int]]:
+        """Addresses and port of the API server, as far as known: no object may take these for
+        itself."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from lbctl.addresses import FAMILIES, IPV4, IPV6, family_of
+from lbctl.addresses import FAMILIES, IPV4, IPV6, family_of, special_use
 from lbctl.model import fields
 from lbctl.model.fields import InvalidField, Remarks
 from lbctl.model.records import (
@@ -59,6 +59,8 @@ class Metadata(Wire):
     labels: dict[str, str] | None = None
     resource_version: str = ""
     deletion_timestamp: str | None = None
+    creation_timestamp: str | None = None
+    uid: str = ""
 
 
 class Whole(Wire):
@@ -146,6 +148,9 @@ class WireService(Whole, kw_only=True):
             affinity_seconds=_affinity(spec, remarks),
             health_check_node_port=spec.health_check_node_port or 0,
             left_alone=_left_alone(self.metadata, spec, kind),
+            seniority=fields.seniority(
+                "metadata", self.metadata.creation_timestamp, self.metadata.uid, remarks
+            ),
         )
 
 
@@ -362,7 +367,8 @@ def _endpoint(index: int, endpoint: WireEndpoint, family: int, remarks: Remarks)
 
 def _first_address(path: str, texts: list[str], family: int, remarks: Remarks) -> bytes:
     """Only the first counts: the API calls the others interchangeable with it, so that the next
-    one can stand in for one that is wrong."""
+    one can stand in for one that is wrong. An endpoint on the node's own loopback, say, would give
+    whoever writes slices the node's own servers."""
     faults = []
     for i, text in enumerate(texts):
         try:
@@ -370,11 +376,13 @@ def _first_address(path: str, texts: list[str], family: int, remarks: Remarks) -
         except InvalidField as error:
             faults.append(error)
             continue
-        if family_of(found) == family:
+        special = special_use(found)
+        if family_of(found) == family and not special:
             for fault in faults:
                 remarks.add(fault)
             return found
-        faults.append(InvalidField(f"{path}[{i}]", f"{text} is not an IPv{family} address"))
+        what = f"a {special} address" if special else f"not an IPv{family} address"
+        faults.append(InvalidField(f"{path}[{i}]", f"{text} is {what}"))
     raise faults[0] if faults else InvalidField(path, "is empty")
 
 

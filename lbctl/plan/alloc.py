@@ -19,11 +19,13 @@ GRACE_SECONDS = 2.0
 
 
 class Exhausted(LbError):
-    """An array has no free place; `resting` places will come back by themselves."""
+    """A map has no free place for this; `resting` places will come back by themselves."""
 
     def __init__(self, map_name: str, capacity: int, resting: int, flag: str) -> None:
         self.map_name = map_name
         self.resting = resting
+        self.capacity = capacity
+        self.flag = flag
         soon = f" ({resting:,} of them resting before reuse)" if resting else ""
         super().__init__(
             f"map {map_name} is full: all {capacity:,} entries are in use{soon}",
@@ -85,10 +87,14 @@ class IdPool:
         self._next += 1
         return self._next - 1
 
+    def check(self, count: int, spare: int = 0) -> None:
+        """Raises `Exhausted` unless `count` ids are free and `spare` besides."""
+        if count and count + spare > len(self._free) + self.capacity - self._next:
+            raise Exhausted(self._map_name, self.capacity, len(self._resting), self._flag)
+
     def take_many(self, count: int) -> list[int]:
         """`count` ids, or none of them: raises `Exhausted`."""
-        if count > len(self._free) + self.capacity - self._next:
-            raise Exhausted(self._map_name, self.capacity, len(self._resting), self._flag)
+        self.check(count)
         reused = min(count, len(self._free))
         ids = [heapq.heappop(self._free) for _ in range(reused)]
         fresh = count - reused
@@ -186,6 +192,12 @@ class RegionPool:
             end = base + length
         if top > end:
             self.release(end, top - end, now)
+
+    def check(self, length: int, spare: int, now: float) -> None:
+        """Raises `Exhausted` if a region of `length` would leave fewer than `spare` slots free."""
+        self._settle(now)
+        if length + spare > self._free_slots + self.capacity - self._top:
+            raise Exhausted(self._map_name, self.capacity, self._resting_slots, self._flag)
 
     def take(self, length: int, now: float) -> int:
         """Base of a free region of `length` slots (at least 1). Raises `Exhausted`."""

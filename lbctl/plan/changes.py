@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-from ebpf.errors import LbError
 from lbctl.addresses import Prefix
+from lbctl.model.records import ObjectKey
+from lbctl.plan.alloc import Exhausted
 
 CLUSTER: Final = "cluster"
 LOCAL: Final = "local"
@@ -34,8 +35,7 @@ class Plan:
     words_emptied: list[tuple[int, str, int]] = field(default_factory=list)
     lowered: list[tuple[int, int]] = field(default_factory=list)  # backend, flags after the switch
     # Not writes:
-    warnings: list[str] = field(default_factory=list)
-    failed: dict[str, LbError] = field(default_factory=dict)  # unchanged in the maps; plan again
+    failed: dict[str, Exhausted] = field(default_factory=dict)  # unchanged in the maps
 
     def writes(self) -> dict[str, int]:
         """Stores and map updates by kind; kinds without any are left out."""
@@ -60,17 +60,6 @@ class Freed:
     backends: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Entries of the maps of these names; `name_bytes` is the longest text `names` holds."""
-
-    services: int
-    backends: int
-    slots: int
-    frontends: int
-    name_bytes: int
-
-
 @dataclass(slots=True)
 class PortState:
     """What the maps hold of one service port."""
@@ -82,3 +71,8 @@ class PortState:
     affinity: int = 0  # ticks
     frontends: tuple[tuple[bytes, int], ...] = ()  # asked for: key and flags
     ranges: tuple[Prefix, ...] = ()
+    # Who it is, once its object was seen by this agent.
+    name: str = ""
+    service: ObjectKey | None = None
+    seniority: bytes = b""
+    endpoints: int = 0  # in either set

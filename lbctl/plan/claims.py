@@ -1,17 +1,22 @@
 """Who owns which address, port and protocol, when more than one service asks for it.
 
-The first to be programmed keeps it (also over a restart: what is programmed is read back first);
-the others wait in order. Each ClusterIP also has a marker, by which packets to its unknown ports
+Rank decides, so that every node comes to the same, whatever it heard of first and however often it
+was started: a ClusterIP goes before all other kinds of address, then the older object before the
+younger. The others wait. Each ClusterIP also has a marker, by which packets to its unknown ports
 are told from packets to an address that nobody has; and so has an address that is somebody else's.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lbctl.datapath import consts
 from lbctl.datapath.records import ADDRESS_BYTES, marker_key
 
 # What a marker may say; it is of service 0, which is nobody's id.
 MARKER_FLAGS = consts.FRONTEND_ADDRESS | consts.FRONTEND_SHARED
+
+# Sorts by age: whether nobody says how old the object is, its seniority, then names. None of one
+# that is programmed and was not seen yet: it keeps what it has until it is.
+Age = tuple[bool, bytes, str, str, str] | None
 
 
 class Claims:
@@ -21,9 +26,23 @@ class Claims:
     several MB; `pack` and `unpack` are the two ways.
     """
 
-    __slots__ = ("_changed", "_foreign", "_markers", "_own", "_owner", "_waiting")
+    __slots__ = (
+        "_age",
+        "_changed",
+        "_foreign",
+        "_markers",
+        "_own",
+        "_owner",
+        "_waiting",
+        "entries",
+        "version",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, age: Callable[[int], Age]) -> None:
+        """`age` of a service port by id: the smaller, the older."""
+        self._age = age
+        self.entries = 0  # of the map, as things are before `changes` is carried out
+        self.version = 0  # grows whenever who has to wait for whom may have changed
         self._owner: dict[bytes, int] = {}
         self._waiting: dict[bytes, list[int]] = {}
         self._markers: dict[bytes, int] = {}  # address -> services with it as ClusterIP
@@ -57,6 +76,7 @@ class Claims:
     def adopt(self, key: bytes, service: int, flags: int) -> None:
         """A frontend that is programmed already, with a service that is known."""
         self._owner[key] = self.pack(service, flags)
+        self.entries += 1
         if flags & consts.FRONTEND_CLUSTER_IP:
             address = key[:ADDRESS_BYTES]
             self._markers[address] = self._markers.get(address, 0) + 1
@@ -66,6 +86,7 @@ class Claims:
 
         What is missing or too much is set right with the next changes.
         """
+        self.entries += len(programmed)
         shared = {a for a, flags in programmed.items() if flags & consts.FRONTEND_SHARED}
         self._own = frozenset(shared & self._markers.keys())
         self._foreign = frozenset(shared - self._markers.keys())
@@ -76,6 +97,7 @@ class Claims:
             if wanted != found:
                 self._changed[key] = found
         for key in strays:
+            self.entries += 1
             self._changed[key] = -1
 
     def share(self, own: frozenset[bytes], foreign: frozenset[bytes]) -> bool:
@@ -88,38 +110,46 @@ class Claims:
             self._remark(address)
         return bool(changed)
 
-    def room_for(self, wanted: Iterable[bytes]) -> int:
-        """How many entries of the map `wanted` would add at most, each with a marker."""
-        return sum(2 for key in wanted if key not in self._owner)
+    def missing(self, frontends: Iterable[tuple[bytes, int]]) -> set[bytes]:
+        """Keys, markers too, that these would add to the map."""
+        found = set()
+        for key, flags in frontends:
+            if key not in self._owner:
+                found.add(key)
+            if flags & consts.FRONTEND_CLUSTER_IP:
+                marker = marker_key(key[:ADDRESS_BYTES])
+                if marker not in self._owner:
+                    found.add(marker)
+        return found
 
     def drop(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> None:
-        """The service no longer asks for these; those who wait get them."""
+        """The service no longer asks for these; of those who wait the first in rank gets them."""
         for key, flags in frontends:
             owner = self._owner.get(key)
+            waiting = self._waiting.get(key, [])
+            heir = None
             if owner is not None and owner >> 16 == service:
-                waiting = self._waiting.get(key)
-                self._set(key, waiting.pop(0) if waiting else None)
-            else:
-                waiting = self._waiting[key]
-                waiting[:] = [other for other in waiting if other >> 16 != service]
-            if waiting is not None and not waiting:
-                del self._waiting[key]
+                heir = min(waiting, key=self._rank, default=None)
+                self._set(key, heir)
+            if waiting:
+                self.version += 1
+                waiting[:] = [w for w in waiting if w != heir and w >> 16 != service]
+                if not waiting:
+                    del self._waiting[key]
             if flags & consts.FRONTEND_CLUSTER_IP:
                 self._unmark(key[:ADDRESS_BYTES])
 
-    def add(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
-        """The service asks for these. Returns what it does not get: key, and the owner's id."""
-        refused = []
+    def add(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> None:
+        """The service asks for these, and gets those that nobody before it in rank asks for."""
         for key, flags in frontends:
             owner = self._owner.get(key)
             if owner is None:
                 self._set(key, self.pack(service, flags))
             elif owner >> 16 != service:
                 self._waiting.setdefault(key, []).append(self.pack(service, flags))
-                refused.append((key, owner >> 16))
+                self._elect(key)
             if flags & consts.FRONTEND_CLUSTER_IP:
                 self._mark(key[:ADDRESS_BYTES])
-        return refused
 
     def change(self, service: int, key: bytes, old: int, new: int) -> None:
         """The flags of what the service already asks for differ now."""
@@ -131,6 +161,17 @@ class Claims:
         if (old ^ new) & consts.FRONTEND_CLUSTER_IP:
             mark = self._mark if new & consts.FRONTEND_CLUSTER_IP else self._unmark
             mark(key[:ADDRESS_BYTES])
+            self._elect(key)
+
+    def aged(self, frontends: Iterable[tuple[bytes, int]]) -> None:
+        """The age of a service that asks for these is another now."""
+        for key, _ in frontends:
+            self._elect(key)
+
+    def contested(self) -> Iterator[tuple[bytes, int, list[int]]]:
+        """Keys that more than one asks for: the owner's id, and the ids of those who wait."""
+        for key, waiting in self._waiting.items():
+            yield key, self._owner[key] >> 16, [other >> 16 for other in waiting]
 
     def changes(self) -> Iterator[tuple[bytes, int | None]]:
         """Keys whose entry in the kernel must change, with the new owner or None; each once."""
@@ -138,7 +179,25 @@ class Claims:
         for key, programmed in changed.items():
             owner = self._owner.get(key)
             if owner != programmed:
+                self.entries += (owner is not None) - (programmed is not None)
                 yield key, owner
+
+    def _rank(self, claim: int) -> tuple[bool, bool, Age]:
+        """Smaller goes first. Flags are the low bits."""
+        age = self._age(claim >> 16)
+        return not claim & consts.FRONTEND_CLUSTER_IP, age is not None, age
+
+    def _elect(self, key: bytes) -> None:
+        """If one who waits goes before the owner, they change places."""
+        waiting = self._waiting.get(key)
+        if not waiting:
+            return
+        self.version += 1
+        owner = self._owner[key]
+        first = min((owner, *waiting), key=self._rank)
+        if first != owner:
+            waiting[waiting.index(first)] = owner
+            self._set(key, first)
 
     def _set(self, key: bytes, owner: int | None) -> None:
         self._changed.setdefault(key, self._owner.get(key))

@@ -4,20 +4,22 @@ The planner knows what is programmed (lbctl/program/readback.py fills it at star
 plan as carried out; if carrying one out fails, read back and plan again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from lbctl import advice
-from lbctl.addresses import Prefix, format_endpoint
+from lbctl.addresses import Prefix
 from lbctl.datapath import consts
-from lbctl.datapath.records import ADDRESS_BYTES
 from lbctl.datapath.regions import Contents, region_of, region_word
 from lbctl.model.names import shortened
+from lbctl.model.records import ObjectKey
 from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
-from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, PortState, Room
-from lbctl.plan.claims import Claims
+from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, PortState
+from lbctl.plan.claims import Age, Claims
+from lbctl.plan.rooms import NOTHING, Need, Room, need_of_sets, need_of_state, sum_fits
 from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
 from lbctl.resolve.ports import ResolvedPort
 
@@ -27,25 +29,50 @@ class Planner:
 
     def __init__(self, contents: Contents, room: Room) -> None:
         self._contents = contents
-        self._room = room
+        self.room = room
         self.services: dict[str, PortState] = {}
         self.retired: dict[str, PortState] = {}  # gone, but flows may still have the id
-        self.claims = Claims()
-        self.service_ids = IdPool("services", room.services, advice.flag_of("services"))
-        self.backend_ids = IdPool("backends", room.backends, advice.flag_of("backends"))
-        self.regions = RegionPool("slots", room.slots, advice.flag_of("slots"))
+        self._states: list[PortState | None] = [None] * (room.all.services + 1)  # by id
+        # Not a method: a circle would keep the maps open until the garbage is collected.
+        self.claims = Claims(partial(_age, self._states))
+        # Ids count from 1, so that one place is never used.
+        self.service_ids = IdPool("services", room.all.services + 1, advice.flag_of("services"))
+        self.backend_ids = IdPool("backends", room.all.backends + 1, advice.flag_of("backends"))
+        self.regions = RegionPool("slots", room.all.slots, advice.flag_of("slots"))
+        self._used = list(NOTHING)  # what the ports ask for that are served
+        self._adding: set[bytes] = set()  # frontends of the plan in the making
+        self.range_entries = 0
 
     def stored_name(self, name: str) -> str:
         """The text that stands for a service port in `names`, and by which it is known here."""
-        return shortened(name, self._room.name_bytes)
+        return shortened(name, self.room.name_bytes)
 
-    def plan(self, changes: Mapping[str, ResolvedPort | None], now: float) -> Plan:
+    def adopt(self, name: str, number: int) -> PortState:
+        """A port that is programmed already, with its id."""
+        state = self.services[name] = self._states[number] = PortState(number, name=name)
+        return state
+
+    @property
+    def used(self) -> Need:
+        """What the ports ask for together that are served, and whose objects are known."""
+        return Need(*self._used)
+
+    def plan(
+        self,
+        changes: Mapping[str, ResolvedPort | None],
+        now: float,
+        large: Container[ObjectKey] = (),
+    ) -> Plan:
         """The writes for `changes`: name and what it resolves to, None for a port that is gone.
 
-        A port for which there is no room is in `Plan.failed`, and stays as it was.
+        A port for which there is no room is in `Plan.failed`, and stays as it was. Those of
+        services in `large` leave to others what is kept for them.
         """
         plan = Plan()
+        self._adding.clear()
         moved: list[tuple[PortState, tuple[tuple[bytes, int], ...]]] = []
+        # What is served has its room before anything new is given any.
+        aged = self._recognise(changes)
         for full_name, port in changes.items():
             name = self.stored_name(full_name)
             before = self.services.get(name)
@@ -56,14 +83,22 @@ class Planner:
                     moved.append((before, asked))
                 continue
             try:
-                after = self._set(plan, name, port, before, now)
+                after = self._set(plan, name, port, before, now, port.service in large)
             except Exhausted as error:
                 plan.failed[full_name] = error
                 continue
             if after.frontends != asked:
                 moved.append((after, asked))
-        self._move_frontends(plan, moved)
+        self._move_frontends(plan, moved, aged)
+        self.range_entries -= len(plan.ranges_gone)
         return plan
+
+    def contested(self) -> Iterator[tuple[bytes, PortState, list[PortState]]]:
+        """Frontends that more than one asks for: who has it, and who waits."""
+        for key, owner, waiting in self.claims.contested():
+            has = self._states[owner]
+            if has is not None:
+                yield key, has, [s for number in waiting if (s := self._states[number])]
 
     def recover(
         self,
@@ -78,8 +113,37 @@ class Planner:
             self.retired = {n: p for n, p in self.retired.items() if p.id not in gone}
         return Freed(services, self.backend_ids.recover(sweep_began, backends_seen))
 
+    def _recognise(self, changes: Mapping[str, ResolvedPort | None]) -> list[PortState]:
+        """Take down who the programmed ports are; returns those whose age is another now. An object
+        that was made anew is younger than it was."""
+        aged: list[PortState] = []
+        if not self.services:
+            return aged
+        for full_name, port in changes.items():
+            state = self.services.get(self.stored_name(full_name)) if port else None
+            if state is None or port is None:
+                continue
+            if state.service is None:
+                held = HeldSets(self._contents, state.cluster, state.local).held
+                state.service, state.endpoints = port.service, len(held)
+                self._count(NOTHING, need_of_state(state))
+            elif state.seniority == port.seniority:
+                continue
+            state.seniority = port.seniority
+            aged.append(state)
+        return aged
+
+    def _count(self, before: Need, after: Need) -> None:
+        self._used = [u + a - b for u, a, b in zip(self._used, after, before, strict=True)]
+
     def _set(
-        self, plan: Plan, name: str, port: ResolvedPort, before: PortState | None, now: float
+        self,
+        plan: Plan,
+        name: str,
+        port: ResolvedPort,
+        before: PortState | None,
+        now: float,
+        large: bool,
     ) -> PortState:
         returning = None if before else self.retired.get(name)
         state = before or returning or PortState(0)
@@ -87,18 +151,22 @@ class Planner:
         sets = HeldSets(self._contents, state.cluster, state.local)
         wanted = WantedSets(port)
         fresh = [identity for identity in wanted.flags if identity not in sets.held]
-        fresh_ids, words, regions = self._allocate(wanted, sets, fresh, frontends, now)
+        need_before = need_of_state(state) if before else NOTHING
+        need = need_of_sets(len(port.source_ranges), frontends, wanted)
+        self._check_share(need, need_before, self.room.for_large if large else self.room.all)
+        spare = self.room.spare if large else NOTHING
+        adding = self._check_room(state, len(fresh), frontends, port.source_ranges, spare)
+        fresh_ids, words, regions = self._allocate(wanted, sets, fresh, spare, now)
         if not state.id:
-            try:
-                state.id = self.service_ids.take()
-            except Exhausted:
-                self._give_back(fresh_ids, regions)
-                raise
+            state.id = self.service_ids.take()
             plan.names.append((state.id, name))
         elif returning:
             self.service_ids.reclaim(state.id)
             del self.retired[name]
-        self.services[name] = state
+        self._adding |= adding
+        self.services[name] = self._states[state.id] = state
+        state.name, state.service, state.seniority = name, port.service, port.seniority
+        state.endpoints = len(wanted.flags)
 
         plan.backend_ids.extend(fresh_ids)
         plan.backend_identities.extend(fresh)
@@ -112,23 +180,61 @@ class Planner:
         self._configure(plan, state, port, new=before is None)
         self._set_ranges(plan, state, port.source_ranges)
         state.frontends = frontends
+        self._count(need_before, need)
         return state
+
+    def _check_share(self, wanted: Need, before: Need, limit: Need) -> None:
+        """Raises `Exhausted` if a port would get more of a map than all may have together, as they
+        are counted: addresses that two ask for twice."""
+        if sum_fits(self._used, wanted, limit):
+            return
+        for field, more, had, used, most in zip(
+            Need._fields, wanted, before, self._used, limit, strict=True
+        ):
+            if more > had and used + more - had > most:
+                raise Exhausted(field, most, 0, advice.flag_of(field))
+
+    def _check_room(
+        self,
+        state: PortState,
+        fresh: int,
+        frontends: tuple[tuple[bytes, int], ...],
+        ranges: tuple[Prefix, ...],
+        spare: Need,
+    ) -> set[bytes]:
+        """Keys that the frontends add to the map. Raises `Exhausted`, with nothing taken, unless
+        every map has the entries that are written before others are deleted, and `spare`."""
+        limit = self.room.all
+        adding: set[bytes] = set()
+        if frontends != state.frontends:
+            adding = self.claims.missing(frontends)
+            if self._adding:
+                adding -= self._adding
+            entries = self.claims.entries + len(self._adding) + len(adding)
+            if adding and entries + spare.frontends > limit.frontends:
+                raise Exhausted("frontends", limit.frontends, 0, advice.flag_of("frontends"))
+        if ranges != state.ranges:
+            more = len(set(ranges) - set(state.ranges))
+            if more and self.range_entries + more + spare.source_ranges > limit.source_ranges:
+                flag = advice.flag_of("source_ranges")
+                raise Exhausted("source_ranges", limit.source_ranges, 0, flag)
+        self.backend_ids.check(fresh, spare.backends)
+        if not state.id:
+            self.service_ids.check(1, spare.services)
+        return adding
 
     def _allocate(
         self,
         wanted: WantedSets,
         sets: HeldSets,
         fresh: list[bytes],
-        frontends: tuple[tuple[bytes, int], ...],
+        spare: Need,
         now: float,
     ) -> tuple[list[int], tuple[int, int], list[tuple[int, list[int]]]]:
         """Ids for `fresh` endpoints, the two region words, and the regions to write for them.
 
         Raises `Exhausted`, with nothing taken.
         """
-        more = self.claims.room_for(key for key, _ in frontends)
-        if more and len(self.claims) + more > self._room.frontends:
-            raise Exhausted("frontends", self._room.frontends, 0, advice.flag_of("frontends"))
         fresh_ids = self.backend_ids.take_many(len(fresh))
         ids = dict(zip(fresh, fresh_ids, strict=True))
         cluster = sets.ids_of(wanted.cluster, ids)
@@ -136,10 +242,10 @@ class Planner:
         existing = [(sets.cluster, sets.words[0]), (sets.local, sets.words[1])]
         regions: list[tuple[int, list[int]]] = []
         try:
-            cluster_word = self._place(cluster, 0, existing, regions, now)
+            cluster_word = self._place(cluster, 0, existing, regions, spare, now)
             existing.append((cluster, cluster_word))
             empty = consts.REGION_DROP if wanted.local_drop else 0
-            local_word = self._place(local, empty, existing, regions, now)
+            local_word = self._place(local, empty, existing, regions, spare, now)
         except Exhausted:
             self._give_back(fresh_ids, regions)
             raise
@@ -151,6 +257,7 @@ class Planner:
         empty: int,
         existing: list[tuple[list[int], int]],
         regions: list[tuple[int, list[int]]],
+        spare: Need,
         now: float,
     ) -> int:
         """The word for a set: of a region that holds it already, or of a new one; `empty` for one
@@ -160,6 +267,8 @@ class Planner:
         for held, word in existing:
             if held == ids or (len(held) == len(ids) and set(held) == set(ids)):
                 return word
+        if spare.slots:
+            self.regions.check(len(ids), spare.slots, now)
         base = self.regions.take(len(ids), now)
         regions.append((base, ids))
         return region_word(base, len(ids))
@@ -217,11 +326,15 @@ class Planner:
         """New ranges come before the frontends that ask for them, old ones go after."""
         if wanted != state.ranges:
             had, want = set(state.ranges), set(wanted)
-            plan.ranges.extend((state.id, r) for r in wanted if r not in had)
+            more = [(state.id, r) for r in wanted if r not in had]
+            plan.ranges.extend(more)
+            self.range_entries += len(more)
             plan.ranges_gone.extend((state.id, r) for r in state.ranges if r not in want)
             state.ranges = wanted
 
     def _remove(self, plan: Plan, name: str, state: PortState, now: float) -> None:
+        if state.service is not None:
+            self._count(need_of_state(state), NOTHING)
         for number, flags in HeldSets(self._contents, state.cluster, state.local).held.values():
             self._retire(plan, number, flags, now)
         if state.cluster:
@@ -237,7 +350,10 @@ class Planner:
         self.service_ids.release(state.id, now)
 
     def _move_frontends(
-        self, plan: Plan, moved: list[tuple[PortState, tuple[tuple[bytes, int], ...]]]
+        self,
+        plan: Plan,
+        moved: list[tuple[PortState, tuple[tuple[bytes, int], ...]]],
+        aged: list[PortState],
     ) -> None:
         """First all that is given up, then all that is asked for: an address can change hands."""
         for state, asked in moved:
@@ -248,9 +364,9 @@ class Planner:
                     self.claims.change(state.id, key, flags, now[key])
         for state, asked in moved:
             had = dict(asked)
-            wanted = [(k, f) for k, f in state.frontends if k not in had]
-            for key, owner in self.claims.add(state.id, wanted):
-                plan.warnings.append(self._conflict(key, owner, state.id))
+            self.claims.add(state.id, [(k, f) for k, f in state.frontends if k not in had])
+        for state in aged:
+            self.claims.aged(state.frontends)
         for key, owner_now in self.claims.changes():
             if owner_now is None:
                 plan.frontends_gone.append(key)
@@ -258,11 +374,10 @@ class Planner:
                 service, flags = self.claims.unpack(owner_now)
                 plan.frontends.append((key, service, flags))
 
-    def _conflict(self, key: bytes, owner: int, loser: int) -> str:
-        names = {state.id: name for name, state in self.services.items()}
-        port = int.from_bytes(key[ADDRESS_BYTES : ADDRESS_BYTES + 2], "big")
-        place = format_endpoint(key[:ADDRESS_BYTES], port)
-        return (
-            f"{place} is asked for by {names.get(owner, 'a service without a name')} and by "
-            f"{names[loser]}: the former keeps it, as it had it first"
-        )
+
+def _age(states: list[PortState | None], number: int) -> Age:
+    state = states[number]
+    if state is None or state.service is None:
+        return None
+    key = state.service
+    return not state.seniority, state.seniority, key.namespace, key.name, state.name

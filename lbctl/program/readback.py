@@ -18,9 +18,10 @@ from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import UNKNOWN, ArrayContents
 from lbctl.datapath.tables import Records, Tables
 from lbctl.model.names import PortName
-from lbctl.plan.changes import Plan, PortState, Room
+from lbctl.plan.changes import Plan, PortState
 from lbctl.plan.claims import MARKER_FLAGS
 from lbctl.plan.planner import Planner
+from lbctl.plan.rooms import Need, Room
 from lbctl.program import writes
 
 Numbers = npt.NDArray[np.int64]
@@ -49,10 +50,13 @@ class Leftovers:
 def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`."""
     room = Room(
-        services=tables.services.max_entries,
-        backends=tables.backends.max_entries,
-        slots=tables.slots.max_entries,
-        frontends=tables.frontends.max_entries,
+        Need(
+            services=min(tables.services.max_entries - 1, tables.names.max_entries),
+            frontends=tables.frontends.max_entries,
+            slots=tables.slots.max_entries,
+            backends=tables.backends.max_entries - 1,
+            source_ranges=tables.source_ranges.max_entries,
+        ),
         name_bytes=tables.names.spec.value.field("text").size - 1,
     )
     contents = ArrayContents(tables.slots.records, tables.backends.records)
@@ -63,7 +67,7 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     used = _read_regions(tables, planner, leftovers, now)
     _rest_ids(tables, planner, leftovers, used, now)
     _read_frontends(tables, planner, by_id, leftovers)
-    _read_ranges(tables, by_id, leftovers)
+    _read_ranges(tables, planner, by_id, leftovers)
     return planner, leftovers
 
 
@@ -102,7 +106,7 @@ def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[
             # Two ids of one name: the second rests, and is freed with its name.
             planner.retired[f"{name} ({number})"] = PortState(number)
         else:
-            by_id[number] = planner.services[name] = PortState(number)
+            by_id[number] = planner.adopt(name, number)
     return by_id
 
 
@@ -114,7 +118,9 @@ def _read_services(tables: Tables, by_id: dict[int, PortState]) -> None:
         state.cluster, state.local, state.flags, state.affinity = cluster, local, flags, affinity
 
 
-def _read_ranges(tables: Tables, by_id: dict[int, PortState], leftovers: Leftovers) -> None:
+def _read_ranges(
+    tables: Tables, planner: Planner, by_id: dict[int, PortState], leftovers: Leftovers
+) -> None:
     """Source ranges by service; those of nobody are removed by `repair`."""
     found: dict[int, list[Prefix]] = {}
     keys, _ = tables.source_ranges.read_all()
@@ -123,6 +129,7 @@ def _read_ranges(tables: Tables, by_id: dict[int, PortState], leftovers: Leftove
     for number, ranges in found.items():
         if number in by_id:
             by_id[number].ranges = tuple(sorted(ranges))
+            planner.range_entries += len(ranges)
         else:
             leftovers.ranges.extend((number, prefix) for prefix in ranges)
 

@@ -1,25 +1,35 @@
-"""What there is to say of services: warnings about objects, hints used or not, what did not fit."""
+"""What there is to say of services: warnings about objects, who lost an address or its place, hints
+used or not. One sentence per object, however large it is."""
 
-import itertools
 from collections.abc import Iterable, Mapping
 
 import structlog
 
 from ebpf.errors import LbError
 from lbctl import advice
+from lbctl.addresses import format_endpoint
+from lbctl.datapath.records import ADDRESS_BYTES
+from lbctl.model.names import PortName
 from lbctl.model.records import ObjectKey
-from lbctl.resolve.hints import NO_HINTS
+from lbctl.plan.changes import PortState
+from lbctl.resolve.hints import NO_HINTS, UNUSED
 from lbctl.resolve.ports import ResolvedPort
+
+_MOST_TEXTS = 3  # in a sentence about one object
+_MOST_OBJECTS = 100  # of a kind of sentence
+_MOST_NAMES = 5  # in a sentence about many objects
 
 
 class Notes:
     """Sentences by service and by port; each is logged when it becomes true."""
 
     def __init__(self) -> None:
-        self._warnings: dict[ObjectKey, tuple[str, ...]] = {}
+        self._warnings: dict[ObjectKey, str] = {}
+        self._without_room: dict[ObjectKey, str] = {}
+        self._contested: dict[ObjectKey, str] = {}  # by who has to wait
         self._hints: dict[str, str] = {}  # by stored name
-        self.hints_changed = True  # since `take_hints`
-        self._unwritten: dict[str, str] = {}  # by full name of the port
+        self._unused: str | None = ""  # a sentence about them; None: to be made anew
+        self.changed = True  # since `take_hints`
         self._refused = ""
         self._log = structlog.get_logger()
 
@@ -29,33 +39,52 @@ class Notes:
         return bool(self._refused)
 
     def warnings(self) -> list[str]:
-        """What did not fit or could not be written, then what is wrong with objects."""
-        found = itertools.chain.from_iterable(self._warnings.values())
-        refused = filter(None, [self._refused])
-        return [*dict.fromkeys(itertools.chain(self._unwritten.values(), refused, found))]
+        """What could not be written, who lost what, what is wrong with objects, hints unused."""
+        kinds = (self._without_room, self._contested, self._warnings)
+        found = [self._refused, *(text for kind in kinds for text in _bounded(kind.values()))]
+        if self._unused is None:
+            self._unused = self._unused_hints()
+        found.append(self._unused)
+        return [*dict.fromkeys(filter(None, found))]
 
     def take_hints(self) -> dict[str, str] | None:
         """By stored name, what is to say of the ports whose endpoints have topology hints; None if
-        nothing has changed since the last call."""
-        if not self.hints_changed:
+        neither this nor `troubles` has changed since the last call."""
+        if not self.changed:
             return None
-        self.hints_changed = False
+        self.changed = False
         return self._hints
+
+    def troubles(self) -> dict[str, tuple[str, ...]]:
+        """By service, what keeps it from being served as its object says."""
+        kinds = (self._without_room, self._contested, self._warnings)
+        keys = dict.fromkeys(key for kind in kinds for key in kind)
+        return {str(key): tuple(kind[key] for kind in kinds if key in kind) for key in keys}
 
     def begin(self) -> None:
         """Writing is tried again."""
         self._refused = ""
 
     def resolved(self, key: ObjectKey, ports: Iterable[ResolvedPort]) -> None:
-        """What the ports of a service say is wrong with it."""
-        said = tuple(f"{port.name}: {text}" for port in ports for text in port.warnings)
-        for sentence in said:
-            if sentence not in self._warnings.get(key, ()):
-                self._log.warning(sentence)
-        if said:
-            self._warnings[key] = said
-        else:
-            self._warnings.pop(key, None)
+        """What all the ports of a service say is wrong with it."""
+        said = dict.fromkeys(text for port in ports for text in port.warnings)
+        self._note(self._warnings, key, f"{key}: {_listed([*said], '; ')}" if said else "")
+
+    def without_room(self, sentences: Mapping[ObjectKey, str]) -> None:
+        """All services that lost their place or a part of it."""
+        self._replace(self._without_room, sentences)
+
+    def contested(self, found: Iterable[tuple[bytes, PortState, list[PortState]]]) -> None:
+        """All addresses that more than one asks for, who has them, and who waits."""
+        lost: dict[ObjectKey, dict[ObjectKey, list[bytes]]] = {}
+        for key, owner, waiting in found:
+            for loser in waiting:
+                by_owner = lost.setdefault(_key(loser), {})
+                by_owner.setdefault(_key(owner), []).append(key)
+        self._replace(
+            self._contested,
+            {loser: _conflict(loser, by_owner) for loser, by_owner in lost.items()},
+        )
 
     def hinted(self, changes: Mapping[str, ResolvedPort | None]) -> None:
         """What became of the hints of these ports, by stored name."""
@@ -63,26 +92,78 @@ class Notes:
             said = port.hints if port and port.hints != NO_HINTS else ""
             if said == self._hints.get(name, ""):
                 continue
-            self.hints_changed = True
+            self.changed, self._unused = True, None
             if said:
                 self._hints[name] = said
             else:
                 del self._hints[name]
-
-    def planned(
-        self, names: Iterable[str], warnings: Iterable[str], failed: Mapping[str, LbError]
-    ) -> None:
-        """Ports by full name were planned and written, but for those that `failed`."""
-        for name in names:
-            self._unwritten.pop(name, None)
-        for text in warnings:
-            self._log.warning(text)
-        for name, why in failed.items():
-            self._unwritten[name] = f"{name} is not programmed: {why.message}; {why.hint}"
-            self._log.error("not programmed", port=name, error=why.message, hint=why.hint)
 
     def map_refused(self, error: LbError) -> None:
         """Nothing can be said of what is written: all of it is planned anew."""
         hint = advice.on(error)
         self._log.error("cannot write", error=error.message, hint=hint)
         self._refused = f"{error.message} {hint}"
+
+    def _note(self, kind: dict[ObjectKey, str], key: ObjectKey, text: str) -> None:
+        """Logged when it becomes true of the object, not for every number in it that changes."""
+        if text == kind.get(key, ""):
+            return
+        self.changed = True
+        if not text:
+            del kind[key]
+            return
+        if key not in kind:
+            self._log.warning(text)
+        kind[key] = text
+
+    def _replace(self, kind: dict[ObjectKey, str], sentences: Mapping[ObjectKey, str]) -> None:
+        for key in [key for key in kind if key not in sentences]:
+            self._note(kind, key, "")
+        for key, text in sentences.items():
+            self._note(kind, key, text)
+
+    def _unused_hints(self) -> str:
+        """One sentence about all services whose hints this node does not go by, and why."""
+        reasons: dict[str, dict[str, None]] = {}
+        for name, said in self._hints.items():
+            if said.startswith(UNUSED):
+                why = said.removeprefix(UNUSED)
+                reasons.setdefault(why, {})[PortName.parse(name).service_label] = None
+        if not reasons:
+            return ""
+        ordered = sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
+        parts = [f"{_listed(sorted(names), ', ', _MOST_NAMES)} ({why})" for why, names in ordered]
+        return f"topology hints that are not used: {_listed(parts, '; ')}"
+
+
+def _key(state: PortState) -> ObjectKey:
+    return state.service or PortName.parse(state.name).owner
+
+
+def _conflict(loser: ObjectKey, by_owner: Mapping[ObjectKey, list[bytes]]) -> str:
+    parts = [
+        f"{_place(places[0])}{f' and {len(places) - 1:,} more' if len(places) > 1 else ''}, "
+        f"which {'another port of it' if owner == loser else owner} has"
+        for owner, places in sorted(by_owner.items())
+    ]
+    return (
+        f"{loser} asks for {_listed(parts, '; for ')}: ClusterIPs go before other addresses, then "
+        "the older service"
+    )
+
+
+def _place(key: bytes) -> str:
+    port = int.from_bytes(key[ADDRESS_BYTES : ADDRESS_BYTES + 2], "big")
+    return format_endpoint(key[:ADDRESS_BYTES], port)
+
+
+def _listed(texts: list[str], between: str, most: int = _MOST_TEXTS) -> str:
+    shown = between.join(texts[:most])
+    return f"{shown} and {len(texts) - most:,} more" if len(texts) > most else shown
+
+
+def _bounded(texts: Iterable[str]) -> list[str]:
+    found = list(texts)
+    if len(found) > _MOST_OBJECTS:
+        found[_MOST_OBJECTS:] = [f"... and {len(found) - _MOST_OBJECTS:,} more services"]
+    return found

@@ -1,8 +1,9 @@
 """From updates of the source to plans carried out: which ports changed, and what is left to do."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
+from types import MappingProxyType
 
 import structlog
 
@@ -10,21 +11,22 @@ from ebpf.errors import LbError
 from lbctl.datapath.tables import Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
+from lbctl.plan.alloc import Exhausted
 from lbctl.program import readback, writes
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.reconcile.notes import Notes
+from lbctl.reconcile.places import Places, target_of, trimmed
+from lbctl.resolve.endpoints import targets_of
 from lbctl.resolve.node import NodeFacts
-from lbctl.resolve.service import (
-    ResolvedPort,
-    foreign_addresses,
-    own_addresses_in_range,
-    resolve,
-)
+from lbctl.resolve.ports import ResolvedPort, Target
+from lbctl.resolve.service import foreign_addresses, own_addresses_in_range, resolve
 
 # Services planned at once when nothing is programmed yet: bounds the memory a first sync takes.
 _FIRST_BATCH = 2000
-# After a map refused an update, or had no room.
+# After a map refused an update, or had no room; twice as long each time it was in vain.
 RETRY_SECONDS = 2.5
+MOST_RETRY_SECONDS = 60.0
+NO_ONE: Mapping[str, Exhausted] = MappingProxyType({})
 
 
 class Reconciler:
@@ -37,9 +39,14 @@ class Reconciler:
         self._objects: dict[ObjectKey, ServiceObjects] = {}
         self._ports: dict[ObjectKey, tuple[str, ...]] = {}  # names of what is wanted
         self._foreign: dict[ObjectKey, tuple[bytes, ...]] = {}  # addresses that others serve
-        self._dirty: dict[ObjectKey, None] = {}
+        self._dirty: dict[ObjectKey, set[Target] | None] = {}  # which ports; None: all
         self._notes = Notes()
+        self._places = Places()
+        self._told = (0, 0)  # versions of what notes were made of last
         self._retry: float | None = None
+        self._patience = RETRY_SECONDS
+        self._settled = -RETRY_SECONDS  # when who is served was last looked at
+        self._look_again = 0.0  # ... and when it will be, though nothing changed
         self.synced = False
         self.planner, leftovers = readback.read(tables, time.monotonic())
         readback.repair(self.planner, leftovers, tables)
@@ -77,12 +84,30 @@ class Reconciler:
     @property
     def hints_changed(self) -> bool:
         """Whether `take_hints` has something."""
-        return self.synced and self._notes.hints_changed
+        return self.synced and self._notes.changed
 
     def take_hints(self) -> dict[str, str] | None:
         """By stored name, what is to say of the ports whose endpoints have topology hints; None if
         nothing has changed since the last call, or nothing is known yet."""
         return self._notes.take_hints() if self.synced else None
+
+    def troubles(self) -> dict[str, tuple[str, ...]]:
+        """By service (namespace/name), why it is not served as its object says."""
+        return self._notes.troubles()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether ports wait for room."""
+        return bool(self._places.waiting)
+
+    def freed(self) -> bool:
+        """Something was freed; returns whether `apply` has to look who can have it."""
+        if not self._places.waiting:
+            return False
+        self._places.changed = True
+        self._settled = -RETRY_SECONDS
+        self._patience = RETRY_SECONDS
+        return True
 
     def retry_at(self) -> float | None:
         """When `retry` has something to do, on the monotonic clock."""
@@ -102,70 +127,103 @@ class Reconciler:
     def take(self, update: Update) -> None:
         """Note what an update says; `apply` carries it out."""
         for key, objects in update.services.items():
+            self._mark(key, _affected(self._objects.get(key), objects))
             if objects.service is None:
                 self._objects.pop(key, None)
             else:
                 self._objects[key] = objects
-            self._dirty[key] = None
+
+    def _mark(self, key: ObjectKey, targets: set[Target] | None) -> None:
+        noted = self._dirty.get(key, set())
+        self._dirty[key] = None if noted is None or targets is None else noted | targets
 
     def apply(self, complete: bool) -> bool:
         """Write everything that is noted. `complete`: what was not seen by now does not exist.
 
         Returns whether something was written. What fails is kept and tried again.
         """
-        keys = list(self._dirty)
-        self._dirty.clear()
+        grades = self._places.grades
+        keys = [key for key in self._dirty if key not in grades]
+        large = [key for key in self._dirty if key in grades]
+        if not self.synced:  # those first that are served, should there not be room for all
+            keys.sort(key=self._seniority)
         self._retry = None
         self._notes.begin()
         step = len(keys) or 1 if self.synced or self.had_services else _FIRST_BATCH
         wrote = False
+        # Ports of services that ask for much come last: nobody has to wait for them.
+        last: dict[str, ResolvedPort | None] = {}
         for start in range(0, len(keys), step):
-            wrote |= self._apply_some(keys[start : start + step])
+            wrote |= self._apply_some(keys[start : start + step], last)
+        if large:
+            wrote |= self._apply_some(large, last)
+        if last and not self.refused:
+            wrote |= self._write(last)
         if self._share():
-            wrote |= self._write({}, {})
+            wrote |= self._write({})
         if complete and self._unclaimed:
-            wrote |= self._write(dict.fromkeys(self._unclaimed), {})
+            wrote |= self._write(dict.fromkeys(self._unclaimed))
             self._unclaimed.clear()
         elif complete and not self.synced:
-            wrote |= self._write({}, {})  # frontends of nobody go with the first complete plan
+            wrote |= self._write({})  # frontends of nobody go with the first complete plan
+        if not self.refused:
+            wrote |= self._settle()
+        self._tell()
         self.synced = True
         return wrote
 
     def _share(self) -> bool:
-        """Tell which addresses are not ours alone. Returns whether that is news."""
+        """Tell which addresses are not ours alone, as far as the room goes that is kept for small
+        services. Returns whether that is news."""
         foreign = {*own_addresses_in_range(self._node), *chain(*self._foreign.values())}
+        most = self.planner.room.spare.frontends
+        if len(foreign) > most:
+            foreign = set(sorted(foreign)[:most])
         return self.planner.claims.share(frozenset(self._node.addresses), frozenset(foreign))
 
-    def _apply_some(self, keys: list[ObjectKey]) -> bool:
+    def _apply_some(self, keys: Iterable[ObjectKey], last: dict[str, ResolvedPort | None]) -> bool:
+        """Write what these are now, but for what is put into `last`."""
         changes: dict[str, ResolvedPort | None] = {}
-        owners: dict[str, ObjectKey] = {}
         self._touched.update(keys)
         for key in keys:
-            ports = self._resolve(key)
-            before = self._ports.pop(key, ())
-            changes.update(dict.fromkeys(before))
-            changes.update((port.name, port) for port in ports)
-            owners.update((port.name, key) for port in ports)
-            if ports:
-                self._ports[key] = tuple(port.name for port in ports)
-            self._notes.resolved(key, ports)
-        stored = {self.planner.stored_name(name): port for name, port in changes.items()}
-        self._notes.hinted(stored)
-        self._unclaimed.difference_update(stored)
-        return self._write(changes, owners)
+            targets = self._dirty.pop(key, None)
+            ports = self._resolve(key, targets)
+            gone: tuple[str, ...] = ()
+            if targets is None:
+                gone = self._ports.pop(key, ())
+                if ports:
+                    self._ports[key] = tuple(port.name for port in ports)
+                self._notes.resolved(key, ports)
+            self._places.judge(self.planner, key, self._ports.get(key, ()), ports)
+            into = last if key in self._places.grades else changes
+            into.update(dict.fromkeys(gone))
+            into.update((port.name, port) for port in ports)
+        for part in (changes, last):
+            stored = {self.planner.stored_name(name): port for name, port in part.items()}
+            self._notes.hinted(stored)
+            self._unclaimed.difference_update(stored)
+        return self._write(changes, self._queued(changes)) if changes else False
 
-    def _resolve(self, key: ObjectKey) -> tuple[ResolvedPort, ...]:
+    def _resolve(self, key: ObjectKey, targets: set[Target] | None) -> list[ResolvedPort]:
         objects = self._objects.get(key)
         self._foreign.pop(key, None)
         if objects is None or objects.service is None:
-            return ()
+            return []
         if foreign := foreign_addresses(objects.service, self._node):
             self._foreign[key] = foreign
-        return resolve(objects.service, objects.slices, self._node)
+        limit = self.planner.room.endpoints_of_a_port
+        found = resolve(objects.service, objects.slices, self._node, targets)
+        return [trimmed(port, limit) for port in found]
 
-    def _write(self, changes: dict[str, ResolvedPort | None], owners: dict[str, ObjectKey]) -> bool:
-        now = time.monotonic()
-        plan = self.planner.plan(changes, now)
+    def _write(
+        self, changes: dict[str, ResolvedPort | None], queued: Mapping[str, Exhausted] = NO_ONE
+    ) -> bool:
+        """Plan changes and carry them out, but for those `queued`."""
+        now, places = time.monotonic(), self._places
+        wanted = changes
+        if queued:
+            wanted = {name: port for name, port in changes.items() if name not in queued}
+        plan = self.planner.plan(wanted, now, places.grades)
         self.housekeeper.expect(plan)
         try:
             writes.apply(plan, self._tables)
@@ -174,11 +232,81 @@ class Reconciler:
             return True
         self.housekeeper.note(plan, now)
         self._left |= bool(plan.lowered)
-        self._notes.planned(changes, plan.warnings, plan.failed)
-        for name in plan.failed:
-            self._dirty[owners[name]] = None
-            self._retry = now + RETRY_SECONDS
+        without = {**plan.failed, **queued}
+        places.served(name for name in wanted if name not in without)
+        for name, why in without.items():
+            port = changes[name]
+            if port is not None:
+                places.wait(name, port, why)
         return bool(plan.writes())
+
+    def _queued(self, changes: Mapping[str, ResolvedPort | None]) -> dict[str, Exhausted]:
+        """New ports that must not push in before others like them that wait: `_settle` says whose
+        turn it is."""
+        found = {}
+        for name, port in changes.items() if self._places.waiting else ():
+            if port and self.planner.stored_name(name) not in self.planner.services:
+                why = self._places.full(port.service)
+                if why:
+                    found[name] = why
+        return found
+
+    def _settle(self) -> bool:
+        """See to it that those are served who should be, if these may be others than now."""
+        places, now = self._places, time.monotonic()
+        if not places.unsettled(self.planner):
+            self._patience = RETRY_SECONDS
+            return False
+        due = self._settled + RETRY_SECONDS if places.changed else self._look_again
+        if now < due:
+            self._retry = due
+            return False
+        self._settled = now
+        choice = places.choose(self.planner, self._ports, self._seniority)
+        wrote = False
+        if choice.out:
+            leaving = places.leave(self.planner, choice.out)
+            wrote = self._write(dict.fromkeys(choice.out))
+            places.waiting.update(leaving)
+        if choice.into and not self.refused:
+            wrote |= self._write(self._resolved_again(choice.into))
+        if wrote:
+            self._patience = RETRY_SECONDS
+        self._look_again = now + self._waited()
+        if places.unsettled(self.planner) and not self.refused:
+            self._retry = self._look_again
+        return wrote
+
+    def _waited(self) -> float:
+        """How long to wait now, and twice as long the next time."""
+        patience = self._patience
+        self._patience = min(2 * patience, MOST_RETRY_SECONDS)
+        return patience
+
+    def _resolved_again(self, names: Iterable[str]) -> dict[str, ResolvedPort | None]:
+        """Ports that were not written when they were resolved."""
+        by_service: dict[ObjectKey, set[str]] = {}
+        for name in names:
+            by_service.setdefault(self._places.waiting[name].service, set()).add(name)
+        return {
+            port.name: port
+            for key, wanted in by_service.items()
+            for port in self._resolve(key, set(map(target_of, wanted)))
+            if port.name in wanted
+        }
+
+    def _seniority(self, key: ObjectKey) -> bytes:
+        objects = self._objects.get(key)
+        return objects.service.seniority if objects and objects.service else b""
+
+    def _tell(self) -> None:
+        """Sentences about all services together, where they may be others than before."""
+        versions = self.planner.claims.version, self._places.version
+        if versions[0] != self._told[0]:
+            self._notes.contested(self.planner.contested())
+        if versions[1] != self._told[1]:
+            self._notes.without_room(self._places.sentences(self.planner, self._ports))
+        self._told = versions
 
     def start_over(self, error: LbError) -> None:
         """A map refused an update: what is programmed is read back, and all is planned again."""
@@ -187,9 +315,22 @@ class Reconciler:
         self.planner, leftovers = readback.read(self._tables, now)
         readback.repair(self.planner, leftovers, self._tables)
         self.housekeeper.planner = self.planner
+        self._places.start_over()
+        self._told = -1, -1
         wanted = {
             self.planner.stored_name(name) for names in self._ports.values() for name in names
         }
         self._unclaimed.update(self.planner.services.keys() - wanted)
         self._dirty.update(dict.fromkeys(self._objects))
-        self._retry = now + RETRY_SECONDS
+        self._retry = now + self._waited()
+
+
+def _affected(before: ServiceObjects | None, after: ServiceObjects) -> set[Target] | None:
+    """Ports that a change concerns; None if that may be all."""
+    if before is None or before.service is not after.service:
+        return None
+    known, now = set(map(id, before.slices)), set(map(id, after.slices))
+    return targets_of(
+        [part for part in before.slices if id(part) not in now]
+        + [part for part in after.slices if id(part) not in known]
+    )

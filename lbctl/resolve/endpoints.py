@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbctl.model.records import EndpointSlice, Service, ServicePort, SliceEndpoint
-from lbctl.resolve.hints import NO_HINTS, narrow
+from lbctl.model.records import EndpointSlice, Service, SliceEndpoint
+from lbctl.resolve.hints import NO_HINTS, UNUSED, narrow
 from lbctl.resolve.node import NodeFacts
-from lbctl.resolve.ports import Endpoint
+from lbctl.resolve.ports import Endpoint, Target
 
 Place = tuple[bytes, int]  # address and port of a backend
 
@@ -22,28 +22,39 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     hints: str
 
 
-def candidates(
-    port: ServicePort, slices: Iterable[EndpointSlice], family: int, node_name: str
-) -> dict[Place, SliceEndpoint]:
-    """Every endpoint of a port by where it listens, usable or not.
+class SlicesByTarget:
+    """The slices of a service by what they are for, so that a service of thousands of ports in many
+    slices is gone through once and not once per port."""
 
-    Slices match by port name and protocol. An endpoint in several slices counts once; where they
-    disagree, running beats terminating (the address may have gone to a new pod), then ready beats
-    unready, then local beats remote.
-    """
-    found: dict[Place, SliceEndpoint] = {}
-    for part in slices:
-        if part.family != family:
-            continue
-        for target in part.ports:
-            if target.name != port.name or target.protocol != port.protocol:
-                continue
+    __slots__ = ("_found",)
+
+    def __init__(self, slices: Iterable[EndpointSlice]) -> None:
+        self._found: dict[Target, list[tuple[int, EndpointSlice]]] = {}
+        for part in slices:
+            for port in part.ports:
+                target = (part.family, port.name, port.protocol)
+                self._found.setdefault(target, []).append((port.port, part))
+
+    def candidates(self, target: Target, node_name: str) -> dict[Place, SliceEndpoint]:
+        """Every endpoint of a port by where it listens, usable or not.
+
+        Slices match by port name and protocol. An endpoint in several slices counts once; where
+        they disagree, running beats terminating (the address may have gone to a new pod), then
+        ready beats unready, then local beats remote.
+        """
+        found: dict[Place, SliceEndpoint] = {}
+        for port, part in self._found.get(target, ()):
             for endpoint in part.endpoints:
-                place = (endpoint.address, target.port)
+                place = (endpoint.address, port)
                 known = found.get(place)
                 if known is None or _rank(endpoint, node_name) > _rank(known, node_name):
                     found[place] = endpoint
-    return found
+        return found
+
+
+def targets_of(slices: Iterable[EndpointSlice]) -> set[Target]:
+    """Which ports these slices are for."""
+    return {(part.family, port.name, port.protocol) for part in slices for port in part.ports}
 
 
 def _rank(endpoint: SliceEndpoint, node_name: str) -> tuple[bool, bool, bool, bool]:
@@ -76,7 +87,7 @@ def select(found: dict[Place, SliceEndpoint], node: NodeFacts) -> Selection:
     if ready:
         cluster, why = narrow(ready, node)
     else:
-        cluster, why = leaving, NO_HINTS if not leaving else "not used: no endpoint is ready"
+        cluster, why = leaving, NO_HINTS if not leaving else f"{UNUSED}no endpoint is ready"
     here = _endpoints(local, name)
     everywhere = here if len(cluster) == len(local) == len(found) else _endpoints(cluster, name)
     return Selection(everywhere, here, why)
@@ -102,10 +113,13 @@ def local_ready_addresses(
 ) -> frozenset[bytes]:
     """Distinct addresses of ready endpoints on this node, over all ports and given families: what
     the health-check node port counts. Terminating ones carry traffic, but are not counted."""
+    by_target = SlicesByTarget(slices)
     return frozenset(
         address
         for family in families
-        for port in service.ports
-        for (address, _), endpoint in candidates(port, slices, family, node_name).items()
+        for name, protocol in {(port.name, port.protocol) for port in service.ports}
+        for (address, _), endpoint in by_target.candidates(
+            (family, name, protocol), node_name
+        ).items()
         if endpoint.ready and endpoint.node == node_name
     )

@@ -17,6 +17,7 @@ Item = TypeVar("Item")
 Items = Sequence[tuple[Item, SliceEndpoint]]
 
 NO_HINTS = "no hints"
+UNUSED = "not used: "  # before the reason
 
 
 def narrow(ready: Items[Item], node: NodeFacts) -> tuple[Items[Item], str]:
@@ -43,7 +44,7 @@ def narrow(ready: Items[Item], node: NodeFacts) -> tuple[Items[Item], str]:
     if by_zone:
         return by_zone, f"zone hints used: {len(by_zone)} of {len(ready)} for zone {node.zone}"
     problems = "; ".join(p for p in (node_problem, zone_problem) if p)
-    return ready, f"not used: {problems}"
+    return ready, f"{UNUSED}{problems}"
 
 
 def _matching(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -43,6 +43,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     masquerade_all: bool = False
     pods_from_node_cidrs: bool = False  # detectLocalMode: NodeCIDR
     primary_addresses: tuple[bytes, ...] = ()  # instead of what the Node object says
+    external_ip_cidrs: tuple[Prefix, ...] = ()  # empty: external IPs may be anywhere
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -63,6 +64,11 @@ class NodeFacts(msgspec.Struct, frozen=True):
     localhost_node_ports: bool = False
     masquerade_all: bool = False
     service_cidrs: tuple[Prefix, ...] = ()
+    # What no object may take (lbctl/resolve/allowed.py).
+    external_ip_cidrs: tuple[Prefix, ...] = ()
+    pod_cidrs: tuple[Prefix, ...] = ()  # of pods alone, by the settings and the Node object
+    api_places: frozenset[tuple[bytes, int]] = frozenset()  # where the API server listens
+    own_ports: tuple[int, ...] = ()  # that the agent listens on
 
     def has(self, address: bytes) -> bool:
         """Whether it is one of the node's own. They are sorted, and may be thousands."""
@@ -96,6 +102,7 @@ def node_facts(
     if settings.pods_from_node_cidrs and node and node.pod_cidrs:
         pods = node.pod_cidrs
     places = parse_nodeport_addresses(settings.nodeport_addresses or (PRIMARY,))
+    known_pods = (*settings.cluster_cidrs, *(node.pod_cidrs if node else ()))
     served = {
         address
         for family in FAMILIES
@@ -112,7 +119,15 @@ def node_facts(
         localhost_node_ports=LOCALHOST in places.words,
         masquerade_all=settings.masquerade_all,
         service_cidrs=settings.service_cidrs,
+        external_ip_cidrs=settings.external_ip_cidrs,
+        pod_cidrs=_of_pods_alone(known_pods, [a for a in primary.values() if a]),
     )
+
+
+def _of_pods_alone(ranges: Iterable[Prefix], nodes: Sequence[bytes]) -> tuple[Prefix, ...]:
+    """Ranges that hold pods and nothing else. Where the nodes' addresses are of the same range, as
+    in flat networks of clouds, so may be load balancers', and the range tells nobody apart."""
+    return tuple(dict.fromkeys(r for r in ranges if not any(a in r for a in nodes)))
 
 
 class NodePortPlaces(msgspec.Struct, frozen=True):

@@ -7,6 +7,10 @@ from enum import IntFlag
 import msgspec
 
 from lbctl.addresses import Prefix
+from lbctl.model.records import ObjectKey
+
+# A port in one family, within its service: family, the port's name, protocol.
+Target = tuple[int, str, int]
 
 
 class FrontendKind(IntFlag):
@@ -59,3 +63,5 @@ class ResolvedPort(msgspec.Struct, frozen=True, gc=False):
     source_ranges: tuple[Prefix, ...]  # of this family, empty: no restriction
     warnings: tuple[str, ...]
     hints: str  # why topology hints narrow `cluster`, or why not
+    service: ObjectKey
+    seniority: bytes = b""  # of the service: the older sorts first; empty: nobody says

@@ -5,7 +5,8 @@ The rules, with a vector for each, are listed in docs/semantics.md; comments giv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 
 from lbctl.addresses import (
     FAMILIES,
@@ -17,9 +18,10 @@ from lbctl.addresses import (
 )
 from lbctl.model.names import port_text
 from lbctl.model.records import EndpointSlice, Service, ServicePort
-from lbctl.resolve.endpoints import candidates, local_ready_addresses, select
+from lbctl.resolve.allowed import Allowed
+from lbctl.resolve.endpoints import SlicesByTarget, local_ready_addresses, select
 from lbctl.resolve.node import NodeFacts, node_facts
-from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
+from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort, Target
 
 __all__ = [
     "Endpoint",
@@ -35,19 +37,51 @@ __all__ = [
     "resolve",
 ]
 
+_GUARDED = FrontendKind.LOAD_BALANCER | FrontendKind.SOURCE_RANGES
+
 
 def resolve(
-    service: Service, slices: Sequence[EndpointSlice], node: NodeFacts
+    service: Service,
+    slices: Sequence[EndpointSlice],
+    node: NodeFacts,
+    only: Collection[Target] | None = None,
 ) -> tuple[ResolvedPort, ...]:
     """One record per port and family, in the order of the object; none if it is not ours.
 
-    `slices` are those of this service, in any order.
+    `slices` are those of this service, in any order. `only` these ports, None for all: what a
+    change of a slice costs goes by the ports it is for.
     """
-    return tuple(
-        _resolve_port(service, port, family, slices, node)
-        for family in families_of(service)
-        for port in _distinct(service.ports)
-    )
+    ports = list(_distinct(service.ports))
+    repeated = _repeated(service.ports) if len(ports) < len(service.ports) else frozenset()
+    by_target = SlicesByTarget(slices)
+    allowed = Allowed(service, node)
+    found = []
+    for family in families_of(service):
+        ranges = _source_ranges(service, family, node)
+        for port in ports:
+            target = (family, port.name, port.protocol)
+            if only is not None and target not in only:
+                continue
+            frontends, refused = _frontends(service, port, family, node, allowed, bool(ranges))
+            selection = select(by_target.candidates(target, node.name), node)
+            resolved = ResolvedPort(
+                name=port_text(service.key, port.name, port.protocol.name, family),
+                protocol=port.protocol,
+                frontends=frontends,
+                cluster=selection.cluster,
+                local=selection.local,
+                local_drop=bool(selection.cluster) and not selection.local,  # rules 7, 8
+                internal_local=service.internal_local,
+                external_local=service.external_local,
+                affinity_seconds=service.affinity_seconds,
+                source_ranges=ranges,
+                warnings=(*_warnings(service, port, repeated), *refused),
+                hints=selection.hints,
+                service=service.key,
+                seniority=service.seniority,
+            )
+            found.append(resolved)
+    return tuple(found)
 
 
 def families_of(service: Service) -> tuple[int, ...]:
@@ -83,32 +117,6 @@ def _distinct(ports: Sequence[ServicePort]) -> Iterator[ServicePort]:
             yield port
 
 
-def _resolve_port(
-    service: Service,
-    port: ServicePort,
-    family: int,
-    slices: Sequence[EndpointSlice],
-    node: NodeFacts,
-) -> ResolvedPort:
-    found = candidates(port, slices, family, node.name)
-    selection = select(found, node)
-    ranges = _source_ranges(service, family, node)
-    return ResolvedPort(
-        name=port_text(service.key, port.name, port.protocol.name, family),
-        protocol=port.protocol,
-        frontends=_frontends(service, port, family, node, guarded=bool(ranges)),
-        cluster=selection.cluster,
-        local=selection.local,
-        local_drop=bool(selection.cluster) and not selection.local,  # rules 7, 8
-        internal_local=service.internal_local,
-        external_local=service.external_local,
-        affinity_seconds=service.affinity_seconds,
-        source_ranges=ranges,
-        warnings=tuple(_warnings(service, port)),
-        hints=selection.hints,
-    )
-
-
 def foreign_addresses(service: Service, node: NodeFacts) -> tuple[bytes, ...]:
     """ClusterIPs inside the service ranges that are not ours to serve, nor to drop: those of a
     service that another proxy serves."""
@@ -127,47 +135,61 @@ def _in_service_range(address: bytes, node: NodeFacts) -> bool:
     return any(address in prefix for prefix in node.service_cidrs)
 
 
-def _warnings(service: Service, port: ServicePort) -> Iterator[str]:
+def _repeated(ports: Sequence[ServicePort]) -> frozenset[tuple[str, int]]:
+    counts = Counter((port.name, port.protocol) for port in ports)
+    return frozenset(identity for identity, count in counts.items() if count > 1)
+
+
+def _warnings(
+    service: Service, port: ServicePort, repeated: Collection[tuple[str, int]]
+) -> Iterator[str]:
     if service.type == "NodePort" and not port.node_port:
         yield f"port {port.name or port.port} has no nodePort, and only an API server gives one"
-    if sum((p.name, p.protocol) == (port.name, port.protocol) for p in service.ports) > 1:
+    if (port.name, port.protocol) in repeated:
         yield f"several ports are called {port.name!r} for {port.protocol.name}: the first counts"
 
 
 def _frontends(
-    service: Service, port: ServicePort, family: int, node: NodeFacts, *, guarded: bool
-) -> tuple[Frontend, ...]:
-    """Every address and port clients may call, one entry each.
+    service: Service,
+    port: ServicePort,
+    family: int,
+    node: NodeFacts,
+    allowed: Allowed,
+    guarded: bool,
+) -> tuple[tuple[Frontend, ...], list[str]]:
+    """Every address and port clients may call, one entry each; and why others are left out.
 
     An address that is an external IP and a load balancer's at once carries both kinds. A ClusterIP
     stays one, since no other kind of address refuses and short-circuits as it does. An address that
     the node itself has is shared with its stack, as those of node ports always are.
     """
-    balancer = FrontendKind.LOAD_BALANCER
-    if guarded:
-        balancer |= FrontendKind.SOURCE_RANGES
+    balancer = _GUARDED if guarded else FrontendKind.LOAD_BALANCER
     places: dict[tuple[bytes, int], FrontendKind] = {}
+    refused: list[str] = []
+    own = node.nodeport_addresses if port.node_port else ()
+    here = (loopback(family),) if port.node_port and node.localhost_node_ports else ()
     for addresses, number, kind in (
         (service.external_ips, port.port, FrontendKind.EXTERNAL_IP),
         (service.ingress_ips, port.port, balancer),
-        (node.nodeport_addresses if port.node_port else (), port.node_port, FrontendKind.NODE_PORT),
-        (
-            (loopback(family),) if port.node_port and node.localhost_node_ports else (),
-            port.node_port,
-            FrontendKind.NODE_PORT | FrontendKind.SOCKETS,
-        ),
+        (own, port.node_port, FrontendKind.NODE_PORT),
+        (here, port.node_port, FrontendKind.NODE_PORT | FrontendKind.SOCKETS),
+        (service.cluster_ips, port.port, FrontendKind.CLUSTER_IP),
     ):
         for address in addresses:
-            if family_of(address) == family:
-                place = (address, number)
-                places[place] = places.get(place, FrontendKind(0)) | kind
-    for address in service.cluster_ips:
-        if family_of(address) == family:
-            places[address, port.port] = FrontendKind.CLUSTER_IP
-    return tuple(
+            if family_of(address) != family:
+                continue
+            why = allowed.why_not(address, number, kind)
+            if why:
+                refused.append(why)
+            elif kind is FrontendKind.CLUSTER_IP or (address, number) not in places:
+                places[address, number] = kind
+            else:
+                places[address, number] |= kind
+    frontends = (
         Frontend(address, number, port.protocol, kind | _shared(address, kind, node))
         for (address, number), kind in sorted(places.items())
     )
+    return tuple(frontends), refused
 
 
 def _shared(address: bytes, kind: FrontendKind, node: NodeFacts) -> FrontendKind:

@@ -51,6 +51,16 @@ class ApiClient:
         """The API server's address, without a slash at the end."""
         return self._access.url
 
+    @property
+    def port(self) -> int:
+        """The port it is asked at."""
+        found = urlsplit(self.url)
+        usual = 443 if found.scheme == "https" else 80
+        try:
+            return found.port or usual
+        except ValueError:  # no number of a port: nobody will answer
+            return usual
+
     def addresses(self) -> frozenset[bytes]:
         """Where the server is: what its name is an address of, and who answered."""
         return self._addresses

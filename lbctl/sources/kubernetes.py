@@ -114,9 +114,11 @@ class KubernetesSource:
         """When `status` has to be asked for at the latest, for the sake of the threads."""
         return min((at for w in self.watched if (at := w.due()) is not None), default=None)
 
-    def api_addresses(self) -> frozenset[bytes]:
-        """Where the API server is, as far as known: no object may take these for itself."""
-        return self._client.addresses()
+    def api_places(self) -> frozenset[tuple[bytes, int]]:
+        """Addresses and port of the API server, as far as known: no object may take these for
+        itself."""
+        port = self._client.port
+        return frozenset((address, port) for address in self._client.addresses())
 
     def _check_threads(self) -> None:
         for watched in self.watched:
@@ -125,7 +127,7 @@ class KubernetesSource:
     def _look_for_own_address(self, update: Update) -> None:
         """Whether the way to the API leads through a service, which this agent would have to serve
         before it can hear of it."""
-        own = self.api_addresses()
+        own = self._client.addresses()
         for key, value in update.services.items():
             self._translated.pop(key, None)
             service = value.service

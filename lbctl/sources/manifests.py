@@ -103,7 +103,7 @@ class ManifestSource:
         """When `status` has to be asked for at the latest, for the sake of the thread."""
         return self._thread.due()
 
-    def api_addresses(self) -> frozenset[bytes]:
+    def api_places(self) -> frozenset[tuple[bytes, int]]:
         """None: there is no API server."""
         return frozenset()
 

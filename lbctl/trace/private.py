@@ -92,7 +92,7 @@ class PrivateNode(TracedNode):
             Update({**gone, **wanted}, None, False, True, True, SourceStatus(synced=True))
         )
         self._reconciler.apply(complete=True)
-        if self._reconciler.retry_at() is not None:
+        if self._reconciler.waiting or self._reconciler.refused:
             raise LbError("not everything fits: " + " ".join(self._reconciler.warnings()))
 
     def origin(self, flow: Flow) -> Arrival:

@@ -16,6 +16,7 @@ from ebpf.maps import ArrayMap
 from ebpf.maps.hashes import HashMap
 from lbctl.datapath import consts, filters
 from lbctl.datapath.regions import region_of
+from lbctl.model.records import ObjectKey
 from lbctl.plan.changes import Plan
 from lbctl.plan.planner import Planner
 from lbctl.program import readback, writes
@@ -66,6 +67,7 @@ def port(number: int, endpoints: int = ENDPOINTS, shift: int = 0) -> ResolvedPor
         source_ranges=(),
         warnings=(),
         hints="",
+        service=ObjectKey("ns", f"service{number}"),
     )
 
 

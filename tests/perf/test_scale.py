@@ -27,9 +27,11 @@ from lbctl.plan.changes import Plan
 from lbctl.program import writes
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
+from lbctl.resolve.ports import ResolvedPort
+from lbctl.resolve.service import resolve
 from lbctl.sources.kubernetes import KubernetesSource
 from lbctl.sources.store import Store
-from tests.perf.support.scale_cluster import endpoints, service, slice_of
+from tests.perf.support.scale_cluster import PER_SLICE, Json, endpoints, service, slice_of
 from tests.perf.support.scale_node import fingerprint
 from tests.support.apiserver import ApiServer
 from tests.support.following import Follower
@@ -205,6 +207,53 @@ def test_a_restart_without_change_writes_nothing(calls: Counter[str], plans: lis
 
 def _writing(calls: Iterable[str]) -> list[str]:
     return [name for name in calls if "update" in name or "delete" in name]
+
+
+def test_a_service_of_thousands_of_ports_costs_what_changed(
+    plans: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ports in slices of a hundred: an endpoint more in one slice is looked at for its hundred
+    ports, however many others there are."""
+    seen: list[int] = []
+
+    def counting(*given: Any) -> tuple[ResolvedPort, ...]:
+        found = resolve(*given)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr("lbctl.reconcile.reconciler.resolve", counting)
+    with control(MIDDLE * 2) as made:
+        sliced = _many_ports(3_000)
+        made.store.replace(Service, [SERVICES.decode(_json(sliced[0]))])
+        made.store.replace(EndpointSlice, [SLICES.decode(_json(s)) for s in sliced[1:]])
+        made.store.replace(Node, [Node(NODE)])
+        made.take()
+        assert seen == [3_000]
+        assert len(made.reconciler.planner.services) == 3_000
+        plans.clear()
+        more = sliced[7]
+        more["endpoints"].append({"addresses": ["10.128.0.9"]})
+        made.store.put(SLICES.decode(_json(more)))
+        made.take()
+    assert seen == [3_000, PER_SLICE]
+    assert [plan.writes() for plan in plans] == [
+        {"backends": PER_SLICE, "slots": 3 * PER_SLICE, "region words": PER_SLICE}
+    ]
+
+
+def _many_ports(count: int) -> list[Json]:
+    """A service, and its slices of a hundred ports with two endpoints."""
+    made = service(0)
+    made["spec"]["ports"] = [
+        {"name": f"p{i}", "port": 20_000 + i, "protocol": "UDP"} for i in range(count)
+    ]
+    parts = []
+    for start in range(0, count, PER_SLICE):
+        part = slice_of(0, ["10.128.0.1", "10.128.0.2"])
+        part["metadata"]["name"] += f"-{start}"
+        part["ports"] = made["spec"]["ports"][start : start + PER_SLICE]
+        parts.append(part)
+    return [made, *parts]
 
 
 def test_memory_per_endpoint() -> None:

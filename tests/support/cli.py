@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts
 from lbctl.datapath.tables import HashTable, Tables
+from lbctl.model.names import PortName
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
 
@@ -48,6 +49,7 @@ def port(
         frontends=tuple(Frontend(parse_address(a), p, protocol, k) for a, p, k in frontends),
         cluster=cluster,
         local=tuple(endpoint for endpoint in cluster if endpoint.local),
+        service=PortName.parse(name).owner,
         **settings | other,
     )
 

@@ -8,6 +8,7 @@ from lbctl.addresses import parse_address
 from lbctl.datapath import consts, filters
 from lbctl.datapath.regions import region_of
 from lbctl.datapath.tables import Records
+from lbctl.model.names import PortName
 from lbctl.plan.changes import Plan
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
@@ -40,6 +41,7 @@ def resolved(
     local_drop: bool = False,
     external_local: bool = False,
     affinity_seconds: int = 0,
+    seniority: bytes = b"",
 ) -> ResolvedPort:
     return ResolvedPort(
         name=name,
@@ -54,6 +56,8 @@ def resolved(
         source_ranges=(),
         warnings=(),
         hints="",
+        service=PortName.parse(name).owner,
+        seniority=seniority,
     )
 
 

@@ -15,6 +15,7 @@ from lbctl.model.records import (
     SlicePort,
 )
 from lbctl.model.updates import SourceStatus, Update
+from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
 
 NODE = NodeFacts("node1")
@@ -51,3 +52,35 @@ def update(*found: ServiceObjects, gone: Iterable[str] = (), complete: bool = Tr
     services = {o.service.key: o for o in found if o.service}
     services.update({ObjectKey("default", n): ServiceObjects(None) for n in gone})
     return Update(services, None, False, True, complete, SourceStatus())
+
+
+class Clock:
+    """What `time.monotonic` says."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def sweep(reconciler: Reconciler, clock: Clock, seconds: float) -> None:
+    """Time passes; what it lets a sweep free is given to those who wait, as the agent does it."""
+    clock.now += seconds
+    more = True
+    while more:
+        if reconciler.housekeeper.step(clock.now) and reconciler.freed():
+            reconciler.apply(complete=True)
+        more = reconciler.housekeeper.running()
+
+
+def settle(reconciler: Reconciler, clock: Clock, rounds: int = 40) -> None:
+    """Wait until nothing is written any more that waited for time to pass."""
+    for _ in range(rounds):
+        sweep(reconciler, clock, 11.0)
+        due = reconciler.retry_at()
+        if due is not None:
+            clock.now = max(clock.now, due)
+            reconciler.apply(complete=True)
+        elif not reconciler.planner.backend_ids.resting + reconciler.planner.service_ids.resting:
+            return

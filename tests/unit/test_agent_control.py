@@ -88,6 +88,7 @@ class Rig:
             "source": SimpleNamespace(
                 wait=lambda timeout: self.updates.pop(0) if self.updates else None,
                 status=lambda: self.source,
+                api_places=frozenset,
             ),
             "config": None,
             "interfaces": self.interfaces,
@@ -122,7 +123,7 @@ class Rig:
             f"{len(self.tables.frontends.entries)} frontends"
         )
 
-    def write(self, record: StatusRecord, hints: dict[str, str] | None) -> bool:
+    def write(self, record: StatusRecord, hints: object, troubles: object) -> bool:
         self.written.append(record)
         return True
 

@@ -38,7 +38,7 @@ def everything_set(tables: FakeTables) -> None:
 
 
 def test_what_is_needed_stays_and_all_else_goes() -> None:
-    tables, claims = FakeTables(), Claims()
+    tables, claims = FakeTables(), Claims(lambda _: None)
     everything_set(tables)
     web, outside = parse_address("10.96.0.1"), parse_address("203.0.113.1")
     claims.add(1, [(frontend_key(web, 80, TCP), consts.FRONTEND_CLUSTER_IP)])
@@ -55,7 +55,7 @@ def test_what_is_needed_stays_and_all_else_goes() -> None:
 
 
 def test_a_change_in_between_keeps_its_bits() -> None:
-    tables, claims = FakeTables(), Claims()
+    tables, claims = FakeTables(), Claims(lambda _: None)
     everything_set(tables)
     claims.add(1, [(frontend_key(parse_address("10.96.0.1"), 80, TCP), consts.FRONTEND_CLUSTER_IP)])
     clearing = Clearing(tables, claims, found(), [])

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from urllib3.exceptions import HTTPError
@@ -316,7 +317,7 @@ def test_the_way_to_the_api_is_known_and_must_not_be_a_service(
     try:
         follower = Follower(source)
         follower.until(lambda: source.status().connected and follower.names() == ["kubernetes"])
-        assert source.api_addresses() == {parse_address("127.0.0.1")}
+        assert source.api_places() == {(parse_address("127.0.0.1"), urlsplit(server.url).port)}
         (problem,) = source.status().problems
         assert "127.0.0.1 is that of service ns1/kubernetes" in problem
         assert "--api-server" in problem
@@ -331,11 +332,11 @@ def test_a_name_is_resolved_by_who_answers(server: ApiServer, tmp_path: Path) ->
     source = KubernetesSource(
         "worker-1", kubeconfig=server.kubeconfig(tmp_path), api_server=named, settings=QUICK
     )
-    assert source.api_addresses() == frozenset()
+    assert source.api_places() == frozenset()
     source.start()
     try:
         follower = Follower(source)
         follower.until(lambda: source.status().connected)
-        assert parse_address("127.0.0.1") in source.api_addresses()
+        assert (parse_address("127.0.0.1"), urlsplit(server.url).port) in source.api_places()
     finally:
         source.stop()

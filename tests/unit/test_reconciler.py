@@ -233,21 +233,25 @@ def test_equal_facts_about_the_node_cost_nothing(tables: FakeTables) -> None:
 
 
 def test_what_does_not_fit_is_told_and_tried_again(clock: Clock) -> None:
-    tables = FakeTables(services=16, endpoints=5, slots=64)
+    tables = FakeTables(services=16, endpoints=13, slots=64)
     reconciler = synced(tables, WEB)
-    big = objects("big", "10.96.0.3", [f"10.0.2.{i}" for i in range(1, 5)])
+    big = objects("big", "10.96.0.3", [f"10.0.2.{i}" for i in range(1, 7)])
     reconciler.take(update(big))
     reconciler.apply(complete=True)
     assert "default/big" in reconciler.warnings()[0]
     assert "--endpoints" in reconciler.warnings()[0]
-    assert reconciler.retry_at() == clock.now + RETRY_SECONDS
+    assert reconciler.waiting
+    assert reconciler.retry_at() is None  # only that somebody leaves can help
     reconciler.take(update(gone=["web"]))
     reconciler.apply(complete=True)
+    assert reconciler.retry_at() == clock.now + RETRY_SECONDS
     sweep(reconciler, clock, alloc.GRACE_SECONDS + 1)
+    assert reconciler.freed()
     assert reconciler.apply(complete=True)
     assert reconciler.warnings() == []
     assert reconciler.retry_at() is None
-    assert reconciler.planner.backend_ids.in_use == 4
+    assert reconciler.planner.backend_ids.in_use == 6
+    assert not reconciler.freed()
 
 
 def test_a_failing_map_is_read_back_and_written_again(

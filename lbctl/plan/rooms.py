@@ -1,0 +1,175 @@
+"""Who is served when not everybody has room: by a rule that looks at the objects alone, so that
+every node of the same sizes, and every start, comes to the same.
+
+Services take their places in order: those that ask for little before those that ask for much
+(`grade`), the older before the younger, then by name; their ports in the order of the object. A
+port is served whole or not at all. One that does not fit is passed over. Services above the first
+grade leave a part of every map to the others, who therefore never wait for them to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lbctl.datapath import consts
+from lbctl.datapath.regions import region_of
+from lbctl.model.records import ObjectKey
+from lbctl.plan.changes import PortState
+from lbctl.plan.sets import WantedSets
+from lbctl.resolve.ports import FrontendKind, ResolvedPort
+
+# What a service may ask for and still be as small as any other: this part of a map.
+SMALL_SHARE = 16
+# Of maps whose entries are free again at once, or as many as the option says: what is left to
+# small services.
+_KEPT_SHARE = 8
+# One port's endpoints are bounded, but not in instances that are tiny.
+_LEAST_ENDPOINTS = 16
+
+
+class Need(NamedTuple):
+    """Entries of the maps of these names."""
+
+    services: int  # and names
+    frontends: int  # and markers
+    slots: int
+    backends: int
+    source_ranges: int
+
+    def fits(self, limit: Need) -> bool:
+        """Whether there is no more of any than `limit` says."""
+        return (
+            self.services <= limit.services
+            and self.frontends <= limit.frontends
+            and self.slots <= limit.slots
+            and self.backends <= limit.backends
+            and self.source_ranges <= limit.source_ranges
+        )
+
+    def plus(self, other: Need) -> Need:
+        """Both together."""
+        return Need(*map(int.__add__, self, other))
+
+    def minus(self, other: Need) -> Need:
+        """Without what `other` is of it."""
+        return Need(*map(int.__sub__, self, other))
+
+
+NOTHING = Need(0, 0, 0, 0, 0)
+
+
+def sum_fits(used: Sequence[int], more: Need, limit: Need) -> bool:
+    """Whether there is room for `more`. Asked for every port that is written: no loop."""
+    services, frontends, slots, backends, source_ranges = used
+    return (
+        services + more.services <= limit.services
+        and frontends + more.frontends <= limit.frontends
+        and slots + more.slots <= limit.slots
+        and backends + more.backends <= limit.backends
+        and source_ranges + more.source_ranges <= limit.source_ranges
+    )
+
+
+def sum_of(needs: Iterable[Need]) -> Need:
+    """All of them together."""
+    total = [0] * len(NOTHING)
+    for need in needs:
+        for place, number in enumerate(need):
+            total[place] += number
+    return Need(*total)
+
+
+class Room:
+    """How much there is, for whom."""
+
+    def __init__(self, all_: Need, name_bytes: int) -> None:
+        """`all_` is what the maps hold; `name_bytes` the longest text `names` holds.
+
+        Slots and backends are made twice as many as are served at once, for changes: small
+        services may have them all, the others only half, so that they too can change.
+        """
+        self.all = all_
+        self.name_bytes = name_bytes
+        kept = {name: (n + 1) // _KEPT_SHARE for name, n in all_._asdict().items()}
+        half = {"slots": all_.slots // 2, "backends": all_.backends // 2}
+        self.for_large = all_.minus(Need(**kept))._replace(**half)
+        # What is free at least after a large one has taken its part of it, changes included.
+        self.spare = Need(**kept)._replace(slots=all_.slots // 4, backends=all_.backends // 4)
+        self.small = Need(*(n // SMALL_SHARE for n in all_))
+        self.endpoints_of_a_port = max(all_.backends // 2, _LEAST_ENDPOINTS)
+
+    def grade(self, need: Need) -> int:
+        """0 for a small service; 1, 2 and so on for each time it asks for twice as much."""
+        grade, limit = 0, self.small
+        while not need.fits(limit):
+            if grade > SMALL_SHARE.bit_length() - 1:
+                return grade
+            grade, limit = grade + 1, Need(*(2 * n for n in limit))
+        return grade
+
+    def limit(self, grade: int) -> Need:
+        """What all services up to those of this grade may have together."""
+        return self.for_large if grade else self.all
+
+
+def need_of(port: ResolvedPort) -> Need:
+    """What a port asks for."""
+    cluster, local = len(port.cluster), len(port.local)
+    both, slots = cluster, cluster
+    if local and port.local is not port.cluster:
+        both = len({*port.cluster, *port.local})
+        if not cluster == local == both:
+            slots += local
+    marked = any(f.kind & FrontendKind.CLUSTER_IP for f in port.frontends)
+    return Need(1, len(port.frontends) + marked, slots, both, len(port.source_ranges))
+
+
+def need_of_sets(ranges: int, frontends: Sequence[tuple[bytes, int]], wanted: WantedSets) -> Need:
+    """The same of one whose sets are known."""
+    cluster, local, both = len(wanted.cluster), len(wanted.local), len(wanted.flags)
+    slots = cluster if cluster == local == both else cluster + local
+    return Need(1, len(frontends) + _is_marked(frontends), slots, both, ranges)
+
+
+def need_of_state(state: PortState) -> Need:
+    """The same of a port as it is programmed."""
+    cluster, local = region_of(state.cluster), region_of(state.local)
+    slots = cluster[1] + (0 if local == cluster else local[1])
+    frontends = len(state.frontends) + _is_marked(state.frontends)
+    return Need(1, frontends, slots, state.endpoints, len(state.ranges))
+
+
+def _is_marked(frontends: Sequence[tuple[bytes, int]]) -> bool:
+    return any(flags & consts.FRONTEND_CLUSTER_IP for _, flags in frontends)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A port that wants to be served. `new` breaks the tie of objects that do not say how old they
+    are: what is served already goes first."""
+
+    grade: int
+    seniority: bytes
+    new: bool
+    service: ObjectKey
+    index: int
+    name: str
+    need: Need
+
+    @property
+    def order(self) -> tuple[int, bool, bytes, bool, ObjectKey, int]:
+        undated = not self.seniority
+        return self.grade, undated, self.seniority, undated and self.new, self.service, self.index
+
+
+def admitted(candidates: Iterable[Candidate], before: Need, room: Room) -> set[str]:
+    """Names of those that are served, in a room where `before` is taken by others."""
+    taken, found = before, set()
+    for candidate in sorted(candidates, key=lambda c: c.order):
+        together = taken.plus(candidate.need)
+        if together.fits(room.limit(candidate.grade)):
+            taken = together
+            found.add(candidate.name)
+    return found
