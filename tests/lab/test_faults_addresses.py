@@ -106,9 +106,7 @@ def test_what_listens_on_loopback_stays_reachable(lab: Lab, way: str) -> None:
         with process_in(lab, node) as process:
             for address in ("127.0.0.1", "127.8.8.8", "::1"):
                 assert answers_process(process, address, OWN) == {f"{node}-itself"}
-            assert answers_process(process, "::ffff:127.0.0.1", OWN, family=1) == {
-                f"{node}-itself"
-            }
+            assert answers_process(process, "::ffff:127.0.0.1", OWN, family=1) == {f"{node}-itself"}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -120,7 +118,7 @@ def test_the_nodes_own_addresses_stay_its_own(lab: Lab, way: str) -> None:
     for node in NODES:
         for family in (0, 1):
             address = lab.find(node).addresses[family]
-            mine = [pod.name for pod in lab.pods if pod.node == node][0]
+            mine = next(pod.name for pod in lab.pods if pod.node == node)
             for member in ("outside", mine):
                 assert answers(lab, member, address, OWN) == {node}
             with process_in(lab, node) as process:
@@ -165,8 +163,8 @@ def test_a_cluster_ip_in_another_writing_is_no_new_address(lab: Lab, way: str) -
     if way == "cluster":
         made = service(lab, "thief", ["pod4"], addresses=(addresses("thief")[0], mapped))
         lab.apply("thief", made)
+        own = (addresses("thief")[0], PORT)
         for node in NODES:
-            own = (addresses("thief")[0], PORT)
             wait_until(lambda node=node: own in frontends(lab, node, "thief"))  # type: ignore[misc]
     else:
         lab.apply("thief", thief(lab, (mapped,), way))

@@ -29,9 +29,10 @@ from tests.support.hostile_api import (
     ends,
     error_event,
     goes_on_without_end,
-    lines as say,
-    raw,
     status,
+)
+from tests.support.hostile_api import (
+    lines as say,
 )
 from tests.support.waiting import wait_until
 
@@ -197,9 +198,7 @@ def good_again(world: World) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("what", LISTS)
-def test_a_running_agent_believes_no_bad_list(
-    world: World, traffic: Bystanders, what: str
-) -> None:
+def test_a_running_agent_believes_no_bad_list(world: World, traffic: Bystanders, what: str) -> None:
     before, since = world.served(), world.api.requests[SERVICES]
     world.misbehave(LISTS[what], error_event(410))
     world.wait_asked(3 if "once" in what else 2, since)  # a watch that is refused, then lists

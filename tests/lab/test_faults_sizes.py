@@ -119,9 +119,7 @@ def test_it_costs_itself_its_place_and_others_change_at_once(
         assert logged(lab, node, GREEDY) - before[node] <= LOGGED
 
 
-def test_every_node_and_every_restart_decides_the_same(
-    lab: Lab, greedy: list[JsonObject]
-) -> None:
+def test_every_node_and_every_restart_decides_the_same(lab: Lab, greedy: list[JsonObject]) -> None:
     """node1 knew the others first, node2 learns everything in one moment, the large one first by
     name."""
     lab.stop_agent("node2")

@@ -1,4 +1,4 @@
-"""Objects that want an address which is another's: who has it is decided by rank, alike everywhere."""
+"""Objects that want an address which is another's: who has it goes by rank, alike everywhere."""
 
 from __future__ import annotations
 
@@ -136,7 +136,10 @@ def test_among_equals_the_older_object_has_it_on_every_node(lab: Lab, node_port:
 
     def claim(name: str, member: str, created: str) -> list[JsonObject]:
         if node_port:
-            ports = [Port(PORT, TARGET, "tcp", "TCP", 30777), Port(PORT, TARGET, "udp", "UDP", 30777)]
+            ports = [
+                Port(PORT, TARGET, "tcp", "TCP", 30777),
+                Port(PORT, TARGET, "udp", "UDP", 30777),
+            ]
             return aged(service(lab, name, [member], ports, {"type": "NodePort"}), created)
         spec = {"externalIPs": list(CONTESTED)}
         return aged(service(lab, name, [member], spec=spec), created)

@@ -1,7 +1,7 @@
 """An API server that answers in every way a server should not, by name.
 
-It listens on loopback unless told otherwise, and counts requests by path. A test names what lists and watches do; what it
-does not name is answered well, from `items`.
+It listens on loopback unless told otherwise, and counts requests by path. A test names what lists
+and watches do; what it does not name is answered well, from `items`.
 """
 
 from __future__ import annotations

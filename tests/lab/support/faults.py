@@ -1,4 +1,4 @@
-"""What fault tests look at from outside: what each node serves, what its agent says, and who answers."""
+"""What fault tests look at from outside: what nodes serve and say, and who answers."""
 
 from __future__ import annotations
 

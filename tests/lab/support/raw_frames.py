@@ -67,7 +67,7 @@ class Wire:
                     return found
                 time.sleep(0.01)
                 continue
-            if about[2] != socket.PACKET_OUTGOING:  # type: ignore[attr-defined]
+            if about[2] != socket.PACKET_OUTGOING:
                 found.append(data)
 
     def close(self) -> None:
@@ -109,4 +109,3 @@ def flags_of(frame: bytes) -> str:
     """The TCP flags of a frame, as "SA"; empty for anything else."""
     packet = Ether(frame)
     return str(packet[TCP].flags) if TCP in packet else ""
-
