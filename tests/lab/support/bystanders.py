@@ -96,11 +96,16 @@ class Bystanders:
         The default is a few rounds of every kind of traffic over every address."""
         wanted = [made + messages for made in self.made()]
 
-        def enough() -> bool:
-            return all(made >= want for made, want in zip(self.made(), wanted, strict=True))
+        lost: list[str] = []
 
-        wait_until(enough, PATIENCE, lambda: "bystanders hang")
-        lost = self.lost()
+        def settled() -> bool:
+            lost.extend(self.lost())
+            return bool(lost) or all(
+                made >= want for made, want in zip(self.made(), wanted, strict=True)
+            )
+
+        wait_until(settled, PATIENCE, lambda: "bystanders hang")
+        lost += self.lost()
         assert not lost, "\n".join(lost)
 
     def close(self) -> None:
