@@ -10,10 +10,16 @@ from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import JsonObject, Port
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, targets
-from tests.lab.support.faults import answers, answers_process, frontends, service, wait_said
+from tests.lab.support.faults import (
+    answers,
+    answers_process,
+    frontends,
+    service,
+    wait_frontends,
+    wait_said,
+)
 from tests.lab.support.labs import PORT, TARGET, Responder, addresses, endpoint
 from tests.lab.support.remote_sockets import process_in
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -79,10 +85,7 @@ def thief(lab: Lab, wanted: tuple[str, ...], way: str, port: int = PORT) -> list
 def wait_served(lab: Lab, port: int) -> None:
     """Until both nodes serve the address that is allowed, hence have judged the others."""
     for node in NODES:
-        wait_until(
-            lambda node=node: {(a, port) for a in ALLOWED} <= frontends(lab, node, "thief"),  # type: ignore[misc]
-            why=lambda node=node: str(frontends(lab, node, "thief")),  # type: ignore[misc]
-        )
+        wait_frontends(lab, node, "thief", {(address, port) for address in ALLOWED})
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -165,7 +168,7 @@ def test_a_cluster_ip_in_another_writing_is_no_new_address(lab: Lab, way: str) -
         lab.apply("thief", made)
         own = (addresses("thief")[0], PORT)
         for node in NODES:
-            wait_until(lambda node=node: own in frontends(lab, node, "thief"))  # type: ignore[misc]
+            wait_frontends(lab, node, "thief", {own})
     else:
         lab.apply("thief", thief(lab, (mapped,), way))
         wait_served(lab, PORT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -13,6 +14,7 @@ from lbctl.lab.objects import JsonObject, Port
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, targets
 from tests.lab.support.faults import (
+    Served,
     answers,
     fresh_agent,
     lines,
@@ -146,6 +148,10 @@ def test_every_node_and_every_restart_decides_the_same(lab: Lab, greedy: list[Js
     )
 
 
+def serves(lab: Lab, node: str, what: Served) -> bool:
+    return served(lab, node) == what
+
+
 def test_a_restart_beside_it_loses_nothing(
     lab: Lab, traffic: Bystanders, greedy: list[JsonObject]
 ) -> None:
@@ -157,4 +163,4 @@ def test_a_restart_beside_it_loses_nothing(
         lab.restart_agent(node)
         traffic.unharmed()
         publish(lab, {"small": ["pod2"]}, nodes=[node])
-        wait_until(lambda node=node, before=before: served(lab, node) == before)  # type: ignore[misc]
+        wait_until(partial(serves, lab, node, before))

@@ -20,9 +20,11 @@ from tests.lab.support.faults import (
     fresh_agent,
     frontends,
     service,
+    wait_answers,
+    wait_frontends,
     wait_said,
 )
-from tests.lab.support.labs import PORT, TARGET, TCP, Responder, addresses
+from tests.lab.support.labs import PORT, TARGET, TCP, Responder, addresses, endpoint
 from tests.lab.support.remote_sockets import process_in
 from tests.support.waiting import wait_until
 
@@ -87,7 +89,7 @@ def wait_known(lab: Lab, name: str, nodes: tuple[str, ...] = NODES) -> None:
     """Until a node has seen an object: its own ClusterIP is served, which nobody disputes."""
     own = addresses(name)[0]
     for node in nodes:
-        wait_until(lambda node=node: (own, PORT) in frontends(lab, node, name))  # type: ignore[misc]
+        wait_frontends(lab, node, name, {(own, PORT)})
 
 
 def everyone(lab: Lab, wanted: tuple[str, ...]) -> set[str]:
@@ -124,7 +126,7 @@ def test_a_thief_that_was_there_first_loses_to_the_owner_again_and_again(
     wait_known(lab, "thief")
     for _ in range(2):
         lab.apply(OWNER, owner(lab))
-        lab.wait_programmed(f"default/{OWNER}", [lab.find("pod3")])  # type: ignore[list-item]
+        lab.wait_programmed(f"default/{OWNER}", [endpoint(lab, "pod3")])
         assert everyone(lab, addresses(OWNER)) == {"pod3"}
         lab.withdraw(OWNER)
         lab.wait_gone(f"default/{OWNER}")
@@ -180,7 +182,7 @@ def test_of_two_of_one_age_the_uid_decides(lab: Lab) -> None:
     lab.apply(OWNER, first)
     wait_known(lab, OWNER)
     for member in ("pod1", "pod2"):
-        wait_until(lambda member=member: answers(lab, member, CONTESTED[0]) == {"pod3"})  # type: ignore[misc]
+        wait_answers(lab, member, CONTESTED[0], {"pod3"})
 
 
 def test_service_show_tells_the_loser_who_has_it(lab: Lab) -> None:
@@ -203,12 +205,10 @@ def test_two_objects_whose_texts_come_to_one_name_are_two(lab: Lab) -> None:
     two = service(lab, "pair:http", ["pod4"], [Port(PORT, TARGET)], addresses=("10.96.0.99",))
     lab.apply(OWNER, one)
     lab.apply(OTHER, two)
-    lab.wait_programmed("default/pair", [lab.find("pod3")])  # type: ignore[list-item]
+    lab.wait_programmed("default/pair", [endpoint(lab, "pod3")])
     try:
         for member in ("pod1", "pod2"):
-            wait_until(
-                lambda member=member: answers(lab, member, "10.96.0.99", kinds=[TCP]) == {"pod4"}  # type: ignore[misc]
-            )
+            wait_answers(lab, member, "10.96.0.99", {"pod4"}, kinds=[TCP])
             assert answers(lab, member, addresses("pair")[0], kinds=[TCP]) == {"pod3"}
     finally:
         lab.withdraw(OWNER)

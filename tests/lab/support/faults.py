@@ -20,6 +20,7 @@ from tests.support.waiting import wait_until
 OLD, NEW = "2020-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
 NOBODY = "nobody"
 PATIENCE = 15.0
+Kind = socket.SocketKind
 Served = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
 
@@ -52,6 +53,17 @@ def frontends(lab: Lab, node: str, service: str) -> set[tuple[str, int]]:
             if row.name.service == service
             for address in row.addresses
         }
+
+
+def wait_frontends(
+    lab: Lab, node: str, service: str, wanted: set[tuple[str, int]], seconds: float = PATIENCE
+) -> None:
+    """Wait until all these lead to a service on a node."""
+    wait_until(
+        lambda: wanted <= frontends(lab, node, service),
+        seconds,
+        lambda: f"{service} on {node} has {frontends(lab, node, service)}, not {wanted}",
+    )
 
 
 def lines(lab: Lab, node: str, *words: str) -> list[str]:
@@ -126,7 +138,7 @@ def answers(
     member: str,
     address: str,
     port: int = PORT,
-    kinds: Iterable[socket.SocketKind] = (TCP, UDP),
+    kinds: Iterable[Kind] = (TCP, UDP),
     times: int = 4,
 ) -> set[str]:
     """Who answers a member's new connections and datagrams, "nobody" where nobody does."""
@@ -141,6 +153,17 @@ def answers(
                 except OSError:
                     found.add(NOBODY)
     return found
+
+
+def wait_answers(
+    lab: Lab, member: str, address: str, wanted: set[str], kinds: Sequence[Kind] = (TCP, UDP)
+) -> None:
+    """Wait until exactly these answer a member."""
+    wait_until(
+        lambda: answers(lab, member, address, kinds=kinds) == wanted,
+        PATIENCE,
+        lambda: f"{answers(lab, member, address, kinds=kinds)} answer {member} at {address}",
+    )
 
 
 def answers_process(
