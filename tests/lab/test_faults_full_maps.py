@@ -98,8 +98,7 @@ def test_services(lab: Lab, traffic: Bystanders) -> None:
     """Those that are served stay served when the agent starts again, and when one goes, one that
     had to wait has its place."""
     lab.apply("crowd", crowd(lab))
-    [line] = [text for text in wait_said(lab, "node1", "--services") if text != "--services"][:1]
-    assert "crowd" in line, line
+    wait_said(lab, "node1", "crowd", "--services")
     served = [i for i in range(CROWD) if frontends(lab, "node1", f"crowd-{i:03}")]
     assert SERVICES // 2 < len(served) < SERVICES
     assert working(lab, served[:3] + served[-3:]) == set(served[:3] + served[-3:])
