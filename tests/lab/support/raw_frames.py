@@ -96,6 +96,8 @@ def _at_ports(frame: bytes, mark: bytes) -> bool:
         start, proto = 14 + 4 * (frame[14] & 15), frame[23]
     elif kind == b"\x86\xdd":
         start, proto = 54, frame[20]
+        if proto == 44 and not frame[56] and not frame[57] >> 3:  # the first of fragments
+            start, proto = 62, frame[54]
     else:
         return False
     if proto in (6, 17):
