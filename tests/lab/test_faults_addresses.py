@@ -18,7 +18,7 @@ from tests.lab.support.faults import (
     wait_frontends,
     wait_said,
 )
-from tests.lab.support.labs import PORT, TARGET, Responder, addresses, endpoint
+from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, endpoint
 from tests.lab.support.remote_sockets import process_in
 
 pytestmark = pytest.mark.lab
@@ -53,7 +53,8 @@ def lab(make_lab: Callable[..., Lab], responder: Responder) -> Iterator[Lab]:
     responder.serve(made, NODES, OWN)
     for node in NODES:
         for address in sorted(LOOPBACK):
-            responder.serve_at(made, node, address, OWN, f"{node}-itself")
+            for kind in (TCP, UDP):
+                responder.listen_at(made, node, address, OWN, kind, f"{node}-itself")
     STEADY.publish(made, SERVERS)
     yield made
     made.down()
