@@ -1,7 +1,7 @@
 """An API server that answers in every way a server should not, by name.
 
-It listens on loopback and counts requests by path. A test names what lists and watches do; what it
-does not name is answered well, from `items`.
+It listens on loopback unless told otherwise, and counts requests by path. A test names what lists
+and watches do; what it does not name is answered well, from `items`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ SERVICES = "/api/v1/services"
 class HostileApi:
     """`lists` and `watches` hold, by path, what is done instead of a good answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.lists: dict[str, Answer] = {}
         self.watches: dict[str, Answer] = {}
         self.items: dict[str, list[Json]] = {path: [] for path in KINDS}
@@ -41,14 +42,14 @@ class HostileApi:
         self.tokens: list[str] = []
         self.closing = threading.Event()
         handler = type("Bound", (Request,), {"api": self})
-        self._http = _Server(("127.0.0.1", 0), handler)
+        self._http = _Server((host, 0), handler)
         self._thread = threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         )
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+        return f"http://{self.host}:{self._http.server_address[1]}"
 
     def __enter__(self) -> HostileApi:
         self._thread.start()

@@ -100,7 +100,7 @@ class Responder:
                 if key.data is None:
                     return
                 handle, name = key.data
-                with contextlib.suppress(BlockingIOError):
+                with contextlib.suppress(OSError):  # nothing to read after all, or nobody there
                     handle(key.fileobj, name)
 
     def _accept(self, server: socket.socket, name: str) -> None:
@@ -129,9 +129,10 @@ class Responder:
             connection.close()
 
     def _datagram(self, server: socket.socket, name: str) -> None:
-        with contextlib.suppress(ConnectionError):  # of an answer to a client that is gone
+        # An answer to a client that is gone, or to whom no route leads: forged sources do that.
+        with contextlib.suppress(OSError):
             data, peer = server.recvfrom(65535)
-            self.heard.append((name, data[:80].decode()))
+            self.heard.append((name, data[:80].decode(errors="replace")))
             server.sendto(f"{name} {plain(peer[0])} {peer[1]} 0 ".encode() + data, peer)
 
 
