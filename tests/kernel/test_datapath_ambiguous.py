@@ -9,7 +9,7 @@ import pytest
 from tests.kernel.support import checks, model, packets
 from tests.kernel.support.conversation import BACKENDS, CLIENT, SECOND, Conversation, serve
 from tests.kernel.support.packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
-from tests.kernel.support.world import PORT_MAX, PORT_MIN, TIMEOUTS, Endpoint, Outcome, World
+from tests.kernel.support.world import NODE, PORT_MAX, PORT_MIN, TIMEOUTS, Endpoint, Outcome, World
 
 pytestmark = pytest.mark.kernel
 EACH = pytest.mark.parametrize("shape", PLAIN, ids=str)
@@ -278,6 +278,9 @@ def test_what_comes_from_no_endpoint_is_not_noted(world: World, shape: Shape) ->
         world.to_pod(packets.frame(shape, peer, peer_port + 1 + number, pod, 5060, b"x"))
         world.to_pod(packets.frame(shape, peer, PORT_MIN + number, pod, 5060, b"x"))
         world.to_net(packets.frame(shape, peer, peer_port, pod, 5060 + number, b"x"))
+    node = NODE[shape.family]
+    world.mark_endpoint((node, 30080))  # a node port: a frontend, no endpoint
+    world.to_pod(packets.frame(shape, node, 30080, pod, 5060, b"x"))
     assert world.flows() == []
 
 
