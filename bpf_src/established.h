@@ -106,8 +106,14 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
  * tuple that this conversation has (SIP, and whoever else uses one port for both). */
 INLINE int note_incoming(const struct packet *p, struct flow_key *key, u32 tick)
 {
-	if (p->fragment != FRAGMENT_LATER && maybe_endpoint(&p->src, p->sport) &&
-	    !maybe_service(&p->src, 0)) /* a frontend has its bit there too, and is no endpoint */
+	struct frontend_key source;
+	struct frontend found;
+
+	if (p->fragment == FRAGMENT_LATER || !maybe_endpoint(&p->src, p->sport))
+		return PASS;
+	make_frontend_key(&source, &p->src, p->sport, p->proto);
+	/* A frontend has its bit there too, and is no endpoint. */
+	if (!find_frontend(&source, &found))
 		note_tuple(key, FLOW_DATAGRAM, tick);
 	return PASS;
 }
