@@ -114,23 +114,6 @@ def test_what_listens_on_loopback_stays_reachable(lab: Lab, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_nodes_own_addresses_stay_its_own(lab: Lab, way: str) -> None:
-    """SSH of a machine, say: from outside, from pods, and from the node itself."""
-    both = [address for node in NODES for address in lab.find(node).addresses]
-    lab.apply("thief", thief(lab, tuple(both), way, OWN))
-    wait_served(lab, OWN)
-    for node in NODES:
-        for family in (0, 1):
-            address = lab.find(node).addresses[family]
-            mine = next(pod.name for pod in lab.pods if pod.node == node)
-            for member in ("outside", mine):
-                assert answers(lab, member, address, OWN) == {node}
-            with process_in(lab, node) as process:
-                assert answers_process(process, address, OWN) == {node}
-        wait_said(lab, node, "default/thief", lab.find(node).addresses[0])
-
-
-@pytest.mark.parametrize("way", WAYS)
 def test_a_pods_address_stays_its_own(lab: Lab, way: str) -> None:
     lab.apply("thief", thief(lab, lab.find("pod2").addresses, way, TARGET))
     wait_served(lab, TARGET)
