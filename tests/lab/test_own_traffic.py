@@ -166,6 +166,8 @@ def answers(lab: Lab, member: str, address: str, port: int, kind: str) -> str:
             return ask(own, "who are you?").server
         except ConnectionRefusedError:
             return "refused"
+        except TimeoutError:  # an IPv6 address takes no packets until it is known to be alone
+            return "nobody"
 
 
 @FAMILY

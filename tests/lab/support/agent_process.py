@@ -137,11 +137,8 @@ class Node:
             return bool(state["notes4"] == state["notes6"] == consts.NOTES_NONE)
 
     def contents(self) -> dict[str, Any]:
-        """Of all maps, but for the beat of the agent, which tells of time alone."""
         with Instance.open(self.pin_dir) as opened:
-            config = opened.config.records.copy()
-            config["agent_beat"] = 0
-            return contents(opened) | {"config": config.tobytes()}
+            return contents(opened)
 
     def close(self) -> None:
         for process in self.processes:

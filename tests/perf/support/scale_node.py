@@ -257,7 +257,10 @@ def _digest(found: Instance, name: str) -> str:
         order = np.argsort(keys.view(f"V{keys.dtype.itemsize}"))
         return hashlib.sha256(keys[order].tobytes() + values[order].tobytes()).hexdigest()
     assert isinstance(table, ArrayMap)
-    return hashlib.sha256(table.records.tobytes()).hexdigest()
+    records = table.records.copy()
+    if name == "config":
+        records["agent_beat"] = 0  # tells of time alone
+    return hashlib.sha256(records.tobytes()).hexdigest()
 
 
 def percentile(values: Sequence[float], share: float) -> float:
