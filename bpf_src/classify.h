@@ -16,6 +16,7 @@
 #include "flow.h"
 #include "select.h"
 #include "fragment.h"
+#include "stash.h"
 #include "icmp.h"
 
 /* A packet that is not for a service. */
@@ -96,6 +97,9 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 	cluster_ip = maybe_service(&p.dst, 1);
 	reason = ports_or_reason(skb, &p);
 	if (reason) {
+		if (reason == REASON_FRAGMENT_UNMATCHED && has_ports(p.proto))
+			return hand_fragment(skb, &p, FAMILY_PROGRAM(STASH),
+					     is_cluster_ip(c, &p) ? EARLY_OURS : 0);
 		/* An address that is also the node's own gets what the stack makes of it. */
 		count(skb, reason);
 		return is_cluster_ip(c, &p) ? DROP : PASS;
@@ -110,6 +114,8 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 #ifdef TRACE
 	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
 #else
+	if (p.fragment == FRAGMENT_FIRST && may_be_awaited(&p))
+		return hand_fragment(skb, &p, FAMILY_PROGRAM(RELEASE), 0);
 	return hand_to(skb, FAMILY_PROGRAM(SERVICE));
 #endif
 }
@@ -136,8 +142,12 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 	}
 	if (!has_ports(p.proto) || parse_ports(skb, &p))
 		return PASS;
-	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
-		return PASS;
+	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p)) {
+		/* What has a socket was cut here, in order. */
+		if (skb->sk || !maybe_endpoint(&p.src, 0))
+			return PASS;
+		return hand_fragment(skb, &p, FAMILY_PROGRAM(STASH), EARLY_GOING_OUT);
+	}
 	if (to != ORIGIN_POD && calls_service(skb, &p)) {
 		p.origin = ORIGIN_NODE;
 		save_packet(skb, &p);
@@ -149,7 +159,10 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 	    !same_address(&p.src, &p.dst))
 		return PASS;
 	save_packet(skb, &p);
-	if (p.fragment == FRAGMENT_FIRST)
+	if (p.fragment == FRAGMENT_FIRST) {
 		remember_fragment(&p);
+		if (!skb->sk && may_be_awaited(&p))
+			return hand_fragment(skb, &p, FAMILY_PROGRAM(RELEASE), EARLY_GOING_OUT);
+	}
 	return hand_to(skb, FAMILY_PROGRAM(REPLY));
 }

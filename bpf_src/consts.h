@@ -16,7 +16,7 @@ enum reason {
 	REASON_MALFORMED,	   /* a header contradicts itself: dropped when for a service */
 	REASON_TRUNCATED,	   /* a header ends beyond the packet */
 	REASON_TOO_MANY_HEADERS,   /* more IPv6 extension headers than are followed */
-	REASON_FRAGMENT_UNMATCHED, /* a later fragment whose first was not seen: dropped */
+	REASON_FRAGMENT_UNMATCHED, /* a later fragment that waited for its first in vain: dropped */
 	REASON_FLOWS_FULL,	   /* no room for a flow: dropped, the client retries */
 	REASON_PORTS_EXHAUSTED,	   /* ambiguous or hairpin, and no free source port: dropped */
 	REASON_ICMP_TRANSLATED,	   /* an ICMP error about a flow */
@@ -135,6 +135,13 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
 #define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
 
+/* Where early fragments wait (stash.h): slots by buckets, and the longest packet kept. */
+#define STASH_BUCKETS 16
+#define STASH_BUCKET_SLOTS 8
+#define STASH_SLOTS (STASH_BUCKETS * STASH_BUCKET_SLOTS)
+#define STASH_BYTES 2048
+#define STASH_TRIES 4 /* to take a slot that others want too */
+
 /* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words
  * of it (handoff.h). */
 #define HANDOFF_PLACE 48
@@ -184,6 +191,10 @@ enum program {
 	PROGRAM_NODE_FLOW6,
 	PROGRAM_NODE_SEND4, /* ... translated: to the device that leads to the backend */
 	PROGRAM_NODE_SEND6,
+	PROGRAM_STASH4, /* a fragment before the first of its datagram: waits (stash.h) */
+	PROGRAM_STASH6,
+	PROGRAM_RELEASE4, /* a first fragment for which others may wait */
+	PROGRAM_RELEASE6,
 	PROGRAM_MAX,
 };
 

@@ -52,6 +52,11 @@ BPF_F_TABLE("lru_hash", struct flow_key, u32, answers4, 1, 0);
 #define ANSWERS answers4
 #endif
 
+/* Fragments that wait for the first of their datagram, and who has which slot. Programs alone; the
+ * oldest of a bucket goes. */
+BPF_F_TABLE("array", u32, struct stash_slot, stash, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct stash_bucket, stash_buckets, 1, BPF_F_MMAPABLE);
+
 /* By enum reason. Programs add, anyone sums. */
 BPF_F_TABLE("percpu_array", u32, u64, counters, 1, 0);
 

@@ -22,6 +22,7 @@
 #include "sctp.h"
 #include "icmp.h"
 #include "node.h"
+#include "stash.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -170,4 +171,14 @@ PROGRAM(FAMILY_NAME(icmp_from_pod))
 PROGRAM(FAMILY_NAME(icmp_to_pod))
 {
 	return icmp_error(skb, true);
+}
+
+PROGRAM(FAMILY_NAME(stash))
+{
+	return stash_fragment(skb);
+}
+
+PROGRAM(FAMILY_NAME(release))
+{
+	return release_fragments(skb);
 }

@@ -104,6 +104,27 @@ struct fragment {
 	__u16 dport;
 };
 
+/* Of a fragment that waits: the datagram, and the hook it came to. */
+struct stash_key {
+	struct addr src;
+	struct addr dst;
+	__u32 id;
+	__u32 ifindex;
+	__u32 proto;
+	__u32 going_out;
+};
+
+struct stash_slot {
+	struct stash_key key;
+	__u32 length;
+	__u8 bytes[STASH_BYTES]; /* the packet from its IP header on */
+};
+
+struct stash_bucket {
+	__u64 newest; /* tick at which something last began to wait, with a bit above it; or 0 */
+	__u64 heads[STASH_BUCKET_SLOTS]; /* of its slots, see stash.h */
+};
+
 /* By service id; added to atomically when a flow starts, ticks and ends. "in" is to the backend. */
 struct service_counters {
 	__u64 connections;

@@ -75,6 +75,8 @@ class Maps(Generic[Hash, Array, PerCpu]):
     config: Annotated[Array, Fixed()]
     table_state: Annotated[Array, Fixed()]
     counters: Annotated[PerCpu, Constant("REASON_MAX")]
+    stash: Annotated[Array, Constant("STASH_SLOTS")]
+    stash_buckets: Annotated[Array, Constant("STASH_BUCKETS")]
     devices: Annotated[Hash, Fixed(4096)]
     affinity: Annotated[Hash, Share("flows"), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]

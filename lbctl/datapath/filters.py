@@ -53,10 +53,24 @@ def frontend_bits(keys: Iterable[bytes], flags: Sequence[int]) -> tuple[Bits, Bi
     return np.concatenate(services), _identity_bits(rows[~whole, :IDENTITY_BYTES])
 
 
-def backend_bits(identities: Sequence[bytes]) -> Bits:
+def identity_bits(identities: Sequence[bytes]) -> Bits:
     """Bit numbers of 18-byte identities (address, port) in `backend_filter`."""
-    rows = np.frombuffer(b"".join(identities), np.uint8).reshape(-1, IDENTITY_BYTES)
-    return _identity_bits(rows)
+    return _identity_bits(_identity_rows(identities))
+
+
+def backend_bits(identities: Sequence[bytes]) -> Bits:
+    """The same for backends, whose addresses have bits with port 0 as well: fragments that are not
+    the first of their datagram have no ports."""
+    rows = _identity_rows(identities)
+    return np.concatenate([_identity_bits(rows), _portless_bits(rows[:, :ADDRESS_BYTES])])
+
+
+def _identity_rows(identities: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(b"".join(identities), np.uint8).reshape(-1, IDENTITY_BYTES)
+
+
+def _portless_bits(addresses: npt.NDArray[np.uint8]) -> Bits:
+    return endpoint_bits(addresses, np.zeros(len(addresses), np.uint16))
 
 
 def _identity_bits(rows: npt.NDArray[np.uint8]) -> Bits:
@@ -65,10 +79,10 @@ def _identity_bits(rows: npt.NDArray[np.uint8]) -> Bits:
 
 
 def backend_record_bits(records: Records) -> Bits:
-    """Bit numbers of those elements of `backends` that hold an endpoint, serving or not."""
+    """The same of those elements of `backends` that hold an endpoint, serving or not."""
     used = records[records["port"] != 0]
     addresses = np.ascontiguousarray(used["addr"]).view(np.uint8).reshape(-1, ADDRESS_BYTES)
-    return endpoint_bits(addresses, used["port"])
+    return np.concatenate([endpoint_bits(addresses, used["port"]), _portless_bits(addresses)])
 
 
 def identities(records: Records) -> list[bytes]:
@@ -84,7 +98,7 @@ def served_by_node(identities: Iterable[bytes], addresses: Sequence[bytes]) -> B
     those `identities` that have one of them: whoever is bound to all of them answers from any."""
     own = set(addresses)
     ports = {i[ADDRESS_BYTES:] for i in identities if i[:ADDRESS_BYTES] in own}
-    return backend_bits([address + port for address in addresses for port in ports])
+    return identity_bits([address + port for address in addresses for port in ports])
 
 
 def set_bits(table: ArrayTable, bits: Bits) -> int:

@@ -1,4 +1,7 @@
-"""Fragments: the first carries the ports, those that follow go where it went."""
+"""Fragments: the first carries the ports, those that follow go where it went.
+
+Those that come before it are tests/kernel/test_datapath_early_fragments.py's.
+"""
 
 import pytest
 from scapy.layers.inet import IP
@@ -7,7 +10,7 @@ from scapy.layers.l2 import Ether
 from ebpf.kernel.testrun import CHECKSUM_COMPLETE
 from tests.kernel.support import checks, model, packets
 from tests.kernel.support.conversation import CLIENT, PORT, Conversation, serve
-from tests.kernel.support.fragments import pieces
+from tests.kernel.support.fragments import joined, pieces
 from tests.kernel.support.packets import Shape
 from tests.kernel.support.world import Outcome, World
 
@@ -22,24 +25,6 @@ SHAPES = [
 ]
 EACH = pytest.mark.parametrize("shape", SHAPES, ids=str)
 SUMS = pytest.mark.parametrize("flags", [0, CHECKSUM_COMPLETE], ids=["plain", "complete"])
-
-
-def whole(parts: list[bytes]) -> bytes:
-    """Fragments put together again: one frame with one packet."""
-    layouts = [model.parse(part) for part in parts]
-    body = b"".join(p[at.transport : at.end] for p, at in zip(parts, layouts, strict=True))
-    first, at = bytearray(parts[0]), layouts[0]
-    if at.family == 4:
-        first[at.network + 2 : at.network + 4] = (at.transport - at.network + len(body)).to_bytes(
-            2, "big"
-        )
-        first[at.network + 6 : at.network + 8] = b"\0\0"
-        model.fix_ipv4_sum(first, at.network, at.transport)
-        return bytes(first[: at.transport]) + body
-    length = at.transport - at.network - 40 + len(body)
-    first[at.network + 4 : at.network + 6] = length.to_bytes(2, "big")
-    first[at.transport - 6 : at.transport - 4] = b"\0\0"
-    return bytes(first[: at.transport]) + body
 
 
 def _forwarded(outcome: Outcome, expected: bytes) -> bytes:
@@ -63,7 +48,7 @@ def test_a_new_flow_in_fragments(world: World, shape: Shape, flags: int) -> None
     out = [_forwarded(first, model.rewrite(parts[0], dst=address, dport=port))]
     for part in parts[1:]:
         out.append(_forwarded(world.from_pod(part, flags), model.rewrite(part, dst=address)))
-    checks.assert_sums(whole(out))
+    checks.assert_sums(joined(out))
 
 
 @SUMS
@@ -77,7 +62,7 @@ def test_answers_in_fragments(world: World, shape: Shape, flags: int) -> None:
     ]
     for part in parts[1:]:
         out.append(_forwarded(world.to_pod(part, flags), model.rewrite(part, src=service)))
-    checks.assert_sums(whole(out))
+    checks.assert_sums(joined(out))
 
 
 @EACH
@@ -95,17 +80,15 @@ def test_datagrams_under_way_at_once(world: World, shape: Shape) -> None:
 
 
 @EACH
-def test_a_later_fragment_alone_is_dropped(world: World, shape: Shape) -> None:
+def test_a_later_fragment_alone_goes_nowhere(world: World, shape: Shape) -> None:
+    """It waits, and is counted only when its place is taken."""
     talk = Conversation(world, shape, serve(world, shape)).open()
     parts = pieces(talk.request("A", b"x" * 1300), number=77)
-    for part in parts[1:]:
-        outcome = world.from_pod(part)
-        assert (outcome.verdict, outcome.reasons) == (model.DROP, {"fragment_unmatched": 1})
-    world.from_pod(parts[0])
     others = pieces(talk.request("A", b"x" * 1300), number=78)
-    assert world.from_pod(others[1]).reasons == {"fragment_unmatched": 1}
     elsewhere = model.rewrite(parts[1], src={4: "10.1.0.77", 6: "fd00:1::77"}[shape.family])
-    assert world.from_pod(elsewhere).reasons == {"fragment_unmatched": 1}
+    for part in (parts[1], others[1], elsewhere):
+        outcome = world.from_pod(part)
+        assert (outcome.verdict, outcome.reasons) == (model.DROP, {})
 
 
 @EACH
@@ -125,7 +108,8 @@ def test_of_other_traffic_whose_filter_bit_is_set_by_chance(world: World, shape:
     world.array("service_filter").records[:] = 0xFFFFFFFFFFFFFFFF
     elsewhere = {4: "198.51.100.9", 6: "2001:db8::9"}[shape.family]
     frame = packets.frame(shape, CLIENT[shape.family], 5, elsewhere, PORT, b"x" * 1300, flags="A")
-    for part in reversed(pieces(frame, number=5)):
+    early = pieces(frame, number=4)[1:]
+    for part in (*early, *pieces(frame, number=5)):
         outcome = world.from_pod(part)
         assert (outcome.verdict, outcome.frame) == (model.PASS, part)
 

@@ -50,7 +50,7 @@ def test_what_is_needed_stays_and_all_else_goes() -> None:
     cluster_ips = service_bits("10.96.0.1", "10.96.0.9", kind=1)
     wanted = {*plain.tolist(), *cluster_ips.tolist()}
     assert set_in(tables.service_filter.records) == wanted
-    called = filters.backend_bits([frontend_key(outside, 80, TCP)[:18], gone[0][:18]])
+    called = filters.identity_bits([frontend_key(outside, 80, TCP)[:18], gone[0][:18]])
     assert set_in(tables.backend_filter.records) == set(called.tolist())
 
 

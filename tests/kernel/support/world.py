@@ -291,7 +291,8 @@ class World:
     def mark_endpoint(self, endpoint: Endpoint) -> None:
         row = np.frombuffer(mapped(endpoint[0]), np.uint8).reshape(1, 16)
         port = np.array([socket.htons(endpoint[1])], np.uint16)
-        self._set_bit("backend_filter", int(filters.endpoint_bits(row, port)[0]))
+        for number in (port, np.zeros(1, np.uint16)):  # fragments have none
+            self._set_bit("backend_filter", int(filters.endpoint_bits(row, number)[0]))
 
     def mark_own_address(self, address: str) -> None:
         """An address that is no ClusterIP: of its ports, only those with an endpoint's bit or of

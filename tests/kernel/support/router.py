@@ -1,0 +1,125 @@
+"""A node that forwards, in a namespace of its own: the world's programs on real interfaces, and raw
+ears and mouths at both ends."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ebpf.hooks.tc import Attacher
+from ebpf.kernel import bpffs
+from tests.kernel.support import model
+from tests.kernel.support.programs import MACHINE_BPFFS, Space, unique
+from tests.kernel.support.world import World
+
+# The node's interfaces, and what is at the other end of each.
+NEAR, FAR = "left", "behind"
+ENDS = {NEAR: "right", FAR: "far"}
+MACS = {NEAR: "02:00:00:00:01:01", FAR: "02:00:00:00:02:01"}
+# Of nobody: the ends are of the same kernel, which must not forward what arrives there.
+OTHERS = {NEAR: "02:00:00:00:01:99", FAR: "02:00:00:00:02:99"}
+_ETH_P_ALL = 0x0003
+_SOON = 2.0  # seconds in which what was sent comes out
+
+
+class Router:
+    """Everything goes to the far end, but for `near`: addresses that are at the near one."""
+
+    def __init__(self, near: Iterable[str]) -> None:
+        self._space = Space(unique("router"))
+        self._pins: Path = MACHINE_BPFFS / unique("router")
+        bpffs.mount()
+        bpffs.make_directory(self._pins)
+        bpffs.make_directory(self._pins / "links")
+        self._space.ip("link", "add", FAR, "type", "veth", "peer", "name", ENDS[FAR])
+        for device, mac in MACS.items():
+            self._space.ip("link", "set", device, "addrgenmode", "none", "address", mac, "up")
+            self._space.ip("link", "set", ENDS[device], "addrgenmode", "none", "up")
+        self._forward(near)
+        self._ears = {device: self._ear(device) for device in ENDS.values()}
+        self._attacher: Attacher = self._space.run(lambda: Attacher(self._pins))
+
+    def _forward(self, near: Iterable[str]) -> None:
+        def settings() -> None:
+            for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+                Path("/proc/sys/net", name).write_text("1")
+
+        self._space.run(settings)
+        for device, first4, first6 in (
+            (NEAR, "169.254.1.1", "fe80::1"),
+            (FAR, "169.254.2.1", "fe80::2"),
+        ):
+            next4, next6 = first4[:-1] + "2", first6 + "2"
+            self._space.ip("addr", "add", f"{first4}/24", "dev", device)
+            self._space.ip("addr", "add", f"{first6}/64", "dev", device, "nodad")
+            for hop in (next4, next6):
+                self._space.ip("neigh", "add", hop, "lladdr", OTHERS[device], "dev", device)
+        for kind, hop in (("-4", "169.254.2.2"), ("-6", "fe80::22")):
+            self._space.ip(kind, "route", "add", "default", "via", hop, "dev", FAR)
+        for address in near:
+            hop = "fe80::12" if ":" in address else "169.254.1.2"
+            self._space.ip("route", "add", address, "via", hop, "dev", NEAR)
+
+    def _ear(self, device: str) -> socket.socket:
+        def make() -> socket.socket:
+            made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+            made.bind((device, _ETH_P_ALL))
+            made.setblocking(False)
+            return made
+
+        return self._space.run(make)
+
+    def attach(self, world: World, device: str, direction: str, program: str) -> None:
+        """One of the world's entry programs on an interface of the node."""
+        index, fd = self._space.index(device), world.programs.fds[program]
+        self._space.run(lambda: self._attacher.attach(device, index, direction, fd))
+
+    def detach(self) -> None:
+        """All programs."""
+        self._space.run(self._attacher.detach_all)
+
+    def through(self, device: str, frames: Sequence[bytes], count: int) -> list[bytes]:
+        """What comes out of the far side of the other interface when these come in at `device`:
+        as many frames as soon as they are there, fewer after a while."""
+        sender, out = ENDS[device], next(end for name, end in ENDS.items() if name != device)
+        self._drain()
+        mac = bytes.fromhex((MACS[device] + OTHERS[device]).replace(":", ""))
+        for frame in frames:
+            self._ears[sender].send(mac + frame[12:])
+        return self._heard(out, count)
+
+    def _drain(self) -> None:
+        for ear in self._ears.values():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    ear.recv(65535)
+
+    def _heard(self, device: str, count: int) -> list[bytes]:
+        found: list[bytes] = []
+        end = time.monotonic() + _SOON
+        while len(found) < count and time.monotonic() < end:
+            try:
+                data, about = self._ears[device].recvfrom(65535)
+            except BlockingIOError:
+                time.sleep(0.001)
+                continue
+            if about[2] != socket.PACKET_OUTGOING and is_ip(data):
+                found.append(data)
+        return found
+
+    def close(self) -> None:
+        self.detach()
+        for ear in self._ears.values():
+            ear.close()
+        self._space.close()
+        bpffs.remove_tree(self._pins)
+
+
+def is_ip(frame: bytes) -> bool:
+    """Neither a neighbour's question nor a router's."""
+    if frame[12:14] == b"\x08\x00":
+        return True
+    return frame[12:14] == b"\x86\xdd" and frame[20] != model.ICMP6
