@@ -1,10 +1,15 @@
 """Who is served when not everybody has room: by a rule that looks at the objects alone, so that
 every node of the same sizes, and every start, comes to the same.
 
-Services take their places in order: those that ask for little before those that ask for much
-(`grade`), the older before the younger, then by name; their ports in the order of the object. A
-port is served whole or not at all. One that does not fit is passed over. Services above the first
-grade leave a part of every map to the others, who therefore never wait for them to go.
+Services take their places in order: the older before the younger, then by name; but whoever asks
+for more than a quarter of the room comes after all others, those that ask for less of it first
+(`rank`). Their ports come in the order of the object. A port is served whole or not at all. One
+that does not fit is passed over. Services that are not small leave a part of every map to those
+that are, who therefore never wait for them to go.
+
+What works is nearly always older than what is new, and what is older is so on every node: that is
+why age decides between services that could all have room. Between these and one that asks for a
+great part of everything it does not: such a one may have been small when it was made.
 """
 
 from __future__ import annotations
@@ -20,8 +25,10 @@ from lbctl.plan.changes import PortState
 from lbctl.plan.sets import WantedSets
 from lbctl.resolve.ports import FrontendKind, ResolvedPort
 
-# What a service may ask for and still be as small as any other: this part of a map.
+# What a service may ask for and still be small: this part of a map.
 SMALL_SHARE = 16
+# ... and the most of it, as a grade, that age alone decides about: a quarter.
+_ORDINARY_GRADE = 2
 # Of maps whose entries are free again at once, or as many as the option says: what is left to
 # small services.
 _KEPT_SHARE = 8
@@ -110,8 +117,13 @@ class Room:
         return grade
 
     def limit(self, grade: int) -> Need:
-        """What all services up to those of this grade may have together."""
+        """What all services together may have for one of this grade to be served."""
         return self.for_large if grade else self.all
+
+
+def rank(grade: int) -> int:
+    """0 for services among which age decides; the greater, the later they come."""
+    return max(0, grade - _ORDINARY_GRADE)
 
 
 def need_of(port: ResolvedPort) -> Need:
@@ -148,7 +160,8 @@ def _is_marked(frontends: Sequence[tuple[bytes, int]]) -> bool:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A port that wants to be served. `new` breaks the tie of objects that do not say how old they
-    are: what is served already goes first."""
+    are: what is served already goes first, and of that first what has to leave a part to small ones:
+    it was served before they filled that."""
 
     grade: int
     seniority: bytes
@@ -159,9 +172,13 @@ class Candidate:
     need: Need
 
     @property
-    def order(self) -> tuple[int, bool, bytes, bool, ObjectKey, int]:
+    def order(self) -> tuple[int, bool, bytes, bool, int, ObjectKey, int]:
         undated = not self.seniority
-        return self.grade, undated, self.seniority, undated and self.new, self.service, self.index
+        newcomer = undated and self.new
+        smaller = -self.grade if undated and not self.new else 0
+        return (
+            rank(self.grade), undated, self.seniority, newcomer, smaller, self.service, self.index
+        )  # fmt: skip
 
 
 def admitted(candidates: Iterable[Candidate], before: Need, room: Room) -> set[str]:

@@ -10,7 +10,16 @@ from lbctl.model.names import PortName
 from lbctl.model.records import ObjectKey, Protocol
 from lbctl.plan.alloc import Exhausted
 from lbctl.plan.planner import Planner
-from lbctl.plan.rooms import NOTHING, Candidate, Need, admitted, need_of, need_of_state, sum_of
+from lbctl.plan.rooms import (
+    NOTHING,
+    Candidate,
+    Need,
+    admitted,
+    need_of,
+    need_of_state,
+    rank,
+    sum_of,
+)
 from lbctl.resolve.ports import ResolvedPort, Target
 
 _WORDS = {
@@ -163,18 +172,20 @@ class Places:
     ) -> Choice:
         """What the rule of lbctl/plan/rooms.py says, against what is served.
 
-        As long as all small services have room, only the others are gone through.
+        As long as there is room for all among which age decides, only the others are gone through.
         """
         self.changed = False
-        large = {name for key in self.grades for name in ports.get(key, ())}
-        small = planner.used.minus(sum_of(_served(planner, name) for name in large))
+        last = {key for key, grade in self.grades.items() if rank(grade)}
+        large = {name for key in last for name in ports.get(key, ())}
+        others = planner.used.minus(sum_of(_served(planner, name) for name in large))
         for name, waiting in self.waiting.items():
             if name not in large:
-                small = small.plus(waiting.need).minus(_served(planner, name))
-        crowded = not small.fits(planner.room.all)
-        judged = ports if crowded else {key: ports[key] for key in self.grades if key in ports}
+                others = others.plus(waiting.need).minus(_served(planner, name))
+        some_leave_a_part = len(last) < len(self.grades)
+        crowded = not others.fits(planner.room.limit(int(some_leave_a_part)))
+        judged = ports if crowded else {key: ports[key] for key in last if key in ports}
         candidates = list(self._candidates(planner, judged, seniority))
-        found = admitted(candidates, NOTHING if crowded else small, planner.room)
+        found = admitted(candidates, NOTHING if crowded else others, planner.room)
         if not crowded:
             found |= {name for name in self.waiting if name not in large}
         return Choice(

@@ -10,13 +10,16 @@ import random
 from collections.abc import Iterator, Sequence
 
 import pytest
+from pyroute2 import netns
 
 from ebpf.kernel.testrun import CHECKSUM_COMPLETE
 from tests.kernel.support import checks, model, packets
 from tests.kernel.support.conversation import CLIENT, PORT, Conversation, serve
 from tests.kernel.support.fragments import cut, joined, offset_of
 from tests.kernel.support.packets import Shape
+from tests.kernel.support.programs import Space, unique
 from tests.kernel.support.router import FAR, NEAR, Router
+from tests.kernel.support.two_cpus import at_once
 from tests.kernel.support.uplink import NODE_PORT, node_port
 from tests.kernel.support.world import NODE, World
 
@@ -217,3 +220,32 @@ def test_a_slot_holds_the_packet_and_whose_it_is(world: World, shape: Shape, fla
     assert bytes(slot["bytes"][: slot["length"]]) == packet
     assert slot["key"]["proto"] == shape.number
     assert not slot["key"]["going_out"]
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """What test runs send besides goes to the loopback of a namespace."""
+    space = Space(unique("loopback"))
+    netns.pushns(space.name)
+    try:
+        yield
+    finally:
+        netns.popns()
+        space.close()
+
+
+@pytest.mark.usefixtures("elsewhere")
+@FAMILIES
+def test_the_first_and_a_later_one_at_once(world: World, shape: Shape) -> None:
+    """On two CPUs: either the later one sees the first one's ports, or the first one takes it along,
+    never neither of the two, nor both."""
+    talk = Conversation(world, shape, serve(world, shape)).open()
+    frame = talk.request(payload=BODY)
+    pairs = []
+    for number in range(2000):
+        first, later, *_ = cut(frame, number, (1200, 400))
+        pairs.append((("entry_from_pod", first), ("entry_from_pod", later)))
+    verdicts = [(first[0], later[0]) for first, later in at_once(world, pairs)]
+    assert set(verdicts) <= {(model.PASS, model.PASS), (model.DROP, model.DROP)}
+    assert not world.array("stash_buckets").records["heads"].any()
+    assert len(set(verdicts)) == 2, "they never met"

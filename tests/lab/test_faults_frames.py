@@ -188,14 +188,17 @@ def pieces(family: int, source: str, place: tuple[str, int], port: int, order: s
 
 @FAMILY
 @ORIGIN
-def test_fragments_arrive(lab: Lab, backend: Wire, origin: str, family: int) -> None:
+@pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
+def test_fragments_in_any_order_arrive(
+    lab: Lab, backend: Wire, order: str, origin: str, family: int
+) -> None:
     """The backend, or the kernel before it, has all of the datagram."""
     port, source = next_port(), lab.find(origin).addresses[family]
     way = "node1" if origin == "outside" else "cluster"
     backend.heard(0)
     with wire(lab, origin) as ear:
         mac = gateway(lab, origin)
-        for piece in pieces(family, source, ONE.where(lab, way, family), port, "abc"):
+        for piece in pieces(family, source, ONE.where(lab, way, family), port, order):
             ear.send([Ether(src=ear.mac, dst=mac) / piece])
         assert about(ear.heard(1.5), port), "the server never answered"
 

@@ -3,6 +3,7 @@ room is full and which option gives more of it."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from tests.lab.support.labs import (
     Responder,
     addresses,
     ask,
+    client,
     inside,
     new_socket,
     publish,
@@ -31,7 +33,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.lab
 
 SERVERS = ("pod2", "pod3")
-SERVICES, ENDPOINTS, FLOWS = 64, 128, 256
+SERVICES, ENDPOINTS, FLOWS = 64, 128, 512
 CROWD = 100  # services of one port and one family
 SOCKETS = 66_000  # the maps of sockets have room for 65,536
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
@@ -93,6 +95,26 @@ def working(lab: Lab, services: Sequence[int]) -> set[int]:
 
 
 @pytest.mark.usefixtures("withdrawn")
+def test_services(lab: Lab, traffic: Bystanders) -> None:
+    """Those that are served stay served when the agent starts again, and when one goes, one that
+    had to wait has its place."""
+    lab.apply("crowd", crowd(lab))
+    wait_said(lab, "node1", "crowd", "--services")
+    served = [i for i in range(CROWD) if frontends(lab, "node1", f"crowd-{i:03}")]
+    assert SERVICES // 2 < len(served) < SERVICES
+    assert working(lab, served[:3] + served[-3:]) == set(served[:3] + served[-3:])
+    lab.restart_agent("node1")
+    wait_said(lab, "node1", "crowd", "--services")
+    assert [i for i in range(CROWD) if frontends(lab, "node1", f"crowd-{i:03}")] == served
+    traffic.unharmed()
+    gone = served[5]
+    left = [o for o in crowd(lab) if f"crowd-{gone:03}" not in o["metadata"]["name"]]
+    lab.apply("crowd", left)
+    waiting = [i for i in range(CROWD) if i not in served]
+    wait_until(lambda: any(frontends(lab, "node1", f"crowd-{i:03}") for i in waiting))
+
+
+@pytest.mark.usefixtures("withdrawn")
 def test_frontends(lab: Lab, traffic: Bystanders) -> None:
     """A service with far more external addresses than there is room for."""
     external = [f"192.0.2.{i}" for i in range(120, 250)]
@@ -142,6 +164,26 @@ def lives(sock: socket.socket, connection: int) -> bool:
         return ask(sock, "still there").connection == connection
     except OSError:
         return False
+
+
+@FAMILY
+def test_flows(lab: Lab, traffic: Bystanders, family: int) -> None:
+    """Twice as many connections as there is room for, all held open."""
+    with contextlib.ExitStack() as stack:
+        held = []
+        for number in range(2 * FLOWS):
+            sock = stack.enter_context(client(lab, "pod1", family, TCP))
+            sock.settimeout(2)
+            with contextlib.suppress(OSError):  # the last ones may be refused, none be harmed
+                sock.connect((addresses("steady")[family], PORT))
+                held.append((sock, ask(sock, f"first {number}").connection))
+        assert len(held) >= FLOWS * 3 // 4
+        traffic.unharmed()
+        wait_said(lab, "node1", f"flows{'46'[family]}", "--flows")
+        # Those that were there while there was room.
+        early = held[: FLOWS // 2]
+        lost = [number for number, (sock, known) in enumerate(early) if not lives(sock, known)]
+        assert lost == [], f"{len(lost)} of the first {len(early)} connections"
 
 
 def test_affinity(lab: Lab, traffic: Bystanders) -> None:

@@ -181,6 +181,51 @@ def test_nobody_is_harmed_by_one_that_asks_for_everything(
     assert all(w.startswith("default/hostile ") for w in told)
 
 
+# Up to a quarter of SIZES in every way.
+ORDINARY_SHARES = st.tuples(st.integers(1, 15), st.integers(1, 4), st.integers(0, 1))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(ORDINARY_SHARES, min_size=1, max_size=8),
+    st.lists(COUNTS.map(lambda c: c[1:]), min_size=1, max_size=30),
+    st.data(),
+)
+def test_what_works_is_not_put_out_by_anything_younger(
+    clock: Clock,
+    works: list[tuple[int, int, int]],
+    younger: list[tuple[int, int, int]],
+    data: st.DataObject,
+) -> None:
+    """Whether one that asks for everything or a crowd of small ones, unless it takes more than a
+    quarter itself."""
+    old = [made(Asked(f"old{i}", 1 + i, *counts), i) for i, counts in enumerate(works)]
+    new = [made(Asked(f"new{i}", 100 + i, *c), 100 + i) for i, c in enumerate(younger)]
+    alone = served(arrive(FakeTables(**SIZES), clock, [old], set()))
+    beside = arrive(FakeTables(**SIZES), clock, [old, new], {1})
+    assert alone <= served(beside)
+    everything = data.draw(st.permutations([*old, *new]), "another node's order")
+    assert served(arrive(FakeTables(**SIZES), clock, [everything], set())) == served(beside)
+
+
+def test_a_crowd_of_small_ones_puts_out_nobody_who_has_a_quarter(clock: Clock) -> None:
+    quarter = made(Asked("quarter", 5, 16, 2), 200)
+    crowd = [made(Asked(f"s{i:02}", 10 + i, 1, 2), i) for i in range(90)]
+    reconciler = arrive(FakeTables(**SIZES), clock, [[quarter], crowd], {1})
+    found = served(reconciler)
+    assert len([name for name in found if name.startswith("default/quarter:")]) == 16
+    assert len(found) == reconciler.planner.room.all.services
+    # Nor where nothing says who is older, and its name is the last.
+    undated = [made(Asked(f"s{i:02}", 0, 1, 2), i) for i in range(90)]
+    z = made(Asked("z", 0, 16, 2), 200)
+    found = served(arrive(FakeTables(**SIZES), clock, [[z], undated], {1}))
+    assert len([name for name in found if name.startswith("default/z:")]) == 16
+    # One that takes more of it gives way: it may have been small when it was made.
+    more = made(Asked("more", 5, 17, 2), 200)
+    reconciler = arrive(FakeTables(**SIZES), clock, [[more], crowd], {1})
+    assert not [name for name in served(reconciler) if name.startswith("default/more:")]
+
+
 def test_the_smaller_half_is_there_at_once(clock: Clock) -> None:
     """A small service that comes after one that took all it could get need not wait."""
     hostile = made(Asked("hostile", 1, 200, 1, 2), 200)
