@@ -16,8 +16,9 @@ from lbctl.lab import objects
 from lbctl.lab.cluster import Lab
 from tests.lab.support.api_agent import ApiAgent, Watches, fill
 from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, targets
-from tests.lab.support.faults import served, service
-from tests.lab.support.labs import TCP, Responder, client, endpoint, inside
+from tests.lab.support.faults import answers_process, lines, served, service
+from tests.lab.support.labs import TCP, Responder, addresses, client, endpoint, inside
+from tests.lab.support.remote_sockets import process_in
 from tests.support.hostile_api import (
     KINDS,
     SERVICES,
@@ -292,6 +293,47 @@ def test_a_failing_server_is_not_hammered(world: World, traffic: Bystanders) -> 
     asked = {path: world.api.requests[path] - since.get(path, 0) for path in KINDS}
     minutes = max(1.0, took / 60)  # a slow machine may take longer than one
     assert all(0 < count < 30 * minutes for count in asked.values()), asked
+
+
+@pytest.fixture
+def way_back(lab: Lab) -> Iterator[None]:
+    """The machine outside knows the way to pods, whom nobody masquerades in a lab."""
+    node = lab.node("node1")
+    routes = [[cidr, "via", by] for cidr, by in zip(node.pod_cidrs, node.addresses, strict=True)]
+    for route in routes:
+        lab.exec("outside", ["ip", "route", "add", *route], check=True)
+    yield
+    for route in routes:
+        lab.exec("outside", ["ip", "route", "del", *route], check=True)
+
+
+@pytest.mark.usefixtures("way_back")
+def test_nobody_takes_the_api_servers_address(world: World, traffic: Bystanders) -> None:
+    """A service asks for it, as external IP and as a load balancer's: the agent, pods and
+    processes of the node still reach the server there."""
+    host, port = world.api.host, int(world.api.url.rpartition(":")[2])
+    ports = [objects.Port(port, 7000, "tcp")]
+    spec = {"type": "LoadBalancer", "externalIPs": [host]}
+    fill(world.api, service(world.lab, "thief", ["pod3"], ports, spec, ingress=[host]))
+    world.recovers()
+    wait_until(lambda: any("default/thief" in name for name in world.served()))
+    for _ in range(2):
+        for member in ("pod1", "node1"):
+            assert b" 200 " in asks(world.lab, member, host, port), member
+        with process_in(world.lab, "node1") as process:
+            sock = process.connect(TCP, host, port)
+            sock.send("GET /api/v1/nodes HTTP/1.0\r\n\r\n")
+            assert " 200 " in sock.recv(100)
+            sock.close()
+        world.agent.restart()
+        world.agent.wait_ready()
+        world.recovers()
+    assert lines(world.lab, "node1", "default/thief", host)
+    with process_in(world.lab, "node1") as process:
+        assert answers_process(process, addresses("thief")[0], port) >= {"pod3"}
+    world.api.items[SERVICES] = [
+        item for item in world.api.items[SERVICES] if item["metadata"]["name"] != "thief"
+    ]
 
 
 def asks(lab: Lab, member: str, host: str, port: int) -> bytes:
