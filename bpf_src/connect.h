@@ -21,6 +21,7 @@
 #include "flow.h"
 #include "nat.h"
 #include "select.h"
+#include "owner.h"
 #include "refuse.h"
 #include "owned.h"
 #include "outgoing.h"
@@ -331,10 +332,11 @@ INLINE bool opened_meanwhile(const struct flow_key *key, const struct flow *f)
 INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 {
 	struct flow *f = find_flow(key);
+	bool lost = f && has_new_owner(key, f);
 
-	if (!f || opened_meanwhile(key, f))
+	if (!f || (!lost && opened_meanwhile(key, f)))
 		return;
-	if (f->state == FLOW_DATAGRAM && !still_serving(f))
+	if (lost || (f->state == FLOW_DATAGRAM && !still_serving(f)))
 		count(skb, REASON_FLOW_MOVED);
 	if (f->state != FLOW_DATAGRAM || f->flags & FLOW_MASQUERADED) {
 		end_flow(key, f);

@@ -15,6 +15,7 @@
 #include "tcp.h"
 #include "nat.h"
 #include "select.h"
+#include "owner.h"
 
 /* A flow's reply entry fell out of the LRU table while the flow lives: put it back, in place of the
  * `note` that its next reply left then. */
@@ -134,7 +135,7 @@ INLINE int upkeep(struct __sk_buff *skb)
 	f = find_flow(&key);
 	if (!f)
 		return reply ? note_incoming(&p, &key, tick) : PASS;
-	if (!refresh_datagram(&key, f, tick))
+	if (!refresh_datagram(&key, f, tick) || has_new_owner(&key, f))
 		return begin_anew(skb, &p);
 	flush_counts(f);
 	f->seen = tick;

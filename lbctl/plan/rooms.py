@@ -160,8 +160,8 @@ def _is_marked(frontends: Sequence[tuple[bytes, int]]) -> bool:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A port that wants to be served. `new` breaks the tie of objects that do not say how old they
-    are: what is served already goes first, and of that first what has to leave a part to small ones:
-    it was served before they filled that."""
+    are: what is served already goes first, and of that what has to leave a part to small ones, who
+    filled that part later."""
 
     grade: int
     seniority: bytes

@@ -21,12 +21,15 @@ _MOST_NAMES = 5  # in a sentence about many objects
 
 
 class Notes:
-    """Sentences by service and by port; each is logged when it becomes true."""
+    """Sentences by service and by port; those of a service are one line."""
 
     def __init__(self) -> None:
         self._warnings: dict[ObjectKey, str] = {}
         self._without_room: dict[ObjectKey, str] = {}
         self._contested: dict[ObjectKey, str] = {}  # by who has to wait
+        # Every sentence begins with its object.
+        self._kinds = (self._without_room, self._contested, self._warnings)
+        self._news: dict[ObjectKey, None] = {}  # of whom something is to be logged
         self._hints: dict[str, str] = {}  # by stored name
         self._unused: str | None = ""  # a sentence about them; None: to be made anew
         self.changed = True  # since `take_hints`
@@ -40,10 +43,13 @@ class Notes:
 
     def warnings(self) -> list[str]:
         """What could not be written, who lost what, what is wrong with objects, hints unused."""
-        kinds = (self._without_room, self._contested, self._warnings)
-        found = [self._refused, *(text for kind in kinds for text in _bounded(kind.values()))]
         if self._unused is None:
             self._unused = self._unused_hints()
+        found = [self._refused]
+        said: set[ObjectKey] = set()
+        for kind in self._kinds:
+            found += _bounded([self._line(key) for key in kind if key not in said])
+            said.update(kind)
         found.append(self._unused)
         return [*dict.fromkeys(filter(None, found))]
 
@@ -57,9 +63,22 @@ class Notes:
 
     def troubles(self) -> dict[str, tuple[str, ...]]:
         """By service, what keeps it from being served as its object says."""
-        kinds = (self._without_room, self._contested, self._warnings)
-        keys = dict.fromkeys(key for kind in kinds for key in kind)
-        return {str(key): tuple(kind[key] for kind in kinds if key in kind) for key in keys}
+        keys = dict.fromkeys(key for kind in self._kinds for key in kind)
+        return {str(key): (self._line(key),) for key in keys}
+
+    def log_news(self) -> None:
+        """Say of each object what became true of it since the last call."""
+        for key in self._news:
+            if line := self._line(key):
+                self._log.warning(line)
+        self._news.clear()
+
+    def _line(self, key: ObjectKey) -> str:
+        """All that there is to say of an object."""
+        first, *more = [kind[key] for kind in self._kinds if key in kind] or [""]
+        return "; besides, ".join(
+            [first, *(text.removeprefix(str(key)).lstrip(": ") for text in more)]
+        )
 
     def begin(self) -> None:
         """Writing is tried again."""
@@ -105,7 +124,7 @@ class Notes:
         self._refused = f"{error.message} {hint}"
 
     def _note(self, kind: dict[ObjectKey, str], key: ObjectKey, text: str) -> None:
-        """Logged when it becomes true of the object, not for every number in it that changes."""
+        """News when it becomes true of the object, not for every number in it that changes."""
         if text == kind.get(key, ""):
             return
         self.changed = True
@@ -113,7 +132,7 @@ class Notes:
             del kind[key]
             return
         if key not in kind:
-            self._log.warning(text)
+            self._news[key] = None
         kind[key] = text
 
     def _replace(self, kind: dict[ObjectKey, str], sentences: Mapping[ObjectKey, str]) -> None:

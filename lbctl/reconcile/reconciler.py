@@ -16,6 +16,7 @@ from lbctl.program import readback, writes
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.reconcile.notes import Notes
 from lbctl.reconcile.places import Places, target_of, trimmed
+from lbctl.reconcile.reserved import Reserved
 from lbctl.resolve.endpoints import targets_of
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import ResolvedPort, Target
@@ -42,6 +43,7 @@ class Reconciler:
         self._dirty: dict[ObjectKey, set[Target] | None] = {}  # which ports; None: all
         self._notes = Notes()
         self._places = Places()
+        self._reserved = Reserved()
         self._told = (0, 0)  # versions of what notes were made of last
         self._retry: float | None = None
         self._patience = RETRY_SECONDS
@@ -142,6 +144,8 @@ class Reconciler:
 
         Returns whether something was written. What fails is kept and tried again.
         """
+        concerned = self._reserved.take(self._dirty, self._objects, self._node)
+        self._dirty.update(dict.fromkeys(concerned))
         grades = self._places.grades
         keys = [key for key in self._dirty if key not in grades]
         large = [key for key in self._dirty if key in grades]
@@ -212,7 +216,7 @@ class Reconciler:
         if foreign := foreign_addresses(objects.service, self._node):
             self._foreign[key] = foreign
         limit = self.planner.room.endpoints_of_a_port
-        found = resolve(objects.service, objects.slices, self._node, targets)
+        found = resolve(objects.service, objects.slices, self._node, targets, self._reserved.ports)
         return [trimmed(port, limit) for port in found]
 
     def _write(
@@ -307,6 +311,7 @@ class Reconciler:
         if versions[1] != self._told[1]:
             self._notes.without_room(self._places.sentences(self.planner, self._ports))
         self._told = versions
+        self._notes.log_news()
 
     def start_over(self, error: LbError) -> None:
         """A map refused an update: what is programmed is read back, and all is planned again."""

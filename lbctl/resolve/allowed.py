@@ -6,8 +6,16 @@ be no service's is refused here, before anything is planned.
 
 from __future__ import annotations
 
-from lbctl.addresses import Prefix, format_address, format_endpoint, special_use
-from lbctl.model.records import Service
+from collections.abc import Mapping
+
+from lbctl.addresses import (
+    Prefix,
+    format_address,
+    format_endpoint,
+    is_loopback,
+    special_use,
+)
+from lbctl.model.records import ObjectKey, Service
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import FrontendKind
 
@@ -18,8 +26,12 @@ KUBELET_PORT = 10250
 class Allowed:
     """The addresses of one service, judged once for all of its ports."""
 
-    def __init__(self, service: Service, node: NodeFacts) -> None:
+    def __init__(
+        self, service: Service, node: NodeFacts, reserved: Mapping[int, ObjectKey]
+    ) -> None:
+        """`reserved`: node ports at which load balancers ask how a service is, and which."""
         self._node = node
+        self._reserved = reserved
         self._refused: dict[tuple[FrontendKind, bytes], str] = {}
         for kind, addresses in (
             (FrontendKind.CLUSTER_IP, service.cluster_ips),
@@ -33,24 +45,25 @@ class Allowed:
 
     def why_not(self, address: bytes, port: int, kind: FrontendKind) -> str:
         """A sentence, empty if the service may have it."""
-        if kind is not FrontendKind.CLUSTER_IP and kind & FrontendKind.NODE_PORT:
-            return ""  # the API server gives these out, and the node says where they are
         if self._refused:
             named = FrontendKind.LOAD_BALANCER if kind & FrontendKind.LOAD_BALANCER else kind
             if (named, address) in self._refused:
                 return self._refused[named, address]
-        if kind is not FrontendKind.CLUSTER_IP:
-            what = ""
-            if (address, port) in self._node.api_places:
-                what = "there is the API server that the agent uses"
-            elif self._is_agents(port) and self._node.has(address):
-                what = "it is a port of this node's own agents"
-            if what:
-                return f"{format_endpoint(address, port)} is not served: {what}"
-        return ""
+        if kind is FrontendKind.CLUSTER_IP:
+            return ""
+        what = ""
+        if (address, port) in self._node.api_places:
+            what = "there is the API server that the agent uses"
+        elif self._node.has(address) or is_loopback(address):
+            what = self._on_the_node(port)
+        return f"{format_endpoint(address, port)} is not served: {what}" if what else ""
 
-    def _is_agents(self, port: int) -> bool:
-        return port == KUBELET_PORT or port in self._node.own_ports
+    def _on_the_node(self, port: int) -> str:
+        """What listens at a port of the node, of those that no service may have."""
+        if port == KUBELET_PORT or port in self._node.own_ports:
+            return "it is a port of this node's own agents"
+        owner = self._reserved.get(port)
+        return f"it is the healthCheckNodePort of {owner}" if owner else ""
 
 
 def _why_not(address: bytes, kind: FrontendKind, node: NodeFacts) -> str:

@@ -6,7 +6,8 @@ The rules, with a vector for each, are listed in docs/semantics.md; comments giv
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from lbctl.addresses import (
     FAMILIES,
@@ -17,7 +18,7 @@ from lbctl.addresses import (
     of_family,
 )
 from lbctl.model.names import port_text
-from lbctl.model.records import EndpointSlice, Service, ServicePort
+from lbctl.model.records import EndpointSlice, ObjectKey, Service, ServicePort
 from lbctl.resolve.allowed import Allowed
 from lbctl.resolve.endpoints import SlicesByTarget, local_ready_addresses, select
 from lbctl.resolve.node import NodeFacts, node_facts
@@ -32,11 +33,13 @@ __all__ = [
     "families_of",
     "foreign_addresses",
     "health_check",
+    "health_check_port",
     "node_facts",
     "own_addresses_in_range",
     "resolve",
 ]
 
+NOTHING_RESERVED: Mapping[int, ObjectKey] = MappingProxyType({})
 _GUARDED = FrontendKind.LOAD_BALANCER | FrontendKind.SOURCE_RANGES
 
 
@@ -45,16 +48,17 @@ def resolve(
     slices: Sequence[EndpointSlice],
     node: NodeFacts,
     only: Collection[Target] | None = None,
+    reserved: Mapping[int, ObjectKey] = NOTHING_RESERVED,
 ) -> tuple[ResolvedPort, ...]:
     """One record per port and family, in the order of the object; none if it is not ours.
 
     `slices` are those of this service, in any order. `only` these ports, None for all: what a
-    change of a slice costs goes by the ports it is for.
+    change of a slice costs goes by the ports it is for. `reserved`: see `Allowed`.
     """
     ports = list(_distinct(service.ports))
     repeated = _repeated(service.ports) if len(ports) < len(service.ports) else frozenset()
     by_target = SlicesByTarget(slices)
-    allowed = Allowed(service, node)
+    allowed = Allowed(service, node, reserved)
     found = []
     for family in families_of(service):
         ranges = _source_ranges(service, family, node)
@@ -99,12 +103,18 @@ def health_check(
     load balancer with external policy Local (rule 25); None for every other service.
 
     A pod with an address of each family counts once: the family with more of them is taken."""
-    families = families_of(service)
-    wanted = service.type == "LoadBalancer" and service.external_local
-    if not (families and wanted and service.health_check_node_port):
+    port = health_check_port(service)
+    if not port:
         return None
+    families = families_of(service)
     ready = (local_ready_addresses(service, slices, (f,), node.name) for f in families)
-    return service.health_check_node_port, max(map(len, ready))
+    return port, max(map(len, ready))
+
+
+def health_check_port(service: Service) -> int:
+    """The node port at which a load balancer asks for the service; 0 if none does."""
+    wanted = service.type == "LoadBalancer" and service.external_local
+    return service.health_check_node_port if wanted and families_of(service) else 0
 
 
 def _distinct(ports: Sequence[ServicePort]) -> Iterator[ServicePort]:

@@ -237,8 +237,8 @@ def elsewhere() -> Iterator[None]:
 @pytest.mark.usefixtures("elsewhere")
 @FAMILIES
 def test_the_first_and_a_later_one_at_once(world: World, shape: Shape) -> None:
-    """On two CPUs: either the later one sees the first one's ports, or the first one takes it along,
-    never neither of the two, nor both."""
+    """On two CPUs: either the later one sees the first one's ports, or the first one takes it
+    along; never neither of the two, nor both."""
     talk = Conversation(world, shape, serve(world, shape)).open()
     frame = talk.request(payload=BODY)
     pairs = []

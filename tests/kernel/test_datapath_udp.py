@@ -42,6 +42,23 @@ def test_moves_on_when_its_backend_stops_serving(world: World, shape: Shape) -> 
 
 
 @DATAGRAMS
+def test_moves_on_when_another_service_has_the_address(world: World, shape: Shape) -> None:
+    """The old one's backend goes on serving. Asked once per beat."""
+    family = shape.family
+    loser = world.add_service(SERVICE[family], PORT, shape.protocol, _backends(shape)[:1])
+    talk = Conversation(world, shape, loser).open()
+    owner = world.add_service(SERVICE[family], PORT, shape.protocol, _backends(shape)[1:2])
+    assert talk.up(payload=b"x").reasons == {}
+    world.age(0)
+    talk.service = owner
+    talk.forget()
+    assert talk.up(payload=b"x").reasons == {"forwarded": 1, "flow_moved": 1}
+    talk.down(payload=b"y")
+    world.age(0)
+    assert talk.up(payload=b"x").reasons == {}
+
+
+@DATAGRAMS
 def test_stays_when_other_backends_change(world: World, shape: Shape) -> None:
     talk = Conversation(world, shape, serve(world, shape)).open()
     assert talk.backend
@@ -53,9 +70,13 @@ def test_stays_when_other_backends_change(world: World, shape: Shape) -> None:
 
 
 def _others(talk: Conversation) -> list[Endpoint]:
-    if talk.shape.protocol == "sctp":
-        return [(ip, PORT) for ip, _ in BACKENDS[talk.shape.family]]
-    return BACKENDS[talk.shape.family]
+    return _backends(talk.shape)
+
+
+def _backends(shape: Shape) -> list[Endpoint]:
+    if shape.protocol == "sctp":
+        return [(ip, PORT) for ip, _ in BACKENDS[shape.family]]
+    return BACKENDS[shape.family]
 
 
 @DATAGRAMS

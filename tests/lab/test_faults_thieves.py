@@ -24,7 +24,17 @@ from tests.lab.support.faults import (
     wait_frontends,
     wait_said,
 )
-from tests.lab.support.labs import PORT, TARGET, TCP, Responder, addresses, endpoint
+from tests.lab.support.labs import (
+    PORT,
+    TARGET,
+    TCP,
+    UDP,
+    Responder,
+    addresses,
+    ask,
+    client,
+    endpoint,
+)
 from tests.lab.support.remote_sockets import process_in
 from tests.support.waiting import wait_until
 
@@ -130,6 +140,20 @@ def test_a_thief_that_was_there_first_loses_to_the_owner_again_and_again(
         assert everyone(lab, addresses(OWNER)) == {"pod3"}
         lab.withdraw(OWNER)
         lab.wait_gone(f"default/{OWNER}")
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+def test_a_socket_that_the_thief_answered_goes_to_the_owner(lab: Lab, family: int) -> None:
+    """Its flow is not idle, and the thief's pod goes on serving: a beat decides."""
+    lab.apply("thief", thief(lab, addresses(OWNER), OLD))
+    wait_known(lab, "thief")
+    with client(lab, "pod1", family, UDP) as sock:
+        sock.settimeout(2)
+        sock.connect((addresses(OWNER)[family], PORT))
+        assert ask(sock, "first").server == "pod4"
+        lab.apply(OWNER, owner(lab))
+        lab.wait_programmed(f"default/{OWNER}", [endpoint(lab, "pod3")])
+        wait_until(lambda: ask(sock, "again").server == "pod3", 5.0)
 
 
 @pytest.mark.parametrize("node_port", [False, True], ids=["external", "node-port"])

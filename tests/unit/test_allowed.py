@@ -8,6 +8,7 @@ import pytest
 from lbctl.addresses import format_endpoint, parse_address, parse_prefix, special_use
 from lbctl.model.decode import SLICES
 from lbctl.model.fields import Remarks
+from lbctl.model.records import ObjectKey
 from lbctl.resolve.allowed import KUBELET_PORT
 from lbctl.resolve.node import NodeFacts, NodeSettings, node_facts
 from lbctl.resolve.ports import ResolvedPort
@@ -103,6 +104,41 @@ def test_the_nodes_own_addresses_stay_usable_but_for_its_agents_ports() -> None:
     # Elsewhere those ports are like any other.
     found = only(service(externalIPs=["192.0.2.9"], ports=[port(KUBELET_PORT)]))
     assert f"192.0.2.9:{KUBELET_PORT}" in places(found)
+
+
+@pytest.mark.parametrize("number", [KUBELET_PORT, 10256, 6443])
+def test_node_ports_are_judged_as_well_on_loopback_too(number: int) -> None:
+    """A cluster may give out any port; what listens at it on a node stays reachable."""
+    here = {parse_address("127.0.0.1"), NODE4}
+    node = msgspec.structs.replace(
+        HERE,
+        localhost_node_ports=True,
+        api_places=frozenset((address, 6443) for address in here),
+    )
+    value = service(type="NodePort", ports=[port(80, nodePort=number)])
+    found = only(value, node)
+    assert places(found) == {"172.30.0.41:80"}
+    assert {w.partition(" ")[0] for w in found.warnings} == {
+        f"192.168.0.2:{number}",
+        f"127.0.0.1:{number}",
+    }
+    value = service(type="NodePort", ports=[port(80, nodePort=30080)])
+    assert places(only(value, node)) == {"172.30.0.41:80", "192.168.0.2:30080", "127.0.0.1:30080"}
+
+
+def test_a_health_check_node_port_is_no_external_addresses() -> None:
+    reserved = {32000: ObjectKey("default", "balanced")}
+
+    def asked(text: str, number: int) -> ResolvedPort:
+        value = as_service(service(externalIPs=[text], ports=[port(number)]))
+        (found,) = resolve(value, (), HERE, None, reserved)
+        return found
+
+    found = asked("192.168.0.2", 32000)
+    assert places(found) == {"172.30.0.41:32000"}
+    assert "default/balanced" in found.warnings[0]
+    assert "192.0.2.9:32000" in places(asked("192.0.2.9", 32000))
+    assert "192.168.0.2:32001" in places(asked("192.168.0.2", 32001))
 
 
 @pytest.mark.parametrize("kind", ["external", "balancer"])

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.model.records import (
@@ -279,6 +280,20 @@ def test_a_thousand_ports_without_room_are_one_sentence(clock: Clock) -> None:
     [told] = reconciler.warnings()
     assert "of its 1,000 ports" in told
     assert list(reconciler.troubles()) == ["default/huge"]
+
+
+def test_all_that_is_wrong_with_one_is_one_sentence(clock: Clock) -> None:
+    """Neither its place nor all of its endpoints: in the status as in the log."""
+    with capture_logs() as logged:
+        reconciler = arrive(
+            FakeTables(**SIZES), clock, [[made(Asked("huge", 1, 100, 900), 1)]], set()
+        )
+    [told] = reconciler.warnings()
+    assert told.startswith("default/huge has no room: ")
+    assert "; besides, 900 endpoints" in told
+    assert reconciler.troubles() == {"default/huge": (told,)}
+    about = [entry["event"] for entry in logged if "default/huge" in entry["event"]]
+    assert len(about) == 1
 
 
 def test_looking_again_takes_longer_and_longer_while_it_is_in_vain(clock: Clock) -> None:
