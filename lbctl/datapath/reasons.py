@@ -38,8 +38,8 @@ SENTENCES = {
         "The packet has more IPv6 extension headers than are followed: it is dropped."
     ),
     "fragment_unmatched": (
-        "A fragment waited in vain for the first one of its datagram, or was too large to wait: it is "
-        "dropped."
+        "A fragment waited in vain for the first one of its datagram, or was too large to wait: it "
+        "is dropped."
     ),
     "flows_full": (
         "The table of connections has no room for another (--flows): the packet is dropped, and "

@@ -7,7 +7,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,25 +17,10 @@ from ebpf.kernel import bpffs
 from lbctl import status
 from lbctl.datapath import consts
 from lbctl.host.removal import survey
-from tests.lab.support.agent_process import BOUND, ROOT, SERVICE, Node, ip
+from tests.lab.support.agent_process import BOUND, ROOT, SERVICE, Node, ip, slice_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
-
-
-def slice_of(*addresses: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": "web-1",
-            "namespace": "default",
-            "labels": {"kubernetes.io/service-name": "web"},
-        },
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-        "endpoints": [{"addresses": [a], "conditions": {"ready": True}} for a in addresses],
-    }
 
 
 UPLINK = {"uplink0-ingress", "uplink0-egress"}

@@ -22,9 +22,9 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from lbctl.lab.cluster import Lab
-from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, targets
+from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, steady_lab, targets
 from tests.lab.support.external import Exposed
-from tests.lab.support.labs import TARGET, Responder, ask, connected, endpoint
+from tests.lab.support.labs import TARGET, ask, connected, endpoint
 from tests.lab.support.labs import TCP as STREAM
 from tests.lab.support.raw_frames import Wire, about, flags_of, mac_of, next_port, wire
 
@@ -46,14 +46,10 @@ MULTICASTS = ("01:00:5e:00:00:01", "33:33:00:00:00:01", "ff:ff:ff:ff:ff:ff")
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab("ff", nodes=1, pods=3)
-    with Responder() as responder:
-        responder.serve(made, [pod.name for pod in made.pods])
-        STEADY.publish(made, SERVERS)
+    with steady_lab(make_lab, "ff", SERVERS, nodes=1, pods=3) as made:
         EMPTY.publish(made, [])
         ONE.publish(made, ["pod2"])
         yield made
-    made.down()
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,13 @@ import pytest
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import JsonObject, Port
 from lbctl.lab.state import AgentOptions
-from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, targets
+from tests.lab.support.bystanders import Bystanders, bystanders, steady_lab, targets
 from tests.lab.support.faults import answers, frontends, service, wait_said, wait_silent
 from tests.lab.support.labs import (
     PORT,
     PORTS,
     TARGET,
     TCP,
-    Responder,
     addresses,
     ask,
     client,
@@ -50,12 +49,8 @@ print("done")
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     small = AgentOptions(services=SERVICES, endpoints=ENDPOINTS, flows=FLOWS)
-    made = make_lab("fm", nodes=1, pods=3, options=small)
-    with Responder() as responder:
-        responder.serve(made, [pod.name for pod in made.pods])
-        STEADY.publish(made, SERVERS)
+    with steady_lab(make_lab, "fm", SERVERS, nodes=1, pods=3, options=small) as made:
         yield made
-    made.down()
 
 
 @pytest.fixture

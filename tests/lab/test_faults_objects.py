@@ -10,9 +10,9 @@ import pytest
 
 from lbctl.lab import objects, state
 from lbctl.lab.cluster import Lab
-from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, targets
+from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, steady_lab, targets
 from tests.lab.support.faults import answers, frontends, lines, logged, service, wait_said
-from tests.lab.support.labs import PORT, PORTS, Responder, addresses, endpoint
+from tests.lab.support.labs import PORT, PORTS, addresses, endpoint
 
 pytestmark = pytest.mark.lab
 
@@ -25,12 +25,8 @@ MOST_LOGGED = 60
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab("fo", nodes=2, pods=2)
-    with Responder() as responder:
-        responder.serve(made, [pod.name for pod in made.pods])
-        STEADY.publish(made, SERVERS)
+    with steady_lab(make_lab, "fo", SERVERS, nodes=2, pods=2) as made:
         yield made
-    made.down()
 
 
 @pytest.fixture(scope="module")

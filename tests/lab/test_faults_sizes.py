@@ -12,7 +12,7 @@ import pytest
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import JsonObject, Port
 from lbctl.lab.state import AgentOptions
-from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, targets
+from tests.lab.support.bystanders import Bystanders, bystanders, steady_lab, targets
 from tests.lab.support.faults import (
     Served,
     answers,
@@ -24,7 +24,7 @@ from tests.lab.support.faults import (
     wait_said,
     wait_silent,
 )
-from tests.lab.support.labs import TARGET, Responder, addresses, publish
+from tests.lab.support.labs import TARGET, addresses, publish
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -77,12 +77,8 @@ WISHES: dict[str, Callable[[Lab], list[JsonObject]]] = {
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab("fs", nodes=2, pods=2, options=SMALL)
-    with Responder() as responder:
-        responder.serve(made, [pod.name for pod in made.pods])
-        STEADY.publish(made, SERVERS)
+    with steady_lab(make_lab, "fs", SERVERS, nodes=2, pods=2, options=SMALL) as made:
         yield made
-    made.down()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import JsonObject, Port
-from tests.lab.support.bystanders import STEADY, Bystanders, bystanders, targets
+from tests.lab.support.bystanders import Bystanders, bystanders, steady_lab, targets
 from tests.lab.support.faults import (
     NEW,
     OLD,
@@ -29,7 +29,6 @@ from tests.lab.support.labs import (
     TARGET,
     TCP,
     UDP,
-    Responder,
     addresses,
     ask,
     client,
@@ -51,12 +50,8 @@ TIMES = {"older": OLD, "newer": NEW}
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab("ft", nodes=2, pods=2)
-    with Responder() as responder:
-        responder.serve(made, [pod.name for pod in made.pods])
-        STEADY.publish(made, SERVERS)
+    with steady_lab(make_lab, "ft", SERVERS, nodes=2, pods=2) as made:
         yield made
-    made.down()
 
 
 @pytest.fixture(scope="module")

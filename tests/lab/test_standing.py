@@ -17,7 +17,7 @@ import pytest
 
 from ebpf.instance import Instance
 from ebpf.kernel import bpffs
-from tests.lab.support.agent_process import BOUND, SERVICE, Node, ip
+from tests.lab.support.agent_process import BOUND, SERVICE, Node, ip, slice_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -67,21 +67,6 @@ def node(tmp_path: Path) -> Iterator[Hurried]:
         yield made
     finally:
         made.close()
-
-
-def slice_of(*addresses: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": "web-1",
-            "namespace": "default",
-            "labels": {"kubernetes.io/service-name": "web"},
-        },
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-        "endpoints": [{"addresses": [a], "conditions": {"ready": True}} for a in addresses],
-    }
 
 
 def node_called(name: str) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbctl.lab.cluster import Lab
 from tests.lab.support.external import Exposed
+from tests.lab.support.labs import Responder
 from tests.support.waiting import wait_until
 
 SCRIPT = Path(__file__).with_name("bystander_traffic.py")
@@ -111,6 +112,19 @@ class Bystanders:
     def close(self) -> None:
         for client in self._clients:
             client.close()
+
+
+@contextmanager
+def steady_lab(
+    make_lab: Callable[..., Lab], name: str, servers: Sequence[str], **options: Any
+) -> Iterator[Lab]:
+    """A lab whose pods all answer, with the service that bystanders call."""
+    made = make_lab(name, **options)
+    with Responder() as responder:
+        responder.serve(made, [pod.name for pod in made.pods])
+        STEADY.publish(made, servers)
+        yield made
+    made.down()
 
 
 @contextmanager
