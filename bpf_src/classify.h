@@ -80,6 +80,7 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 	const struct config *c = get_config();
 	struct packet p;
 	bool cluster_ip;
+	u32 early = 0;
 	int reason = parse_addresses(skb, &p, from);
 
 	if (!c)
@@ -97,12 +98,15 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 	cluster_ip = maybe_service(&p.dst, 1);
 	reason = ports_or_reason(skb, &p);
 	if (reason) {
-		if (reason == REASON_FRAGMENT_UNMATCHED && has_ports(p.proto))
-			return hand_fragment(skb, &p, FAMILY_PROGRAM(STASH),
-					     is_cluster_ip(c, &p) ? EARLY_OURS : 0);
+		bool ours = is_cluster_ip(c, &p);
+
+		if (reason == REASON_FRAGMENT_UNMATCHED && has_ports(p.proto)) {
+			early = ours ? EARLY_OURS : 0;
+			goto fragment;
+		}
 		/* An address that is also the node's own gets what the stack makes of it. */
 		count(skb, reason);
-		return is_cluster_ip(c, &p) ? DROP : PASS;
+		return ours ? DROP : PASS;
 	}
 	save_packet(skb, &p);
 #ifndef TRACE
@@ -114,10 +118,11 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 #ifdef TRACE
 	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
 #else
-	if (p.fragment == FRAGMENT_FIRST && may_be_awaited(&p))
-		return hand_fragment(skb, &p, FAMILY_PROGRAM(RELEASE), 0);
-	return hand_to(skb, FAMILY_PROGRAM(SERVICE));
+	if (p.fragment != FRAGMENT_FIRST)
+		return hand_to(skb, FAMILY_PROGRAM(SERVICE));
 #endif
+fragment:
+	return hand_fragment(skb, &p, early);
 }
 
 /* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
@@ -146,7 +151,7 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 		/* What has a socket was cut here, in order. */
 		if (skb->sk || !maybe_endpoint(&p.src, 0))
 			return PASS;
-		return hand_fragment(skb, &p, FAMILY_PROGRAM(STASH), EARLY_GOING_OUT);
+		goto fragment;
 	}
 	if (to != ORIGIN_POD && calls_service(skb, &p)) {
 		p.origin = ORIGIN_NODE;
@@ -158,11 +163,13 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 	if (!maybe_endpoint(&p.src, p.sport) && !is_own_port(c, p.sport) &&
 	    !same_address(&p.src, &p.dst))
 		return PASS;
-	save_packet(skb, &p);
 	if (p.fragment == FRAGMENT_FIRST) {
 		remember_fragment(&p);
-		if (!skb->sk && may_be_awaited(&p))
-			return hand_fragment(skb, &p, FAMILY_PROGRAM(RELEASE), EARLY_GOING_OUT);
+		if (!skb->sk)
+			goto fragment;
 	}
+	save_packet(skb, &p);
 	return hand_to(skb, FAMILY_PROGRAM(REPLY));
+fragment:
+	return hand_fragment(skb, &p, EARLY_GOING_OUT);
 }

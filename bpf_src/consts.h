@@ -191,10 +191,8 @@ enum program {
 	PROGRAM_NODE_FLOW6,
 	PROGRAM_NODE_SEND4, /* ... translated: to the device that leads to the backend */
 	PROGRAM_NODE_SEND6,
-	PROGRAM_STASH4, /* a fragment before the first of its datagram: waits (stash.h) */
-	PROGRAM_STASH6,
-	PROGRAM_RELEASE4, /* a first fragment for which others may wait */
-	PROGRAM_RELEASE6,
+	PROGRAM_FRAGMENT4, /* one that is early, or the first, for which others may wait */
+	PROGRAM_FRAGMENT6,
 	PROGRAM_MAX,
 };
 

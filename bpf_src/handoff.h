@@ -15,7 +15,7 @@
 struct handoff {
 	union {
 		__u32 reply;	   /* to track and upkeep: the packet goes to the client */
-		__u32 early;	   /* to stash and release: enum early */
+		__u32 early;	   /* to fragment: enum early */
 		__u32 old_flow;	   /* to connect: a flow with the packet's tuple is in the way */
 		__u32 client_port; /* to open: what the backend is to see, network byte order */
 		__u32 reason; /* in the trace variant, which follows no flows: for the caller */
@@ -23,7 +23,7 @@ struct handoff {
 	union {
 		__u32 service; /* to masquerade and node_flow, and to the trace variant's caller:
 				  whose backend it is */
-		__u32 fragment_id; /* to stash and release */
+		__u32 fragment_id; /* to fragment */
 	};
 	union {
 		__u32 backend;	   /* to masquerade and node_flow: id | generation << 24 */

@@ -44,20 +44,20 @@ struct stash_place {
 
 /* Which datagram, and which hook it came to: one may meet several on its way. */
 INLINE void make_stash_key(struct stash_key *key, const struct __sk_buff *skb,
-			   const struct packet *p, u32 id, bool going_out)
+			   const struct packet *p, bool going_out)
 {
 	__builtin_memset(key, 0, sizeof(*key));
 	widen(&key->src, &p->src);
 	widen(&key->dst, &p->dst);
-	key->id = id;
+	key->id = p->id;
 	key->ifindex = skb->ifindex;
 	key->proto = p->proto;
 	key->going_out = going_out;
 }
 
-INLINE void find_place(struct stash_place *place, const struct packet *p, u32 id)
+INLINE void find_place(struct stash_place *place, const struct packet *p)
 {
-	u32 h = (filter_hash(&p->src, p->proto) ^ id) * 0x85ebca6b ^ filter_hash(&p->dst, 0);
+	u32 h = (filter_hash(&p->src, p->proto) ^ p->id) * 0x85ebca6b ^ filter_hash(&p->dst, 0);
 
 	h ^= h >> 15;
 	h *= 0x2c1b3c6d;
@@ -84,30 +84,23 @@ INLINE bool swap_head(u64 *head, u64 old, u64 new)
 	return __sync_val_compare_and_swap(head, old, new) == old;
 }
 
-/* May something wait for this first fragment, whose ports were just remembered? The look is a
- * locked one: it must not come before what was remembered can be seen, since whoever puts a
- * fragment here looks for that afterwards. */
-INLINE bool may_be_awaited(const struct packet *p)
+/* May something wait for a first fragment, whose ports were just remembered? The look is a locked
+ * one: it must not come before what was remembered can be seen, since whoever puts a fragment here
+ * looks for that afterwards. */
+INLINE bool may_be_awaited(struct stash_bucket *bucket, u32 now)
 {
-	struct stash_bucket *bucket;
-	struct stash_place place;
-	u64 newest;
+	u64 newest = __sync_val_compare_and_swap(&bucket->newest, 0, 0);
 
-	find_place(&place, p, p->id);
-	bucket = stash_buckets.lookup(&place.bucket);
-	if (!bucket)
-		return false;
-	newest = __sync_val_compare_and_swap(&bucket->newest, 0, 0);
-	return newest && (s32)(now() - (u32)newest) <= STASH_TICKS;
+	return newest && (s32)(now - (u32)newest) <= STASH_TICKS;
 }
 
-/* `early`: enum early. */
-INLINE int hand_fragment(struct __sk_buff *skb, const struct packet *p, u32 program, u32 early)
+/* A first fragment, or one without a first. `early`: enum early. */
+INLINE int hand_fragment(struct __sk_buff *skb, const struct packet *p, u32 early)
 {
 	save_packet(skb, p);
 	handoff(skb)->early = early;
 	handoff(skb)->fragment_id = p->id;
-	return hand_to(skb, program);
+	return hand_to(skb, FAMILY_PROGRAM(FRAGMENT));
 }
 
 /* The place to put a fragment: free, else of the one that waits longest. One that is being written
@@ -177,53 +170,58 @@ INLINE bool fill_slot(struct __sk_buff *skb, struct stash_slot *slot, const stru
 	return !bpf_skb_load_bytes(skb, p->l3, slot->bytes, length);
 }
 
-/* What becomes of a fragment that is early. Where the address may be somebody else's as well, it
- * goes on as it is, and what waits is a copy: nobody's datagram is lost for our sake. */
-INLINE int stash_fragment(struct __sk_buff *skb)
+/* Lets a fragment wait. Where its head is, and what that says; 0 if there was no place for it. */
+INLINE u64 *put_fragment(struct __sk_buff *skb, const struct packet *p, u32 early, u64 *head)
 {
-	u32 id = handoff(skb)->fragment_id, chosen, n, tick = now();
-	bool going_out = handoff(skb)->early & EARLY_GOING_OUT;
-	bool ours = handoff(skb)->early & EARLY_OURS, kept = false;
+	u32 chosen, n, tick = now();
 	struct stash_bucket *bucket;
 	struct stash_place place;
 	struct stash_slot *slot;
-	struct packet p;
-	u64 head;
+	bool kept = false;
 
-	if (!restore_packet(skb, &p))
-		return PASS;
-	find_place(&place, &p, id);
+	find_place(&place, p);
 	bucket = stash_buckets.lookup(&place.bucket);
 	if (!bucket)
-		goto not_kept;
+		return 0;
 	chosen = take_slot(skb, bucket, tick);
 	if (chosen >= STASH_BUCKET_SLOTS)
-		goto not_kept;
+		return 0;
 	n = place.bucket * STASH_BUCKET_SLOTS + chosen;
 	slot = stash.lookup(&n);
 	if (slot) {
-		make_stash_key(&slot->key, skb, &p, id, going_out);
-		kept = fill_slot(skb, slot, &p);
+		make_stash_key(&slot->key, skb, p, early & EARLY_GOING_OUT);
+		kept = fill_slot(skb, slot, p);
 	}
-	head = kept ? STASH_HEAD(ours ? STASH_WAITING : STASH_COPY, place.tag, tick) : STASH_FREE;
+	*head = kept ? STASH_HEAD(early & EARLY_OURS ? STASH_WAITING : STASH_COPY, place.tag, tick)
+		     : STASH_FREE;
 	bucket->newest = (u64)1 << 32 | tick;
-	swap_head(&bucket->heads[chosen], STASH_WRITING, head);
-	if (!kept)
-		goto not_kept;
-	/* The first one may have come meanwhile, and not have seen this one. */
-	p.id = id;
-	if (recall_fragment(&p) && swap_head(&bucket->heads[chosen], head, STASH_FREE)) {
-		u32 bare = p.l3 ? 0 : BARE_LINK;
+	swap_head(&bucket->heads[chosen], STASH_WRITING, *head);
+	return kept ? &bucket->heads[chosen] : 0;
+}
 
-		handoff(skb)->from = p.origin | bare;
-		if (going_out)
-			return hand_to(skb, FAMILY_PROGRAM(TO_NET));
-		return hand_to(skb, FAMILY_PROGRAM(FROM_NET));
-	}
-	return ours ? DROP : PASS;
-not_kept:
-	if (ours)
+/* Through the hook's programs from the beginning. */
+INLINE int begin_again(struct __sk_buff *skb, const struct packet *p, bool going_out)
+{
+	u32 bare = p->l3 ? 0 : BARE_LINK;
+
+	handoff(skb)->from = p->origin | bare;
+	return going_out ? hand_to(skb, FAMILY_PROGRAM(TO_NET))
+			 : hand_to(skb, FAMILY_PROGRAM(FROM_NET));
+}
+
+/* What becomes of a fragment that is early. Where the address may be somebody else's as well, it
+ * goes on as it is, and what waits is a copy: nobody's datagram is lost for our sake. */
+INLINE int stash_fragment(struct __sk_buff *skb, struct packet *p, u32 early)
+{
+	bool ours = early & EARLY_OURS;
+	u64 *place, head;
+
+	place = put_fragment(skb, p, early, &head);
+	if (!place && ours)
 		count(skb, REASON_FRAGMENT_UNMATCHED);
+	/* The first one may have come meanwhile, and not have seen this one. */
+	if (place && recall_fragment(p) && swap_head(place, head, STASH_FREE))
+		return begin_again(skb, p, early & EARLY_GOING_OUT);
 	return ours ? DROP : PASS;
 }
 
@@ -237,24 +235,21 @@ INLINE bool become(struct __sk_buff *skb, const struct stash_slot *slot, u32 l3)
 	return !bpf_skb_store_bytes(skb, l3, slot->bytes, length, BPF_F_RECOMPUTE_CSUM);
 }
 
-/* A first fragment whose ports are remembered, and for which something may wait. Its checksum is
- * not one that a device would have to fill in: that field's place is in the first one alone. */
-INLINE int release_fragments(struct __sk_buff *skb)
+/* A first fragment whose ports are remembered. Nothing can be made of one whose checksum a device
+ * is to fill in: that field is in the first one alone. */
+INLINE int release_fragments(struct __sk_buff *skb, const struct packet *p, bool going_out)
 {
-	bool going_out = handoff(skb)->early & EARLY_GOING_OUT, sent = false;
 	u32 i, ifindex = skb->ifindex, tick = now();
 	u64 flags = going_out ? 0 : BPF_F_INGRESS;
 	struct stash_bucket *bucket;
 	struct stash_place place;
 	struct stash_key key;
-	struct packet p;
+	bool sent = false;
 
-	if (!restore_packet(skb, &p))
-		return DROP;
-	find_place(&place, &p, handoff(skb)->fragment_id);
-	make_stash_key(&key, skb, &p, handoff(skb)->fragment_id, going_out);
+	find_place(&place, p);
+	make_stash_key(&key, skb, p, going_out);
 	bucket = stash_buckets.lookup(&place.bucket);
-	if (!bucket || checksum_kind(skb) == CHECKSUM_PARTIAL)
+	if (!bucket || !may_be_awaited(bucket, tick) || checksum_kind(skb) == CHECKSUM_PARTIAL)
 		goto alone;
 #pragma clang loop unroll(disable)
 	for (i = 0; i < STASH_BUCKET_SLOTS; i++) {
@@ -275,7 +270,7 @@ INLINE int release_fragments(struct __sk_buff *skb)
 		if (!sent)
 			bpf_clone_redirect(skb, ifindex, flags);
 		sent = true;
-		made = become(skb, slot, p.l3 & L3_MASK);
+		made = become(skb, slot, p->l3 & L3_MASK);
 		swap_head(&bucket->heads[i], STASH_WRITING, STASH_FREE);
 		if (made)
 			bpf_clone_redirect(skb, ifindex, flags);
@@ -287,4 +282,17 @@ INLINE int release_fragments(struct __sk_buff *skb)
 alone:
 	return going_out ? hand_to(skb, FAMILY_PROGRAM(REPLY))
 			 : hand_to(skb, FAMILY_PROGRAM(SERVICE));
+}
+
+INLINE int fragment(struct __sk_buff *skb)
+{
+	u32 early = handoff(skb)->early;
+	struct packet p;
+
+	if (!restore_packet(skb, &p))
+		return DROP;
+	p.id = handoff(skb)->fragment_id;
+	if (p.fragment == FRAGMENT_LATER)
+		return stash_fragment(skb, &p, early);
+	return release_fragments(skb, &p, early & EARLY_GOING_OUT);
 }

@@ -173,12 +173,7 @@ PROGRAM(FAMILY_NAME(icmp_to_pod))
 	return icmp_error(skb, true);
 }
 
-PROGRAM(FAMILY_NAME(stash))
+PROGRAM(FAMILY_NAME(fragment))
 {
-	return stash_fragment(skb);
-}
-
-PROGRAM(FAMILY_NAME(release))
-{
-	return release_fragments(skb);
+	return fragment(skb);
 }

@@ -117,6 +117,7 @@ struct stash_key {
 struct stash_slot {
 	struct stash_key key;
 	__u32 length;
+	__u32 pad;
 	__u8 bytes[STASH_BYTES]; /* the packet from its IP header on */
 };
 
