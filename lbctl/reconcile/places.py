@@ -58,13 +58,23 @@ class Places:
         self.grades: dict[ObjectKey, int] = {}  # of services that are not small
         self.changed = False  # since `choose`: in a way that may change who is to be served
         self.version = 0  # grows with every change of `waiting`
+        self._judged = 0  # grows with every service that is looked at
+        self._chosen_at = 0  # what that was at `choose`
         self._totals: dict[ObjectKey, Need] = {}  # what services of many ports ask for
+
+    @property
+    def last(self) -> dict[ObjectKey, int]:
+        """Grades of the services that come after those among which age decides. These alone must
+        leave a part when they are written after `choose`: for the others the rule has counted
+        what was there before them, and what came later may have filled that part."""
+        return {key: grade for key, grade in self.grades.items() if rank(grade)}
 
     def judge(
         self, planner: Planner, key: ObjectKey, names: Sequence[str], ports: Sequence[ResolvedPort]
     ) -> None:
         """How much a service asks for, of whose ports (`names`) these were resolved anew. Before
         they are planned."""
+        self._judged += 1
         if not names:
             self.grades.pop(key, None)
             self._totals.pop(key, None)
@@ -155,7 +165,7 @@ class Places:
         if self.changed:
             return True
         used, room = planner.used, planner.room
-        if self.grades and not used.fits(room.for_large):
+        if self.grades and self._judged != self._chosen_at and not used.fits(room.for_large):
             return True
         return any(
             used.plus(waiting.need)
@@ -175,7 +185,8 @@ class Places:
         As long as there is room for all among which age decides, only the others are gone through.
         """
         self.changed = False
-        last = {key for key, grade in self.grades.items() if rank(grade)}
+        self._chosen_at = self._judged
+        last = self.last
         large = {name for key in last for name in ports.get(key, ())}
         others = planner.used.minus(sum_of(_served(planner, name) for name in large))
         for name, waiting in self.waiting.items():

@@ -220,14 +220,18 @@ class Reconciler:
         return [trimmed(port, limit) for port in found]
 
     def _write(
-        self, changes: dict[str, ResolvedPort | None], queued: Mapping[str, Exhausted] = NO_ONE
+        self,
+        changes: dict[str, ResolvedPort | None],
+        queued: Mapping[str, Exhausted] = NO_ONE,
+        grades: Mapping[ObjectKey, int] | None = None,
     ) -> bool:
-        """Plan changes and carry them out, but for those `queued`."""
+        """Plan changes and carry them out, but for those `queued`. `grades`: of the services that
+        have to leave a part to others; None for all that are not small."""
         now, places = time.monotonic(), self._places
         wanted = changes
         if queued:
             wanted = {name: port for name, port in changes.items() if name not in queued}
-        plan = self.planner.plan(wanted, now, places.grades)
+        plan = self.planner.plan(wanted, now, places.grades if grades is None else grades)
         self.housekeeper.expect(plan)
         try:
             writes.apply(plan, self._tables)
@@ -273,7 +277,7 @@ class Reconciler:
             wrote = self._write(dict.fromkeys(choice.out))
             places.waiting.update(leaving)
         if choice.into and not self.refused:
-            wrote |= self._write(self._resolved_again(choice.into))
+            wrote |= self._write(self._resolved_again(choice.into), grades=places.last)
         if wrote:
             self._patience = RETRY_SECONDS
         self._look_again = now + self._waited()
