@@ -6,6 +6,7 @@ On interfaces of a namespace, since a test run does not show what a program send
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +19,7 @@ from tests.kernel.support.conversation import CLIENT, PORT, Conversation, serve
 from tests.kernel.support.fragments import cut, joined, offset_of
 from tests.kernel.support.packets import Shape
 from tests.kernel.support.programs import Space, unique
-from tests.kernel.support.router import FAR, NEAR, Router
+from tests.kernel.support.router import FAR, NEAR, TUNNEL, Router
 from tests.kernel.support.two_cpus import at_once
 from tests.kernel.support.uplink import NODE_PORT, node_port
 from tests.kernel.support.world import NODE, World
@@ -133,6 +134,33 @@ def test_from_an_uplink_at_an_address_of_the_node(
             arrived(out, expected)
     finally:
         router.detach()
+
+
+@FAMILIES
+def test_on_a_device_without_link_header(router: Router, world: World, shape: Shape) -> None:
+    """Requests come out of a tunnel, replies go into it."""
+    client = {4: "10.9.0.2", 6: "fd00:9::2"}[shape.family]
+    link = {4: bytes(12) + b"\x08\x00", 6: bytes(12) + b"\x86\xdd"}[shape.family]
+    talk = Conversation(world, shape, serve(world, shape), client=client).open()
+    assert talk.backend
+    request, reply = talk.request(payload=BODY), talk.reply(payload=BODY)
+    end = router.add_tunnel([client])
+    try:
+        router.attach(world, TUNNEL, "ingress", "entry_from_tunnel")
+        router.attach(world, TUNNEL, "egress", "entry_to_tunnel")
+        for order in ORDERS[::3]:
+            packets_in = [part[len(link) :] for part in shuffled(request, order)]
+            got = router.out_of_tunnel(end, packets_in, len(order))
+            arrived(got, model.rewrite(request, dst=talk.backend[0], dport=talk.backend[1]))
+            count = order.index(0) + len(order)
+            sent = router.into_tunnel(end, shuffled(reply, order), count)
+            left = [link + packet for packet in sent if packet[0] >> 4 == shape.family]
+            as_they_are, out = by_source(left, talk.address)
+            assert len(as_they_are) == order.index(0)
+            arrived(out, model.rewrite(reply, src=talk.address, sport=PORT))
+    finally:
+        router.detach()
+        os.close(end)
 
 
 @FAMILIES

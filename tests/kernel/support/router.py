@@ -4,7 +4,10 @@ ears and mouths at both ends."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
+import struct
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +24,10 @@ ENDS = {NEAR: "right", FAR: "far"}
 MACS = {NEAR: "02:00:00:00:01:01", FAR: "02:00:00:00:02:01"}
 # Of nobody: the ends are of the same kernel, which must not forward what arrives there.
 OTHERS = {NEAR: "02:00:00:00:01:99", FAR: "02:00:00:00:02:99"}
+TUNNEL = "tunnel"
 _ETH_P_ALL = 0x0003
+_TUNSETIFF = 0x400454CA  # linux/if_tun.h, as the next two
+_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 _SOON = 2.0  # seconds in which what was sent comes out
 
 
@@ -90,6 +96,44 @@ class Router:
         for frame in frames:
             self._ears[sender].send(mac + frame[12:])
         return self._heard(out, count)
+
+    def add_tunnel(self, beyond: Iterable[str]) -> int:
+        """A device without link header that leads to these addresses. Returns its other end: a
+        descriptor that takes and gives packets."""
+
+        def make() -> int:
+            end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+            wanted = struct.pack("16sH", TUNNEL.encode(), _IFF_TUN | _IFF_NO_PI)
+            fcntl.ioctl(end, _TUNSETIFF, wanted.ljust(40, b"\0"))
+            return end
+
+        end = self._space.run(make)
+        self._space.ip("link", "set", TUNNEL, "addrgenmode", "none", "up")
+        for address in beyond:
+            self._space.ip("route", "add", address, "dev", TUNNEL)
+        return end
+
+    def out_of_tunnel(self, end: int, packets: Sequence[bytes], count: int) -> list[bytes]:
+        """What comes out at the far end when these packets come in by the tunnel."""
+        self._drain()
+        for packet in packets:
+            os.write(end, packet)
+        return self._heard(ENDS[FAR], count)
+
+    def into_tunnel(self, end: int, frames: Sequence[bytes], count: int) -> list[bytes]:
+        """Packets that leave by the tunnel when these frames come in at the far end."""
+        self.through(FAR, frames, 0)
+        found: list[bytes] = []
+        until = time.monotonic() + _SOON
+        while len(found) < count and time.monotonic() < until:
+            try:
+                packet = os.read(end, 65535)
+            except BlockingIOError:
+                time.sleep(0.001)
+                continue
+            if packet[0] >> 4 == 4 or packet[8:10] != b"\xfe\x80":  # the kernel's own
+                found.append(packet)
+        return found
 
     def _drain(self) -> None:
         for ear in self._ears.values():
