@@ -61,6 +61,7 @@ class StatusRecord(msgspec.Struct, frozen=True):
     source: SourceState = SourceState("")
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()
+    conditions: dict[str, int] = {}  # how many things are wrong, by kind (lbctl/troubles.py)
 
 
 def path_of(pin_dir: Path) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
@@ -45,8 +45,11 @@ class Interfaces:
         uplinks: Collection[str],
         pod_patterns: Collection[str],
         keeper: Keeper,
+        corrected: Callable[[], object],
     ) -> None:
+        """`corrected` is called whenever programs that others took away were put back."""
         self._attacher = attacher
+        self._corrected = corrected
         self._wanted = Wanted(uplinks=uplinks, pods=pod_patterns)
         self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # to the thread
         self._heard = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # from it
@@ -129,7 +132,7 @@ class Interfaces:
         """The thread's work."""
         beat.interrupt = lambda: os.eventfd_write(self._told, 1)
         with netlink.Watch() as watch:  # before the first look: nothing is missed in between
-            attaching = Attaching(self._attacher, watch, beat)
+            attaching = Attaching(self._attacher, watch, beat, self._corrected)
             published = 0.0
             while not beat.stopping.is_set():
                 attaching.want(self._wanted)

@@ -19,7 +19,7 @@ from ebpf.compile import compiler
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
-from lbctl.agent import memory
+from lbctl.agent import measures, memory
 from lbctl.agent.beat import Beat
 from lbctl.agent.control import Control
 from lbctl.agent.facts import Facts
@@ -32,10 +32,12 @@ from lbctl.agent.report import WRITING_SECONDS, Report, StatusWriter
 from lbctl.agent.routine import Routine
 from lbctl.agent.sockets import SocketHooks
 from lbctl.agent.stalesockets import CLOSING_SECONDS, StaleSockets
+from lbctl.agent.syncs import Syncs
 from lbctl.config.settings import Settings
 from lbctl.config.watch import FollowedFile
 from lbctl.health.monitor import Health
 from lbctl.host import takeover
+from lbctl.instruments import Instruments
 from lbctl.model.updates import Source
 from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
@@ -57,10 +59,16 @@ class Agent:
     """One instance's control plane. `run` once."""
 
     def __init__(
-        self, options: Options, source: Source, config: FollowedFile | None = None
+        self,
+        options: Options,
+        source: Source,
+        config: FollowedFile | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
-        """`config` follows the file that `options` are from, if there is one."""
+        """`config` follows the file that `options` are from, if there is one; `source` counts what
+        it does in the same `instruments`."""
         self._options = options
+        self._instruments = instruments or Instruments()
         self._source = source
         self._config = config
 
@@ -74,6 +82,8 @@ class Agent:
             undo.callback(writer.close)
             report = Report(parts, self._record(), writer)
             control = Control(parts, self._options.settings, report)
+            pages = measures.pages(parts, report, self._instruments, lambda: control.settings)
+            parts.health.add_pages(pages.paths)
             if parts.interfaces.were_attached():
                 # Of an earlier agent, whose maps are complete. A fresh instance waits for the first
                 # list: without it every service would be refused.
@@ -95,7 +105,7 @@ class Agent:
         options, settings = self._options, self._options.settings
         keeper = Keeper()
         undo.callback(keeper.close)
-        health = Health(wake=keeper.wake)
+        health = Health(wake=keeper.wake, instruments=self._instruments)
         keeper.keep(health.thread)
         undo.callback(health.stop)
         memory.prepare()
@@ -109,7 +119,10 @@ class Agent:
         health.set_places(settings.healthz, (), settings.metrics)
         health.start()  # not before the instance is ours, and so the ports
         attacher = Attacher(options.pin_dir)
-        interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces, keeper)
+        corrected = self._instruments.corrections.labels("interface programs").inc
+        interfaces = Interfaces(
+            attacher, settings.uplinks, settings.pod_interfaces, keeper, corrected
+        )
         sockets = SocketHooks(options.pin_dir, settings.socket_lb, options.cgroup)
         # The kernel checks programs for a second: meanwhile the objects are listed and planned.
         programs = LaterGeneration(bundle, instance, interfaces, sockets, keeper)
@@ -146,6 +159,7 @@ class Agent:
             health=health,
             keeper=keeper,
             guard=Guard(),
+            syncs=Syncs(self._instruments),
         )
 
     def _record(self) -> StatusRecord:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lbctl.config.settings import Settings
     from lbctl.config.settle import Said
     from lbctl.config.watch import FollowedFile
+    from lbctl.instruments import Instruments
     from lbctl.model.updates import Source
 
 EPILOG = """\b
@@ -55,6 +56,7 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
     from lbctl.agent.run import Agent, Options
     from lbctl.config import settle
     from lbctl.errors import UsageError
+    from lbctl.instruments import Instruments
 
     if given["manifests"] and (given["kubeconfig"] or given["api_server"]):
         raise UsageError("--manifests excludes --kubeconfig and --api-server")
@@ -64,6 +66,7 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
         )
     found, followed = _settings(settle.from_command_line(**given), config)
     name = found.node_name or os.uname().nodename.strip().lower()
+    instruments = Instruments()
     agent = Agent(
         Options(
             node_name=name,
@@ -73,8 +76,9 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
             sizes=_sizes(found.services, found.endpoints, found.flows),
             cgroup=found.cgroup,
         ),
-        _source(name, found),
+        _source(name, found, instruments),
         followed,
+        instruments,
     )
     agent.run()
 
@@ -96,7 +100,7 @@ def _settings(flags: Said, config: Path | None) -> tuple[Settings, FollowedFile 
     return found, FollowedFile(config, flags, found, file) if config else None
 
 
-def _source(node_name: str, found: Settings) -> Source:
+def _source(node_name: str, found: Settings, instruments: Instruments) -> Source:
     """Imported here: the API client is 21 MB that an agent of manifests can do without."""
     if found.manifests is not None:
         from lbctl.sources.manifests import ManifestSource
@@ -105,7 +109,9 @@ def _source(node_name: str, found: Settings) -> Source:
     from lbctl.sources.kubernetes import KubernetesSource
 
     kubeconfig = found.kubeconfig or _usable(found.file_kubeconfig)
-    return KubernetesSource(node_name, kubeconfig=kubeconfig, api_server=found.api_server)
+    return KubernetesSource(
+        node_name, kubeconfig=kubeconfig, api_server=found.api_server, instruments=instruments
+    )
 
 
 def _usable(kubeconfig: Path | None) -> Path | None:

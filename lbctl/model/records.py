@@ -100,6 +100,8 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     family: int  # 4, 6, or 0 for host names
     ports: tuple[SlicePort, ...] = ()
     endpoints: tuple[SliceEndpoint, ...] = ()
+    # When the pod or service changed that this follows from, since the epoch; 0: nobody says.
+    triggered: float = 0.0
 
 
 class Taint(msgspec.Struct, frozen=True, gc=False):

@@ -184,7 +184,20 @@ class WireEndpoint(Wire):
     hints: WireHints | None = None
 
 
+class SliceAnnotations(Wire):
+    """Those that are read. Others, however large, are skipped while decoding."""
+
+    triggered: str | None = msgspec.field(
+        default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
+    )
+
+
+class SliceMetadata(Metadata):
+    annotations: SliceAnnotations | None = None
+
+
 class WireEndpointSlice(Whole, kw_only=True):
+    metadata: SliceMetadata
     address_type: str
     endpoints: list[WireEndpoint] | None = None
     ports: list[WireSlicePort] | None = None
@@ -207,6 +220,9 @@ class WireEndpointSlice(Whole, kw_only=True):
             family=family,
             ports=fields.good(self.ports, _slice_port, remarks),
             endpoints=_endpoints(self.endpoints, family, remarks) if family in FAMILIES else (),
+            triggered=fields.moment(self.metadata.annotations.triggered)
+            if self.metadata.annotations
+            else 0.0,
         )
 
 

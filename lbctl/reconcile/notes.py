@@ -14,6 +14,7 @@ from lbctl.model.records import ObjectKey
 from lbctl.plan.changes import PortState
 from lbctl.resolve.hints import NO_HINTS, UNUSED
 from lbctl.resolve.ports import ResolvedPort
+from lbctl.troubles import ADDRESS_TAKEN, NO_ROOM, PARTLY_SERVED, Said
 
 _MOST_TEXTS = 3  # in a sentence about one object
 _MOST_OBJECTS = 100  # of a kind of sentence
@@ -38,14 +39,30 @@ class Notes:
         """Whether a map refused an update since `begin`."""
         return bool(self._refused)
 
-    def warnings(self) -> list[str]:
+    def said(self) -> list[Said]:
         """What could not be written, who lost what, what is wrong with objects, hints unused."""
         kinds = (self._without_room, self._contested, self._warnings)
-        found = [self._refused, *(text for kind in kinds for text in _bounded(kind.values()))]
         if self._unused is None:
             self._unused = self._unused_hints()
-        found.append(self._unused)
-        return [*dict.fromkeys(filter(None, found))]
+        found = [
+            Said("maps", self._refused),
+            *(Said("services", text) for kind in kinds for text in _bounded(kind.values())),
+            Said("hints", self._unused),
+        ]
+        return [*dict.fromkeys(one for one in found if one.text)]
+
+    def complaints(self) -> dict[ObjectKey, tuple[tuple[str, str], ...]]:
+        """The same of services, for those who own them: reason (lbctl/troubles.py) and sentence."""
+        kinds = {
+            NO_ROOM: self._without_room,
+            ADDRESS_TAKEN: self._contested,
+            PARTLY_SERVED: self._warnings,
+        }
+        keys = dict.fromkeys(key for kind in kinds.values() for key in kind)
+        return {
+            key: tuple((why, kind[key]) for why, kind in kinds.items() if key in kind)
+            for key in keys
+        }
 
     def take_hints(self) -> dict[str, str] | None:
         """By stored name, what is to say of the ports whose endpoints have topology hints; None if

@@ -18,9 +18,11 @@ from lbctl.agent.facts import Facts
 from lbctl.agent.loop import Guard
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import STATUS_SECONDS, Report
+from lbctl.agent.syncs import Syncs
 from lbctl.config.settings import Settings
 from lbctl.datapath import consts
 from lbctl.health.monitor import Verdict
+from lbctl.instruments import Instruments
 from lbctl.model.records import Node, ObjectKey, Protocol, Service, ServiceObjects, ServicePort
 from lbctl.model.updates import SourceStatus, Update
 from lbctl.reconcile.reconciler import Reconciler
@@ -111,7 +113,13 @@ class Rig:
                 unwritten=lambda: self.unwritten,
             ),
         }
-        self.parts = Parts(facts=facts, reconciler=self.reconciler, **stand_ins)
+        self.instruments = Instruments()
+        self.parts = Parts(
+            facts=facts,
+            reconciler=self.reconciler,
+            syncs=Syncs(self.instruments),
+            **stand_ins,
+        )
         record = StatusRecord(1, "0", "node1", "/x", source=SourceState("manifests"))
         self.report = Report(self.parts, record, cast(Any, self))
         self.control = Control(self.parts, settings, self.report)
