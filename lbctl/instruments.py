@@ -138,10 +138,11 @@ class Instruments:
         )
         self.events = self._counter(
             "lbctl_kubernetes_events_total",
-            "Events for the API server: written, refused (the log says why), or dropped because "
-            "there were too many.",
+            "Events for the API server: written, refused by it, or failed since no answer came.",
             ["result"],
         )
+        for result in ("written", "refused", "failed"):
+            self.events.labels(result)
         self.scrape_faults = self._counter(
             "lbctl_scrape_faults_total", "Scrapes that failed; the log says why."
         )

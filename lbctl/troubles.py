@@ -140,6 +140,17 @@ REASONS: Final = {
 }
 
 
+# On the Node, beside those of KINDS.
+DOCTOR: Final = "DoctorAdvises"
+NODE_REASONS: Final = {
+    **{kind.event: kind for kind in KINDS.values() if kind.event},
+    DOCTOR: Kind(
+        "`lbctl doctor` finds something missing, or something that costs.",
+        "The note has the remedies; `lbctl doctor` on the node all of them.",
+    ),
+}
+
+
 class Said(NamedTuple):
     """A sentence about something that is wrong now, and its kind."""
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Report:
         self._record = record
         self._writer = writer
         self._conditions = Conditions(parts)
+        self.events_problem: Callable[[], str] = str
         self.latest = record  # for other threads, which read it whenever they like
         self.said: tuple[Said, ...] = ()  # what is wrong by `latest`
         self._ready = False
@@ -142,6 +143,7 @@ class Report:
             ("stale-sockets", filter(None, [parts.stale.problem])),
             ("listening", parts.health.problems()),
             ("settings", parts.config.problems() if parts.config else ()),
+            ("events", filter(None, [self.events_problem()])),
         ):
             yield from of_kind(kind, texts)
 

@@ -22,6 +22,7 @@ from ebpf.maps.sizes import Sizes
 from lbctl.agent import measures, memory
 from lbctl.agent.beat import Beat
 from lbctl.agent.control import Control
+from lbctl.agent.events import Complaints, EventApi, Teller, of_node
 from lbctl.agent.facts import Facts
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.interfaces import Interfaces
@@ -36,7 +37,7 @@ from lbctl.agent.syncs import Syncs
 from lbctl.config.settings import Settings
 from lbctl.config.watch import FollowedFile
 from lbctl.health.monitor import Health
-from lbctl.host import takeover
+from lbctl.host import requirements, takeover
 from lbctl.instruments import Instruments
 from lbctl.model.updates import Source
 from lbctl.program import readback
@@ -64,13 +65,15 @@ class Agent:
         source: Source,
         config: FollowedFile | None = None,
         instruments: Instruments | None = None,
+        events: EventApi | None = None,
     ) -> None:
         """`config` follows the file that `options` are from, if there is one; `source` counts what
-        it does in the same `instruments`."""
+        it does in the same `instruments`; `events` takes Events, if they are wanted."""
         self._options = options
         self._instruments = instruments or Instruments()
         self._source = source
         self._config = config
+        self._events = events
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
@@ -90,7 +93,7 @@ class Agent:
                 control.attach()
                 parts.health.ready()
             signals = undo.enter_context(Signals())
-            members = [signals, *_members(parts, control, report)]
+            members = [signals, *_members(parts, control, report), *self._tell(parts, report, undo)]
             loop = undo.enter_context(Loop(members, parts.guard))
             log.info("agent started", node=self._options.node_name, pid=os.getpid())
             while not signals.stopping:
@@ -161,6 +164,18 @@ class Agent:
             guard=Guard(),
             syncs=Syncs(self._instruments),
         )
+
+    def _tell(self, parts: Parts, report: Report, undo: ExitStack) -> list[Timed]:
+        """Who writes Events, if anybody does."""
+        if self._events is None:
+            return []
+        pin_dir, node = self._options.pin_dir, of_node(self._options.node_name)
+        doctor = partial(requirements.check, pin_dir)
+        teller = Teller(self._events, self._instruments, doctor, node, parts.keeper.wake)
+        report.events_problem = lambda: teller.problem or teller.watched.problem
+        teller.start()
+        undo.callback(teller.stop)
+        return [Complaints(parts, report, teller)]
 
     def _record(self) -> StatusRecord:
         return StatusRecord(

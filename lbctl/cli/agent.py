@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lbctl.config.watch import FollowedFile
     from lbctl.instruments import Instruments
     from lbctl.model.updates import Source
+    from lbctl.sources.eventapi import EventApi
 
 EPILOG = """\b
 Examples:
@@ -79,6 +80,7 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
         _source(name, found, instruments),
         followed,
         instruments,
+        _events(name, found, instruments),
     )
     agent.run()
 
@@ -112,6 +114,17 @@ def _source(node_name: str, found: Settings, instruments: Instruments) -> Source
     return KubernetesSource(
         node_name, kubeconfig=kubeconfig, api_server=found.api_server, instruments=instruments
     )
+
+
+def _events(node_name: str, found: Settings, instruments: Instruments) -> EventApi | None:
+    """Who takes Events, with connections of its own: nothing that it does delays a list."""
+    if found.events == "off" or found.manifests is not None:
+        return None
+    from lbctl.sources.client import ApiClient
+    from lbctl.sources.eventapi import EventApi
+
+    kubeconfig = found.kubeconfig or _usable(found.file_kubeconfig)
+    return EventApi(ApiClient(kubeconfig, found.api_server, instruments), node_name)
 
 
 def _usable(kubeconfig: Path | None) -> Path | None:

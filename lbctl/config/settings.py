@@ -294,6 +294,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["off", "on"],
         Option(
             flag="--events",
+            env="LBCTL_EVENTS",
             field="events",
             example="on",
             help="Whether Kubernetes is told, by Events on Services and the Node, what cannot be "

@@ -9,6 +9,7 @@ cyclic garbage collector.
 from __future__ import annotations
 
 from enum import IntEnum
+from uuid import UUID
 
 import msgspec
 
@@ -64,6 +65,11 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     left_alone: str = ""  # why this proxy must not serve it; empty: serve
     # When it was made, then its uid, as bytes: the older object sorts first. Empty: nobody says.
     seniority: bytes = b""
+
+    @property
+    def uid(self) -> str:
+        """What the API server calls it for good; empty where nobody says, or in another form."""
+        return str(UUID(bytes=self.seniority[8:])) if len(self.seniority) == 24 else ""
 
 
 class SlicePort(msgspec.Struct, frozen=True, gc=False):

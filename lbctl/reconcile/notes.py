@@ -31,6 +31,7 @@ class Notes:
         self._hints: dict[str, str] = {}  # by stored name
         self._unused: str | None = ""  # a sentence about them; None: to be made anew
         self.changed = True  # since `take_hints`
+        self.told = 0  # grows whenever something that is said of a service changes
         self._refused = ""
         self._log = structlog.get_logger()
 
@@ -126,6 +127,7 @@ class Notes:
         if text == kind.get(key, ""):
             return
         self.changed = True
+        self.told += 1
         if not text:
             del kind[key]
             return

@@ -101,6 +101,11 @@ class Reconciler:
         """By service (namespace/name), why it is not served as its object says."""
         return self._notes.troubles()
 
+    @property
+    def told(self) -> int:
+        """Grows whenever `complaints` are others."""
+        return self._notes.told
+
     def complaints(self) -> dict[ObjectKey, tuple[tuple[str, str], ...]]:
         """By service, the same with the reasons that Events have."""
         return self._notes.complaints()

@@ -122,6 +122,10 @@ class KubernetesSource:
         self._check_threads()
         return self._with_threads(self._store.status())
 
+    def service_problems(self) -> dict[ObjectKey, str]:
+        """By Service, what of the object cannot be read."""
+        return self._store.problems_of(Service)
+
     def due(self) -> float | None:
         """When `status` has to be asked for at the latest, for the sake of the threads."""
         return min((at for w in self.watched if (at := w.due()) is not None), default=None)

@@ -50,7 +50,7 @@ BASICS = {"ebpf.errors", "ebpf.layouts", "ebpf.trust"}
 # `model` and `resolve` are functions of what they are given: no file, clock, thread or chance.
 PURE = {"__future__", "collections", "dataclasses", "datetime", "difflib", "enum", "functools"}
 PURE |= {"hashlib", "itertools", "json", "math", "operator", "re", "sys", "types", "typing"}
-PURE |= {"bisect", "msgspec", "lbctl"}
+PURE |= {"bisect", "msgspec", "lbctl", "uuid"}
 FOREIGN = re.compile(
     r"(?<![a-z])(kube|k8s|pods?(?![a-z])|endpoint[ _-]?slice|cluster[ _-]?ips?(?![a-z]))", re.I
 )
