@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -63,8 +64,9 @@ def cluster(
     lab = make_lab("prometheus", nodes=2, pods=2, agent=False)
     with Responder() as responder, inside(lab, "node1", ApiServer) as api:
         responder.serve(lab, [pod.name for pod in lab.pods])
-        api.put(*objects.nodes(lab.state.topology))
-        made = Cluster(lab, api, tmp_path_factory.mktemp("cluster"))
+        api.put(*nodes(lab))
+        directory = tmp_path_factory.mktemp("cluster")
+        made = Cluster(lab, api, directory, ("-v", "--events", "on"))
         made.put({"web": ["pod2", "pod3"], "nobody": []})
         made.start_agent()
         try:
@@ -78,6 +80,16 @@ def cluster(
 def scraped(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     with Prometheus(cluster.lab, "node1", tmp_path_factory.mktemp("prometheus")) as made:
         yield made
+
+
+def nodes(lab: Lab, zone: str = "") -> list[objects.JsonObject]:
+    """Ready ones."""
+    found = objects.nodes(lab.state.topology)
+    for node in found:
+        node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+        if zone:
+            node["metadata"]["labels"]["topology.kubernetes.io/zone"] = zone
+    return found
 
 
 def use(cluster: Cluster) -> None:
@@ -152,9 +164,7 @@ def test_no_panel_is_empty(cluster: Cluster, scraped: Prometheus) -> None:
         assert prometheus.get(cluster.lab, "node1", 10256, path)[0] == 200
     use(cluster)
     put_slices(cluster, ["pod2", "pod3"])
-    for node in objects.nodes(cluster.lab.state.topology):  # its zone: every service is looked at
-        node["metadata"].setdefault("labels", {})["topology.kubernetes.io/zone"] = "moon"
-        cluster.api.put(node)
+    cluster.api.put(*nodes(cluster.lab, "moon"))  # another zone: every service is looked at
     cluster.api.drop()  # watches begin anew
     waiting = [filled_in(query.text) for query in monitoring.of_panels()] + [*STOCK]
     seen: set[str] = set()
@@ -182,6 +192,28 @@ def test_what_rules_select_has_values_and_none_of_them_fires(scraped: Prometheus
             assert scraped.query(f"{name}{{{labels}}}"), f"{query.where}: {name}{{{labels}}}"
     scraped.until(lambda: {*scraped.health_of_rules().values()} == {"ok"}, BOUND)
     assert "firing" not in scraped.alerts().values()
+
+
+def test_a_conflict_is_a_condition_and_an_event(cluster: Cluster, scraped: Prometheus) -> None:
+    """A service that asks for what another one has, told with both their names."""
+    for item in cluster.lab.service("late", PORTS, []):
+        if item["kind"] == "Service":
+            item["spec"] |= {"externalIPs": [addresses("web")[0]]}
+            item["metadata"] |= {"creationTimestamp": "2026-01-02T00:00:00Z", "uid": str(uuid4())}
+            uid = item["metadata"]["uid"]
+            cluster.api.put(item)
+    scraped.until(lambda: bool(scraped.query('lbctl_condition{kind="services"} == 1')), BOUND)
+    scraped.until(lambda: len(cluster.api.events_written) > 0, BOUND)
+    about = [e for e in cluster.api.events_written.values() if e["regarding"]["name"] == "late"]
+    (event,) = about
+    assert (event["reason"], event["regarding"]["uid"]) == ("AddressTaken", uid)
+    assert "default/late" in event["note"]
+    assert "default/web has" in event["note"]
+    scraped.until(
+        lambda: bool(scraped.query('lbctl_kubernetes_events_total{result="written"} >= 1')), BOUND
+    )
+    cluster.api.delete("Service", "late", "default")
+    scraped.until(lambda: bool(scraped.query('lbctl_condition{kind="services"} == 0')), BOUND)
 
 
 def test_promtool_has_nothing_to_say(cluster: Cluster) -> None:

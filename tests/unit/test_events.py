@@ -1,4 +1,4 @@
-"""Events as an API server gets them: which node writes them, and that nothing else depends on it."""
+"""Events as an API server gets them, which node writes them, and what happens if it cannot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -28,6 +29,7 @@ UID = "01234567-89ab-cdef-0123-456789abcdef"
 WEB = Regarding("Service", "ns1", "web", UID)
 TAKEN = Complaint(WEB, "AddressTaken")
 NOTE = "ns1/web asks for 10.0.0.1:80, which ns1/api has"
+PROBLEM = "Service ns1/gone: spec.ports[0]: is no port"
 PATIENCE = 10.0
 
 
@@ -259,9 +261,8 @@ class Loop:
         self.told = 0
         self.taken: dict[ObjectKey, tuple[tuple[str, str], ...]] = {}
         key = ObjectKey("ns1", "web")
-        found = Service(
-            key, type="ClusterIP", seniority=bytes(8) + bytes.fromhex(UID.replace("-", ""))
-        )
+        age = bytes(8) + UUID(UID).bytes
+        found = Service(key, type="ClusterIP", seniority=age)
         self.objects = {key: ServiceObjects(found)}
         parts: Any = SimpleNamespace(
             reconciler=SimpleNamespace(
@@ -285,7 +286,7 @@ def test_the_loop_hands_over_what_changed_and_rests() -> None:
     assert loop.held == [{}]
     assert loop.complaints.due() is None
     loop.taken = {ObjectKey("ns1", "web"): (("AddressTaken", NOTE),)}
-    loop.problems = {ObjectKey("ns1", "gone"): "spec.ports[0]: is no port"}
+    loop.problems = {ObjectKey("ns1", "gone"): PROBLEM}
     loop.reconciler.told += 1
     assert loop.complaints.due() == 100.0 + events.LOOK_SECONDS
     loop.complaints.step(101.0)
@@ -294,9 +295,7 @@ def test_the_loop_hands_over_what_changed_and_rests() -> None:
     loop.complaints.step(106.0)
     assert loop.held[1] == {
         TAKEN: NOTE,
-        Complaint(
-            Regarding("Service", "ns1", "gone"), "FieldUnreadable"
-        ): "spec.ports[0]: is no port",
+        Complaint(Regarding("Service", "ns1", "gone"), "FieldUnreadable"): PROBLEM,
         Complaint(of_node("worker-1"), "MapNearlyFull"): "map slots is 95 % full",
     }
     assert loop.complaints.due() is None

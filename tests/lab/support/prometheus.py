@@ -124,7 +124,8 @@ class Prometheus:
 
     def _ask(self, what: str, **query: str) -> dict[str, Any]:
         status, body = get(self._lab, self._node, PORT, f"/api/v1/{what}?{urlencode(query)}")
-        answer = json.loads(body)
-        assert status == 200, answer
-        data: dict[str, Any] = answer["data"]
+        if status == 503:
+            raise http.client.HTTPException("it is still starting")
+        assert status == 200, body
+        data: dict[str, Any] = json.loads(body)["data"]
         return data
