@@ -141,7 +141,13 @@ class Housekeeper:
                     f"start the agent with a larger {use.flag}"
                 )
                 if level > self._warned.get(name, 0.0):
-                    self._log.warning(said[-1])
+                    self._log.warning(
+                        "a map is nearly full",
+                        map=name,
+                        entries=use.entries,
+                        limit=use.limit,
+                        option=use.flag,
+                    )
             self._warned[name] = level
         return said
 
@@ -157,8 +163,8 @@ class Housekeeper:
             "swept",
             flows=found.entries,
             ended=found.ended,
-            freed_services=len(freed.services),
-            freed_backends=len(freed.backends),
+            freedServices=len(freed.services),
+            freedBackends=len(freed.backends),
         )
         return bool(freed.services or freed.backends)
 

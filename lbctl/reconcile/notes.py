@@ -19,6 +19,7 @@ from lbctl.troubles import ADDRESS_TAKEN, NO_ROOM, PARTLY_SERVED, Said
 _MOST_TEXTS = 3  # in a sentence about one object
 _MOST_OBJECTS = 100  # of a kind of sentence
 _MOST_NAMES = 5  # in a sentence about many objects
+_NOT_SERVED = "a service is not served as its object says"
 
 
 class Notes:
@@ -132,7 +133,7 @@ class Notes:
             del kind[key]
             return
         if key not in kind:
-            self._log.warning(text)
+            self._log.warning(_NOT_SERVED, service=str(key), why=text)
         kind[key] = text
 
     def _replace(self, kind: dict[ObjectKey, str], sentences: Mapping[ObjectKey, str]) -> None:

@@ -53,7 +53,7 @@ class Reconciler:
         self.planner, leftovers = readback.read(tables, time.monotonic())
         readback.repair(self.planner, leftovers, tables)
         for sentence in leftovers.describe():
-            self._log.warning(sentence)
+            self._log.warning("what an earlier agent left is put right", what=sentence)
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
         self.housekeeper = Housekeeper(tables, self.planner)
         self.had_services = bool(self._unclaimed)

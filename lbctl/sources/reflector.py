@@ -114,9 +114,10 @@ class Reflector(Generic[M]):
 
     def _replace(self, found: Found[M]) -> None:
         self._store.replace(self._resource.record, found.objects, found.malformed, found.remarks)
-        for what, messages in ((_SKIPPED, found.malformed), (_PARTLY, found.remarks)):
-            for message in list(messages.values())[:_SAID]:
-                self._log.warning(what, error=message)
+        for message in list(found.malformed.values())[:_SAID]:
+            self._log.warning(_SKIPPED, error=message)
+        for message in list(found.remarks.values())[:_SAID]:
+            self._log.warning(_PARTLY, error=message)
         self._log.info(
             "listed",
             objects=len(found.objects),
