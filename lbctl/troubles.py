@@ -100,6 +100,23 @@ KINDS: Final = {
         "`ss -ltnp` says who has it; a kube-proxy that still runs has several.",
         "PortTaken",
     ),
+    "sweep": Kind(
+        "Flows that ended are not removed from their tables.",
+        "The sentence has the kernel's reason. If it stays, report it.",
+        "SweepFailing",
+    ),
+    "attachments": Kind(
+        "Programs that should not be attached any more, or pins of them, cannot be removed.",
+        "The sentence has the kernel's reason; it is tried again every minute.",
+    ),
+    "cache": Kind(
+        "Compiled programs are neither kept nor believed: each start compiles.",
+        "The sentence says who could write to the directory; give it to root alone.",
+    ),
+    "status": Kind(
+        "The status file cannot be written: `lbctl status` shows an old one.",
+        "Make room in /run, or mount it to be written.",
+    ),
     "settings": Kind(
         "The file behind --config cannot be used, or a part of it waits for a restart.",
         "Correct it, or restart the agent.",

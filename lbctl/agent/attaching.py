@@ -75,6 +75,7 @@ class Attaching:
         self._failed: dict[int, Unattached] = {}
         self._unwanted: list[Attachment] = []
         self._repaired: dict[str, float] = {}  # by name, when
+        self.problem = ""  # with what should not be there; until the next look that works
         self._stale: float | None = None  # when the network is to be looked at again
         self._thorough = False  # ... and what runs on each interface
         self._earliest = 0.0
@@ -224,7 +225,9 @@ class Attaching:
             found = self._attacher.attachments()
         except (LbError, OSError) as error:
             self._log.warning("cannot look at what is attached", error=str(error))
+            self.problem = f"what is attached to interfaces cannot be looked at: {error}"
             return
+        self.problem = ""
         self._unwanted = [item for item in found if item.ifindex and item.ifindex not in wanted]
 
     def _hooks(self, link: Link) -> dict[str, str] | None:
@@ -275,6 +278,7 @@ class Attaching:
             self._attacher.detach(item.ifname, item.direction)
         except (LbError, OSError) as error:
             self._log.warning("cannot detach", interface=item.ifname, error=str(error))
+            self.problem = f"programs on {item.ifname}, not our interface, cannot go: {error}"
         else:
             self._log.info("programs removed, not our interface", interface=item.ifname)
 
@@ -290,6 +294,7 @@ class Attaching:
             self._attacher.forget(gone)
         except (LbError, OSError) as error:
             self._log.warning("cannot tidy the pins of links", error=str(error))
+            self.problem = f"pins of interfaces that are gone cannot be removed: {error}"
 
 
 def describe(items: Iterable[Unattached]) -> Iterator[str]:

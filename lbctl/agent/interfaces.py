@@ -34,6 +34,7 @@ class Found:
     unattached: tuple[Unattached, ...] = ()
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
     placed: Generation | None = None  # these programs are everywhere by now, where they could be
+    problem: str = ""  # with what should not be attached
 
 
 class Interfaces:
@@ -81,6 +82,11 @@ class Interfaces:
     def placed(self) -> Generation | None:
         """The programs that every interface was given, but for those in `unattached`."""
         return self._found.placed
+
+    @property
+    def problem(self) -> str:
+        """Why what should not be attached any more still may be; empty if it is not."""
+        return self._found.problem
 
     def were_attached(self) -> bool:
         """Whether an earlier agent left programs in place."""
@@ -151,6 +157,7 @@ class Interfaces:
             said.unattached(),
             said.repaired(now),
             said.placed,
+            said.problem,
         )
         if found != self._found:
             self._found = found

@@ -32,6 +32,7 @@ class Report:
         self._writer = writer
         self._conditions = Conditions(parts)
         self.events_problem: Callable[[], str] = str
+        self.cache_problem = ""  # of compiled programs
         self.latest = record  # for other threads, which read it whenever they like
         self.said: tuple[Said, ...] = ()  # what is wrong by `latest`
         self._ready = False
@@ -143,6 +144,10 @@ class Report:
             ("stale-sockets", filter(None, [parts.stale.problem])),
             ("listening", parts.health.problems()),
             ("settings", parts.config.problems() if parts.config else ()),
+            ("sweep", filter(None, [parts.reconciler.housekeeper.problem])),
+            ("attachments", filter(None, [parts.interfaces.problem])),
+            ("cache", filter(None, [self.cache_problem])),
+            ("status", filter(None, [self._writer.problem])),
             ("events", filter(None, [self.events_problem()])),
         ):
             yield from of_kind(kind, texts)
@@ -156,6 +161,7 @@ class StatusWriter:
         """`errand` is who writes, in WRITING_SECONDS at most."""
         self._pin_dir = pin_dir
         self._errand = errand
+        self.problem = ""  # which the file itself cannot say
 
     @property
     def busy(self) -> bool:
@@ -185,3 +191,6 @@ class StatusWriter:
         except (OSError, Untrusted) as error:
             log = structlog.get_logger()
             log.warning("cannot write the status file", error=str(error))
+            self.problem = f"the status file cannot be written: {error}"
+        else:
+            self.problem = ""

@@ -74,6 +74,7 @@ class Agent:
         self._source = source
         self._config = config
         self._events = events
+        self._cache_problem = ""
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
@@ -84,6 +85,7 @@ class Agent:
             writer = StatusWriter(self._options.pin_dir, errand)
             undo.callback(writer.close)
             report = Report(parts, self._record(), writer)
+            report.cache_problem = self._cache_problem
             control = Control(parts, self._options.settings, report)
             pages = measures.pages(parts, report, self._instruments, lambda: control.settings)
             parts.health.add_pages(pages.paths)
@@ -117,6 +119,7 @@ class Agent:
         if flaw := compiler.cache_flaw():
             log = structlog.get_logger()
             log.warning("compiled programs are neither kept nor believed", why=flaw)
+            self._cache_problem = f"compiled programs are neither kept nor believed: {flaw}"
         instance = Instance.create_or_open(options.pin_dir, bundle, options.sizes)
         undo.callback(instance.close)
         health.set_places(settings.healthz, (), settings.metrics)

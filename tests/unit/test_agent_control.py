@@ -67,6 +67,7 @@ class Rig:
         self.verdicts: list[Verdict] = []
         self.unwritten = False
         self.busy = False
+        self.problem = ""
         self.source = SourceStatus(connected=True)
         self.written: list[StatusRecord] = []
         self.interfaces = SimpleNamespace(
@@ -74,6 +75,7 @@ class Rig:
             attached=0,
             unattached=(),
             repaired=(),
+            problem="",
             set_node_addresses=lambda found: None,
             set_patterns=lambda uplinks, pods: self.say("patterns"),
         )

@@ -10,11 +10,60 @@ from typing import NamedTuple
 
 import pytest
 
+from lbctl.troubles import KINDS
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "lbctl").rglob("*.py"), *(ROOT / "ebpf").rglob("*.py")])
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 KEY = re.compile(r"[a-z][a-zA-Z0-9]*")
 MESSAGE = re.compile(r"[a-zA-Z].*[^.!:]")
+
+
+# How `lbctl status` says, while it holds, what a warning or error says when it begins: by a kind of
+# lbctl/troubles.py. What is over when it is logged is a moment.
+MOMENT = "moment"
+HELD = {
+    "programs were missing and are back": "removed",
+    "cannot attach": "interface",
+    "cannot look at what is attached": "attachments",
+    "cannot detach": "attachments",
+    "cannot tidy the pins of links": "attachments",
+    "a change could not be worked out": "maps",
+    "events cannot be written": "events",
+    "doctor could not be asked": MOMENT,
+    "a part of the agent failed": "thread",
+    "cannot write the status file": "status",
+    "source ports cannot be reserved": "reserved-ports",
+    "compiled programs are neither kept nor believed": "cache",
+    "no socket hooks": "sockets",
+    "sockets of endpoints that are gone stay open": "stale-sockets",
+    "an entry of a closed socket stays": MOMENT,
+    "changed settings need a restart of the agent": "settings",
+    "settings cannot be used": "settings",
+    "work of a thread is given up": "thread",
+    "work of a thread ended by an error": "thread",
+    "cannot accept": MOMENT,
+    "cannot listen": "listening",
+    "a page could not be made": MOMENT,
+    "the sweep failed": "sweep",
+    "a map is nearly full": "room",
+    "cannot write": "maps",
+    "a service is not served as its object says": "services",
+    "what an earlier agent left is put right": MOMENT,
+    # Of credentials, the first that matters is a refusal.
+    "no credentials for the API server": "source",
+    "ca.crt holds no certificate: no server is trusted": "source",
+    "credentials cannot be read": "source",
+    "credentials cannot be read, keeping the last": "source",
+    "source does not answer, keeping what is known": "source",
+    "a list lacks most of what is known and is asked for again before it counts": MOMENT,
+    "manifest not taken, what was read of it last stays": "objects",
+    "manifest has errors, the rest of it is used": "objects",
+    "object skipped, the others are kept": "objects",
+    "part of an object skipped, the rest of it is used": "objects",
+    "thread is replaced": "thread",
+    "thread ended by an error": "thread",
+}
 
 
 class Logged(NamedTuple):
@@ -87,3 +136,17 @@ def test_what_a_logger_always_has_is_not_said_again() -> None:
     """`event`, `level` and `timestamp` are structlog's own keys."""
     keys = {keyword.arg for call in CALLS for keyword in call.call.keywords}
     assert not keys & {"event", "level", "timestamp", "message"}
+
+
+def test_what_is_warned_of_is_in_status_while_it_holds() -> None:
+    warned = {call.message for call in CALLS if call.level in ("warning", "error", "exception")}
+    assert warned == {*HELD}, "say in HELD how lbctl status shows it"
+    assert {*HELD.values()} - {MOMENT} <= {*KINDS}
+
+
+def test_every_kind_is_said_by_somebody() -> None:
+    text = "".join(
+        (ROOT / "lbctl" / name).read_text()
+        for name in ("agent/report.py", "agent/conditions.py", "reconcile/notes.py")
+    )
+    assert [kind for kind in KINDS if f'"{kind}"' not in text] == []
