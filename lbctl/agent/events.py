@@ -238,7 +238,9 @@ class Complaints:
         self._earliest = 0.0
 
     def due(self) -> float | None:
-        """When `step` has something to do; also for the thread's sake."""
+        """When `step` has something to do; also for the thread's sake, which wakes the loop when it
+        ends."""
+        self._teller.watched.check()
         thread = self._teller.watched.due()
         if self._state() != self._seen:
             return self._earliest if thread is None else min(self._earliest, thread)
@@ -246,7 +248,6 @@ class Complaints:
 
     def step(self, now: float) -> None:
         """Look at it all."""
-        self._teller.watched.check()
         state = self._state()
         if state == self._seen or now < self._earliest:
             return

@@ -251,6 +251,27 @@ def test_what_is_never_taken_is_not_sent_for_ever(rig: Rig, server: ApiServer, s
     assert len(server.writes) == 1
 
 
+def test_a_thread_that_ends_is_replaced_and_tells_it_all_again(
+    rig: Rig, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, faults = rig.api.create, [ZeroDivisionError()]
+
+    def fail_once(**event: Any) -> None:
+        if faults:
+            raise faults.pop()
+        create(**event)
+
+    monkeypatch.setattr(rig.api, "create", fail_once)
+    rig.teller.hold({TAKEN: NOTE})
+
+    def written() -> object:
+        rig.teller.watched.check()
+        return server.events_written
+
+    eventually(written)
+    assert rig.teller.watched.restarts == 1
+
+
 class Loop:
     """What the loop's part sees."""
 
