@@ -130,12 +130,6 @@ class Instruments:
         )
 
     def _own(self) -> None:
-        self.corrections = self._counter(
-            "lbctl_corrections_total",
-            "Times that something of ours was found changed by others and was put right, by what "
-            "it was.",
-            ["what"],
-        )
         self.events = self._counter(
             "lbctl_kubernetes_events_total",
             "Events for the API server: written, refused by it, or failed since no answer came.",

@@ -7,7 +7,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -58,15 +58,8 @@ class Attaching:
     """What one thread knows and does. Each `turn` is one piece of work, so that a new pod waits for
     one other interface at most."""
 
-    def __init__(
-        self,
-        attacher: Attacher,
-        watch: netlink.Watch,
-        beat: Beat,
-        corrected: Callable[[], object],
-    ) -> None:
+    def __init__(self, attacher: Attacher, watch: netlink.Watch, beat: Beat) -> None:
         self._attacher = attacher
-        self._corrected = corrected
         self._watch = watch
         self._beat = beat
         self._wanted = Wanted()
@@ -81,6 +74,7 @@ class Attaching:
         self._earliest = 0.0
         self._retry = 0.0
         self._log = structlog.get_logger()
+        self.repairs = 0  # times that programs were gone, or others in their place
         self.uplinks: frozenset[int] = frozenset()
         self.attached: dict[int, tuple[str, str]] = {}  # index to name and program at ingress
         self.placed: Generation | None = None
@@ -252,7 +246,7 @@ class Attaching:
         self._failed.pop(link.ifindex, None)
         if new and link.ifindex in self.attached:
             self._repaired[link.ifname] = time.monotonic()
-            self._corrected()
+            self.repairs += 1
             self._log.warning(
                 "programs were missing and are back", interface=link.ifname, directions=new
             )

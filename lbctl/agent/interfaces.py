@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
@@ -33,6 +33,7 @@ class Found:
     attached: int = 0
     unattached: tuple[Unattached, ...] = ()
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
+    repairs: int = 0  # times that this was so
     placed: Generation | None = None  # these programs are everywhere by now, where they could be
     problem: str = ""  # with what should not be attached
 
@@ -46,11 +47,8 @@ class Interfaces:
         uplinks: Collection[str],
         pod_patterns: Collection[str],
         keeper: Keeper,
-        corrected: Callable[[], object],
     ) -> None:
-        """`corrected` is called whenever programs that others took away were put back."""
         self._attacher = attacher
-        self._corrected = corrected
         self._wanted = Wanted(uplinks=uplinks, pods=pod_patterns)
         self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # to the thread
         self._heard = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # from it
@@ -77,6 +75,11 @@ class Interfaces:
     def repaired(self) -> tuple[str, ...]:
         """Interfaces whose programs somebody took away lately; they are back."""
         return self._found.repaired
+
+    @property
+    def repairs(self) -> int:
+        """How often programs were put back on one, since the start."""
+        return self._found.repairs
 
     @property
     def placed(self) -> Generation | None:
@@ -138,7 +141,7 @@ class Interfaces:
         """The thread's work."""
         beat.interrupt = lambda: os.eventfd_write(self._told, 1)
         with netlink.Watch() as watch:  # before the first look: nothing is missed in between
-            attaching = Attaching(self._attacher, watch, beat, self._corrected)
+            attaching = Attaching(self._attacher, watch, beat)
             published = 0.0
             while not beat.stopping.is_set():
                 attaching.want(self._wanted)
@@ -156,6 +159,7 @@ class Interfaces:
             len(said.attached),
             said.unattached(),
             said.repaired(now),
+            said.repairs,
             said.placed,
             said.problem,
         )

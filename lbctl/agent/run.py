@@ -125,10 +125,7 @@ class Agent:
         health.set_places(settings.healthz, (), settings.metrics)
         health.start()  # not before the instance is ours, and so the ports
         attacher = Attacher(options.pin_dir)
-        corrected = self._instruments.corrections.labels("interface programs").inc
-        interfaces = Interfaces(
-            attacher, settings.uplinks, settings.pod_interfaces, keeper, corrected
-        )
+        interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces, keeper)
         sockets = SocketHooks(options.pin_dir, settings.socket_lb, options.cgroup)
         # The kernel checks programs for a second: meanwhile the objects are listed and planned.
         programs = LaterGeneration(bundle, instance, interfaces, sockets, keeper)

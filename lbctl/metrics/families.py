@@ -94,8 +94,19 @@ MISSING: Final = _gauge(
 ENTRIES: Final = _gauge(
     "lbctl_table_entries", "Entries of a map that can fill up; flows as of the last sweep.", "table"
 )
-MOST_ENTRIES: Final = _gauge("lbctl_table_max_entries", "How many it has room for.", "table")
-PRESSURE: Final = _gauge("lbctl_table_pressure_ratio", "How full it is, 0 to 1.", "table")
+ROOM: Final = _gauge("lbctl_table_room", "How many entries it has room for now.", "table")
+MOST_ENTRIES: Final = _gauge(
+    "lbctl_table_max_entries", "How many it can have when it has grown, if it grows.", "table"
+)
+PRESSURE: Final = _gauge(
+    "lbctl_table_pressure_ratio", "Entries to what it can have at most, 0 to 1.", "table"
+)
+
+CORRECTIONS: Final = _counter(
+    "lbctl_corrections_total",
+    "Times that something of ours was found changed by others and was put right, by what it was.",
+    "what",
+)
 
 # Traffic
 DECISIONS: Final = _counter(

@@ -16,7 +16,8 @@ from lbctl.troubles import KINDS
 
 class Snapshot(msgspec.Struct, frozen=True):
     """At one moment. `unattached` are the roles (uplink, pod) of interfaces without programs,
-    `reasons` the packets by what was decided about them."""
+    `reasons` the packets by what was decided about them, `corrections` the times that something
+    others changed was put right, by what it was."""
 
     record: StatusRecord
     loaded: bool
@@ -24,6 +25,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     generations: int
     unattached: tuple[str, ...]
     reasons: dict[str, int]
+    corrections: dict[str, int]
 
 
 def metrics(said: Snapshot) -> Iterator[Metric]:
@@ -53,6 +55,7 @@ def _of_programs(said: Snapshot) -> Iterator[Metric]:
     yield families.PROGRAMS.metric(int(said.loaded))
     yield families.PLACED.metric(int(said.placed))
     yield families.GENERATIONS.metric(said.generations)
+    yield families.CORRECTIONS.metric({(what,): count for what, count in said.corrections.items()})
     yield families.ATTACHED.metric(said.record.interfaces)
     missing = Counter(said.unattached)
     yield families.MISSING.metric({(role,): missing[role] for role in ("uplink", "pod")})
@@ -60,8 +63,10 @@ def _of_programs(said: Snapshot) -> Iterator[Metric]:
 
 def _of_tables(record: StatusRecord) -> Iterator[Metric]:
     tables = record.tables.items()
+    most = {(name,): max(use.limit, use.most) for name, use in tables}
     yield families.ENTRIES.metric({(name,): use.entries for name, use in tables})
-    yield families.MOST_ENTRIES.metric({(name,): use.limit for name, use in tables})
+    yield families.ROOM.metric({(name,): use.limit for name, use in tables})
+    yield families.MOST_ENTRIES.metric(most)
     yield families.PRESSURE.metric(
-        {(name,): use.entries / use.limit for name, use in tables if use.limit}
+        {(name,): use.entries / most[name,] for name, use in tables if most[name,]}
     )

@@ -49,7 +49,7 @@ class Kernel:
         self.running: dict[tuple[int, str], int] = {}
         self.order: list[int] = []
         self.refusing: dict[str, Exception] = {}
-        self.looks = self.attaches = self.scans = self.corrections = 0
+        self.looks = self.attaches = self.scans = 0
         self.changes = NONE
         self.gate: threading.Event | None = None
 
@@ -57,9 +57,6 @@ class Kernel:
         self.looks += 1
         uplink = Address(2, ipaddress.ip_address("192.0.2.1"), 24, 0)
         return Network(tuple(self.links.values()), (uplink,), ())
-
-    def corrected(self) -> None:
-        self.corrections += 1
 
     # An attacher.
 
@@ -136,7 +133,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def made(kernel: Kernel, clock: list[float]) -> Attaching:
     stand_in = cast(Any, kernel)
-    return Attaching(stand_in, stand_in, Beat(lambda: 0.0), kernel.corrected)
+    return Attaching(stand_in, stand_in, Beat(lambda: 0.0))
 
 
 def turns(made: Attaching, told: int) -> int:
@@ -203,7 +200,7 @@ def test_what_others_took_away_is_put_back_and_said(
     turns(made, told)
     assert (100, "egress") in kernel.running
     assert made.repaired(clock[0]) == ("veth100",)
-    assert kernel.corrections == 1
+    assert made.repairs == 1
     assert made.repaired(clock[0] + attaching.REPAIRED_SECONDS) == ()
 
 
@@ -265,7 +262,7 @@ def test_nothing_waits_for_an_attach(kernel: Kernel, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(netlink, "Watch", lambda: kernel)
     kernel.links[100] = pod(100)
     keeper = Keeper()
-    interfaces = Interfaces(cast(Any, kernel), (), (), keeper, lambda: None)
+    interfaces = Interfaces(cast(Any, kernel), (), (), keeper)
     interfaces.start()
     try:
         interfaces.attach_all(PROGRAMS)

@@ -32,10 +32,15 @@ RECORD = StatusRecord(
     interfaces=3,
     thread_restarts=2,
     source=SourceState("kubernetes", connected=True),
-    tables={"slots": TableUse(512, 2048, "--endpoints")},
+    tables={
+        "slots": TableUse(512, 2048, "--endpoints"),
+        "flows4": TableUse(512, 1024, "--flows", 4096),
+    },
     conditions={"interface": 2},
 )
-SNAPSHOT = Snapshot(RECORD, True, True, 1, ("uplink", "pod", "pod"), {"forwarded": 5, "future": 1})
+SNAPSHOT = Snapshot(
+    RECORD, True, True, 1, ("uplink", "pod", "pod"), {"forwarded": 5, "future": 1}, {"interface": 3}
+)
 
 
 class Rig:
@@ -80,6 +85,10 @@ def test_what_the_agent_says_of_itself(rig: Rig) -> None:
     assert {dict(labels)["kind"] for name, labels in found if name == "lbctl_condition"} == {*KINDS}
     assert one(found, "lbctl_interfaces_missing", role="pod") == 2
     assert one(found, "lbctl_table_pressure_ratio", table="slots") == 0.25
+    assert one(found, "lbctl_table_pressure_ratio", table="flows4") == 0.125
+    assert one(found, "lbctl_table_room", table="flows4") == 1024
+    assert one(found, "lbctl_table_max_entries", table="flows4") == 4096
+    assert one(found, "lbctl_corrections_total", what="interface") == 3
     assert one(found, "lbctl_decisions_total", verdict="translated", reason="forwarded") == 5
     assert one(found, "lbctl_decisions_total", verdict="unknown", reason="future") == 1
     assert one(found, "lbctl_thread_restarts_total") == 2
