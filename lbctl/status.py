@@ -61,9 +61,9 @@ class StatusRecord(msgspec.Struct, frozen=True):
     sockets_closed: int = 0  # by this agent, since their endpoint had gone
     thread_restarts: int = 0  # that ended or were stuck
     source: SourceState = SourceState("")
+    conditions: dict[str, int] = {}  # how many things are wrong, by kind (lbctl/troubles.py)
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()
-    conditions: dict[str, int] = {}  # how many things are wrong, by kind (lbctl/troubles.py)
 
 
 def path_of(pin_dir: Path) -> Path:

@@ -34,7 +34,7 @@ class Control:
 
     @property
     def settings(self) -> Settings:
-        """Those that hold."""
+        """Those that hold now."""
         return self._settings
 
     def attach(self) -> None:
