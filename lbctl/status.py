@@ -22,11 +22,13 @@ OLD_SECONDS = 180.0  # older, it is that of an agent that hangs, or that cannot 
 
 
 class TableUse(msgspec.Struct, frozen=True):
-    """How full a map is; `flag` is the agent's option for a larger one."""
+    """How full a table is; `flag` is the agent's option for a larger one. One that grows has room
+    for `limit` entries now, and for `most` when it has grown."""
 
     entries: int
     limit: int
     flag: str
+    most: int = 0
 
 
 class SourceState(msgspec.Struct, frozen=True):
@@ -59,6 +61,7 @@ class StatusRecord(msgspec.Struct, frozen=True):
     sockets_closed: int = 0  # by this agent, since their endpoint had gone
     thread_restarts: int = 0  # that ended or were stuck
     source: SourceState = SourceState("")
+    conditions: dict[str, int] = {}  # how many things are wrong, by kind (lbctl/troubles.py)
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()
 

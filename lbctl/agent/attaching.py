@@ -68,11 +68,13 @@ class Attaching:
         self._failed: dict[int, Unattached] = {}
         self._unwanted: list[Attachment] = []
         self._repaired: dict[str, float] = {}  # by name, when
+        self.problem = ""  # with what should not be there; until the next look that works
         self._stale: float | None = None  # when the network is to be looked at again
         self._thorough = False  # ... and what runs on each interface
         self._earliest = 0.0
         self._retry = 0.0
         self._log = structlog.get_logger()
+        self.repairs = 0  # times that programs were gone, or others in their place
         self.uplinks: frozenset[int] = frozenset()
         self.attached: dict[int, tuple[str, str]] = {}  # index to name and program at ingress
         self.placed: Generation | None = None
@@ -217,7 +219,9 @@ class Attaching:
             found = self._attacher.attachments()
         except (LbError, OSError) as error:
             self._log.warning("cannot look at what is attached", error=str(error))
+            self.problem = f"what is attached to interfaces cannot be looked at: {error}"
             return
+        self.problem = ""
         self._unwanted = [item for item in found if item.ifindex and item.ifindex not in wanted]
 
     def _hooks(self, link: Link) -> dict[str, str] | None:
@@ -242,6 +246,7 @@ class Attaching:
         self._failed.pop(link.ifindex, None)
         if new and link.ifindex in self.attached:
             self._repaired[link.ifname] = time.monotonic()
+            self.repairs += 1
             self._log.warning(
                 "programs were missing and are back", interface=link.ifname, directions=new
             )
@@ -267,6 +272,7 @@ class Attaching:
             self._attacher.detach(item.ifname, item.direction)
         except (LbError, OSError) as error:
             self._log.warning("cannot detach", interface=item.ifname, error=str(error))
+            self.problem = f"programs on {item.ifname}, not our interface, cannot go: {error}"
         else:
             self._log.info("programs removed, not our interface", interface=item.ifname)
 
@@ -282,6 +288,7 @@ class Attaching:
             self._attacher.forget(gone)
         except (LbError, OSError) as error:
             self._log.warning("cannot tidy the pins of links", error=str(error))
+            self.problem = f"pins of interfaces that are gone cannot be removed: {error}"
 
 
 def describe(items: Iterable[Unattached]) -> Iterator[str]:

@@ -6,31 +6,34 @@ else.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from lbctl.agent.attaching import describe
 from lbctl.agent.parts import Parts
 from lbctl.health.monitor import STALE_SECONDS, Verdict
+from lbctl.troubles import MOST_LINES, Said, bounded
+
+__all__ = ["MOST_LINES", "Conditions", "Trouble", "bounded"]
 
 UPLINK_SECONDS: Final = 30.0  # an uplink without programs, until load balancers are told
 TURN_SECONDS: Final = 30.0  # an interface whose turn has not come
 SOURCE_SECONDS: Final = 60.0  # the source is cut off
 NODE_SECONDS: Final = 60.0  # no Node object has this node's name
 LOADING_SECONDS: Final = 60.0  # the kernel has not taken the programs
-MOST_LINES: Final = 100  # of one kind; a line is about one object
 _NEVER: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Something that is wrong, `since` by the monotonic clock, or since it was first seen. It is
-    said, makes the agent unready, and load balancers are told, after these seconds."""
+    """Something that is wrong, of a `kind` of lbctl/troubles.py, `since` by the monotonic clock, or
+    since it was first seen. It is said, makes the agent unready, and load balancers are told, after
+    these seconds."""
 
     name: str
+    kind: str
     text: str
     since: float | None = None
     said: float = 0.0
@@ -47,10 +50,17 @@ class Conditions:
         self._since: dict[str, float] = {}
         self._due: float | None = None
         self.settled = False  # nothing makes the agent unready
+        self.said: tuple[Said, ...] = ()  # by the last `look`
 
     def due(self) -> float | None:
         """When `look` would find something else if nothing happened until then."""
         return self._due
+
+    def bounded(self) -> list[Said]:
+        """What the last `look` found, as far as it fits a page."""
+        more = len(self.said) - MOST_LINES
+        kept = [*self.said[:MOST_LINES]]
+        return [*kept, Said("interface", f"... and {more} more of this kind")] if more > 0 else kept
 
     def look(self) -> list[str]:
         """Sentences about what is wrong now; the health servers are told what follows from it."""
@@ -68,7 +78,8 @@ class Conditions:
             if age < bound < _NEVER
         )
         self._due = min(bounds, default=None)
-        texts = [one.text for one, age in aged if age >= one.said]
+        self.said = tuple(Said(one.kind, one.text) for one, age in aged if age >= one.said)
+        texts = [one.text for one in self.said]
         self.settled = not any(age >= one.unready for one, age in aged)
         fit = not any(age >= one.unfit for one, age in aged)
         self._parts.health.judge(Verdict(self.settled, fit, tuple(bounded(texts))))
@@ -78,9 +89,10 @@ class Conditions:
         parts = self._parts
         yield from self._interfaces()
         for text in parts.sockets.problems:
-            yield Trouble("sockets", text)
+            yield Trouble("sockets", "sockets", text)
         if not parts.programs.loaded:
             yield Trouble(
+                "programs",
                 "programs",
                 "the kernel has not taken the programs yet; the log says how far it is",
                 since=parts.programs.began,
@@ -90,15 +102,18 @@ class Conditions:
         if parts.health.unwritten():
             yield Trouble(
                 "maps",
+                "maps",
                 f"changes could not be written for {STALE_SECONDS:.0f} s: what was there before is "
                 "served; the log says which map refused what",
                 unfit=0.0,
             )
         yield from self._source()
         for text in (*parts.keeper.problems(), *parts.source.status().failing):
-            yield Trouble(text.partition(":")[0], f"{text}; if that goes on, restart the agent")
+            name = text.partition(":")[0]
+            yield Trouble(name, "thread", f"{text}; if that goes on, restart the agent")
         for text in parts.guard.problems():
-            yield Trouble(text.partition(":")[0], f"{text}; the log says where, please report it")
+            name = text.partition(":")[0]
+            yield Trouble(name, "thread", f"{text}; the log says where, please report it")
 
     def _interfaces(self) -> Iterator[Trouble]:
         interfaces = self._parts.interfaces
@@ -107,6 +122,7 @@ class Conditions:
             wait = 0.0 if item.why else TURN_SECONDS
             yield Trouble(
                 f"interface {item.name}",
+                "interface",
                 text,
                 since=item.since,
                 said=wait,
@@ -117,6 +133,7 @@ class Conditions:
         if len(pods) > max(1, interfaces.attached):
             yield Trouble(
                 "most interfaces",
+                "interfaces",
                 f"{len(pods)} pod interfaces have no programs, most of this node's",
                 said=TURN_SECONDS,
                 unready=TURN_SECONDS,
@@ -130,6 +147,7 @@ class Conditions:
             kept = "what is known is served, changes wait" if source.synced else "nothing is known"
             yield Trouble(
                 "source",
+                "source",
                 f"cut off from where the objects are{why}; {kept}",
                 said=SOURCE_SECONDS,
                 unready=SOURCE_SECONDS,
@@ -137,16 +155,9 @@ class Conditions:
         if source.synced and node.node is None and source.node_expected:
             yield Trouble(
                 "node",
+                "node",
                 f"no Node object is called {node.name}, the name of this node: no endpoint counts "
                 "as local, so policy Local drops what comes from outside; give --node-name the "
                 "name that `kubectl get nodes` shows",
                 unready=NODE_SECONDS,
             )
-
-
-def bounded(texts: Iterable[str], most: int = MOST_LINES) -> list[str]:
-    """The first of them, and how many more there are."""
-    texts = iter(texts)
-    found = list(itertools.islice(texts, most))
-    more = sum(1 for _ in texts)
-    return [*found, f"... and {more} more of this kind"] if more else found

@@ -32,6 +32,11 @@ class Control:
         self._beating = False
         self._log = structlog.get_logger()
 
+    @property
+    def settings(self) -> Settings:
+        """Those that hold now."""
+        return self._settings
+
     def attach(self) -> None:
         """Have the programs put in place: there are services to be found in the maps."""
         self._attached = True
@@ -59,6 +64,7 @@ class Control:
         if update is None:
             return
         facts, health = self._parts.facts, self._parts.health
+        self._parts.syncs.noted(update, self._parts.reconciler)
         self._parts.reconciler.take(update)  # first: whatever fails below, it is not lost
         moved = self._note_own_places()
         if update.node_changed or update.node != facts.node:
@@ -119,7 +125,7 @@ class Control:
 
     def _apply(self) -> None:
         reconciler, health = self._parts.reconciler, self._parts.health
-        first = not reconciler.synced
+        first, full = not reconciler.synced, reconciler.complete_pass
         began = time.monotonic()
         health.queued()
         if first:
@@ -131,10 +137,11 @@ class Control:
             self._log.exception("a change could not be worked out")
             reconciler.start_over(_unexpected(error))
             wrote = True
+        spent = time.monotonic() - began
         if not reconciler.refused:
             health.written()
+            self._parts.syncs.written(spent, full=full)
         self._parts.stale.changed(*reconciler.take_touched(), began)
-        spent = time.monotonic() - began
         if wrote or first:
             self._report.applied(spent)
             self._log.debug("applied", milliseconds=round(spent * 1000, 2))

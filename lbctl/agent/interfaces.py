@@ -33,7 +33,9 @@ class Found:
     attached: int = 0
     unattached: tuple[Unattached, ...] = ()
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
+    repairs: int = 0  # times that this was so
     placed: Generation | None = None  # these programs are everywhere by now, where they could be
+    problem: str = ""  # with what should not be attached
 
 
 class Interfaces:
@@ -75,9 +77,19 @@ class Interfaces:
         return self._found.repaired
 
     @property
+    def repairs(self) -> int:
+        """How often programs were put back on one, since the start."""
+        return self._found.repairs
+
+    @property
     def placed(self) -> Generation | None:
         """The programs that every interface was given, but for those in `unattached`."""
         return self._found.placed
+
+    @property
+    def problem(self) -> str:
+        """Why what should not be attached any more still may be; empty if it is not."""
+        return self._found.problem
 
     def were_attached(self) -> bool:
         """Whether an earlier agent left programs in place."""
@@ -147,7 +159,9 @@ class Interfaces:
             len(said.attached),
             said.unattached(),
             said.repaired(now),
+            said.repairs,
             said.placed,
+            said.problem,
         )
         if found != self._found:
             self._found = found

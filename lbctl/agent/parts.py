@@ -12,6 +12,7 @@ from lbctl.agent.loop import Guard
 from lbctl.agent.routine import Routine
 from lbctl.agent.sockets import SocketHooks
 from lbctl.agent.stalesockets import StaleSockets
+from lbctl.agent.syncs import Syncs
 from lbctl.config.watch import FollowedFile
 from lbctl.health.monitor import Health
 from lbctl.host.takeover import Watcher
@@ -38,3 +39,4 @@ class Parts:
     health: Health
     keeper: Keeper
     guard: Guard
+    syncs: Syncs

@@ -1,7 +1,8 @@
 """What the agent says of itself: the status record as it now is, and the file it is written to."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import structlog
 
 from ebpf.errors import Untrusted
 from lbctl import status
-from lbctl.agent.conditions import Conditions, bounded
+from lbctl.agent.conditions import Conditions
 from lbctl.agent.parts import Parts
 from lbctl.errands import Errand
 from lbctl.status import SourceState, StatusRecord
+from lbctl.troubles import Said, bounded, of_kind
 
 # The status file is written at most this often while much changes.
 STATUS_SECONDS = 1.0
@@ -29,6 +31,10 @@ class Report:
         self._record = record
         self._writer = writer
         self._conditions = Conditions(parts)
+        self.events_problem: Callable[[], str] = str
+        self.cache_problem = ""  # of compiled programs
+        self.latest = record  # for other threads, which read it whenever they like
+        self.said: tuple[Said, ...] = ()  # what is wrong by `latest`
         self._ready = False
         self._written: StatusRecord | None = None
         self._written_at = 0.0
@@ -88,8 +94,10 @@ class Report:
     def record(self) -> StatusRecord:
         """As of now."""
         parts, reconciler, source = self._parts, self._parts.reconciler, self._parts.source.status()
-        troubles = self._conditions.look()
-        return msgspec.structs.replace(
+        self._conditions.look()
+        said = tuple(self._warnings())
+        self.said = said
+        self.latest = msgspec.structs.replace(
             self._record,
             ready=self._ready and self._conditions.settled,
             synced=source.synced,
@@ -109,24 +117,40 @@ class Report:
                 tuple(bounded(source.problems)),
             ),
             tables=reconciler.housekeeper.tables(),
-            warnings=tuple(self._warnings(troubles)),
+            warnings=tuple(one.text for one in said),
+            conditions=dict(
+                Counter([*(one.kind for one in said), *("objects" for _ in source.problems)])
+            ),
         )
+        return self.latest
 
-    def _warnings(self, troubles: list[str]) -> Iterator[str]:
+    def _warnings(self) -> Iterator[Said]:
         """A line for each object, and not without end of any kind."""
         parts = self._parts
-        yield from bounded(troubles)
-        yield from bounded(
-            f"programs on {name} had been taken away and were put back: something on this node "
-            "removes them"
-            for name in parts.interfaces.repaired
+        yield from self._conditions.bounded()
+        yield from of_kind(
+            "removed",
+            (
+                f"programs on {name} had been taken away and were put back: something on this "
+                "node removes them"
+                for name in parts.interfaces.repaired
+            ),
         )
-        yield from bounded(parts.reconciler.warnings())
-        yield from parts.reconciler.housekeeper.warnings()
-        yield from parts.sockets.warnings(parts.facts.current.localhost_node_ports)
-        yield from filter(None, [parts.routine.problem, parts.stale.problem])
-        yield from bounded(parts.health.problems())
-        yield from parts.config.problems() if parts.config else ()
+        yield from parts.reconciler.said()
+        for kind, texts in (
+            ("room", parts.reconciler.housekeeper.warnings()),
+            ("sockets", parts.sockets.warnings(parts.facts.current.localhost_node_ports)),
+            ("reserved-ports", filter(None, [parts.routine.problem])),
+            ("stale-sockets", filter(None, [parts.stale.problem])),
+            ("listening", parts.health.problems()),
+            ("settings", parts.config.problems() if parts.config else ()),
+            ("sweep", filter(None, [parts.reconciler.housekeeper.problem])),
+            ("attachments", filter(None, [parts.interfaces.problem])),
+            ("cache", filter(None, [self.cache_problem])),
+            ("status", filter(None, [self._writer.problem])),
+            ("events", filter(None, [self.events_problem()])),
+        ):
+            yield from of_kind(kind, texts)
 
 
 class StatusWriter:
@@ -137,6 +161,7 @@ class StatusWriter:
         """`errand` is who writes, in WRITING_SECONDS at most."""
         self._pin_dir = pin_dir
         self._errand = errand
+        self.problem = ""  # which the file itself cannot say
 
     @property
     def busy(self) -> bool:
@@ -166,3 +191,6 @@ class StatusWriter:
         except (OSError, Untrusted) as error:
             log = structlog.get_logger()
             log.warning("cannot write the status file", error=str(error))
+            self.problem = f"the status file cannot be written: {error}"
+        else:
+            self.problem = ""

@@ -45,5 +45,5 @@ class Routine:
                 "a process on this node may use one that a translated connection has"
             )
             if problem != self.problem:
-                self._log.warning(problem)
+                self._log.warning("source ports cannot be reserved", why=problem)
         self.problem = problem

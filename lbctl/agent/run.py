@@ -19,9 +19,10 @@ from ebpf.compile import compiler
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
-from lbctl.agent import memory
+from lbctl.agent import measures, memory
 from lbctl.agent.beat import Beat
 from lbctl.agent.control import Control
+from lbctl.agent.events import Complaints, EventApi, Teller, of_node
 from lbctl.agent.facts import Facts
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.interfaces import Interfaces
@@ -32,10 +33,12 @@ from lbctl.agent.report import WRITING_SECONDS, Report, StatusWriter
 from lbctl.agent.routine import Routine
 from lbctl.agent.sockets import SocketHooks
 from lbctl.agent.stalesockets import CLOSING_SECONDS, StaleSockets
+from lbctl.agent.syncs import Syncs
 from lbctl.config.settings import Settings
 from lbctl.config.watch import FollowedFile
 from lbctl.health.monitor import Health
-from lbctl.host import takeover
+from lbctl.host import requirements, takeover
+from lbctl.instruments import Instruments
 from lbctl.model.updates import Source
 from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
@@ -57,12 +60,21 @@ class Agent:
     """One instance's control plane. `run` once."""
 
     def __init__(
-        self, options: Options, source: Source, config: FollowedFile | None = None
+        self,
+        options: Options,
+        source: Source,
+        config: FollowedFile | None = None,
+        instruments: Instruments | None = None,
+        events: EventApi | None = None,
     ) -> None:
-        """`config` follows the file that `options` are from, if there is one."""
+        """`config` follows the file that `options` are from, if there is one; `source` counts what
+        it does in the same `instruments`; `events` takes Events, if they are wanted."""
         self._options = options
+        self._instruments = instruments or Instruments()
         self._source = source
         self._config = config
+        self._events = events
+        self._cache_problem = ""
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises LbError if it cannot start."""
@@ -73,14 +85,17 @@ class Agent:
             writer = StatusWriter(self._options.pin_dir, errand)
             undo.callback(writer.close)
             report = Report(parts, self._record(), writer)
+            report.cache_problem = self._cache_problem
             control = Control(parts, self._options.settings, report)
+            pages = measures.pages(parts, report, self._instruments, lambda: control.settings)
+            parts.health.add_pages(pages.paths)
             if parts.interfaces.were_attached():
                 # Of an earlier agent, whose maps are complete. A fresh instance waits for the first
                 # list: without it every service would be refused.
                 control.attach()
                 parts.health.ready()
             signals = undo.enter_context(Signals())
-            members = [signals, *_members(parts, control, report)]
+            members = [signals, *_members(parts, control, report), *self._tell(parts, report, undo)]
             loop = undo.enter_context(Loop(members, parts.guard))
             log.info("agent started", node=self._options.node_name, pid=os.getpid())
             while not signals.stopping:
@@ -95,7 +110,7 @@ class Agent:
         options, settings = self._options, self._options.settings
         keeper = Keeper()
         undo.callback(keeper.close)
-        health = Health(wake=keeper.wake)
+        health = Health(wake=keeper.wake, instruments=self._instruments)
         keeper.keep(health.thread)
         undo.callback(health.stop)
         memory.prepare()
@@ -104,6 +119,7 @@ class Agent:
         if flaw := compiler.cache_flaw():
             log = structlog.get_logger()
             log.warning("compiled programs are neither kept nor believed", why=flaw)
+            self._cache_problem = f"compiled programs are neither kept nor believed: {flaw}"
         instance = Instance.create_or_open(options.pin_dir, bundle, options.sizes)
         undo.callback(instance.close)
         health.set_places(settings.healthz, (), settings.metrics)
@@ -146,7 +162,20 @@ class Agent:
             health=health,
             keeper=keeper,
             guard=Guard(),
+            syncs=Syncs(self._instruments),
         )
+
+    def _tell(self, parts: Parts, report: Report, undo: ExitStack) -> list[Timed]:
+        """Who writes Events, if anybody does."""
+        if self._events is None:
+            return []
+        pin_dir, node = self._options.pin_dir, of_node(self._options.node_name)
+        doctor = partial(requirements.check, pin_dir)
+        teller = Teller(self._events, self._instruments, doctor, node, parts.keeper.wake)
+        report.events_problem = lambda: teller.problem or teller.watched.problem
+        teller.start()
+        undo.callback(teller.stop)
+        return [Complaints(parts, report, teller)]
 
     def _record(self) -> StatusRecord:
         return StatusRecord(

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from lbctl.config.settings import Settings
     from lbctl.config.settle import Said
     from lbctl.config.watch import FollowedFile
+    from lbctl.instruments import Instruments
     from lbctl.model.updates import Source
+    from lbctl.sources.eventapi import EventApi
 
 EPILOG = """\b
 Examples:
@@ -55,6 +57,7 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
     from lbctl.agent.run import Agent, Options
     from lbctl.config import settle
     from lbctl.errors import UsageError
+    from lbctl.instruments import Instruments
 
     if given["manifests"] and (given["kubeconfig"] or given["api_server"]):
         raise UsageError("--manifests excludes --kubeconfig and --api-server")
@@ -64,6 +67,7 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
         )
     found, followed = _settings(settle.from_command_line(**given), config)
     name = found.node_name or os.uname().nodename.strip().lower()
+    instruments = Instruments()
     agent = Agent(
         Options(
             node_name=name,
@@ -73,8 +77,10 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
             sizes=_sizes(found.services, found.endpoints, found.flows),
             cgroup=found.cgroup,
         ),
-        _source(name, found),
+        _source(name, found, instruments),
         followed,
+        instruments,
+        _events(name, found, instruments),
     )
     agent.run()
 
@@ -96,7 +102,7 @@ def _settings(flags: Said, config: Path | None) -> tuple[Settings, FollowedFile 
     return found, FollowedFile(config, flags, found, file) if config else None
 
 
-def _source(node_name: str, found: Settings) -> Source:
+def _source(node_name: str, found: Settings, instruments: Instruments) -> Source:
     """Imported here: the API client is 21 MB that an agent of manifests can do without."""
     if found.manifests is not None:
         from lbctl.sources.manifests import ManifestSource
@@ -105,7 +111,20 @@ def _source(node_name: str, found: Settings) -> Source:
     from lbctl.sources.kubernetes import KubernetesSource
 
     kubeconfig = found.kubeconfig or _usable(found.file_kubeconfig)
-    return KubernetesSource(node_name, kubeconfig=kubeconfig, api_server=found.api_server)
+    return KubernetesSource(
+        node_name, kubeconfig=kubeconfig, api_server=found.api_server, instruments=instruments
+    )
+
+
+def _events(node_name: str, found: Settings, instruments: Instruments) -> EventApi | None:
+    """Who takes Events, with connections of its own: nothing that it does delays a list."""
+    if found.events == "off" or found.manifests is not None:
+        return None
+    from lbctl.sources.client import ApiClient
+    from lbctl.sources.eventapi import EventApi
+
+    kubeconfig = found.kubeconfig or _usable(found.file_kubeconfig)
+    return EventApi(ApiClient(kubeconfig, found.api_server, instruments), node_name)
 
 
 def _usable(kubeconfig: Path | None) -> Path | None:

@@ -6,7 +6,6 @@ the repository; a unit test says when that was forgotten.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from lbctl.config.agentconfig import API_VERSION, FIELDS, KIND
 from lbctl.config.options import Declared
 from lbctl.config.settings import OPTIONS
+from lbctl.generated import fill, table
 
 _ROOT = Path(__file__).parents[2]
 DOCUMENT = _ROOT / "docs" / "configuration.md"
@@ -23,13 +23,12 @@ EXAMPLE = _ROOT / "examples" / "agent-config.yaml"
 
 _COLUMNS = 100
 _COMMAND = "made by python -m lbctl.config.document"
-_PLACE = re.compile(rf"(<!-- {_COMMAND}: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _EXAMPLE = f"# From here on {_COMMAND}.\n"
 
 
 def document(text: str) -> str:
     """docs/configuration.md, with what is between its marks made anew."""
-    return _PLACE.sub(lambda found: f"{found[1]}\n{_PARTS[found[2]]()}\n\n{found[3]}", text)
+    return fill(text, _COMMAND, _PARTS)
 
 
 def example(text: str) -> str:
@@ -43,7 +42,7 @@ def _fields() -> str:
         (f"`{field}`", _flag(declared), _values(declared), _what(declared))
         for field, declared in FIELDS.items()
     )
-    return _table(("field", "option", "value", "what"), rows)
+    return table(("field", "option", "value", "what"), rows)
 
 
 def _flags() -> str:
@@ -53,7 +52,7 @@ def _flags() -> str:
         for declared in OPTIONS.values()
         if (option := declared.option).flag and not option.field
     )
-    return _table(("option", "field of KubeProxyConfiguration", "what"), rows)
+    return table(("option", "field of KubeProxyConfiguration", "what"), rows)
 
 
 def _changes() -> str:
@@ -88,15 +87,6 @@ def _what(declared: Declared) -> str:
     default = f" Default: {declared.default}" if declared.default else ""
     variable = f" Or `${declared.option.env}`." if declared.option.env else ""
     return f"{declared.option.help}{variable}{default}"
-
-
-def _table(heads: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = (
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    )
-    return "\n".join(lines)
 
 
 def _listed(names: list[str], last: str = "and") -> str:

@@ -27,6 +27,7 @@ from lbctl.resolve.node import NodeSettings
 _Pattern = Annotated[str, msgspec.Meta(min_length=1)]
 _Room = Annotated[int, msgspec.Meta(ge=16)]
 _Flows = Annotated[int, msgspec.Meta(ge=128)]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 _DEFAULT_ROOM = "what the instance has; a new one goes by the machine's memory"
 
@@ -34,6 +35,13 @@ _DEFAULT_ROOM = "what the instance has; a new one goes by the machine's memory"
 def _url(text: str) -> str:
     if text and not text.startswith(("https://", "http://")):
         raise ValueError(f"{text!r} is not a URL, like https://api.example:6443")
+    return text
+
+
+def _service_name(text: str) -> str:
+    namespace, slash, name = text.partition("/")
+    if not (namespace and slash and name) or "/" in name:
+        raise ValueError(f"{text!r} is not like default/web")
     return text
 
 
@@ -253,9 +261,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             kube_proxy="metricsBindAddress",
             live=True,
             parse=partial(parse_bind_or_off, default_port=METRICS_PORT),
-            help="Where to answer /proxyMode; [::] means both families, off none.",
+            help="Where to answer /metrics, /configz and /proxyMode; [::] means both families, off "
+            "none.",
         ),
     ] = Bind(LOOPBACK4, METRICS_PORT)
+    metrics_services: Annotated[
+        _Count,
+        Option(
+            flag="--metrics-services",
+            metavar="N",
+            field="metricsServices",
+            live=True,
+            example=1000,
+            help="How many service ports have series of their own in /metrics: all, or those with "
+            "the most traffic if there are more.",
+        ),
+    ] = 1000
+    metrics_endpoints_of: Annotated[
+        tuple[str, ...],
+        Option(
+            flag="--metrics-endpoints-of",
+            metavar="NAMESPACE/NAME",
+            field="metricsEndpointsOf",
+            live=True,
+            commas=True,
+            parse=_service_name,
+            example=("default/web",),
+            help="Service whose endpoints have series of their own in /metrics.",
+        ),
+    ] = ()
+    events: Annotated[
+        Literal["off", "on"],
+        Option(
+            flag="--events",
+            env="LBCTL_EVENTS",
+            field="events",
+            example="on",
+            help="Whether Kubernetes is told, by Events on Services and the Node, what cannot be "
+            "served as objects say; the agent needs the right to write them.",
+        ),
+    ] = "off"
     services: Annotated[
         _Room | None,
         Option(

@@ -83,7 +83,7 @@ class FollowedFile:
 
     def _fault(self, problem: str) -> None:
         if problem != self._problem:
-            self._log.warning(problem)
+            self._log.warning("settings cannot be used", why=problem)
         self._problem = problem
 
 

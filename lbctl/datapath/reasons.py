@@ -74,6 +74,25 @@ SENTENCES = {
 }
 
 
+# What became of a packet, by what was decided about it.
+VERDICTS = {
+    "passed": ("not_service", "no_flow_passed", "left_to_stack"),
+    "translated": ("forwarded", "flow_moved", "source_translated", "icmp_translated"),
+    "refused": ("no_endpoint", "unknown_port", "no_flow_reset", "endpoint_is_node"),
+    "dropped": (
+        *("no_local_endpoint", "source_range", "unallocated", "malformed", "truncated"),
+        *("too_many_headers", "fragment_unmatched", "flows_full", "ports_exhausted"),
+        *("rewrite_failed", "node_unrouted", "internal"),
+    ),
+}
+_VERDICT_OF = {reason: verdict for verdict, reasons in VERDICTS.items() for reason in reasons}
+
+
+def verdict(reason: str) -> str:
+    """What became of the packet: one of VERDICTS; "unknown" for one this version does not know."""
+    return _VERDICT_OF.get(reason, "unknown")
+
+
 def sentence(reason: str) -> str:
     """What `reason` (lower case, no prefix) means; empty for one this version does not know."""
     return SENTENCES.get(reason, "")

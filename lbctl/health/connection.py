@@ -26,7 +26,7 @@ class Connection:
         self.deadline = deadline
         self._handler = handler
         self._received = bytearray()
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         self._answered = False
 
     @property
@@ -62,7 +62,7 @@ class Connection:
 
     def _answer(self, answer: Answer, with_body: bool) -> bool:
         self._answered = True
-        self._unsent = encode(answer, with_body)
+        self._unsent = memoryview(encode(answer, with_body))
         return self._write()
 
     def _write(self) -> bool:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
+from prometheus_client import Counter
 
 from lbctl.config.bind import Bind
 from lbctl.health import answers
 from lbctl.health.answers import Answer, Condition
 from lbctl.health.ports import HealthPorts
 from lbctl.health.server import Route, Server
+from lbctl.instruments import Instruments
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.resolve.node import NodeFacts
 from lbctl.threads import Watched
@@ -52,8 +54,10 @@ class Health:
         self,
         clock: Callable[[], float] = time.monotonic,
         wake: Callable[[], None] | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
         """`wake` is called when the thread ends, by it."""
+        counts = instruments or Instruments()
         self._clock = clock
         self._server = Server(wake)
         self._reported = _Reported(clock())
@@ -63,12 +67,12 @@ class Health:
         self._metrics: Bind | None = None
         self._addresses: tuple[bytes, ...] = ()
         self._general: Paths = {
-            "/healthz": lambda: answers.healthz(self.condition()),
-            "/livez": lambda: answers.livez(self.condition()),
+            "/healthz": lambda: _counted(counts.healthz, answers.healthz(self.condition())),
+            "/livez": lambda: _counted(counts.livez, answers.livez(self.condition())),
             "/readyz": lambda: answers.readyz(self.condition()),
         }
-        # Of metricsBindAddress. More paths go here.
-        self.metrics: Paths = {"/proxyMode": lambda: answers.PROXY_MODE}
+        # Of metricsBindAddress.
+        self._pages: Paths = {"/proxyMode": lambda: answers.PROXY_MODE}
 
     def start(self) -> None:
         """Start the thread, in the network namespace of the caller."""
@@ -110,10 +114,15 @@ class Health:
         self, bind: Bind | None, addresses: tuple[bytes, ...], metrics: Bind | None = None
     ) -> None:
         """Where /healthz, /livez and /readyz are asked for (None: nowhere), on which addresses
-        health-check node ports are, and where the paths of `metrics` are."""
+        health-check node ports are, and where the pages for scrapers are."""
         if (bind, addresses, metrics) != (self._bind, self._addresses, self._metrics):
             self._bind, self._addresses, self._metrics = bind, addresses, metrics
             self._serve()
+
+    def add_pages(self, pages: Paths) -> None:
+        """More paths where /proxyMode is. The server's thread makes what they answer."""
+        self._pages.update(pages)
+        self._serve()
 
     def take(self, changed: Mapping[ObjectKey, ServiceObjects], node: NodeFacts) -> None:
         """Services as they now are."""
@@ -162,17 +171,22 @@ class Health:
             wanted.update((Bind(address, port), route) for address in self._addresses)
         # Whoever asks for one place of two kinds gets the answers of both.
         for bind, name, paths in (
-            (self._metrics, "/proxyMode", self.metrics),
+            (self._metrics, "/metrics, /configz and /proxyMode", self._pages),
             (self._bind, "/healthz, /livez and /readyz", self._general),
         ):
             if bind is not None:
-                both = self.metrics | self._general if self._metrics == self._bind else paths
+                both = self._pages | self._general if self._metrics == self._bind else paths
                 wanted[bind] = Route(name, partial(answers.path_of, both))
         self._server.serve(wanted)
 
     def general(self, path: str) -> Answer:
         """What a path of /healthz, /livez and /readyz gets."""
         return answers.path_of(self._general, path)
+
+
+def _counted(counter: Counter, answer: Answer) -> Answer:
+    counter.labels(str(answer.status.value)).inc()
+    return answer
 
 
 class _Service:

@@ -174,7 +174,7 @@ class _Turns:
                 return  # "all IPv6 addresses" of a node without IPv6
             problem = explain(bind, name, error)
             if self._failed.get(bind) != problem:
-                self._log.warning(problem)
+                self._log.warning("cannot listen", on=str(bind), serving=name, why=problem)
             self._failed[bind] = problem
             return
         self._failed.pop(bind, None)

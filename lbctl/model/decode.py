@@ -17,7 +17,8 @@ from lbctl.fieldnames import explain
 from lbctl.model.fields import InvalidField, Remarks, shortened
 from lbctl.model.lenient import UNREADABLE, loose, repaired
 from lbctl.model.records import EndpointSlice, Node, ObjectKey, Service
-from lbctl.model.wire import Metadata, Whole, Wire, WireEndpointSlice, WireNode, WireService
+from lbctl.model.wire import Metadata, Whole, Wire, WireEndpointSlice, WireService
+from lbctl.model.wirenode import WireNode
 
 Record = TypeVar("Record", covariant=True)
 M = TypeVar("M")

@@ -80,6 +80,14 @@ def seniority(path: str, created: str | None, uid: str, remarks: Remarks) -> byt
         return b""
 
 
+def moment(text: str | None) -> float:
+    """Seconds since the epoch; 0 for what is no time, of which nothing but a measurement hangs."""
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
+
+
 def _uid(text: str) -> bytes:
     """16 bytes in the order of the texts: those of a UUID, as API servers make them."""
     try:

@@ -9,6 +9,7 @@ cyclic garbage collector.
 from __future__ import annotations
 
 from enum import IntEnum
+from uuid import UUID
 
 import msgspec
 
@@ -65,6 +66,11 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     # When it was made, then its uid, as bytes: the older object sorts first. Empty: nobody says.
     seniority: bytes = b""
 
+    @property
+    def uid(self) -> str:
+        """What the API server calls it for good; empty where nobody says, or in another form."""
+        return str(UUID(bytes=self.seniority[8:])) if len(self.seniority) == 24 else ""
+
 
 class SlicePort(msgspec.Struct, frozen=True, gc=False):
     """One entry of an EndpointSlice's ports."""
@@ -100,6 +106,8 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     family: int  # 4, 6, or 0 for host names
     ports: tuple[SlicePort, ...] = ()
     endpoints: tuple[SliceEndpoint, ...] = ()
+    # When the pod or service changed that this follows from, since the epoch; 0: nobody says.
+    triggered: float = 0.0
 
 
 class Taint(msgspec.Struct, frozen=True, gc=False):

@@ -64,6 +64,9 @@ class Source(Protocol):
     def status(self) -> SourceStatus:
         """How it is doing now."""
 
+    def service_problems(self) -> dict[ObjectKey, str]:
+        """By Service, what of the object cannot be read; empty for objects that are no API's."""
+
     def due(self) -> float | None:
         """When `status` has to be asked for at the latest, by the monotonic clock: it replaces
         threads that are stuck. None: no need to."""

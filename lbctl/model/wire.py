@@ -21,16 +21,13 @@ from lbctl.model.records import (
     HEADLESS_LABEL,
     PROXY_NAME_LABEL,
     SERVICE_NAME_LABEL,
-    ZONE_LABEL,
     EndpointSlice,
     Hints,
-    Node,
     ObjectKey,
     Service,
     ServicePort,
     SliceEndpoint,
     SlicePort,
-    Taint,
 )
 
 DEFAULT_AFFINITY_SECONDS = 10800
@@ -184,7 +181,20 @@ class WireEndpoint(Wire):
     hints: WireHints | None = None
 
 
+class SliceAnnotations(Wire):
+    """Those that are read. Others, however large, are skipped while decoding."""
+
+    triggered: str | None = msgspec.field(
+        default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
+    )
+
+
+class SliceMetadata(Metadata):
+    annotations: SliceAnnotations | None = None
+
+
 class WireEndpointSlice(Whole, kw_only=True):
+    metadata: SliceMetadata
     address_type: str
     endpoints: list[WireEndpoint] | None = None
     ports: list[WireSlicePort] | None = None
@@ -207,56 +217,10 @@ class WireEndpointSlice(Whole, kw_only=True):
             family=family,
             ports=fields.good(self.ports, _slice_port, remarks),
             endpoints=_endpoints(self.endpoints, family, remarks) if family in FAMILIES else (),
+            triggered=fields.moment(self.metadata.annotations.triggered)
+            if self.metadata.annotations
+            else 0.0,
         )
-
-
-class WireNodeAddress(Wire):
-    type: str
-    address: str
-
-
-class WireNodeStatus(Wire):
-    addresses: list[WireNodeAddress] | None = None
-
-
-class WireTaint(Wire):
-    key: str
-    effect: str = ""
-
-
-class WireNodeSpec(Wire):
-    pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
-    pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
-    taints: list[WireTaint] | None = None
-
-
-class WireNode(Whole, kw_only=True):
-    spec: WireNodeSpec | None = None
-    status: WireNodeStatus | None = None
-
-    def is_bare(self) -> bool:
-        return self.spec is None and self.status is None
-
-    def to_model(self, namespace: str, remarks: Remarks) -> Node:
-        """The record of this object; `namespace` is ignored. Raises InvalidField."""
-        spec = self.spec or WireNodeSpec()
-        cidrs = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else None)
-        return Node(
-            name=fields.identity(self.metadata.name, "").name,
-            internal_ips=self._ips("InternalIP", remarks),
-            external_ips=self._ips("ExternalIP", remarks),
-            zone=intern((self.metadata.labels or {}).get(ZONE_LABEL, "")),
-            pod_cidrs=fields.prefixes("spec.podCIDRs", cidrs, remarks),
-            taints=tuple(Taint(t.key, t.effect) for t in spec.taints or ()),
-            deleting=self.metadata.deletion_timestamp is not None,
-        )
-
-    def _ips(self, kind: str, remarks: Remarks) -> tuple[bytes, ...]:
-        def read(i: int, entry: WireNodeAddress) -> bytes | None:
-            path = f"status.addresses[{i}].address"
-            return fields.address(path, entry.address) if entry.type == kind else None
-
-        return fields.good(self.status.addresses if self.status else None, read, remarks)
 
 
 def _key(metadata: Metadata, namespace: str) -> ObjectKey:

@@ -42,6 +42,7 @@ class Housekeeper:
         self._gone: deque[tuple[float, bytes]] = deque()  # frontends' keys, for the filters
         self._filters_stale = True
         self._warned: dict[str, float] = {}
+        self.problem = ""  # why the last sweep was not finished
         self._log = structlog.get_logger()
 
     def note(self, plan: Plan, now: float) -> None:
@@ -93,11 +94,12 @@ class Housekeeper:
             found = next(self._running)
         except LbError as error:
             self._log.error("the sweep failed", error=error.message, hint=advice.on(error))
+            self.problem = f"flows that ended are not removed: {error.message} {advice.on(error)}"
             self._running, self._next = None, now + SWEEP_SECONDS
             return False
         if found is None:
             return False
-        self._running = None
+        self._running, self.problem = None, ""
         busy = self._sweep.tcp_load() > BUSY_LOAD
         self._next = now + (BUSY_SWEEP_SECONDS if busy else SWEEP_SECONDS)
         return self._finish(found)
@@ -141,7 +143,13 @@ class Housekeeper:
                     f"start the agent with a larger {use.flag}"
                 )
                 if level > self._warned.get(name, 0.0):
-                    self._log.warning(said[-1])
+                    self._log.warning(
+                        "a map is nearly full",
+                        map=name,
+                        entries=use.entries,
+                        limit=use.limit,
+                        option=use.flag,
+                    )
             self._warned[name] = level
         return said
 
@@ -157,8 +165,8 @@ class Housekeeper:
             "swept",
             flows=found.entries,
             ended=found.ended,
-            freed_services=len(freed.services),
-            freed_backends=len(freed.backends),
+            freedServices=len(freed.services),
+            freedBackends=len(freed.backends),
         )
         return bool(freed.services or freed.backends)
 

@@ -14,10 +14,12 @@ from lbctl.model.records import ObjectKey
 from lbctl.plan.changes import PortState
 from lbctl.resolve.hints import NO_HINTS, UNUSED
 from lbctl.resolve.ports import ResolvedPort
+from lbctl.troubles import ADDRESS_TAKEN, NO_ROOM, PARTLY_SERVED, Said
 
 _MOST_TEXTS = 3  # in a sentence about one object
 _MOST_OBJECTS = 100  # of a kind of sentence
 _MOST_NAMES = 5  # in a sentence about many objects
+_NOT_SERVED = "a service is not served as its object says"
 
 
 class Notes:
@@ -33,6 +35,7 @@ class Notes:
         self._hints: dict[str, str] = {}  # by stored name
         self._unused: str | None = ""  # a sentence about them; None: to be made anew
         self.changed = True  # since `take_hints`
+        self.told = 0  # grows whenever something that is said of a service changes
         self._refused = ""
         self._log = structlog.get_logger()
 
@@ -41,17 +44,31 @@ class Notes:
         """Whether a map refused an update since `begin`."""
         return bool(self._refused)
 
-    def warnings(self) -> list[str]:
+    def said(self) -> list[Said]:
         """What could not be written, who lost what, what is wrong with objects, hints unused."""
         if self._unused is None:
             self._unused = self._unused_hints()
-        found = [self._refused]
+        found = [Said("maps", self._refused)]
         said: set[ObjectKey] = set()
         for kind in self._kinds:
-            found += _bounded([self._line(key) for key in kind if key not in said])
+            lines = _bounded([self._line(key) for key in kind if key not in said])
+            found += (Said("services", line) for line in lines)
             said.update(kind)
-        found.append(self._unused)
-        return [*dict.fromkeys(filter(None, found))]
+        found.append(Said("hints", self._unused))
+        return [*dict.fromkeys(one for one in found if one.text)]
+
+    def complaints(self) -> dict[ObjectKey, tuple[tuple[str, str], ...]]:
+        """The same of services, for those who own them: reason (lbctl/troubles.py) and sentence."""
+        kinds = {
+            NO_ROOM: self._without_room,
+            ADDRESS_TAKEN: self._contested,
+            PARTLY_SERVED: self._warnings,
+        }
+        keys = dict.fromkeys(key for kind in kinds.values() for key in kind)
+        return {
+            key: tuple((why, kind[key]) for why, kind in kinds.items() if key in kind)
+            for key in keys
+        }
 
     def take_hints(self) -> dict[str, str] | None:
         """By stored name, what is to say of the ports whose endpoints have topology hints; None if
@@ -70,7 +87,7 @@ class Notes:
         """Say of each object what became true of it since the last call."""
         for key in self._news:
             if line := self._line(key):
-                self._log.warning(line)
+                self._log.warning(_NOT_SERVED, service=str(key), why=line)
         self._news.clear()
 
     def _line(self, key: ObjectKey) -> str:
@@ -128,6 +145,7 @@ class Notes:
         if text == kind.get(key, ""):
             return
         self.changed = True
+        self.told += 1
         if not text:
             del kind[key]
             return

@@ -21,6 +21,7 @@ from lbctl.resolve.endpoints import targets_of
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import ResolvedPort, Target
 from lbctl.resolve.service import foreign_addresses, own_addresses_in_range, resolve
+from lbctl.troubles import Said
 
 # Services planned at once when nothing is programmed yet: bounds the memory a first sync takes.
 _FIRST_BATCH = 2000
@@ -50,10 +51,11 @@ class Reconciler:
         self._settled = -RETRY_SECONDS  # when who is served was last looked at
         self._look_again = 0.0  # ... and when it will be, though nothing changed
         self.synced = False
+        self.complete_pass = True  # the next `apply` looks at every service
         self.planner, leftovers = readback.read(tables, time.monotonic())
         readback.repair(self.planner, leftovers, tables)
         for sentence in leftovers.describe():
-            self._log.warning(sentence)
+            self._log.warning("what an earlier agent left is put right", what=sentence)
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
         self.housekeeper = Housekeeper(tables, self.planner)
         self.had_services = bool(self._unclaimed)
@@ -81,7 +83,11 @@ class Reconciler:
 
     def warnings(self) -> list[str]:
         """Sentences about objects, and about what did not fit."""
-        return self._notes.warnings()
+        return [one.text for one in self._notes.said()]
+
+    def said(self) -> list[Said]:
+        """The same with their kinds."""
+        return self._notes.said()
 
     @property
     def hints_changed(self) -> bool:
@@ -96,6 +102,15 @@ class Reconciler:
     def troubles(self) -> dict[str, tuple[str, ...]]:
         """By service (namespace/name), why it is not served as its object says."""
         return self._notes.troubles()
+
+    @property
+    def told(self) -> int:
+        """Grows whenever `complaints` are others."""
+        return self._notes.told
+
+    def complaints(self) -> dict[ObjectKey, tuple[tuple[str, str], ...]]:
+        """By service, the same with the reasons that Events have."""
+        return self._notes.complaints()
 
     @property
     def waiting(self) -> bool:
@@ -125,6 +140,7 @@ class Reconciler:
         if node != self._node:
             self._node = node
             self._dirty.update(dict.fromkeys(self._objects))
+            self.complete_pass = True
 
     def take(self, update: Update) -> None:
         """Note what an update says; `apply` carries it out."""
@@ -174,6 +190,8 @@ class Reconciler:
             wrote |= self._settle()
         self._tell()
         self.synced = True
+        if not self.refused:  # else all is planned again
+            self.complete_pass = False
         return wrote
 
     def _share(self) -> bool:
@@ -331,6 +349,7 @@ class Reconciler:
         }
         self._unclaimed.update(self.planner.services.keys() - wanted)
         self._dirty.update(dict.fromkeys(self._objects))
+        self.complete_pass = True
         self._retry = now + self._waited()
 
 

@@ -1,4 +1,4 @@
-"""GET requests to one API server, whose answers may be anything and of any length."""
+"""Requests to one API server, whose answers may be anything and of any length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,6 +19,7 @@ import structlog
 
 from lbctl.addresses import parse_address
 from lbctl.errors import ConfigError, SourceError
+from lbctl.instruments import Instruments
 from lbctl.model.fields import shortened
 from lbctl.model.lenient import UNREADABLE
 from lbctl.sources import access
@@ -40,10 +42,16 @@ _HINTS = {
 class ApiClient:
     """Asks with the credentials of a kubeconfig or a pod."""
 
-    def __init__(self, kubeconfig: Path | None, api_server: str | None) -> None:
+    def __init__(
+        self,
+        kubeconfig: Path | None,
+        api_server: str | None,
+        instruments: Instruments | None = None,
+    ) -> None:
         """Raises ConfigError."""
         self._lock = threading.Lock()
         self._access = access.find(kubeconfig, api_server)
+        self._instruments = instruments or Instruments()
         self._addresses = _literal(self.url)
 
     @property
@@ -81,26 +89,53 @@ class ApiClient:
 
     def get(self, path: str, query: Mapping[str, str], silence_seconds: float) -> ApiResponse:
         """Ask. Raises HttpError for a status that is no success, SourceError for no answer."""
+        return self._send("GET", path, silence_seconds, fields=dict(query))
+
+    def send(
+        self, method: str, path: str, body: bytes, content_type: str, silence_seconds: float
+    ) -> None:
+        """Have something written; what is answered beside a status is nobody's business. Raises
+        HttpError, SourceError."""
+        headers = {"content-type": content_type}
+        self._send(method, path, silence_seconds, body=body, extra=headers).close()
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        silence_seconds: float,
+        *,
+        extra: Mapping[str, str] = MappingProxyType({}),
+        **content: Any,
+    ) -> ApiResponse:
         import urllib3
 
+        began = time.monotonic()
         try:
             response = self._access.pool.request(
-                "GET",
+                method,
                 self.url + path,
-                fields=dict(query),
-                headers=self._headers(),
+                headers={**self._headers(), **extra},
                 preload_content=False,
                 decode_content=False,  # nothing compressed was asked for
                 redirect=False,
                 timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=silence_seconds),
+                **content,
             )
         except _failures() as error:
+            self._count("<error>", method, began)
             raise SourceError(f"{self.url} does not answer: {_reason(error)}") from error
+        self._count(str(response.status), method, began)
         self._remember(response)
         answer = ApiResponse(response, self.url)
-        if response.status != 200:
+        if not 200 <= response.status < 300:
             raise answer.as_error()
         return answer
+
+    def _count(self, code: str, method: str, began: float) -> None:
+        host = urlsplit(self.url).netloc
+        self._instruments.requests.labels(code, method, host).inc()
+        self._instruments.request_seconds.labels(method, host).observe(time.monotonic() - began)
 
     def _headers(self) -> dict[str, str]:
         """Credentials, read again from their file when they are due, and what we want to get."""

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from lbctl.addresses import format_address
+from lbctl.instruments import Instruments
 from lbctl.model.decode import NODES, SERVICES, SLICES
 from lbctl.model.records import (
     HEADLESS_LABEL,
@@ -44,10 +45,12 @@ class KubernetesSource:
         kubeconfig: Path | None = None,
         api_server: str | None = None,
         settings: ReflectorSettings | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
         """Raises ConfigError if there is no usable configuration."""
         self._settings = settings or ReflectorSettings()
-        self._client = ApiClient(kubeconfig, api_server)
+        self._instruments = instruments or Instruments()
+        self._client = ApiClient(kubeconfig, api_server, self._instruments)
         self._store = Store(node_name, parts=3, node_expected=True)
         self._expected = 0
         self._translated: dict[ObjectKey, str] = {}  # services whose address the API server has
@@ -69,7 +72,16 @@ class KubernetesSource:
 
         def work(beat: Beat) -> None:
             expected = self._expected if resource.record is Service else 0
-            Reflector(resource, self._client, self._store, settings, pace, beat, expected).run()
+            Reflector(
+                resource,
+                self._client,
+                self._store,
+                settings,
+                pace,
+                beat,
+                expected,
+                self._instruments,
+            ).run()
 
         return Watched(f"watch of {resource.plural}", work, wake=self._store.wake)
 
@@ -109,6 +121,10 @@ class KubernetesSource:
         """How the source is doing."""
         self._check_threads()
         return self._with_threads(self._store.status())
+
+    def service_problems(self) -> dict[ObjectKey, str]:
+        """By Service, what of the object cannot be read."""
+        return self._store.problems_of(Service)
 
     def due(self) -> float | None:
         """When `status` has to be asked for at the latest, for the sake of the threads."""

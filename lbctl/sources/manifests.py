@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from lbctl.errors import SourceError
+from lbctl.model.records import ObjectKey
 from lbctl.model.updates import SourceStatus, Update
 from lbctl.sources import documents
 from lbctl.sources.documents import Parsed, manifest_files, parse, read_bytes
@@ -98,6 +99,10 @@ class ManifestSource:
         """How the source is doing."""
         self._thread.check()
         return self._with_thread(self._store.status())
+
+    def service_problems(self) -> dict[ObjectKey, str]:
+        """None: nobody looks for them at an API."""
+        return {}
 
     def due(self) -> float | None:
         """When `status` has to be asked for at the latest, for the sake of the thread."""

@@ -16,6 +16,7 @@ from typing import Final, Generic, TypeVar
 import structlog
 
 from lbctl.errors import LbError, ObjectError, SourceError
+from lbctl.instruments import Instruments
 from lbctl.model.decode import Bookmark, Changed, Deleted, Malformed, Refused
 from lbctl.model.records import EndpointSlice, Node, Service
 from lbctl.sources.asking import Asker, Client, HttpError, ReflectorSettings, Resource, Response
@@ -54,8 +55,13 @@ class Reflector(Generic[M]):
         pace: Pace,
         beat: Beat,
         expected: int = 0,
+        instruments: Instruments | None = None,
     ) -> None:
         """`expected` objects are served already by what an earlier agent left."""
+        counts, kind = instruments or Instruments(), resource.kind.name
+        self._lists = counts.lists.labels(kind)
+        self._watches = counts.watches.labels(kind)
+        self._faults = counts.api_faults.labels(kind)
         self._resource = resource
         self._client = client
         self._store = store
@@ -74,6 +80,7 @@ class Reflector(Generic[M]):
         while not stopping.is_set():
             try:
                 if self._version is None:
+                    self._lists.inc()
                     found = self._lister.list()
                     if stopping.is_set():
                         return
@@ -87,6 +94,7 @@ class Reflector(Generic[M]):
 
     def _failed(self, error: LbError) -> None:
         """Decide what to do about a failure, say so, and wait."""
+        self._faults.inc()
         retry_after, gone = 0.0, False
         if isinstance(error, HttpError):
             retry_after = error.retry_after
@@ -106,9 +114,10 @@ class Reflector(Generic[M]):
 
     def _replace(self, found: Found[M]) -> None:
         self._store.replace(self._resource.record, found.objects, found.malformed, found.remarks)
-        for what, messages in ((_SKIPPED, found.malformed), (_PARTLY, found.remarks)):
-            for message in list(messages.values())[:_SAID]:
-                self._log.warning(what, error=message)
+        for message in list(found.malformed.values())[:_SAID]:
+            self._log.warning(_SKIPPED, error=message)
+        for message in list(found.remarks.values())[:_SAID]:
+            self._log.warning(_PARTLY, error=message)
         self._log.info(
             "listed",
             objects=len(found.objects),
@@ -131,6 +140,7 @@ class Reflector(Generic[M]):
         started = time.monotonic()
         silence = max(1.0, seconds) + self._settings.grace_seconds
         heard = False
+        self._watches.inc()
         with self._asker.ask(query, silence) as response:
             self._store.connected(self._resource.kind.name)
             self._failures.worked()

@@ -198,6 +198,15 @@ class Store:
         with self._lock:
             return self._status()
 
+    def problems_of(self, kind: type[Object]) -> dict[ObjectKey, str]:
+        """By object of a kind, what of it cannot be read; those without a name are left out."""
+        with self._lock:
+            return {
+                about[1]: problem.message
+                for about, problem in self._problems.items()
+                if isinstance(about, tuple) and about[0] is kind and about[1].name
+            }
+
     # Below here, the lock is held.
 
     def _status(self) -> SourceStatus:

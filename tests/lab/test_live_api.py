@@ -42,7 +42,10 @@ NAMESPACE = "default"
 class Cluster:
     """A lab, an API server inside node1's namespace, and the agent there that follows it."""
 
-    def __init__(self, lab: Lab, api: ApiServer, directory: Path) -> None:
+    def __init__(
+        self, lab: Lab, api: ApiServer, directory: Path, options: Sequence[str] = ("-v",)
+    ) -> None:
+        self._options = AgentOptions(extra=tuple(options))
         self.lab = lab
         self.api = api
         self._config = api.kubeconfig(directory)
@@ -51,7 +54,7 @@ class Cluster:
 
     def start_agent(self) -> None:
         node = self.lab.node("node1")
-        arguments = agents.arguments(self.lab.paths, node, AgentOptions(extra=("-v",)))
+        arguments = agents.arguments(self.lab.paths, node, self._options)
         place = arguments.index("--manifests")
         source = ["--kubeconfig", str(self._config)]
         command = lbctl_command(*arguments[:place], *source, *arguments[place + 2 :])

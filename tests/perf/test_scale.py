@@ -21,6 +21,8 @@ from ebpf.instance import Instance
 from ebpf.kernel import libbpf
 from ebpf.maps.sizes import Sizes
 from lbctl.datapath.tables import Tables
+from lbctl.inspect import instance as inspect
+from lbctl.metrics.services import Bounds, ServiceSeries
 from lbctl.model.decode import SERVICES, SLICES
 from lbctl.model.records import EndpointSlice, Node, Service
 from lbctl.plan.changes import Plan
@@ -254,6 +256,26 @@ def _many_ports(count: int) -> list[Json]:
         part["ports"] = made["spec"]["ports"][start : start + PER_SLICE]
         parts.append(part)
     return [made, *parts]
+
+
+def scrape(control: Control, calls: Counter[str]) -> Counter[str]:
+    """What asking for every service's series costs, the second time; all of them are there."""
+    series = ServiceSeries(control.instance, lambda: Bounds(control.services))
+    series.scrape()
+    calls.clear()
+    _, text = series.scrape()
+    assert text.count("\nlbctl_service_connections_total{") == control.services
+    inspect.reasons(control.instance)
+    return Counter(calls)
+
+
+def test_a_scrape_makes_no_call_per_service(
+    small: Control, large: Control, calls: Counter[str]
+) -> None:
+    few, many = scrape(small, calls), scrape(large, calls)
+    assert few["bpf_map_lookup_elem"] == many["bpf_map_lookup_elem"] < 100
+    assert few.keys() == many.keys()
+    assert many["bpf_map_lookup_batch"] <= few["bpf_map_lookup_batch"] + LARGE / 1000
 
 
 def test_memory_per_endpoint() -> None:

@@ -7,6 +7,7 @@ with ApiServer() as server:
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from lbctl.bench import apiserver
 from lbctl.bench.apiserver import API_VERSIONS, Change, Query
 
 Json = dict[str, Any]
+_EVENTS = re.compile(r"/apis/events\.k8s\.io/v1/namespaces/([^/]+)/events(?:/([^/]+))?")
 
 
 class _Handler(apiserver.Handler):
@@ -40,6 +42,38 @@ class _Handler(apiserver.Handler):
             self.refuse(401, "Unauthorized")
         else:
             super().do_GET()
+
+    def do_POST(self) -> None:
+        self._write(201)
+
+    def do_PATCH(self) -> None:
+        self._write(200)
+
+    def _write(self, code: int) -> None:
+        """Events are kept as they come; a name can be written once, and patched then."""
+        api, path = self.api, urlsplit(self.path).path
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if api.away:
+            self.close_connection = True
+            return
+        value: Json = msgspec.json.decode(body)
+        found = _EVENTS.fullmatch(path)
+        api.writes.append((self.command, path, value))
+        if api.write_failures:
+            self.refuse(api.write_failures.pop(0), "told to fail")
+            return
+        if found is None:
+            self.refuse(404, "only events can be written")
+            return
+        name = found[2] or value["metadata"]["name"]
+        known = api.events_written.get(name)
+        if self.command == "POST" and known is not None:
+            self.refuse(409, "already exists")
+        elif self.command == "PATCH" and known is None:
+            self.refuse(404, "not found")
+        else:
+            api.events_written[name] = {**(known or {}), **value}
+            self.answer(code, msgspec.json.encode(api.events_written[name]))
 
     def list(self, kind: str, query: Query) -> None:
         path = urlsplit(self.path).path
@@ -78,6 +112,9 @@ class ApiServer(apiserver.ApiServer):
         # Status and headers, one per request.
         self.failures: list[tuple[int, Mapping[str, str]]] = []
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.writes: list[tuple[str, str, Json]] = []  # method, path and body
+        self.write_failures: list[int] = []  # statuses, one per request that writes
+        self.events_written: dict[str, Json] = {}  # by name, as they are now
         self.tokens: list[str] = []  # what requests showed, "" for none
         self.accepted_token: str | None = None
         self.certificate = certificate

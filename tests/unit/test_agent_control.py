@@ -18,9 +18,11 @@ from lbctl.agent.facts import Facts
 from lbctl.agent.loop import Guard
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import STATUS_SECONDS, Report
+from lbctl.agent.syncs import Syncs
 from lbctl.config.settings import Settings
 from lbctl.datapath import consts
 from lbctl.health.monitor import Verdict
+from lbctl.instruments import Instruments
 from lbctl.model.records import Node, ObjectKey, Protocol, Service, ServiceObjects, ServicePort
 from lbctl.model.updates import SourceStatus, Update
 from lbctl.reconcile.reconciler import Reconciler
@@ -65,6 +67,7 @@ class Rig:
         self.verdicts: list[Verdict] = []
         self.unwritten = False
         self.busy = False
+        self.problem = ""
         self.source = SourceStatus(connected=True)
         self.written: list[StatusRecord] = []
         self.interfaces = SimpleNamespace(
@@ -72,6 +75,7 @@ class Rig:
             attached=0,
             unattached=(),
             repaired=(),
+            problem="",
             set_node_addresses=lambda found: None,
             set_patterns=lambda uplinks, pods: self.say("patterns"),
         )
@@ -111,7 +115,13 @@ class Rig:
                 unwritten=lambda: self.unwritten,
             ),
         }
-        self.parts = Parts(facts=facts, reconciler=self.reconciler, **stand_ins)
+        self.instruments = Instruments()
+        self.parts = Parts(
+            facts=facts,
+            reconciler=self.reconciler,
+            syncs=Syncs(self.instruments),
+            **stand_ins,
+        )
         record = StatusRecord(1, "0", "node1", "/x", source=SourceState("manifests"))
         self.report = Report(self.parts, record, cast(Any, self))
         self.control = Control(self.parts, settings, self.report)

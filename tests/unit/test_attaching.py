@@ -200,6 +200,7 @@ def test_what_others_took_away_is_put_back_and_said(
     turns(made, told)
     assert (100, "egress") in kernel.running
     assert made.repaired(clock[0]) == ("veth100",)
+    assert made.repairs == 1
     assert made.repaired(clock[0] + attaching.REPAIRED_SECONDS) == ()
 
 

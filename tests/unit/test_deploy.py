@@ -13,6 +13,7 @@ from lbctl.config import file as configfile
 from lbctl.config import settle
 from lbctl.config.bind import parse_bind
 from lbctl.config.file import ConfigFile
+from lbctl.config.settings import OPTIONS
 from lbctl.health.monitor import Health, Verdict
 from lbctl.host import reserve
 from lbctl.pins import DEFAULT_PIN_DIR
@@ -204,6 +205,7 @@ def test_nothing_is_privileged_and_nobody_elses_processes_are_seen() -> None:
 def test_every_component_patches_what_is_there() -> None:
     found = sorted(path.parent for path in DEPLOY.glob("components/*/kustomization.yaml"))
     assert [path.name for path in found] == [
+        "events",
         "mount-bpffs",
         "pod-sockets",
         "seccomp-runtime-default",
@@ -231,6 +233,18 @@ def test_closing_pods_sockets_adds_one_capability() -> None:
         *AGENT["securityContext"]["capabilities"]["add"],
         "SYS_ADMIN",
     ]
+
+
+def test_events_are_an_option_and_a_role_of_their_own() -> None:
+    (said,) = documents("components/events/kustomization.yaml")
+    assert said["resources"] == ["rbac.yaml"]
+    (patch,) = documents("components/events/daemonset.yaml")
+    (agent_there,) = patch["spec"]["template"]["spec"]["containers"]
+    assert agent_there["env"] == [{"name": OPTIONS["events"].option.env, "value": "on"}]
+    role, binding = documents("components/events/rbac.yaml")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == one("ClusterRoleBinding")["subjects"]
+    assert OPTIONS["events"].otherwise == "off"
 
 
 def test_the_image_is_of_this_version() -> None:

@@ -8,18 +8,23 @@ from pathlib import Path
 
 import yaml
 
+from lbctl.sources.client import ApiClient
+from lbctl.sources.eventapi import EventApi
 from lbctl.sources.kubernetes import KubernetesSource
 from tests.support.apiserver import ApiServer
 from tests.support.following import QUICK, Follower, fill
 from tests.support.k8s_objects import service
 
-RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RBAC = DEPLOY / "rbac.yaml"
+EVENTS = DEPLOY / "components" / "events" / "rbac.yaml"
+VERBS = {"POST": "create", "PATCH": "patch"}
 Right = tuple[str, str, str]  # group, resource, verb
 
 
-def granted() -> set[Right]:
+def granted(path: Path = RBAC) -> set[Right]:
     rights: set[Right] = set()
-    for found in yaml.safe_load_all(RBAC.read_text()):
+    for found in yaml.safe_load_all(path.read_text()):
         for rule in found.get("rules", ()) if found else ():
             assert "*" not in str(rule)
             rights |= {
@@ -80,3 +85,18 @@ def test_what_is_granted_is_what_is_asked_for(tmp_path: Path) -> None:
     assert asked == granted()
     # A role cannot say "the own one"; the field selector does.
     assert {query.get("fieldSelector") for query in own} == {"metadata.name=worker-1"}
+
+
+def test_events_need_what_their_component_grants(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        fill(server)
+        api = EventApi(ApiClient(server.kubeconfig(tmp_path), None), "worker-1")
+        regarding = {"kind": "Service", "namespace": "ns1", "name": "web"}
+        api.is_speaker()
+        api.create(name="web.1", regarding=regarding, reason="NoRoom", note="", now=0.0)
+        api.repeat(name="web.1", regarding=regarding, count=2, now=1.0)
+        api.close()
+        written = {("events.k8s.io", "events", VERBS[method]) for method, _, _ in server.writes}
+        read = {needed(path, query) for path, query in server.requests}
+    assert written == granted(EVENTS)
+    assert read <= granted()

@@ -24,8 +24,9 @@ BELOW = {
     "lbctl.demo": "lbctl.lab",
     "lbctl.bench": "lbctl.lab",
     "lbctl.lab": "lbctl.inspect lbctl.sources",
-    "lbctl.agent": "lbctl.reconcile lbctl.health lbctl.host",
+    "lbctl.agent": "lbctl.reconcile lbctl.metrics lbctl.host",
     "lbctl.trace": "lbctl.reconcile lbctl.config",
+    "lbctl.metrics": "lbctl.inspect lbctl.health",
     "lbctl.inspect": "lbctl.resolve lbctl.datapath",
     "lbctl.health": "lbctl.config",
     "lbctl.config": "lbctl.resolve",
@@ -49,7 +50,7 @@ BASICS = {"ebpf.errors", "ebpf.layouts", "ebpf.trust"}
 # `model` and `resolve` are functions of what they are given: no file, clock, thread or chance.
 PURE = {"__future__", "collections", "dataclasses", "datetime", "difflib", "enum", "functools"}
 PURE |= {"hashlib", "itertools", "json", "math", "operator", "re", "sys", "types", "typing"}
-PURE |= {"bisect", "msgspec", "lbctl"}
+PURE |= {"bisect", "msgspec", "lbctl", "uuid"}
 FOREIGN = re.compile(
     r"(?<![a-z])(kube|k8s|pods?(?![a-z])|endpoint[ _-]?slice|cluster[ _-]?ips?(?![a-z]))", re.I
 )
