@@ -135,6 +135,20 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
     return made
 
 
+def restore_pins(generation: Generation, key: str, instance: Instance) -> list[str]:
+    """Pins the programs of a generation, known by `key`, again where somebody removed or replaced
+    their pins; returns where that was so. Without its array a generation ends with its agent."""
+    directory = instance.pin_dir / "programs" / key
+    bpffs.make_directory(directory)
+    found = [(PROGRAM_ARRAY, generation.array.fd, libbpf.map_id)]
+    found += [(name, fd, libbpf.prog_id) for name, fd in generation.fds.items()]
+    return [
+        f"programs/{key}/{name}"
+        for name, fd, id_of in found
+        if bpffs.restore(fd, directory / name, id_of)
+    ]
+
+
 def generation_key(bundle: Bundle, instance: Instance) -> str:
     """The name of the directory of this bundle's programs on these maps."""
     ids = sorted((name, instance.map(name).id) for name in instance.map_names())

@@ -33,6 +33,7 @@ class Found:
     attached: int = 0
     unattached: tuple[Unattached, ...] = ()
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
+    repairs: int = 0  # times that this was so
     placed: Generation | None = None  # these programs are everywhere by now, where they could be
 
 
@@ -73,6 +74,11 @@ class Interfaces:
     def repaired(self) -> tuple[str, ...]:
         """Interfaces whose programs somebody took away lately; they are back."""
         return self._found.repaired
+
+    @property
+    def repairs(self) -> int:
+        """How often programs were put back on one, since the start."""
+        return self._found.repairs
 
     @property
     def placed(self) -> Generation | None:
@@ -147,6 +153,7 @@ class Interfaces:
             len(said.attached),
             said.unattached(),
             said.repaired(now),
+            said.repairs,
             said.placed,
         )
         if found != self._found:

@@ -110,6 +110,7 @@ class Report:
             ),
             tables=reconciler.housekeeper.tables(),
             warnings=tuple(self._warnings(troubles)),
+            audit=reconciler.audit.corrections.said(),
         )
 
     def _warnings(self, troubles: list[str]) -> Iterator[str]:
