@@ -248,9 +248,7 @@ class Attaching:
         self._unwanted = [item for item in found if item.ifindex and item.ifindex not in wanted]
 
     def _hooks(self, link: Link) -> dict[str, str] | None:
-        if link.ifindex in self.uplinks:
-            return _TUNNEL_HOOKS if link.bare else _UPLINK_HOOKS
-        return _POD_HOOKS if pod_interfaces([link], self.uplinks, self._wanted.pods) else None
+        return hooks_of(link, self.uplinks, self._wanted.pods)
 
     def _attach(self, link: Link, since: float, again: bool = False) -> None:
         """`again`: it has these programs already, as far as is known."""
@@ -312,6 +310,15 @@ class Attaching:
             self._attacher.forget(gone)
         except (LbError, OSError) as error:
             self._log.warning("cannot tidy the pins of links", error=str(error))
+
+
+def hooks_of(
+    link: Link, uplink_indices: Collection[int], pods: Collection[str]
+) -> dict[str, str] | None:
+    """The programs that an interface is to run, by direction; `pods` are patterns of names."""
+    if link.ifindex in uplink_indices:
+        return _TUNNEL_HOOKS if link.bare else _UPLINK_HOOKS
+    return _POD_HOOKS if pod_interfaces([link], uplink_indices, pods) else None
 
 
 def describe(items: Iterable[Unattached]) -> Iterator[str]:

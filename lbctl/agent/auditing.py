@@ -8,7 +8,7 @@ is not looked at.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -84,7 +84,8 @@ class Auditing:
             self._parts.source.read_again()
 
     def _others(self) -> list[Callable[[], None]]:
-        return [self._pins, self._program_pins, self._config, self._sockets, self._kept]
+        sockets = self._parts.sockets.refresh
+        return [self._pins, self._program_pins, self._config, sockets, self._kept]
 
     def _pins(self) -> None:
         if restored := self._parts.instance.restore_pins():
@@ -98,23 +99,24 @@ class Auditing:
         if wrong := self._control.restore_config():
             self._corrections.note("config", wrong)
 
-    def _sockets(self) -> None:
-        if self._parts.sockets.refresh():
-            self._corrections.note("socket hooks", ["of the cgroup"])
-
     def _kept(self) -> None:
         """What other parts put right by themselves."""
         now, before = self._counts(), self._counted
         self._counted = now
         for kind, count in now.items():
             if count > before[kind]:
-                names = self._parts.interfaces.repaired if kind == "interface" else ()
-                self._corrections.note(kind, names or ["begun anew"], count - before[kind])
+                self._corrections.note(kind, self._names(kind), count - before[kind])
+
+    def _names(self, kind: str) -> Sequence[str]:
+        if kind == "interface":
+            return self._parts.interfaces.repaired
+        return ["attached again" if kind == "socket hook" else "begun anew"]
 
     def _counts(self) -> dict[str, int]:
         parts = self._parts
         return {
             "interface": parts.interfaces.repairs,
+            "socket hook": parts.sockets.repairs,
             "watch": parts.source.status().restarts,
             "thread": parts.keeper.restarts,
         }

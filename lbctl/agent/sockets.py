@@ -36,6 +36,7 @@ class SocketHooks:
         self._attacher = cgroup.SocketAttacher(pin_dir)
         self._directory = directory
         self._problem = ""
+        self.repairs = 0  # times that somebody had taken them away
         self._log = structlog.get_logger()
         self.host_netns = own_netns_cookie()
 
@@ -81,13 +82,11 @@ class SocketHooks:
         self._problem = problem
         return changed
 
-    def refresh(self) -> bool:
-        """Put them there again, if somebody took them away or it was not possible before. Returns
-        whether it was somebody."""
-        if self._generation is None:
-            return False
-        were_there = not self._problem
-        return self.attach(self._generation) and were_there
+    def refresh(self) -> None:
+        """Put them there again, if somebody took them away or it was not possible before."""
+        if self._generation is not None:
+            were_there = not self._problem
+            self.repairs += self.attach(self._generation) and were_there
 
 
 def own_netns_cookie() -> int:

@@ -61,6 +61,7 @@ class StandingFile:
             uplinks=settings.uplinks,
             pod_interfaces=settings.pod_interfaces,
             socket_lb=settings.socket_lb,
+            cgroup=str(settings.cgroup or ""),
         )
 
     def _write(self, content: Standing) -> None:

@@ -37,6 +37,7 @@ class Standing(msgspec.Struct, frozen=True):
     uplinks: tuple[str, ...] = ()  # patterns, as given
     pod_interfaces: tuple[str, ...] = ()
     socket_lb: str = ""
+    cgroup: str = ""  # whose sockets; empty: all
 
 
 def write(pin_dir: Path, standing: Standing) -> None:

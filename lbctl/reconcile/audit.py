@@ -37,6 +37,7 @@ _BITS: Final = 128
 _ENTRIES: Final = 256
 _RECORDS: Final = 2048
 _RANGES: Final = 64
+_FEW: Final = 64  # ports that are written at once
 _LATELY: Final = 20
 _SOME: Final = 3  # named in one sentence
 
@@ -98,11 +99,15 @@ class Audit:
         )
         self._todo = False
 
-    def touched(self, names: Iterable[str]) -> None:
-        """Ports of these stored names were written."""
+    def touched(self, planner: Planner, names: Sequence[str]) -> None:
+        """Ports of these stored names were written. Of few it is noted at once what they hold; of
+        many, when a pass comes by: no change is to wait for that."""
+        self._meanwhile.update(names)
         for name in names:
             self._digests.pop(name, None)
-            self._meanwhile.add(name)
+            state = planner.services.get(name) if len(names) <= _FEW else None
+            if state is not None:
+                self._digests[name] = state.cluster, state.local, self._digest(state)
 
     def step(self, programmer: Programmer) -> tuple[bool, bool]:
         """Go on for a moment. Returns whether a pass ended, and whether there is something to

@@ -233,7 +233,7 @@ class Reconciler:
             self.start_over(error)
             return True
         self.housekeeper.note(plan, now)
-        self.audit.touched(self.planner.stored_name(name) for name in wanted)
+        self.audit.touched(self.planner, [*map(self.planner.stored_name, wanted)])
         self._left |= bool(plan.lowered)
         without = {**plan.failed, **queued}
         places.served(name for name in wanted if name not in without)
