@@ -65,6 +65,7 @@ class Group(msgspec.Struct, frozen=True):
     endpoints: tuple[ExplainedEndpoint, ...]
     losses: tuple[NodeLoss, ...]
     nodes: int  # with endpoints that are used, this one not counted
+    programmed: bool | None = None  # whether the kernel has the same; None: it was not asked
 
 
 class ExplainedPort(msgspec.Struct, frozen=True):
