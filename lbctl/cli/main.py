@@ -20,6 +20,7 @@ COMMANDS = {
     "flow": "List the connections being translated, or end some.",
     "trace": "Ask the programs where a packet would go, and why.",
     "explain": "Say which endpoints of a service are used from here, which are not, and why.",
+    "drain": "Say what the loss of a node would do to services and flows.",
     "verify": "Hold what the kernel has against what the API says now, and repair it.",
     "doctor": "Check what this kernel and machine offer, and what to do about the rest.",
     "cleanup": "Remove everything an instance pinned or attached.",

@@ -44,6 +44,7 @@ class Known(msgspec.Struct, frozen=True):
     services: Objects
     node: NodeFacts
     object: Node | None
+    zones: tuple[tuple[str, str], ...]  # names and zones of all nodes that are known
     place: str  # where the objects are from, for people
     problems: tuple[str, ...]  # objects that could not be read
     standing: Standing | None
@@ -63,13 +64,16 @@ def know(question: Question, say: Callable[[str], None]) -> Known:
             raise UsageError("--node-name is missing", "Say which node's view is wanted.")
         services, node, problems = _of_api(place, name)
         nodes = {node.name: node} if node else {}
+    zones = tuple((node.name, node.zone) for node in nodes.values())
     if said and agents:
         facts = said.node
     else:
         facts = situation.node(
             nodes, name, question.config, question.local_ips, question.service_cidrs, say
         )
-    return Known(services, facts, nodes.get(facts.name), _described(place), problems, said, agents)
+    return Known(
+        services, facts, nodes.get(facts.name), zones, _described(place), problems, said, agents
+    )
 
 
 def _place(question: Question, said: Standing | None) -> SourcePlace:
