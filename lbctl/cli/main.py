@@ -23,6 +23,7 @@ COMMANDS = {
     "drain": "Say what the loss of a node would do to services and flows.",
     "verify": "Hold what the kernel has against what the API says now, and repair it.",
     "doctor": "Check what this kernel and machine offer, and what to do about the rest.",
+    "bundle": "Write what helps others to understand this node into one file, without secrets.",
     "cleanup": "Remove everything an instance pinned or attached.",
     "lab": "A cluster of network namespaces on this machine, to try things on.",
     "demo": "Watch it work: real traffic through a small lab, with nothing lost.",
