@@ -21,7 +21,6 @@ from ebpf.hooks import cgroup
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.kernel import netlink
-from ebpf.layouts import PERCPU_ARRAY
 from ebpf.maps import declared
 from lbctl import status
 from lbctl.bundle import tables
@@ -95,8 +94,7 @@ def _parts(pin_dir: Path, logs: tuple[Path, ...], *, with_flows: bool) -> Iterat
         listed = _of(pin_dir, lambda i: list(islice(flows.list_flows(i, FlowFilter()), _FLOWS)))
         yield "flows.json", listed
     for name, use in declared.USES.items():
-        scratch = use.filled and PERCPU_ARRAY in use.kinds  # what a program has in hand
-        if not scratch and (with_flows or not use.filled):
+        if with_flows or not use.filled:
             yield f"maps/{name}.json", _of(pin_dir, partial(tables.contents, name=name))
     if config := _config_file(pin_dir):
         yield "config.yaml", lambda: config.read_text(errors="replace")

@@ -38,7 +38,8 @@ def _entries(table: Map) -> Iterator[dict[str, object]]:
                 yield {"key": plain(key), "value": plain(value)}
     elif isinstance(table, ArrayMap):
         yield from _of_array(table.records)
-    elif isinstance(table, PerCpuArray):
+    elif isinstance(table, PerCpuArray) and table.spec.value.dtype.names is None:
+        # Of records each CPU has its own in hand: nothing to add up, nothing to see.
         yield from _of_array(table.read_sum())
 
 
