@@ -36,21 +36,21 @@ def compare(
     """Differences by service port. `waiting`: services that have no room, which the agent knows and
     says: they are not compared."""
     planner, leftovers = readback.read(tables, 0.0)
-    before = {state.id: name for name, state in planner.services.items()}
+    had = _Had(planner)
+    yield from _filters(tables, planner)
     for name in leftovers.unknown:
         yield Difference("service", name, "its endpoint sets do not add up")
     wanted = dict(_wanted(planner, services, node, waiting))
     gone = _gone(planner, wanted, waiting)
     _share(planner, services, node)
     plan = planner.plan({**dict.fromkeys(gone), **wanted}, 0.0)
-    found = _Faults(tables, plan, before, planner)
+    found = _Faults(tables, plan, had, planner)
     for name in gone:
         yield Difference("service", name, "it is served, and no object asks for it")
     for name, faults in found.by_port(set(gone)):
         for what in faults:
             yield Difference("service", name, what)
     yield from found.nobodys()
-    yield from _filters(tables, planner)
 
 
 def _wanted(
@@ -90,18 +90,34 @@ def _share(planner: Planner, services: Services, node: NodeFacts) -> None:
     planner.claims.share(frozenset(node.addresses), frozenset(foreign))
 
 
+class _Had:
+    """Whose ids and addresses there are before a plan is made, which changes them."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.names = {state.id: name for name, state in planner.services.items()}
+        self.owners = {
+            key: name for name, state in planner.services.items() for key, _ in state.frontends
+        }
+
+
 class _Faults:
     """A plan, read as what is wrong with each port."""
 
-    def __init__(
-        self, tables: Tables, plan: Plan, before: Mapping[int, str], planner: Planner
-    ) -> None:
+    def __init__(self, tables: Tables, plan: Plan, had: _Had, planner: Planner) -> None:
+        self._had = had
         self._backends = tables.backends.records
         self._plan = plan
         states: dict[str, PortState] = {**planner.retired, **planner.services}
-        self._names = {state.id: name for name, state in states.items()} | dict(before)
+        self._names = {state.id: name for name, state in states.items()} | had.names
+        self._ids = {name: number for number, name in self._names.items()}
+        # Of markers, which are nobody's: those with the address as ClusterIP.
+        self._by_address = {key[:ADDRESS_BYTES]: name for key, name in had.owners.items()} | {
+            key[:ADDRESS_BYTES]: name
+            for name, state in planner.services.items()
+            for key, _ in state.frontends
+        }
         self._found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        self._nobodys: list[str] = []
+        self._nobodys: list[tuple[str, str]] = []
         self._read()
 
     def by_port(self, gone: set[str]) -> Iterator[tuple[str, list[str]]]:
@@ -112,8 +128,8 @@ class _Faults:
 
     def nobodys(self) -> Iterator[Difference]:
         """What is of no port at all."""
-        for place in self._nobodys:
-            yield Difference("service", place, "this address is programmed, and nobody asks for it")
+        for place, what in self._nobodys:
+            yield Difference("service", place, what)
 
     def _read(self) -> None:
         plan = self._plan
@@ -137,12 +153,25 @@ class _Faults:
                 self._note(number, "its source ranges differ")
         for key, number, _ in plan.frontends:
             if not number:
-                self._nobodys.append(f"{_endpoint(key)} (marker)")
+                number = self._ids.get(self._by_address.get(key[:ADDRESS_BYTES], ""), 0)
+            if not number:
+                what = "this address is not marked as one that others serve"
+                self._nobodys.append((_place(key), what))
             elif number not in new:
                 self._note(number, "an address does not lead to it", _place(key))
-        self._nobodys += [_place(key) for key in plan.frontends_gone]
+        self._read_gone()
         for name, error in plan.failed.items():
             self._found[name][error.message].append("")
+
+    def _read_gone(self) -> None:
+        """Addresses that lead somewhere, and should not."""
+        for key in self._plan.frontends_gone:
+            owner = self._had.owners.get(key) or self._by_address.get(key[:ADDRESS_BYTES])
+            if owner is None or owner not in self._ids:
+                what = "this address is programmed, and nobody asks for it"
+                self._nobodys.append((_place(key), what))
+            else:
+                self._note(self._ids[owner], "an address should not lead to it", _place(key))
 
     def _note_backend(self, backend: int) -> None:
         record = self._backends[backend]
