@@ -55,16 +55,21 @@ SETS: dict[str, list[Json]] = {
 }
 
 
-def objects(listed: list[Json], internal: str, external: str) -> ServiceObjects:
+def objects(listed: list[Json], internal: str, external: str, number: int = 0) -> ServiceObjects:
+    """`number` makes it another service, at other addresses."""
     made = k8s_objects.service(
+        f"svc{number}",
+        cluster_ips=[f"172.30.0.{41 + number}"],
         type="LoadBalancer",
-        ports=[k8s_objects.port(nodePort=30080)],
-        externalIPs=["192.0.2.80"],
-        ingress=[{"ip": "192.0.2.81"}],
+        ports=[k8s_objects.port(nodePort=30080 + number)],
+        externalIPs=[f"192.0.2.{80 + number}"],
+        ingress=[{"ip": f"203.0.113.{80 + number}"}],
         internalTrafficPolicy=internal,
         externalTrafficPolicy=external,
     )
-    part = endpoint_slice(ports=[k8s_objects.port(8080)], endpoints=listed)
+    part = endpoint_slice(
+        f"svc{number}-1", f"svc{number}", ports=[k8s_objects.port(8080)], endpoints=listed
+    )
     return ServiceObjects(as_service(made), (as_slice(part),))
 
 
