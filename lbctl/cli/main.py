@@ -34,9 +34,10 @@ EXIT_CODES = {
     0: "done",
     1: "failed; the message says what and why",
     2: "used wrongly: an unknown command, option or value",
-    3: "no such thing: instance, service, backend",
+    3: "no such thing: instance, service, backend, node",
     4: "an agent holds the instance",
-    5: "checked, and found wanting (status: not ready; doctor: a requirement is missing)",
+    5: "checked, and found wanting (status: not ready; doctor: a requirement is missing; verify: "
+    "something differs; drain: a service would have no endpoint left)",
     130: "interrupted",
 }
 IN_USE = 4

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.verify import drain, drainprograms
 from lbctl.verify.drain import View
 from tests.kernel.test_explain import NODE, SETS, objects
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.kernel
 
 
 def test_programs_and_resolver_agree() -> None:
-    changes = {}
+    changes: dict[ObjectKey, tuple[ServiceObjects, ServiceObjects]] = {}
     policies = ("Cluster", "Local")
     for number, (name, internal, external) in enumerate(
         itertools.product(SETS, policies, policies)
