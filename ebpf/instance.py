@@ -3,7 +3,7 @@
 meta                     layouts and constants, see ebpf/maps/meta.py
 maps/NAME                the maps
 old/NAME-ID              maps that were replaced and may still be in use, see `finish`
-programs/KEY/NAME        the attached programs of one generation, and its program array
+programs/KEY/NAME        the programs of one generation, and its program array
 links/IFNAME-DIRECTION   what is attached where, see ebpf/hooks/tc.py
 links/cgroup-HOOK        the same for sockets, see ebpf/hooks/cgroup.py
 """

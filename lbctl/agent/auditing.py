@@ -85,7 +85,8 @@ class Auditing:
 
     def _others(self) -> list[Callable[[], None]]:
         sockets = self._parts.sockets.refresh
-        return [self._pins, self._program_pins, self._config, sockets, self._kept]
+        parts = [self._pins, self._program_pins, self._calls]
+        return [*parts, self._config, sockets, self._kept]
 
     def _pins(self) -> None:
         if restored := self._parts.instance.restore_pins():
@@ -94,6 +95,10 @@ class Auditing:
     def _program_pins(self) -> None:
         if restored := self._parts.programs.restore_pins():
             self._corrections.note("pin", restored)
+
+    def _calls(self) -> None:
+        if restored := self._parts.programs.restore_calls():
+            self._corrections.note("program", restored)
 
     def _config(self) -> None:
         if wrong := self._control.restore_config():

@@ -89,6 +89,12 @@ class LaterGeneration:
             return []
         return programs.restore_pins(self._generation, self._key, self._instance)
 
+    def restore_calls(self) -> list[str]:
+        """Put back what somebody took out of the program array; returns which programs."""
+        if not self.placed or self._generation is None:
+            return []
+        return self._generation.restore_array(self._bundle.tail_programs())
+
     def close(self) -> None:
         """Let go of the programs; what is pinned or linked lives on. Waits for the kernel."""
         if self._errand.join(_LEAVES) and self._generation is not None:

@@ -13,7 +13,7 @@ from ebpf.hooks import cgroup
 from ebpf.hooks.tc import Attacher, Attachment
 from ebpf.kernel import libbpf, netlink, syscall
 from ebpf.maps import declared
-from ebpf.programs import PROGRAM_ARRAY
+from ebpf.programs import PROGRAM_ARRAY, open_array
 from lbctl.addresses import IPV4, family_of
 from lbctl.agent.attaching import hooks_of
 from lbctl.agent.uplinks import uplinks
@@ -91,12 +91,33 @@ def programs(pin_dir: Path) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     for path in sorted((pin_dir / "programs").glob("*/*")):
         if path.name.partition("~")[0] != PROGRAM_ARRAY:
-            fd = libbpf.obj_get(str(path))
-            try:
-                found.setdefault(path.name, {})[libbpf.prog_id(fd)] = path
-            finally:
-                os.close(fd)
+            found.setdefault(path.name, {})[_id_of(path)] = path
     return found
+
+
+def calls(pin_dir: Path, slots: Mapping[str, int]) -> Iterator[Difference]:
+    """Tail calls that lead nowhere, or not to what is pinned. `slots`: enum program."""
+    for directory in sorted((pin_dir / "programs").glob("*")):
+        path = directory / PROGRAM_ARRAY
+        if "~" in directory.name or not path.exists():
+            continue
+        array = open_array(path)
+        try:
+            for name, slot in slots.items():
+                pinned = directory / name
+                if pinned.exists() and array.program(slot) != _id_of(pinned):
+                    what = "the tail call to it leads elsewhere, or nowhere"
+                    yield Difference("program", name, what)
+        finally:
+            array.close()
+
+
+def _id_of(path: Path) -> int:
+    fd = libbpf.obj_get(str(path))
+    try:
+        return libbpf.prog_id(fd)
+    finally:
+        os.close(fd)
 
 
 def pins(pin_dir: Path) -> Iterator[Difference]:

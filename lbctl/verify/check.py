@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from ebpf.errors import LayoutError
+from ebpf.layouts import tail_programs
 from lbctl import status
 from lbctl.errors import LbError
 from lbctl.inspect.opened import open_instance
@@ -104,6 +105,7 @@ def _differences(pin_dir: Path, known: Known) -> Iterator[Difference]:
         with open_instance(pin_dir) as instance:
             yield from maps.compare(instance, known.services, known.node, _waiting(pin_dir))
             yield from flows.dangling(instance)
+            yield from attached.calls(pin_dir, tail_programs(instance.enums))
     except LayoutError as error:
         yield Difference("pin", "maps", error.message)
 

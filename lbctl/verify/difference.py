@@ -6,7 +6,7 @@ import msgspec
 
 
 class Difference(msgspec.Struct, frozen=True, order=True):
-    """`kind` is service, interface, socket hook, pin, config, filter, flow or node; `object` names
+    """`kind` is service, filter, interface, socket hook, pin, program, flow or node; `object` names
     the one that is meant."""
 
     kind: str

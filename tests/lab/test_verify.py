@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 from ebpf.instance import Instance
 from ebpf.kernel import libbpf
+from ebpf.layouts import tail_programs
+from ebpf.programs import PROGRAM_ARRAY, open_array
 from lbctl import status
 from lbctl.inspect import names
 from lbctl.lab.agents import lbctl_command
@@ -191,6 +194,16 @@ def unpin_programs(lab: Lab) -> None:
         path.unlink()
 
 
+def lose_program(lab: Lab) -> None:
+    """Out of the program array: the one that refuses, which the traffic has no need of."""
+    (generation,) = (lab.pin_dir(NODE) / "programs").iterdir()
+    with maps(lab) as instance:
+        slot = tail_programs(instance.enums)["refuse6"]
+    array = open_array(generation / PROGRAM_ARRAY)
+    libbpf.library().bpf_map_delete_elem(array.fd, slot.to_bytes(4, sys.byteorder))
+    array.close()
+
+
 class Fault(NamedTuple):
     """What is done, what `verify` calls it, and what the agent does."""
 
@@ -215,6 +228,7 @@ FAULTS = [
     Fault(unpin_map, "pin", "pin"),
     Fault(unpin_meta, "pin", "pin"),
     Fault(unpin_programs, "pin", "pin"),
+    Fault(lose_program, "program", "program"),
 ]
 
 
