@@ -39,6 +39,7 @@ class Auditing:
         self._corrections.answered = self._asked
         self._counted = self._counts()
         self._next = 0.0
+        self._problem = ""  # that was logged last
         self._log = structlog.get_logger()
 
     def due(self) -> float | None:
@@ -51,7 +52,9 @@ class Auditing:
         try:
             ended = self._go_on(now)
         except LbError as error:
-            self._log.warning("the audit could not go on", error=error.message)
+            if error.message != self._problem:
+                self._log.warning("the audit could not go on", error=error.message)
+            self._problem = error.message
             ended = True
         if ended:
             self._begin()
