@@ -3,7 +3,7 @@
 meta                     layouts and constants, see ebpf/maps/meta.py
 maps/NAME                the maps
 old/NAME-ID              maps that were replaced and may still be in use, see `finish`
-programs/KEY/NAME        the attached programs of one generation, and its program array
+programs/KEY/NAME        the programs of one generation, and its program array
 links/IFNAME-DIRECTION   what is attached where, see ebpf/hooks/tc.py
 links/cgroup-HOOK        the same for sockets, see ebpf/hooks/cgroup.py
 """
@@ -26,6 +26,8 @@ from ebpf.maps.migrate import Replaced
 from ebpf.maps.sizes import Sizes
 
 __all__ = ["Instance", "Sizes"]
+
+PARTS = ("maps", "programs", "links")  # directories
 
 
 class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
@@ -70,7 +72,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         with contextlib.ExitStack() as undo:
             lock = bpffs.Lock(pin_dir)
             undo.callback(lock.close)
-            for part in ("maps", "programs", "links"):
+            for part in PARTS:
                 bpffs.make_directory(pin_dir / part)
             made = cls(pin_dir, Meta.create_or_open(pin_dir), False, lock)
             undo.callback(made.close)
@@ -124,6 +126,24 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         carried = self._replaced.finish({name: self.map(name) for name in self.map_names()})
         self.meta.forget_maps({(name, self.map(name).id) for name in self.map_names()})
         return carried
+
+    def restore_pins(self) -> list[str]:
+        """Pins again what is open here and whose pin somebody removed or replaced; returns where
+        that was so. Of an instance that is held. Raises KernelError, InUseError."""
+        restored = []
+        for part in (".", *PARTS):
+            if not (self.pin_dir / part).is_dir():
+                bpffs.make_directory(self.pin_dir / part)
+                restored.append(str(Path(part)))
+        if self._lock and not self._lock.holds(self.pin_dir):
+            lost, self._lock = self._lock, bpffs.Lock(self.pin_dir)
+            lost.close()
+        if self.meta.restore_pin(self.pin_dir):
+            restored.append("meta")
+        for name, opened in self._open.items():
+            if bpffs.restore(opened.fd, self.pin_dir / "maps" / name, libbpf.map_id):
+                restored.append(f"maps/{name}")
+        return restored
 
     def close(self) -> None:
         """Closes descriptors and lets go of the lock; what is pinned stays."""

@@ -157,11 +157,16 @@ class Bundle(msgspec.Struct, frozen=True):
 
     def tail_programs(self) -> dict[str, int]:
         """Tail-called programs by name, with their index in the program array (enum program)."""
-        return {
-            name.removeprefix("PROGRAM_").lower(): value
-            for name, value in self.enums.items()
-            if name.startswith("PROGRAM_") and name != "PROGRAM_MAX"
-        }
+        return tail_programs(self.enums)
+
+
+def tail_programs(enums: dict[str, int]) -> dict[str, int]:
+    """The same, of the constants of consts.h."""
+    return {
+        name.removeprefix("PROGRAM_").lower(): value
+        for name, value in enums.items()
+        if name.startswith("PROGRAM_") and name != "PROGRAM_MAX"
+    }
 
 
 _LITTLE = np.little_endian

@@ -42,9 +42,9 @@ def load(program: Program, map_fds: Mapping[str, int]) -> int:
 class Generation:
     """All programs of a bundle, with a program array of their own.
 
-    `fds` are the entry programs by name (those that are not in the array), `tails` the others: open
-    for tests and trace, closed by `close_tails`. A program array forgets its programs when the last
-    descriptor and pin of it go, so a generation in use keeps `array_fd` open or pinned.
+    `fds` are the entry programs by name (those that are not in the array), `tails` the others, by
+    which the array is set right. A program array forgets its programs when the last descriptor and
+    pin of it go, so a generation in use keeps `array` open or pinned.
     """
 
     def __init__(self, fds: dict[str, int], tails: dict[str, int], array: ProgramArray) -> None:
@@ -81,8 +81,16 @@ class Generation:
             raise
         return made
 
+    def restore_array(self, slots: Mapping[str, int]) -> list[str]:
+        """Put programs back into slots of the array that somebody emptied or filled otherwise;
+        returns which. `slots` is `Bundle.tail_programs`."""
+        lost = [n for n, fd in self.tails.items() if self.array.program(slots[n]) != _id(fd)]
+        for name in lost:
+            self.array.store(slots[name], self.tails[name])
+        return lost
+
     def close_tails(self) -> None:
-        """The array holds the tail-called programs; their descriptors are only for tests."""
+        """Without them the array cannot be set right."""
         for fd in self.tails.values():
             os.close(fd)
         self.tails.clear()
@@ -114,25 +122,40 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
     the same code on the same maps loads nothing.
     """
     directory = instance.pin_dir / "programs" / generation_key(bundle, instance)
-    entries = bundle.programs.keys() - bundle.tail_programs().keys()
-    if all((directory / name).exists() for name in (*entries, PROGRAM_ARRAY)):
-        array = maps.wrap(_array_spec(bundle), libbpf.obj_get(str(directory / PROGRAM_ARRAY)))
-        assert isinstance(array, ProgramArray)
-        return Generation(
-            {name: libbpf.obj_get(str(directory / name)) for name in sorted(entries)}, {}, array
-        )
+    slots = bundle.tail_programs()
+    if all((directory / name).exists() for name in (*bundle.programs, PROGRAM_ARRAY)):
+        array = open_array(directory / PROGRAM_ARRAY)
+        fds = {name: libbpf.obj_get(str(directory / name)) for name in sorted(bundle.programs)}
+        tails = {name: fds.pop(name) for name in slots if name in fds}
+        found = Generation(fds, tails, array)
+        found.restore_array(slots)
+        return found
     made = Generation.load(bundle, instance.map_fds())
-    made.close_tails()
     # Renamed when complete: a generation is all there or not at all.
     fresh = directory.with_name(f"{directory.name}~new")
     bpffs.remove_tree(fresh)
     bpffs.remove_tree(directory)
     bpffs.make_directory(fresh)
     bpffs.pin(made.array.fd, fresh / PROGRAM_ARRAY)
-    for name, fd in made.fds.items():
+    for name, fd in {**made.fds, **made.tails}.items():
         bpffs.pin(fd, fresh / name)
     fresh.rename(directory)
     return made
+
+
+def restore_pins(generation: Generation, key: str, instance: Instance) -> list[str]:
+    """Pins the programs of a generation, known by `key`, again where somebody removed or replaced
+    their pins; returns where that was so. Without its array a generation ends with its agent."""
+    directory = instance.pin_dir / "programs" / key
+    bpffs.make_directory(directory)
+    found = [(PROGRAM_ARRAY, generation.array.fd, libbpf.map_id)]
+    opened = {**generation.fds, **generation.tails}
+    found += [(name, fd, libbpf.prog_id) for name, fd in opened.items()]
+    return [
+        f"programs/{key}/{name}"
+        for name, fd, id_of in found
+        if bpffs.restore(fd, directory / name, id_of)
+    ]
 
 
 def generation_key(bundle: Bundle, instance: Instance) -> str:
@@ -159,16 +182,28 @@ def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
 
 
 def _pinned_programs(directory: Path) -> set[int]:
-    """Ids of the entry programs of one generation."""
+    """Ids of the programs of one generation."""
     found = set()
     for path in directory.iterdir():
         if path.name.partition("~")[0] != PROGRAM_ARRAY:
             fd = libbpf.obj_get(str(path))
-            found.add(int(libbpf.prog_info(fd).id))
+            found.add(_id(fd))
             os.close(fd)
     return found
 
 
+def _id(fd: int) -> int:
+    return libbpf.prog_id(fd)
+
+
+def open_array(path: Path) -> ProgramArray:
+    """The program array that is pinned there. Raises KernelError."""
+    return ProgramArray(_ARRAY, libbpf.obj_get(str(path)))
+
+
+_WORD = Record("", 4, (Field("", 0, 4, 0, "u32"),))
+_ARRAY = MapSpec(PROGRAM_ARRAY, maps.PROG_ARRAY, 0, _WORD, _WORD)
+
+
 def _array_spec(bundle: Bundle) -> MapSpec:
-    word = Record("", 4, (Field("", 0, 4, 0, "u32"),))
-    return bundle.maps.get(PROGRAM_ARRAY) or MapSpec(PROGRAM_ARRAY, maps.PROG_ARRAY, 0, word, word)
+    return bundle.maps.get(PROGRAM_ARRAY) or _ARRAY

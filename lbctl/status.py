@@ -19,6 +19,9 @@ _DIRECTORY_MODE = 0o750
 _FILE_MODE = 0o640
 BEAT_SECONDS = 60.0  # the file is written so often at least
 OLD_SECONDS = 180.0  # older, it is that of an agent that hangs, or that cannot write it
+# Other files of an instance: what its agent goes by (lbctl/config/standing.py), and what others ask
+# of it (lbctl/agent/auditing.py).
+BESIDE = ("facts", "asked")
 
 
 class TableUse(msgspec.Struct, frozen=True):
@@ -39,6 +42,15 @@ class SourceState(msgspec.Struct, frozen=True):
     complete: bool = False
     last_error: str = ""
     problems: tuple[str, ...] = ()
+
+
+class Audited(msgspec.Struct, frozen=True):
+    """What the agent's audit has done since its start. `corrections` counts by kind what somebody
+    had broken and is right again, `lately` are sentences about the last of them."""
+
+    answered: int = 0  # the last request that a whole pass followed
+    corrections: dict[str, int] = {}
+    lately: tuple[str, ...] = ()
 
 
 class StatusRecord(msgspec.Struct, frozen=True):
@@ -64,6 +76,7 @@ class StatusRecord(msgspec.Struct, frozen=True):
     conditions: dict[str, int] = {}  # how many things are wrong, by kind (lbctl/troubles.py)
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()
+    audit: Audited | None = None
 
 
 def path_of(pin_dir: Path) -> Path:
@@ -137,15 +150,30 @@ def _hints_path(pin_dir: Path) -> Path:
     return path_of(pin_dir).with_suffix(".hints")
 
 
+def write_beside(pin_dir: Path, kind: str, content: bytes) -> None:
+    """Replace another file of this instance in one step: `kind` is one of BESIDE. Raises OSError,
+    Untrusted."""
+    _replace(path_of(pin_dir).with_suffix(f".{kind}"), content)
+
+
+def read_beside(pin_dir: Path, kind: str) -> bytes | None:
+    """What is in such a file; None if nothing readable is there."""
+    try:
+        return trust.read(path_of(pin_dir).with_suffix(f".{kind}"))
+    except (OSError, Untrusted):
+        return None
+
+
 def _replace(path: Path, content: bytes) -> None:
     trust.make_directory(path.parent, _DIRECTORY_MODE)
     trust.replace(path, content + b"\n", _FILE_MODE)
 
 
 def remove(pin_dir: Path) -> None:
-    """Forget both files, as `lbctl cleanup` does."""
+    """Forget all files, as `lbctl cleanup` does."""
     path_of(pin_dir).unlink(missing_ok=True)
-    _hints_path(pin_dir).unlink(missing_ok=True)
+    for kind in ("hints", *BESIDE):
+        path_of(pin_dir).with_suffix(f".{kind}").unlink(missing_ok=True)
 
 
 def said_by(pid: int, agent: int) -> bool:

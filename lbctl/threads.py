@@ -94,6 +94,18 @@ class Watched:
         )
         self._thread.start()
 
+    def begin_again(self) -> None:
+        """Let another thread do the work from its beginning; the one before is told to stop. That
+        is not counted: nothing is wrong with it."""
+        self._abandoned = [t for t in self._abandoned if t.is_alive()]
+        stopped = self._thread is None or self._beat.stopping.is_set()
+        if stopped or self._again_at is not None or len(self._abandoned) >= _ABANDONED:
+            return
+        self._beat.stop()
+        if self._thread is not None:
+            self._abandoned.append(self._thread)
+        self.start()
+
     def stop(self) -> None:
         """Tell the thread, and that it is not to be replaced. `join` afterwards."""
         self._again_at = None

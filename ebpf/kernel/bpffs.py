@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from ebpf import trust
@@ -85,6 +86,28 @@ def pin(fd: int, path: Path) -> None:
     fresh.rename(path)
 
 
+def restore(fd: int, path: Path, id_of: Callable[[int], int]) -> bool:
+    """Pins `fd` again if its pin is gone or leads to something else; returns whether that was so.
+    `id_of` says by which number the kernel knows what a descriptor is of."""
+    if _leads_to(path, id_of(fd), id_of):
+        return False
+    pin(fd, path)
+    return True
+
+
+def _leads_to(path: Path, number: int, id_of: Callable[[int], int]) -> bool:
+    try:
+        fd = libbpf.obj_get(str(path))
+    except KernelError:
+        return False
+    try:
+        return id_of(fd) == number
+    except KernelError:  # of another kind
+        return False
+    finally:
+        os.close(fd)
+
+
 def unpin(path: Path) -> bool:
     """False if there was no such pin."""
     try:
@@ -129,6 +152,13 @@ class Lock:
             raise Locked(
                 f"{path} is in use by {who}", "One process at a time writes to a directory of pins."
             ) from error
+
+    def holds(self, path: Path) -> bool:
+        """Whether it is this directory that is held, and not one that was there before."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), path.stat())
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Lets go."""

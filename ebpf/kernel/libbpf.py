@@ -275,6 +275,16 @@ def prog_info(fd: int) -> ProgInfo:
     return info
 
 
+def map_id(fd: int) -> int:
+    """The kernel's number of a map."""
+    return int(map_info(fd).id)
+
+
+def prog_id(fd: int) -> int:
+    """The kernel's number of a program."""
+    return int(prog_info(fd).id)
+
+
 def verified(fd: int) -> int:
     """How many instructions the verifier looked at when it loaded this program."""
     found = re.search(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import mmap
 import re
@@ -94,6 +95,16 @@ class PerCpuArray(Map):
 
 class ProgramArray(Map):
     """Tail-call slots."""
+
+    def program(self, index: int) -> int:
+        """The kernel's number of the program in a slot, 0 if it is empty."""
+        key, value = ctypes.c_uint32(index), ctypes.c_uint32()
+        code = libbpf.library().bpf_map_lookup_elem(self.fd, ctypes.byref(key), ctypes.byref(value))
+        if code == -errno.ENOENT:
+            return 0
+        if code < 0:
+            raise self.failed("cannot read", -code)
+        return value.value
 
     def store(self, index: int, prog_fd: int) -> None:
         """Puts a program into a slot."""

@@ -145,9 +145,10 @@ class HashMap(Map):
                 index += 1
         return done
 
-    def batches(self) -> Iterator[tuple[Records, Records]]:
-        """Entries as pairs of structured arrays, some thousands at a time."""
-        capacity = _BATCH
+    def batches(self, most: int = _BATCH) -> Iterator[tuple[Records, Records]]:
+        """Entries as pairs of structured arrays, so many at a time, or more where one bucket alone
+        has more."""
+        capacity = most
         token = ctypes.create_string_buffer(max(8, self.spec.key.size))
         options = libbpf.batch_options()
         first = True

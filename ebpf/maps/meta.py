@@ -109,6 +109,10 @@ class Meta:
             if separator and (name, int(number)) not in kept:
                 self._table.delete(key)
 
+    def restore_pin(self, pin_dir: Path) -> bool:
+        """Pin it again if its pin is gone or leads elsewhere; whether that was so."""
+        return bpffs.restore(self._table.fd, pin_dir / _NAME, libbpf.map_id)
+
     def close(self) -> None:
         self._table.close()
 

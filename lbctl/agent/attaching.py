@@ -30,6 +30,8 @@ _LOOK_SHARE = 10
 RETRY_SECONDS = 10.0  # for interfaces that could not be given programs
 REPAIRED_SECONDS = 600.0  # so long it is said that somebody took programs away
 _LINKS_A_TURN = 8  # messages about links that are taken apart before something is attached
+CHECKED_SECONDS = 4.0  # in which it is looked once whether each interface still runs our programs
+_CHECK_SECONDS = 0.02  # between two of them at least: there may be very many
 _STUCK_SECONDS = 60.0  # the kernel lets one wait while others change many interfaces
 
 
@@ -73,6 +75,8 @@ class Attaching:
         self._thorough = False  # ... and what runs on each interface
         self._earliest = 0.0
         self._retry = 0.0
+        self._check_at = 0.0
+        self._unchecked: list[int] = []  # interfaces, in this round
         self._log = structlog.get_logger()
         self.repairs = 0  # times that programs were gone, or others in their place
         self.uplinks: frozenset[int] = frozenset()
@@ -127,8 +131,11 @@ class Attaching:
         elif self._failed and now >= self._retry:
             self._retry = now + RETRY_SECONDS
             self._pending.update((index, item.since) for index, item in self._failed.items())
-        if not self._pending:
+        elif self._is_check_due(now):
+            self._check(now)
+        if not self._pending and self.placed is not self._wanted.generation:
             self.placed = self._wanted.generation
+            self._check_at = now + CHECKED_SECONDS
 
     def _wait(self, told: int) -> None:
         timeout = self._timeout()
@@ -147,7 +154,26 @@ class Attaching:
             return 0.0
         times = [] if self._stale is None else [max(self._stale, self._earliest)]
         times += [self._retry] if self._failed else []
+        times += [self._check_at] if self._is_checked() else []
         return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _is_checked(self) -> bool:
+        return bool(self.attached) and self.placed is self._wanted.generation
+
+    def _is_check_due(self, now: float) -> bool:
+        return self._is_checked() and now >= self._check_at
+
+    def _check(self, now: float) -> None:
+        """Whether one interface still runs what it was given: nobody reports that a link was
+        detached."""
+        pause = CHECKED_SECONDS / max(len(self.attached), CHECKED_SECONDS)
+        self._check_at = now + max(pause, _CHECK_SECONDS)
+        if not self._unchecked:
+            self._unchecked = list(self.attached)
+        index = self._unchecked.pop()
+        link = self._links.get(index)
+        if link is not None and index in self.attached:
+            self._attach(link, now, again=True)
 
     def _take(self, changes: Changes) -> None:
         now = time.monotonic()
@@ -225,11 +251,10 @@ class Attaching:
         self._unwanted = [item for item in found if item.ifindex and item.ifindex not in wanted]
 
     def _hooks(self, link: Link) -> dict[str, str] | None:
-        if link.ifindex in self.uplinks:
-            return _TUNNEL_HOOKS if link.bare else _UPLINK_HOOKS
-        return _POD_HOOKS if pod_interfaces([link], self.uplinks, self._wanted.pods) else None
+        return hooks_of(link, self.uplinks, self._wanted.pods)
 
-    def _attach(self, link: Link, since: float) -> None:
+    def _attach(self, link: Link, since: float, again: bool = False) -> None:
+        """`again`: it has these programs already, as far as is known."""
         generation, hooks = self._wanted.generation, self._hooks(link)
         if generation is None or hooks is None:
             return
@@ -237,7 +262,8 @@ class Attaching:
         try:
             for direction, program in hooks.items():
                 fd = generation.fds[program]
-                if self._attacher.attach(link.ifname, link.ifindex, direction, fd) == "attached":
+                done = self._attacher.attach(link.ifname, link.ifindex, direction, fd)
+                if done == "attached" or (again and done != "unchanged"):
                     new.append(direction)
         except (LbError, OSError) as error:
             if getattr(error, "errno", 0) != errno.ENODEV:  # else a message says so soon
@@ -289,6 +315,15 @@ class Attaching:
         except (LbError, OSError) as error:
             self._log.warning("cannot tidy the pins of links", error=str(error))
             self.problem = f"pins of interfaces that are gone cannot be removed: {error}"
+
+
+def hooks_of(
+    link: Link, uplink_indices: Collection[int], pods: Collection[str]
+) -> dict[str, str] | None:
+    """The programs that an interface is to run, by direction; `pods` are patterns of names."""
+    if link.ifindex in uplink_indices:
+        return _TUNNEL_HOOKS if link.bare else _UPLINK_HOOKS
+    return _POD_HOOKS if pod_interfaces([link], uplink_indices, pods) else None
 
 
 def describe(items: Iterable[Unattached]) -> Iterator[str]:

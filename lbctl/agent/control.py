@@ -117,6 +117,15 @@ class Control:
         """What a map had no room for, or refused."""
         self._apply()
 
+    def put_right(self, now: float) -> None:
+        """Plan what an audit found to be broken."""
+        self._apply()
+
+    def restore_config(self) -> list[str]:
+        """Make the `config` record and the devices say again what they should; returns what did
+        not."""
+        return self._store_config() if self._parts.reconciler.synced else []
+
     def sweep(self, now: float) -> None:
         """One step; what had to wait for a free id may fit after the last one."""
         reconciler = self._parts.reconciler
@@ -204,9 +213,9 @@ class Control:
         addresses = listening_addresses(self._settings.node, self._parts.facts.current)
         self._parts.health.set_places(self._settings.healthz, addresses, self._settings.metrics)
 
-    def _store_config(self) -> None:
-        """Not before the first list: without the Node object it might say something else for a
-        moment, in a data path that is running."""
+    def _store_config(self) -> list[str]:
+        """Returns what was another. Not before the first list: without the Node object it might say
+        something else for a moment, in a data path that is running."""
         parts, facts = self._parts, self._parts.facts.current
         settings = DataPathSettings(
             parts.takeover.present,
@@ -216,19 +225,21 @@ class Control:
             masquerade_by_device=features.ROUTE_SOURCE in features.masked(),
             timeouts=self._settings.timeouts,
         )
-        self._store_addresses()
+        devices = self._store_addresses()
         changed = config.store(parts.instance.config, facts, settings)
         if changed:
             self._log.info("data path configured", fields=changed)
+        return [*changed, *(["devices"] if devices else [])]
 
-    def _store_addresses(self) -> None:
-        """The bits of masqueraded flows' addresses come before the addresses."""
+    def _store_addresses(self) -> int:
+        """Returns how many devices were others. The bits of masqueraded flows' addresses come
+        before the addresses."""
         parts, facts = self._parts, self._parts.facts.current
         primary = (a for a in (facts.primary4, facts.primary6) if a)
         own = tuple(sorted({*facts.addresses, *primary}))
         parts.reconciler.housekeeper.set_node_addresses(own, time.monotonic())
         devices = device_addresses(parts.facts.network, facts)
-        config.store_devices(parts.instance.devices, devices)
+        return config.store_devices(parts.instance.devices, devices)
 
 
 def _unexpected(error: Exception) -> LbError:

@@ -40,6 +40,7 @@ class LaterGeneration:
         self._generation: Generation | None = None
         self._wanted: float | None = None  # since when
         self._given = False
+        self._key = ""
         self.began = time.monotonic()
         self.failure: BaseException | None = None  # then there is nothing to go on for
         self.placed = False  # on interfaces and sockets, where that was possible
@@ -82,6 +83,18 @@ class LaterGeneration:
                 milliseconds=round((time.monotonic() - self._wanted) * 1000, 1),
             )
 
+    def restore_pins(self) -> list[str]:
+        """Pin what somebody unpinned of the programs; returns where. Raises LbError."""
+        if not self.placed or self._generation is None:
+            return []
+        return programs.restore_pins(self._generation, self._key, self._instance)
+
+    def restore_calls(self) -> list[str]:
+        """Put back what somebody took out of the program array; returns which programs."""
+        if not self.placed or self._generation is None:
+            return []
+        return self._generation.restore_array(self._bundle.tail_programs())
+
     def close(self) -> None:
         """Let go of the programs; what is pinned or linked lives on. Waits for the kernel."""
         if self._errand.join(_LEAVES) and self._generation is not None:
@@ -89,6 +102,7 @@ class LaterGeneration:
 
     def _load(self) -> None:
         try:
+            self._key = programs.generation_key(self._bundle, self._instance)
             self._generation = programs.load_generation(self._bundle, self._instance)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the agent ends by it
             self.failure = error

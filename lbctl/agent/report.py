@@ -121,6 +121,7 @@ class Report:
             conditions=dict(
                 Counter([*(one.kind for one in said), *("objects" for _ in source.problems)])
             ),
+            audit=reconciler.audit.corrections.said(),
         )
         return self.latest
 

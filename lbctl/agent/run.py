@@ -7,6 +7,7 @@ at any point leaves the data path in place, and the next one continues from what
 
 import gc
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
 from lbctl.agent import measures, memory
+from lbctl.agent.auditing import Auditing
 from lbctl.agent.beat import Beat
 from lbctl.agent.control import Control
 from lbctl.agent.events import Complaints, EventApi, Teller, of_node
@@ -33,6 +35,7 @@ from lbctl.agent.report import WRITING_SECONDS, Report, StatusWriter
 from lbctl.agent.routine import Routine
 from lbctl.agent.sockets import SocketHooks
 from lbctl.agent.stalesockets import CLOSING_SECONDS, StaleSockets
+from lbctl.agent.standing import StandingFile
 from lbctl.agent.syncs import Syncs
 from lbctl.config.settings import Settings
 from lbctl.config.watch import FollowedFile
@@ -95,7 +98,15 @@ class Agent:
                 control.attach()
                 parts.health.ready()
             signals = undo.enter_context(Signals())
-            members = [signals, *_members(parts, control, report), *self._tell(parts, report, undo)]
+            facts_errand = parts.keeper.errand("facts file", WRITING_SECONDS)
+            beside: list[Timed] = [
+                Auditing(parts, control),
+                StandingFile(
+                    self._options.pin_dir, parts.facts, lambda: control.settings, facts_errand
+                ),
+            ]
+            members = [signals, *_members(parts, control, report, beside)]
+            members += self._tell(parts, report, undo)
             loop = undo.enter_context(Loop(members, parts.guard))
             log.info("agent started", node=self._options.node_name, pid=os.getpid())
             while not signals.stopping:
@@ -187,7 +198,9 @@ class Agent:
         )
 
 
-def _members(parts: Parts, control: Control, report: Report) -> list[Readable | Timed]:
+def _members(
+    parts: Parts, control: Control, report: Report, beside: Sequence[Timed]
+) -> list[Readable | Timed]:
     """Everything that acts, in the order in which it does if due together: what is looked at comes
     before what follows from it, and the report of it all last."""
     reconciler, watch = parts.reconciler, parts.config
@@ -206,5 +219,6 @@ def _members(parts: Parts, control: Control, report: Report) -> list[Readable | 
         parts.beat,
         Timer(reconciler.retry_at, control.retry),
         Timer(reconciler.housekeeper.due, control.sweep),
+        *beside,
         report,
     ]

@@ -36,6 +36,7 @@ class SocketHooks:
         self._attacher = cgroup.SocketAttacher(pin_dir)
         self._directory = directory
         self._problem = ""
+        self.repairs = 0  # times that somebody had taken them away
         self._log = structlog.get_logger()
         self.host_netns = own_netns_cookie()
 
@@ -58,17 +59,20 @@ class SocketHooks:
             ]
         return []
 
-    def attach(self, generation: Generation) -> None:
-        """Put these programs on the cgroup, or with mode "off" take away what is there."""
+    def attach(self, generation: Generation) -> bool:
+        """Put these programs on the cgroup, or with mode "off" take away what is there. Returns
+        whether anything had to be done."""
         self._generation = generation
-        problem = ""
+        problem, changed = "", False
         try:
             if self.mode == OFF:
-                if self._attacher.detach():
+                changed = self._attacher.detach() > 0
+                if changed:
                     self._log.info("socket hooks removed")
             else:
                 directory = self._directory or cgroup.root()
-                if self._attacher.attach(generation.fds, directory):
+                changed = self._attacher.attach(generation.fds, directory)
+                if changed:
                     self._log.info("socket hooks in place", cgroup=str(directory), mode=self.mode)
         except LbError as error:
             problem = f"sockets of this node are not served: {error.message}"
@@ -76,11 +80,13 @@ class SocketHooks:
                 hint = f"{error.hint} {_HINT}".strip()
                 self._log.error("no socket hooks", error=error.message, hint=hint)
         self._problem = problem
+        return changed
 
     def refresh(self) -> None:
         """Put them there again, if somebody took them away or it was not possible before."""
         if self._generation is not None:
-            self.attach(self._generation)
+            were_there = not self._problem
+            self.repairs += self.attach(self._generation) and were_there
 
 
 def own_netns_cookie() -> int:

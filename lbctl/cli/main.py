@@ -18,8 +18,13 @@ COMMANDS = {
     "service": "List services, or show one with its addresses, backends and counters.",
     "backend": "List the endpoints that services translate to.",
     "flow": "List the connections being translated, or end some.",
+    "top": "Watch who has the most traffic: services, endpoints, clients.",
     "trace": "Ask the programs where a packet would go, and why.",
+    "explain": "Say which endpoints of a service are used from here, which are not, and why.",
+    "drain": "Say what the loss of a node would do to services and flows.",
+    "verify": "Hold what the kernel has against what the API says now, and repair it.",
     "doctor": "Check what this kernel and machine offer, and what to do about the rest.",
+    "bundle": "Write what helps others to understand this node into one file, without secrets.",
     "cleanup": "Remove everything an instance pinned or attached.",
     "lab": "A cluster of network namespaces on this machine, to try things on.",
     "demo": "Watch it work: real traffic through a small lab, with nothing lost.",
@@ -30,9 +35,10 @@ EXIT_CODES = {
     0: "done",
     1: "failed; the message says what and why",
     2: "used wrongly: an unknown command, option or value",
-    3: "no such thing: instance, service, backend",
+    3: "no such thing: instance, service, backend, node",
     4: "an agent holds the instance",
-    5: "checked, and found wanting (status: not ready; doctor: a requirement is missing)",
+    5: "checked, and found wanting (status: not ready; doctor: a requirement is missing; verify: "
+    "something differs; drain: a service would have no endpoint left)",
     130: "interrupted",
 }
 IN_USE = 4

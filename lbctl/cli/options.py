@@ -27,14 +27,20 @@ pin_dir: Decorator = click.option(
     help="Directory in bpffs that holds the instance.",
 )
 
-output: Decorator = click.option(
-    "-o",
-    "--output",
-    type=click.Choice(FORMATS),
-    default=FORMATS[0],
-    show_default=True,
-    help="How to print it; wide is the table with more columns.",
-)
+
+def output_of(*more: str) -> Decorator:
+    """-o with the usual formats, and these."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice((*FORMATS, *more)),
+        default=FORMATS[0],
+        show_default=True,
+        help="How to print it; wide is the table with more columns.",
+    )
+
+
+output: Decorator = output_of()
 
 yes: Decorator = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 

@@ -35,14 +35,21 @@ def write(
             click.echo(empty, err=True)
         return
     shown = [column for column in columns if output == "wide" or not column.wide]
-    lines = [[column.title for column in shown]]
+    head, *body = table(rows, shown, [column.title for column in shown])
+    click.echo("\n".join([click.style(head, bold=True), *body]))
+
+
+def table(
+    rows: Sequence[Row], columns: Sequence[Column[Row]], head: Sequence[str] = ()
+) -> list[str]:
+    """The lines of a table of `rows`, under `head` if there is one."""
+    lines = [[*head]] if head else []
     for row in rows:
         # A cell of several lines makes a row of several lines.
-        cells = (column.cell(row).split("\n") for column in shown)
+        cells = (column.cell(row).split("\n") for column in columns)
         lines += map(list, itertools.zip_longest(*cells, fillvalue=""))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    head, *body = (_align(line, widths, shown) for line in lines)
-    click.echo("\n".join([click.style(head, bold=True), *body]))
+    return [_align(line, widths, columns) for line in lines]
 
 
 def _align(cells: list[str], widths: list[int], columns: Sequence[Column[Row]]) -> str:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lbctl import status
-from lbctl.cli import options
+from lbctl.cli import ipvsadm, options
 from lbctl.cli.output import Column, count, size, write, write_data
-from lbctl.inspect import services
+from lbctl.inspect import backends, load, services
 from lbctl.inspect.opened import open_instance
 from lbctl.inspect.services import AddressRow, ServiceRow
 from lbctl.resolve.hints import NO_HINTS
 
+if TYPE_CHECKING:
+    from ebpf.instance import Instance
+
 LOCAL = "Local"
+IPVSADM = "ipvsadm"
 
 
 @click.group()
@@ -30,7 +37,7 @@ def command() -> None:
 @click.option(
     "-n", "--namespace", default="", metavar="NS", help="Only services of this namespace."
 )
-@options.output
+@options.output_of(IPVSADM)
 @options.pin_dir
 def list_command(namespace: str, output: str, pin_dir: Path) -> None:
     """List service ports with addresses, number of backends, and traffic.
@@ -38,11 +45,27 @@ def list_command(namespace: str, output: str, pin_dir: Path) -> None:
     \b
     lbctl service list -n kube-system
     lbctl service list -o json | jq '.[] | select(.cluster == 0) | .name.text'
+    lbctl service list -o ipvsadm
     """
     with open_instance(pin_dir) as instance:
         rows = services.list_services(instance, namespace)
+        if output == IPVSADM:
+            click.echo("\n".join(_as_ipvsadm(instance, rows)))
+            return
     where = f" in namespace {namespace}" if namespace else ""
     write(rows, COLUMNS, output, empty=f"no services{where} at {pin_dir}")
+
+
+def _as_ipvsadm(instance: Instance, rows: list[ServiceRow]) -> Iterator[str]:
+    by_port = defaultdict(list)
+    for backend in backends.list_backends(instance):
+        by_port[backend.service.text].append(backend)
+    flows = load.count_by_state(instance)
+    leaving = {
+        port: [b for b in found if b.serving or (port, b.endpoint) in flows]
+        for port, found in by_port.items()
+    }
+    return ipvsadm.lines(rows, leaving, flows)
 
 
 @command.command()

@@ -59,6 +59,10 @@ def _summary(found: InstanceStatus) -> list[str]:
         lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
     if found.thread_restarts:
         lines.append(f"threads     {found.thread_restarts} replaced that had ended or were stuck")
+    if found.audit.corrections:
+        counts = (f"{kind} {number}" for kind, number in found.audit.corrections.items())
+        lines.append(f"corrected   {', '.join(counts)}")
+        lines += [f"            {text}" for text in found.audit.lately[-_CORRECTIONS:]]
     if found.last_apply:
         took = f"{found.last_apply_seconds * 1000:.1f} ms"
         lines.append(f"last apply  {found.last_apply}, took {took}")
@@ -74,6 +78,7 @@ def _summary(found: InstanceStatus) -> list[str]:
     return lines
 
 
+_CORRECTIONS = 3  # of the last ones, in words
 SOCKETS = {
     "off": "not served (--socket-lb off)",
     "host": "those of this node's own processes",

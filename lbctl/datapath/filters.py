@@ -112,6 +112,14 @@ def set_bits(table: ArrayTable, bits: Bits) -> int:
     return len(missing)
 
 
+def missing_bits(table: ArrayTable, bits: Bits) -> int:
+    """In how many words some of these bits are not set."""
+    if not len(bits):
+        return 0
+    words, masks = _words(bits)
+    return int(np.count_nonzero(masks & ~table.records[words]))
+
+
 def replace_bits(table: ArrayTable, flags: npt.NDArray[np.bool_]) -> int:
     """Set exactly these bits, given one by one; returns how many words had to be stored."""
     wanted = np.packbits(flags, bitorder="little").view("<u8")

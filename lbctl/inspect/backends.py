@@ -38,6 +38,7 @@ class BackendRow(msgspec.Struct, frozen=True):
     serving: bool
     here: bool  # runs on this node
     sets: tuple[str, ...]  # of cluster, local
+    flows: int | None = None  # that have it now; None: they were not counted
 
 
 def list_backends(tables: BackendTables, query: str = "") -> list[BackendRow]:

@@ -49,6 +49,7 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     maps: tuple[MapUse, ...]
     reasons: dict[str, int]  # packets by what was decided about them
     warnings: tuple[str, ...]
+    audit: status.Audited  # what the agent found broken, and put right
 
 
 def read(instance: Instance) -> InstanceStatus:
@@ -78,6 +79,7 @@ def read(instance: Instance) -> InstanceStatus:
         maps=tuple(_use(instance, name, flags.get(name, "")) for name in instance.map_names()),
         reasons=reasons(instance),
         warnings=(*_of_agent(agent, said, instance.pin_dir), *record.warnings),
+        audit=record.audit or status.Audited(),
     )
 
 

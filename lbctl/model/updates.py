@@ -71,6 +71,9 @@ class Source(Protocol):
         """When `status` has to be asked for at the latest, by the monotonic clock: it replaces
         threads that are stuck. None: no need to."""
 
+    def read_again(self) -> None:
+        """Read everything anew, whatever is known: somebody doubts it."""
+
     def api_places(self) -> frozenset[tuple[bytes, int]]:
         """Addresses and port of the API server, as far as known: no object may take these for
         itself."""

@@ -68,6 +68,15 @@ class Claims:
         owner = self._owner.get(key)
         return None if owner is None else owner >> 16
 
+    def owner_and_flags(self, key: bytes) -> tuple[int, int] | None:
+        """What the map is to say of the key; of a marker, service 0."""
+        owner = self._owner.get(key)
+        return None if owner is None else self.unpack(owner)
+
+    def keys(self) -> list[bytes]:
+        """Every key that is owned, markers too."""
+        return list(self._owner)
+
     def columns(self) -> tuple[list[bytes], list[int]]:
         """Every key that is owned, markers too, and the packed owner of each: its low bits are the
         flags."""

@@ -22,6 +22,7 @@ from lbctl.plan.rooms import (
 )
 from lbctl.resolve.ports import ResolvedPort, Target
 
+NO_ROOM = "has no room"  # how the sentence about such a service goes on
 _WORDS = {
     "services": "service ports",
     "frontends": "addresses",
@@ -249,7 +250,7 @@ class Places:
         soon = " until entries that rest are free again" if error.resting else ""
         kept = ", as the rest is kept for smaller services" if key in self.grades else ""
         return (
-            f"{key} has no room: {what} not served as the object says{soon}. It asks for {asked:,} "
+            f"{key} {NO_ROOM}: {what} not served as the object says{soon}. It asks for {asked:,} "
             f"{_WORDS[error.map_name]}, and there are {limit:,} for all{kept}; start the agent "
             f"with a larger {error.flag}"
         )

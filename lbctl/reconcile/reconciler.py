@@ -13,6 +13,7 @@ from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
 from lbctl.program import readback, writes
+from lbctl.reconcile.audit import Audit, Corrections
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.reconcile.notes import Notes
 from lbctl.reconcile.places import Places, target_of, trimmed
@@ -58,6 +59,7 @@ class Reconciler:
             self._log.warning("what an earlier agent left is put right", what=sentence)
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
         self.housekeeper = Housekeeper(tables, self.planner)
+        self.audit = Audit(tables, Corrections())
         self.had_services = bool(self._unclaimed)
         self._touched: set[ObjectKey] = set()  # since `take_touched`
         self._left = True  # an earlier agent may have seen some leave
@@ -257,6 +259,7 @@ class Reconciler:
             self.start_over(error)
             return True
         self.housekeeper.note(plan, now)
+        self.audit.touched(self.planner, [*map(self.planner.stored_name, wanted)])
         self._left |= bool(plan.lowered)
         without = {**plan.failed, **queued}
         places.served(name for name in wanted if name not in without)
@@ -335,9 +338,23 @@ class Reconciler:
         self._told = versions
         self._notes.log_news()
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether all that is known is written, as far as there is room."""
+        return self.synced and not self._dirty and not self.refused
+
+    def again(self, key: ObjectKey) -> None:
+        """Look at a service anew with the next `apply`, though nothing is known to have changed."""
+        self._mark(key, None)
+
     def start_over(self, error: LbError) -> None:
         """A map refused an update: what is programmed is read back, and all is planned again."""
         self._notes.map_refused(error)
+        self.read_back()
+        self._retry = time.monotonic() + self._waited()
+
+    def read_back(self) -> None:
+        """Take what the maps say for what is programmed; `apply` plans all anew."""
         now = time.monotonic()
         self.planner, leftovers = readback.read(self._tables, now)
         readback.repair(self.planner, leftovers, self._tables)
@@ -350,7 +367,6 @@ class Reconciler:
         self._unclaimed.update(self.planner.services.keys() - wanted)
         self._dirty.update(dict.fromkeys(self._objects))
         self.complete_pass = True
-        self._retry = now + self._waited()
 
 
 def _affected(before: ServiceObjects | None, after: ServiceObjects) -> set[Target] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,6 +13,7 @@ from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import Endpoint, Target
 
 Place = tuple[bytes, int]  # address and port of a backend
+Candidate = tuple[Place, SliceEndpoint]
 
 
 class Selection(msgspec.Struct, frozen=True, gc=False):
@@ -66,7 +68,17 @@ def _rank(endpoint: SliceEndpoint, node_name: str) -> tuple[bool, bool, bool, bo
     )
 
 
-def select(found: dict[Place, SliceEndpoint], node: NodeFacts) -> Selection:
+class Stages(NamedTuple):
+    """What became of the candidates: the two sets, and what was left out on the way."""
+
+    cluster: Sequence[Candidate]
+    local: Sequence[Candidate]
+    ready: Sequence[Candidate]
+    leaving: Sequence[Candidate]  # not ready, but they serve while they terminate
+    hints: str
+
+
+def stages(found: Mapping[Place, SliceEndpoint], node: NodeFacts) -> Stages:
     """The sets that traffic may use.
 
     Each set takes its ready endpoints; without any, those that still serve while terminating.
@@ -74,7 +86,7 @@ def select(found: dict[Place, SliceEndpoint], node: NodeFacts) -> Selection:
     """
     name = node.name
     ready = [item for item in found.items() if item[1].ready]
-    leaving: list[tuple[Place, SliceEndpoint]] = []
+    leaving: list[Candidate] = []
     if len(ready) < len(found):
         leaving = [
             item
@@ -84,18 +96,24 @@ def select(found: dict[Place, SliceEndpoint], node: NodeFacts) -> Selection:
     local = [item for item in ready if item[1].node == name]
     if not local and leaving:
         local = [item for item in leaving if item[1].node == name]
+    cluster: Sequence[Candidate]
     if ready:
         cluster, why = narrow(ready, node)
     else:
         cluster, why = leaving, NO_HINTS if not leaving else f"{UNUSED}no endpoint is ready"
+    return Stages(cluster, local, ready, leaving, why)
+
+
+def select(found: Mapping[Place, SliceEndpoint], node: NodeFacts) -> Selection:
+    """The same as what is programmed; why each endpoint is in it or not: lbctl/resolve/why.py."""
+    name = node.name
+    cluster, local, _, _, why = stages(found, node)
     here = _endpoints(local, name)
     everywhere = here if len(cluster) == len(local) == len(found) else _endpoints(cluster, name)
     return Selection(everywhere, here, why)
 
 
-def _endpoints(
-    items: Sequence[tuple[Place, SliceEndpoint]], node_name: str
-) -> tuple[Endpoint, ...]:
+def _endpoints(items: Sequence[Candidate], node_name: str) -> tuple[Endpoint, ...]:
     return tuple(
         [
             Endpoint(address, port, endpoint.node == node_name)
@@ -104,7 +122,7 @@ def _endpoints(
     )
 
 
-def _place(item: tuple[Place, SliceEndpoint]) -> Place:
+def _place(item: Candidate) -> Place:
     return item[0]
 
 

@@ -130,6 +130,11 @@ class KubernetesSource:
         """When `status` has to be asked for at the latest, for the sake of the threads."""
         return min((at for w in self.watched if (at := w.due()) is not None), default=None)
 
+    def read_again(self) -> None:
+        """List everything anew; what is known stays until that is done."""
+        for watched in self.watched:
+            watched.begin_again()
+
     def api_places(self) -> frozenset[tuple[bytes, int]]:
         """Addresses and port of the API server, as far as known: no object may take these for
         itself."""

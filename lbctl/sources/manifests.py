@@ -108,6 +108,10 @@ class ManifestSource:
         """When `status` has to be asked for at the latest, for the sake of the thread."""
         return self._thread.due()
 
+    def read_again(self) -> None:
+        """Read every file anew."""
+        self._thread.begin_again()
+
     def api_places(self) -> frozenset[tuple[bytes, int]]:
         """None: there is no API server."""
         return frozenset()

@@ -30,6 +30,7 @@ DEPLOY = ROOT / "deploy"
 DAEMONSET = yaml.safe_load((DEPLOY / "daemonset.yaml").read_text())
 POD: dict[str, Any] = DAEMONSET["spec"]["template"]["spec"]
 AGENT: dict[str, Any] = POD["containers"][0]
+JOB: dict[str, Any] = yaml.safe_load((DEPLOY / "components/verify/cronjob.yaml").read_text())
 CAPABILITIES: list[str] = AGENT["securityContext"]["capabilities"]["add"]
 UPLINK = {"uplink0-ingress", "uplink0-egress"}
 CACHE = "/var/cache/lbctl"
@@ -146,6 +147,24 @@ def test_kernels_without_tcx(node: ConfinedNode, monkeypatch: pytest.MonkeyPatch
     assert (said.interfaces, said.warnings) == (2, ())
     done = node.lbctl("cleanup", "--yes")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_job_that_verifies(node: ConfinedNode) -> None:
+    """With less than the agent: it asks that to write."""
+    node.started()
+    (container,) = JOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    node.confine(container["securityContext"]["capabilities"]["add"])
+    done = node.lbctl("verify", "-o", "json")
+    assert (done.returncode, json.loads(done.stdout)["differences"]) == (0, []), done.stderr
+    with Instance.open(node.pin_dir, readonly=False) as opened:
+        for key, _ in list(opened.frontends.items()):
+            opened.frontends.delete(key)
+    done = node.lbctl(container["args"][0], "--repair", "-o", "json")
+    assert (done.returncode, json.loads(done.stdout)["differences"]) == (0, []), done.stderr
+    said = node.status()
+    assert said
+    assert said.audit
+    assert said.audit.corrections["frontend"] == 2
 
 
 def without(name: str) -> list[str]:

@@ -136,7 +136,12 @@ def test_threads_that_are_killed_are_replaced(node: Hurried) -> None:
         said = node.status()
         return said.thread_restarts if said else 0
 
+    def corrected() -> set[str]:
+        said = node.status()
+        return set(said.audit.corrections) if said and said.audit else set()
+
     wait_until(lambda: replaced() >= 3, BOUND)
+    wait_until(lambda: {"watch", "thread"} <= corrected(), BOUND)
     wait_until(lambda: {"pod1-ingress", "pod1-egress"} <= node.attached(), BOUND)
     wait_until(lambda: node.backends() == 2, BOUND)
     wait_until(lambda: node.ready(process), BOUND)

@@ -184,10 +184,11 @@ class FakeHash:
     def read_all(self) -> tuple[Records, Records]:
         return self._arrays(list(self.entries.items()))
 
-    def batches(self) -> Iterator[tuple[Records, Records]]:
+    def batches(self, most: int = 16384) -> Iterator[tuple[Records, Records]]:
         items = list(self.entries.items())
-        for start in range(0, len(items), self.batch):
-            yield self._arrays(items[start : start + self.batch])
+        size = min(most, self.batch)
+        for start in range(0, len(items), size):
+            yield self._arrays(items[start : start + size])
 
     def _arrays(self, items: list[tuple[bytes, bytes]]) -> tuple[Records, Records]:
         keys = np.frombuffer(b"".join(k for k, _ in items), self.spec.key.dtype)

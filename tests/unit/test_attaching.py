@@ -278,3 +278,31 @@ def test_nothing_waits_for_an_attach(kernel: Kernel, monkeypatch: pytest.MonkeyP
         kernel.gate.set()
         interfaces.close()
         keeper.close()
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_what_nobody_reports_is_found_within_seconds(
+    count: int, made: Attaching, kernel: Kernel, told: int, clock: list[float]
+) -> None:
+    """One interface at a time, each once in CHECKED_SECONDS however many there are."""
+    kernel.links.update((index, pod(index)) for index in range(100, 100 + count))
+    made._look()
+    made.want(Wanted(generation=PROGRAMS))
+    turns(made, told)
+    del kernel.running[101, "egress"]  # detached
+    kernel.running[102, "ingress"] = 99  # somebody else's program, by our link
+    before, most = kernel.attaches, 0
+    until = clock[0] + 2 * attaching.CHECKED_SECONDS
+    while clock[0] < until:
+        clock[0] += 0.01
+        had = kernel.attaches
+        os.eventfd_write(told, 1)
+        made.turn(told)
+        most = max(most, kernel.attaches - had)
+    assert most == 2  # the two directions of one
+    assert (101, "egress") in kernel.running
+    assert kernel.running[102, "ingress"] != 99
+    assert made.repairs == 2
+    assert made.repaired(clock[0]) == ("veth101", "veth102")
+    each = (kernel.attaches - before) / 2 / (count + 1)
+    assert 1 <= each <= 2.5

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 
 import pytest
@@ -9,12 +10,13 @@ from click.testing import CliRunner
 
 from lbctl.addresses import parse_prefix
 from lbctl.cli.main import command
+from lbctl.datapath import consts
 from lbctl.errors import NotFound
 from lbctl.inspect import backends, names, services
 from lbctl.model.names import PortName
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import FrontendKind
-from tests.support.cli import DNS, EMPTY, WEB, WEB6, populate, port
+from tests.support.cli import DNS, EMPTY, TCP, WEB, WEB6, add_flow, populate, port
 from tests.support.fake_tables import FakeTables
 
 
@@ -194,7 +196,7 @@ def test_backends_of_all_and_of_one(tables: FakeTables) -> None:
     code, out, _ = run("backend", "list", DNS)
     assert code == 0
     assert out.splitlines()[1].split() == [
-        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "this",
+        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "this", "0",
     ]  # fmt: skip
 
 
@@ -209,3 +211,50 @@ def test_backends_of_nothing(tables: FakeTables) -> None:
     code, out, err = run("backend", "list", "empty")
     assert (code, out) == (0, "")
     assert "no backends of empty" in err
+
+
+def test_backends_with_their_flows(tables: FakeTables) -> None:
+    ids = {name.text: number for number, name in names.all_names(tables.names).items()}
+    for client_port in (1000, 1001, 1002):
+        add_flow(
+            tables.flows4,
+            TCP,
+            ("10.1.0.9", client_port),
+            ("10.96.0.1", 80),
+            ("10.1.0.2", 8080),
+            service=ids[WEB],
+            state=consts.FLOW_ESTABLISHED if client_port > 1000 else consts.FLOW_TIME_WAIT,
+        )
+    code, out, _ = run("backend", "list", "default/web", "-o", "json")
+    assert code == 0
+    flows = {row["endpoint"]: row["flows"] for row in json.loads(out)}
+    assert flows == {"10.1.0.2:8080": 3, "10.1.1.2:8080": 0, "[fd00:1::2]:8080": 0}
+    _, out, _ = run("backend", "list", "--no-flows", "-o", "json")
+    assert {row["flows"] for row in json.loads(out)} == {None}
+
+
+def test_as_ipvsadm_shows_it(tables: FakeTables) -> None:
+    ids = {name.text: number for number, name in names.all_names(tables.names).items()}
+    for client_port, state in ((1000, consts.FLOW_ESTABLISHED), (1001, consts.FLOW_TIME_WAIT)):
+        add_flow(
+            tables.flows4,
+            TCP,
+            ("10.1.0.9", client_port),
+            ("10.96.0.1", 80),
+            ("10.1.0.2", 8080),
+            service=ids[WEB],
+            state=state,
+        )
+    code, out, _ = run("service", "list", "-o", "ipvsadm")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[:2] == [
+        "Prot LocalAddress:Port Scheduler Flags",
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
+    ]
+    assert "TCP  10.96.0.9:80 random" in lines
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("TCP  10.96.0.1:80 random"))
+    assert re.fullmatch(r"TCP  10.96.0.1:80 random persistent \d+", lines[at])
+    assert lines[at + 1] == "  -> 10.1.0.2:8080                Masq    1      1          1"
+    assert lines[at + 2] == "  -> 10.1.1.2:8080                Masq    1      0          0"
+    assert "UDP  10.96.0.10:53 random" in lines

@@ -9,6 +9,7 @@ import yaml
 
 from lbctl import status
 from lbctl.cli.agent import command as agent
+from lbctl.cli.verify import command as verify
 from lbctl.config import file as configfile
 from lbctl.config import settle
 from lbctl.config.bind import parse_bind
@@ -209,8 +210,11 @@ def test_every_component_patches_what_is_there() -> None:
         "mount-bpffs",
         "pod-sockets",
         "seccomp-runtime-default",
+        "verify",
     ]
     for directory in found:
+        if directory.name == "verify":  # it patches nothing
+            continue
         (said,) = documents(f"components/{directory.name}/kustomization.yaml")
         assert said["kind"] == "Component"
         assert said["patches"] == [{"path": "daemonset.yaml"}]
@@ -223,6 +227,37 @@ def test_every_component_patches_what_is_there() -> None:
         volumes = {v["name"] for v in (*POD["volumes"], *pod.get("volumes", ()))}
         for container in (*pod.get("containers", ()), *pod.get("initContainers", ())):
             assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
+
+
+def test_the_job_that_verifies_is_made_of_what_is_there() -> None:
+    (component,) = documents("components/verify/kustomization.yaml")
+    assert component["resources"] == ["cronjob.yaml"]
+    (job,) = documents("components/verify/cronjob.yaml")
+    spec = job["spec"]["jobTemplate"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert job["metadata"]["namespace"] == KUSTOMIZATION["namespace"]
+    assert pod["serviceAccountName"] == POD["serviceAccountName"]
+    assert container["image"] == AGENT["image"]
+    context = verify.make_context("verify", list(container["args"][1:]))
+    assert container["args"][0] == "verify"
+    assert context.params["repair"]
+    agents = next(a for a in AGENT["args"] if a.startswith("--pin-dir="))
+    assert agents in container["args"]
+    # No two on one node, and as many as both say.
+    assert spec["parallelism"] == spec["completions"]
+    (term,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert term["labelSelector"]["matchLabels"] == labels
+    # It is no agent, nor taken for one.
+    assert labels != one("DaemonSet")["spec"]["selector"]["matchLabels"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    ours = {volume["name"]: volume for volume in POD["volumes"]}
+    for name in ("bpffs", "cgroup", "run"):
+        assert volumes[name]["hostPath"]["path"] == ours[name]["hostPath"]["path"]
+    added = set(container["securityContext"]["capabilities"]["add"])
+    assert added < set(AGENT["securityContext"]["capabilities"]["add"])
 
 
 def test_closing_pods_sockets_adds_one_capability() -> None:

@@ -20,7 +20,9 @@ FILES = [path for top in ("ebpf", "lbctl") for path in sorted((ROOT / top).rglob
 # What lies directly below each package; it may use that, and what is below that. So only the
 # command line, bench and demo can have to do with lab, and nothing with bench or demo but it.
 BELOW = {
-    "lbctl.cli": "lbctl.agent lbctl.trace lbctl.demo lbctl.bench lbctl.sources",
+    "lbctl.cli": "lbctl.bundle lbctl.verify lbctl.demo lbctl.bench",
+    "lbctl.bundle": "lbctl.verify",
+    "lbctl.verify": "lbctl.agent lbctl.trace lbctl.inspect lbctl.sources",
     "lbctl.demo": "lbctl.lab",
     "lbctl.bench": "lbctl.lab",
     "lbctl.lab": "lbctl.inspect lbctl.sources",

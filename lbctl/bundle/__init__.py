@@ -1,0 +1,1 @@
+"""A support bundle: what helps others to understand a node, without secrets."""

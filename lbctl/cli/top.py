@@ -1,0 +1,194 @@
+"""`lbctl top`: who has the most traffic through this node, now and now again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lbctl.cli import options
+from lbctl.cli.output import Column, count, size, write, write_data
+from lbctl.errors import UsageError
+from lbctl.inspect import top
+from lbctl.inspect.opened import open_instance
+from lbctl.inspect.top import Looks, Top, TopRow
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ebpf.instance import Instance
+
+_KEYS = {"c": "connections", "p": "packets", "b": "bytes", "a": "active", "n": "name"}
+_VIEWS = {"S": "services", "B": "backends", "C": "clients"}
+_HELP = "c p b a n: sort by   S B C: services, backends, clients   /: filter   q: end"
+_BESIDE = 6  # lines of the screen that are no rows
+
+
+@click.command()
+@click.option("--backends", "kind", flag_value="backends", help="Endpoints, by their flows.")
+@click.option("--clients", "kind", flag_value="clients", help="Who calls, by their flows.")
+@click.option("--sort", type=click.Choice(top.SORTS), default="bytes", show_default=True)
+@click.option(
+    "--filter", "wanted", default="", metavar="TEXT", help="Names that have this in them."
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks.",
+)
+@click.option("--once", is_flag=True, help="One look, and end: for scripts.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="With --once."
+)
+@options.output
+@options.pin_dir
+def command(
+    kind: str | None,
+    sort: str,
+    wanted: str,
+    interval: float,
+    once: bool,
+    limit: int,
+    output: str,
+    pin_dir: Path,
+) -> None:
+    """Show who has the most traffic: service ports by their counters, or (--backends, --clients)
+    the flows that are there, each of which is looked at.
+
+    Rates are per second; connections of endpoints and clients are by how many flows there are more.
+    The line of reasons is what was decided about packets meanwhile, drops too. Keys sort, filter
+    and change the view.
+
+    \b
+    lbctl top --clients
+    lbctl top --once --sort connections -o json | jq '.rows[:5]'
+    """
+    if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("top needs a terminal", "Without one: --once, and -o json.")
+    with open_instance(pin_dir) as instance:
+        if once:
+            _once(instance, kind or top.KINDS[0], sort, wanted, interval, limit, output)
+        else:
+            _Screen(instance, kind or top.KINDS[0], sort, wanted, interval).run()
+
+
+def _once(
+    instance: Instance,
+    kind: str,
+    sort: str,
+    wanted: str,
+    interval: float,
+    limit: int,
+    output: str,
+) -> None:
+    looks = Looks(kind)
+    looks.look(instance, time.monotonic())
+    time.sleep(interval)
+    found = looks.look(instance, time.monotonic())
+    rows = top.arranged(found, sort, wanted, limit)
+    if not write_data(Top(found.kind, found.seconds, tuple(rows), found.reasons), output):
+        write(rows, COLUMNS, output, empty=f"no {kind}")
+
+
+class _Screen:
+    """The live table, until a key ends it."""
+
+    def __init__(
+        self, instance: Instance, kind: str, sort: str, wanted: str, interval: float
+    ) -> None:
+        self._instance = instance
+        self._kind, self._sort, self._wanted = kind, sort, wanted
+        self._interval = interval
+        self._looks = Looks(kind)
+        self._typing = False
+
+    def run(self) -> None:
+        from rich.live import Live
+
+        found = self._looks.look(self._instance, time.monotonic())
+        with _keys(), Live(self._shown(found), screen=True, auto_refresh=False) as live:
+            due = time.monotonic() + self._interval
+            while True:
+                key = _key(max(0.0, due - time.monotonic()))
+                if key is not None and not self._pressed(key):
+                    return
+                if key is None or found.kind != self._kind:
+                    found = self._looks.look(self._instance, time.monotonic())
+                    due = time.monotonic() + self._interval
+                live.update(self._shown(found), refresh=True)
+
+    def _pressed(self, key: str) -> bool:
+        """Returns whether to go on."""
+        if self._typing:
+            self._typing = key not in "\r\n\x1b"
+            if key in ("\x7f", "\b"):
+                self._wanted = self._wanted[:-1]
+            elif self._typing and key.isprintable():
+                self._wanted += key
+            return True
+        if key == "/":
+            self._typing, self._wanted = True, ""
+        elif key in _VIEWS:
+            self._kind = _VIEWS[key]
+            self._looks = Looks(self._kind)
+        else:
+            self._sort = _KEYS.get(key, self._sort)
+        return key != "q"
+
+    def _shown(self, found: Top) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, expand=True)
+        for column in COLUMNS:
+            right = column.number
+            table.add_column(column.title, justify="right" if right else "left", no_wrap=True)
+        room = max(1, os.get_terminal_size().lines - _BESIDE)
+        for row in top.arranged(found, self._sort, self._wanted, room):
+            table.add_row(*(column.cell(row) for column in COLUMNS))
+        what = f"{found.kind} by {self._sort}"
+        if self._wanted or self._typing:
+            what += f", with {self._wanted!r}{'_' if self._typing else ''}"
+        decided = "  ".join(
+            f"{reason} {count(round(rate))}/s" for reason, rate in found.reasons.items()
+        )
+        return Group(Text(what, style="bold"), Text(decided or "no packets"), table, Text(_HELP))
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[None]:
+    """Keys come one by one and are not shown; Ctrl-C still ends."""
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _key(seconds: float) -> str | None:
+    ready, _, _ = select.select([sys.stdin], [], [], seconds)
+    return os.read(sys.stdin.fileno(), 1).decode(errors="replace") if ready else None
+
+
+COLUMNS: list[Column[TopRow]] = [
+    Column("NAME", lambda row: row.name),
+    Column("ACTIVE", lambda row: "-" if row.active is None else count(row.active), number=True),
+    Column("CONNS/S", lambda row: f"{row.connections:.1f}", number=True),
+    Column("PACKETS/S", lambda row: count(round(row.packets)), number=True),
+    Column("BYTES/S", lambda row: size(round(row.bytes)), number=True),
+    Column("", lambda row: top.sparkline(row.history)),
+]

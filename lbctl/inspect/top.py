@@ -1,0 +1,123 @@
+"""Who has the most traffic now: differences of counters between two looks."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ebpf.instance import Instance
+from lbctl.inspect import names
+from lbctl.inspect.flowfilter import FlowFilter
+from lbctl.inspect.flows import list_flows
+from lbctl.inspect.instance import reasons
+
+KINDS: Final = ("services", "backends", "clients")
+SORTS: Final = ("connections", "packets", "bytes", "active", "name")
+_HISTORY: Final = 24  # looks that a sparkline is made of
+_BARS: Final = "▁▂▃▄▅▆▇█"
+
+
+class Totals(NamedTuple):
+    """What has been counted so far. `active` are flows that are there now, None if nobody counts
+    them."""
+
+    connections: int = 0
+    packets: int = 0
+    bytes: int = 0
+    active: int | None = None
+
+
+class TopRow(msgspec.Struct, frozen=True):
+    """One service port, endpoint or client. Rates are per second since the look before."""
+
+    name: str
+    connections: float  # new ones
+    packets: float
+    bytes: float
+    active: int | None
+    history: tuple[float, ...]  # bytes per second, the latest last
+
+
+class Top(msgspec.Struct, frozen=True):
+    """One look."""
+
+    kind: str
+    seconds: float  # since the look before
+    rows: tuple[TopRow, ...]
+    reasons: dict[str, float]  # packets per second by what was decided, where that was any
+
+
+class Looks:
+    """Takes looks, and remembers the one before and a little history."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._before: Mapping[str, Totals] = {}
+        self._reasons: Mapping[str, int] = {}
+        self._at = 0.0
+        self._history: dict[str, deque[float]] = {}
+
+    def look(self, instance: Instance, now: float) -> Top:
+        """The first one has no rates: there is nothing to compare with."""
+        totals, decided = dict(_totals(instance, self._kind)), reasons(instance)
+        first, seconds = not self._at, max(now - self._at, 1e-6)
+        rows = []
+        for name, total in totals.items():
+            # What is new since then began at 0.
+            before = total if first else self._before.get(name, Totals())
+            connections = max(0, total.connections - before.connections) / seconds
+            packets = max(0, total.packets - before.packets) / seconds
+            octets = max(0, total.bytes - before.bytes) / seconds
+            history = self._history.setdefault(name, deque(maxlen=_HISTORY))
+            if not first:
+                history.append(octets)
+            rows.append(TopRow(name, connections, packets, octets, total.active, tuple(history)))
+        changed = {
+            reason: (number - self._reasons.get(reason, number)) / seconds
+            for reason, number in decided.items()
+            if number > self._reasons.get(reason, number)
+        }
+        self._history = {name: self._history[name] for name in totals}
+        self._before, self._reasons, self._at = totals, decided, now
+        return Top(self._kind, 0.0 if first else seconds, tuple(rows), changed)
+
+
+def arranged(top: Top, sort: str, wanted: str, most: int) -> list[TopRow]:
+    """The first `most` rows whose names have `wanted` in them; the largest first, or by name."""
+    found = [row for row in top.rows if wanted in row.name]
+    if sort == "name":
+        return sorted(found, key=lambda row: row.name)[:most]
+    return sorted(found, key=lambda row: (-(getattr(row, sort) or 0), row.name))[:most]
+
+
+def sparkline(history: tuple[float, ...]) -> str:
+    """A bar for each, as high as it is beside the highest."""
+    highest = max(history, default=0.0)
+    if not highest:
+        return _BARS[0] * len(history)
+    return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in history)
+
+
+def _totals(instance: Instance, kind: str) -> Iterator[tuple[str, Totals]]:
+    if kind == "services":
+        counters = instance.service_counters.records
+        for number, port in names.all_names(instance.names).items():
+            record = counters[number]
+            packets = int(record["packets_in"]) + int(record["packets_out"])
+            octets = int(record["bytes_in"]) + int(record["bytes_out"])
+            yield port.text, Totals(int(record["connections"]), packets, octets)
+        return
+    flows = Counter[str]()
+    packets_of, bytes_of = Counter[str](), Counter[str]()
+    for row in list_flows(instance, FlowFilter()):
+        name = row.client.rpartition(":")[0].strip("[]")
+        if kind == "backends":
+            name = f"{row.backend} of {row.service.label}"
+        flows[name] += 1
+        packets_of[name] += row.packets_in + row.packets_out
+        bytes_of[name] += row.bytes_in + row.bytes_out
+    for name, number in flows.items():
+        yield name, Totals(number, packets_of[name], bytes_of[name], number)

@@ -1,0 +1,1 @@
+"""What the objects say now, held against what is programmed; and answers from both."""

@@ -1,0 +1,96 @@
+"""`lbctl top` while connections are made: each is counted, by service, endpoint and client."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lbctl.lab.agents import environment, lbctl_command
+from lbctl.lab.cluster import Lab
+from tests.lab.support.faults import answers, service
+from tests.lab.support.labs import TCP, Responder, addresses, endpoint
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.lab
+
+CONNECTIONS = 20
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    made = make_lab("tp", nodes=1, pods=2)
+    with Responder() as responder:
+        responder.serve(made, [pod.name for pod in made.pods])
+        made.apply("web", service(made, "web", ["pod2"]))
+        made.wait_programmed("default/web", [endpoint(made, "pod2")])
+        yield made
+    made.down()
+
+
+def start(lab: Lab, *words: str) -> subprocess.Popen[str]:
+    command = lbctl_command("top", *words, "--pin-dir", str(lab.pin_dir("node1")))
+    return lab.popen("node1", command, stdout=subprocess.PIPE)
+
+
+def test_connections_made_meanwhile(lab: Lab) -> None:
+    seconds = 6.0
+    looking = start(lab, "--once", "-o", "json", "--interval", str(seconds))
+    address = addresses("web")[0]
+    made = 0
+    while looking.poll() is None and made < CONNECTIONS:
+        assert answers(lab, "pod1", address, kinds=[TCP], times=1) == {"pod2"}
+        made += 1
+    out, _ = looking.communicate(timeout=60)
+    found: dict[str, Any] = json.loads(out)
+    (row,) = (r for r in found["rows"] if r["name"] == "default/web:tcp/TCP/v4")
+    # Those that were made before its first look are not in it.
+    assert 0 < round(row["connections"] * found["seconds"]) <= made
+    assert row["bytes"] > 0
+    assert found["reasons"]["forwarded"] > 0
+
+
+@pytest.mark.parametrize("view", ["--clients", "--backends"])
+def test_who_and_whom(lab: Lab, view: str) -> None:
+    assert answers(lab, "pod1", addresses("web")[0], kinds=[TCP], times=3) == {"pod2"}
+    out, _ = start(lab, view, "--once", "-o", "json", "--interval", "0.1").communicate(timeout=60)
+    names = {row["name"]: row["active"] for row in json.loads(out)["rows"]}
+    known = {pod.name: pod.ipv4 for pod in lab.pods}
+    wanted = known["pod1"] if view == "--clients" else f"{known['pod2']}:7000 of default/web:tcp"
+    assert names[wanted] >= 3
+
+
+def test_on_a_terminal_until_a_key_ends_it(lab: Lab) -> None:
+    leader, follower = pty.openpty()
+    command = lbctl_command("top", "--interval", "0.2", "--pin-dir", str(lab.pin_dir("node1")))
+    process = subprocess.Popen(
+        lab.command("node1", command),
+        stdin=follower, stdout=follower, stderr=follower,
+        env=environment() | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+    )  # fmt: skip
+    os.close(follower)
+    os.set_blocking(leader, False)
+    shown = bytearray()
+
+    def read() -> bytes:
+        with contextlib.suppress(OSError):  # nothing yet, or nobody any more
+            shown.extend(os.read(leader, 1 << 16))
+        return bytes(shown)
+
+    try:
+        wait_until(lambda: b"default/web:tcp/TCP/v4" in read(), 20.0)
+        os.write(leader, b"C")
+        wait_until(lambda: b"clients by bytes" in read(), 20.0)
+        os.write(leader, b"q")
+        wait_until(lambda: read() and process.poll() is not None, 20.0)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait(10)
+        os.close(leader)
