@@ -19,11 +19,12 @@ struct handoff {
 		__u32 client_port; /* to open: what the backend is to see, network byte order */
 		__u32 reason; /* in the trace variant, which follows no flows: for the caller */
 	};
-	__u32 service; /* to masquerade and node_flow, and to the trace variant's caller: whose
-			  backend it is */
+	__u32 service; /* to choose, masquerade and node_flow, and to the trace variant's caller:
+			  whose backend it is or will be */
 	union {
-		__u32 backend;	   /* to masquerade and node_flow: id | generation << 24 */
-		__u32 masqueraded; /* in the trace variant, which calls no masquerade */
+		__u32 frontend_flags; /* to choose */
+		__u32 backend;	      /* to masquerade and node_flow: id | generation << 24 */
+		__u32 masqueraded;    /* in the trace variant, which calls no masquerade */
 	};
 	union {
 		__u32 from;   /* by the entry programs: enum origin, perhaps with BARE_LINK */

@@ -66,8 +66,8 @@ def _rank(endpoint: SliceEndpoint, node_name: str) -> tuple[bool, bool, bool, bo
     )
 
 
-def select(found: dict[Place, SliceEndpoint], node: NodeFacts) -> Selection:
-    """The sets that traffic may use.
+def select(found: dict[Place, SliceEndpoint], node: NodeFacts, near: str = "") -> Selection:
+    """The sets that traffic may use. `near` is what makes an endpoint near: node, zone or nothing.
 
     Each set takes its ready endpoints; without any, those that still serve while terminating.
     Hints narrow only the ready endpoints of the cluster set.
@@ -88,17 +88,24 @@ def select(found: dict[Place, SliceEndpoint], node: NodeFacts) -> Selection:
         cluster, why = narrow(ready, node)
     else:
         cluster, why = leaving, NO_HINTS if not leaving else f"{UNUSED}no endpoint is ready"
-    here = _endpoints(local, name)
-    everywhere = here if len(cluster) == len(local) == len(found) else _endpoints(cluster, name)
+    here = _endpoints(local, node, near)
+    everywhere = here if len(cluster) == len(local) == len(found) else _endpoints(cluster, node, near)
     return Selection(everywhere, here, why)
 
 
 def _endpoints(
-    items: Sequence[tuple[Place, SliceEndpoint]], node_name: str
+    items: Sequence[tuple[Place, SliceEndpoint]], node: NodeFacts, near: str
 ) -> tuple[Endpoint, ...]:
+    name, zone = node.name, node.zone
     return tuple(
         [
-            Endpoint(address, port, endpoint.node == node_name)
+            Endpoint(
+                address,
+                port,
+                endpoint.node == name,
+                endpoint.weight,
+                bool(near) and (endpoint.node == name if near == "node" else endpoint.zone == zone),
+            )
             for (address, port), endpoint in sorted(items, key=_place)
         ]
     )
