@@ -71,6 +71,7 @@ enum backend_flag {
 	BACKEND_IN_CLUSTER = 4,
 	BACKEND_IN_LOCAL = 8,
 	BACKEND_CLOSED = 16, /* of weight 0: keeps what it has, gets nothing new */
+	BACKEND_ENDING = 32, /* it left, and its flows are to end at `since` */
 };
 
 /* flow.state */

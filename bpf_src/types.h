@@ -61,8 +61,8 @@ struct backend {
 	__u8 flags; /* enum backend_flag */
 	__u8 generation;
 	__u32 service;
-	__u32 since; /* tick; while it serves: of its first moment, 0 if that does not matter; then:
-			at which the agent ends its flows, 0: never */
+	__u32 since;  /* tick of its first moment, or 0; with BACKEND_ENDING, of that of its flows'
+			 end */
 	__u16 weight; /* 0 counts as 1 here: no slot leads to one that is to get nothing */
 	__u16 pad;
 };

@@ -47,6 +47,10 @@ class ServiceTables(Protocol):
     @property
     def backends(self) -> ArrayTable: ...
     @property
+    def backend_live(self) -> ArrayTable: ...
+    @property
+    def hash_tables(self) -> ArrayTable: ...
+    @property
     def service_counters(self) -> ArrayTable: ...
     @property
     def source_ranges(self) -> HashTable: ...
@@ -249,7 +253,9 @@ def _ranges(table: HashTable, wanted: set[int]) -> dict[int, list[Prefix]]:
 def _backends(tables: ServiceTables, row: ServiceRow) -> tuple[BackendRow, ...]:
     """The backends in either set, through the service's own regions."""
     record = tables.services.records[row.id]
-    contents = ArrayContents(tables.slots.records, tables.backends.records)
+    contents = ArrayContents(
+        tables.slots.records, tables.backends.records, tables.hash_tables.records
+    )
     ids = {
         backend for field in ("cluster", "local") for backend in contents.region(int(record[field]))
     }

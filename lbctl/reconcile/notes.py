@@ -27,6 +27,7 @@ class Notes:
         self._warnings: dict[ObjectKey, str] = {}
         self._without_room: dict[ObjectKey, str] = {}
         self._contested: dict[ObjectKey, str] = {}  # by who has to wait
+        self._without_table: dict[ObjectKey, str] = {}
         self._hints: dict[str, str] = {}  # by stored name
         self._unused: str | None = ""  # a sentence about them; None: to be made anew
         self.changed = True  # since `take_hints`
@@ -40,7 +41,7 @@ class Notes:
 
     def warnings(self) -> list[str]:
         """What could not be written, who lost what, what is wrong with objects, hints unused."""
-        kinds = (self._without_room, self._contested, self._warnings)
+        kinds = self._kinds()
         found = [self._refused, *(text for kind in kinds for text in _bounded(kind.values()))]
         if self._unused is None:
             self._unused = self._unused_hints()
@@ -57,7 +58,7 @@ class Notes:
 
     def troubles(self) -> dict[str, tuple[str, ...]]:
         """By service, what keeps it from being served as its object says."""
-        kinds = (self._without_room, self._contested, self._warnings)
+        kinds = self._kinds()
         keys = dict.fromkeys(key for kind in kinds for key in kind)
         return {str(key): tuple(kind[key] for kind in kinds if key in kind) for key in keys}
 
@@ -73,6 +74,15 @@ class Notes:
     def without_room(self, sentences: Mapping[ObjectKey, str]) -> None:
         """All services that lost their place or a part of it."""
         self._replace(self._without_room, sentences)
+
+    def without_table(self, services: Iterable[ObjectKey]) -> None:
+        """All services that choose by chance because there is no room for their tables."""
+        flag = advice.flag_of("hash_tables")
+        said = "chooses endpoints at random, since map hash_tables has no room for its table"
+        self._replace(
+            self._without_table,
+            {key: f"{key} {said}; start the agent with a larger {flag}" for key in services},
+        )
 
     def contested(self, found: Iterable[tuple[bytes, PortState, list[PortState]]]) -> None:
         """All addresses that more than one asks for, who has them, and who waits."""
@@ -103,6 +113,9 @@ class Notes:
         hint = advice.on(error)
         self._log.error("cannot write", error=error.message, hint=hint)
         self._refused = f"{error.message} {hint}"
+
+    def _kinds(self) -> tuple[dict[ObjectKey, str], ...]:
+        return self._without_room, self._without_table, self._contested, self._warnings
 
     def _note(self, kind: dict[ObjectKey, str], key: ObjectKey, text: str) -> None:
         """Logged when it becomes true of the object, not for every number in it that changes."""
