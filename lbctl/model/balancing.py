@@ -1,7 +1,7 @@
 """What annotations say of the choice of a service's endpoints, in our words and in others'.
 
-A wrong value costs itself: it leaves a remark, and the default is used. Where an object has a word of
-ours, those of others are not read.
+A wrong value costs itself: it leaves a remark, and the default is used. Where an object has a word
+of ours, those of others are not read.
 """
 
 from __future__ import annotations

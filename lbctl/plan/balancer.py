@@ -36,7 +36,9 @@ class Balancer:
     def __init__(self, contents: Contents, tables: HashTables) -> None:
         self._contents = contents
         self._tables = tables
-        self.warming: dict[str, PortState] = {}  # some of whose endpoints have yet to get their share
+        self.warming: dict[
+            str, PortState
+        ] = {}  # some of whose endpoints have yet to get their share
         self.without_table: dict[str, ObjectKey] = {}  # for want of room
         self.version = 0  # of `without_table`
 
@@ -76,7 +78,9 @@ class Balancer:
             self._note_warming(state, warming)
         else:
             self._note_warming(state, False)
-        self._set_tables(plan, state, port, wanted, sets, dict(zip(fresh, placement.fresh, strict=True)), now)
+        self._set_tables(
+            plan, state, port, wanted, sets, dict(zip(fresh, placement.fresh, strict=True)), now
+        )
 
     def configure(
         self, plan: Plan, state: PortState, port: ResolvedPort, wanted: WantedSets, new: bool
@@ -149,8 +153,8 @@ class Balancer:
         warmth: Warmth,
         new: set[int],
     ) -> None:
-        """Slots of both sets that are to stand for others than they do. Regions that are `new` stand
-        for nothing else yet."""
+        """Slots of both sets that are to stand for others than they do. Regions that are `new`
+        stand for nothing else yet."""
         done = set()
         for placed, first in ((placement.cluster, near), (placement.local, 0)):
             base, length = region_of(placed.word)
@@ -161,7 +165,7 @@ class Balancer:
             worth = shares.effective([w for w, _ in found], [s for _, s in found], warmth)
             shape = shares.shape(worth, first)
             before = Shape.plain(length) if base in new else self._contents.shape(placed.word)
-            if shape != before:
+            if not shape.same_as(before):
                 plan.shapes.append((base, shape))
 
     def _note_warming(self, state: PortState, warming: bool) -> None:
@@ -203,4 +207,3 @@ class Balancer:
             self.without_table[name] = service
         else:
             del self.without_table[name]
-

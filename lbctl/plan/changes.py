@@ -28,6 +28,9 @@ class Settings(NamedTuple):
     flows_leave: int = 0
 
 
+NO_SETTINGS = Settings()
+
+
 class TablePart(NamedTuple):
     """Places of `hash_tables`, and the backends that they are to lead to."""
 
@@ -103,7 +106,7 @@ class PortState:
     local: int = 0
     cluster_table: int = 0
     local_table: int = 0
-    settings: Settings = Settings()
+    settings: Settings = NO_SETTINGS
     shaped: bool = False  # weights, or slots that stand for two, may be there
     made_of: dict[str, bytes] = field(default_factory=dict)  # tables, by their field: what is in
     frontends: tuple[tuple[bytes, int], ...] = ()  # asked for: key and flags

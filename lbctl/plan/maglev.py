@@ -4,8 +4,8 @@ the endpoints comes or goes.
 What Maglev (Eisenbud and others, NSDI 2016) is for, filled another way, which moves fewer of the
 others: places lie on a ring of the endpoints' points, and an endpoint with too many of them passes
 some on to the next on the ring (consistent hashing with bounded loads; Mirrokni, Thorup,
-Zadimoghaddam). Which it passes on goes by a hash of both, so that nothing depends on order or on what
-was before.
+Zadimoghaddam). Which it passes on goes by a hash of both, so that nothing depends on order or on
+what was before.
 """
 
 from __future__ import annotations

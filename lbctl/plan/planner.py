@@ -113,7 +113,8 @@ class Planner:
 
     @property
     def without_table(self) -> dict[str, ObjectKey]:
-        """Ports that were to choose by hash and choose by chance, for want of room; their services."""
+        """Ports that were to choose by hash and choose by chance, for want of room: their
+        services."""
         return self._balancer.without_table
 
     @property
@@ -270,7 +271,7 @@ class Planner:
     def _retire(self, plan: Plan, number: int, flags: int, state: PortState, now: float) -> None:
         ending = state.settings.flows_leave
         if ending:
-            plan.ending.append((number, consts.tick_at(now) + ending))
+            plan.ending.append((number, consts.tick_at(now) + ending - 1))
         left = flags & consts.BACKEND_LOCAL | (consts.BACKEND_ENDING if ending else 0)
         plan.lowered.append((number, left))
         self.backend_ids.release(number, now)

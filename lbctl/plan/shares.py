@@ -1,5 +1,5 @@
-"""Weights as slots: each stands for two endpoints, one of them more or less often (A. J. Walker's alias
-method, in the way of M. D. Vose). One draw then costs the same for any weights.
+"""Weights as slots: each stands for two endpoints, one of them more or less often (A. J. Walker's
+alias method, in the way of M. D. Vose). One draw then costs the same for any weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Warmth(NamedTuple):
 
 
 def effective(weights: list[int], since: list[int], warmth: Warmth) -> Weights:
-    """What each endpoint is worth now. A new one begins at one part of its time, never at nothing."""
+    """What each endpoint is worth now. A new one begins at one part of its time, not at nothing."""
     worth = np.array(weights, np.float64)
     if not warmth.slow_start:
         return worth
@@ -37,7 +37,7 @@ def effective(weights: list[int], since: list[int], warmth: Warmth) -> Weights:
 
 def is_warming(since: list[int], warmth: Warmth) -> bool:
     """Whether the share of one of them has yet to grow."""
-    return any(0 < began and warmth.tick - began + 1 < warmth.slow_start for began in since)
+    return any(began > 0 and warmth.tick - began + 1 < warmth.slow_start for began in since)
 
 
 def shape(worth: Weights, near: int) -> Shape:

@@ -1,4 +1,4 @@
-"""The tables of services that choose by hash: where each lies in `hash_tables`, and what is in it."""
+"""The tables of services that choose by hash: where each lies in `hash_tables`, what is in it."""
 
 from __future__ import annotations
 
@@ -81,5 +81,3 @@ def _recipe(size: int, members: Sequence[tuple[bytes, int]], weights: Sequence[i
     for (identity, number), weight in zip(members, weights, strict=True):
         found.update(identity + number.to_bytes(4, "big") + weight.to_bytes(2, "big"))
     return found.digest()
-
-

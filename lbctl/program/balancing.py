@@ -68,4 +68,3 @@ def _read_tables(
     used: npt.NDArray[np.int64] = regions[~np.isin(regions[:, 0], list(bad)), 1:]
     top = int((used[:, 0] + used[:, 1]).max(initial=0))
     planner.tables.adopt(used, top, now)
-

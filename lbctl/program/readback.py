@@ -25,6 +25,7 @@ from lbctl.plan.rooms import Need, Room
 from lbctl.program import balancing, writes
 from lbctl.program.regions import Numbers, misplaced, regions_of
 
+
 @dataclass(slots=True)
 class Leftovers:
     """What an interrupted agent did not come to do, or what nobody can have done on purpose."""

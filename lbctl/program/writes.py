@@ -186,7 +186,9 @@ def _settings(settings: Sequence[tuple[int, Settings]], services: ArrayTable) ->
     """The flags last: they say whether the others are looked at."""
     if settings:
         ids = [number for number, _ in settings]
-        columns = dict(zip(Settings._fields, zip(*(s for _, s in settings), strict=True), strict=True))
+        columns = dict(
+            zip(Settings._fields, zip(*(s for _, s in settings), strict=True), strict=True)
+        )
         for name in reversed(Settings._fields):
             services.records[name][ids] = columns[name]
 

@@ -21,8 +21,8 @@ EndFlows = Callable[[set[int]], Iterator[None]]
 
 
 class Departures:
-    """Their deadlines, in order. What the maps say of them is believed, so that the next agent knows
-    what this one did: a backend that left has its deadline in its record."""
+    """Their deadlines, in order. What the maps say of them is believed, so that the next agent
+    knows what this one did: a backend that left has its deadline in its record."""
 
     def __init__(self, tables: Tables, end_flows: EndFlows) -> None:
         self._backends = tables.backends

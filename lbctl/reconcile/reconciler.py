@@ -292,7 +292,9 @@ class Reconciler:
         starts = [state.settings.slow_start for state in self.planner.warming.values()]
         if not starts:
             return None
-        return self._warmed + min(max(min(starts) / WARMING_STEPS, WARMING_SECONDS), MOST_WARMING_SECONDS)
+        return self._warmed + min(
+            max(min(starts) / WARMING_STEPS, WARMING_SECONDS), MOST_WARMING_SECONDS
+        )
 
     def warm(self, now: float) -> None:
         """Endpoints that are new get a share that is larger by now."""

@@ -1,4 +1,4 @@
-"""How a service's endpoints are chosen here: by what it says, the cluster's default, and the node."""
+"""How a service's endpoints are chosen here: by what it says, the cluster's default, the node."""
 
 from __future__ import annotations
 

@@ -89,7 +89,9 @@ def select(found: dict[Place, SliceEndpoint], node: NodeFacts, near: str = "") -
     else:
         cluster, why = leaving, NO_HINTS if not leaving else f"{UNUSED}no endpoint is ready"
     here = _endpoints(local, node, near)
-    everywhere = here if len(cluster) == len(local) == len(found) else _endpoints(cluster, node, near)
+    everywhere = (
+        here if len(cluster) == len(local) == len(found) else _endpoints(cluster, node, near)
+    )
     return Selection(everywhere, here, why)
 
 

@@ -229,7 +229,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("slots", SLOT, slots))
         self.add(FakeArray("backends", BACKEND, endpoints))
         self.add(FakeArray("backend_live", number("u64"), endpoints))
-        self.add(FakeArray("hash_tables", HASH_PAIR, 1 << 14))
+        self.add(FakeArray("hash_tables", HASH_PAIR, 1 << 18))
         self.add(FakeArray("service_filter", number("u64"), 1 << 13))
         self.add(FakeArray("backend_filter", number("u64"), 1 << 16))
         self.add(FakeArray("service_counters", COUNTERS, services))

@@ -1,4 +1,4 @@
-"""Tables by hash: every node makes the same one, and little changes when an endpoint comes or goes."""
+"""Tables by hash: every node makes the same one, and little changes when an endpoint goes."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Weights as slots: what is likely is what was asked for, and what was to get nothing gets nothing."""
+"""Weights as slots: what was asked for is what is likely; what was to get nothing gets nothing."""
 
 import numpy as np
 from hypothesis import given
@@ -34,7 +34,7 @@ def test_near_and_far_are_apart(near: list[int], far: list[int]) -> None:
 
 @given(st.integers(1, 50), st.integers(0, 65535))
 def test_equal_weights_are_plain(count: int, weight: int) -> None:
-    assert shares.shape(np.full(count, float(weight)), 0) == Shape.plain(count)
+    assert shares.shape(np.full(count, float(weight)), 0).same_as(Shape.plain(count))
 
 
 def test_a_new_endpoints_share_grows_evenly() -> None:
@@ -50,7 +50,7 @@ def test_a_new_endpoints_share_grows_evenly() -> None:
 
 def test_all_equally_new_share_equally() -> None:
     worth = shares.effective([100, 100, 100], [50, 50, 50], Warmth(28, 52))
-    assert shares.shape(worth, 0) == Shape.plain(3)
+    assert shares.shape(worth, 0).same_as(Shape.plain(3))
 
 
 def test_no_slow_start_no_difference() -> None:
@@ -61,4 +61,4 @@ def test_no_slow_start_no_difference() -> None:
 def test_more_than_a_slot_can_name_are_alike() -> None:
     worth = np.ones(shares.MOST_WEIGHTED + 1)
     worth[0] = 5
-    assert shares.shape(worth, 0) == Shape.plain(len(worth))
+    assert shares.shape(worth, 0).same_as(Shape.plain(len(worth)))
