@@ -21,12 +21,14 @@ struct request {
 	__u32 again;   /* how often what the hash led to would not do */
 };
 
+#define BY_CHANCE 2
+
 /* Slots to draw from, of the set that begins at `set`. */
 struct part {
 	__u32 set;
 	__u32 first;
 	__u32 length;
-	__u32 turn;  /* which of service.turn */
+	__u32 turn;  /* which of service.turn; BY_CHANCE: no turns are taken here */
 	__u32 drawn; /* slot, from the first */
 };
 
@@ -105,7 +107,7 @@ INLINE bool draw(struct service *s, struct part *part, bool another, u32 *id)
 {
 	u32 place, within;
 
-	if (takes_turns(s)) {
+	if (takes_turns(s) && part->turn < BY_CHANCE) {
 		place = next_turn(&s->turn[part->turn & 1], part->length, &within);
 	} else {
 		place = any_place(part->length - another, &within);
@@ -180,7 +182,7 @@ INLINE int choose_by_algorithm(struct service *s, const struct request *r, bool 
 		return 0;
 	part.first += near;
 	part.length = length - near;
-	part.turn = 1;
+	part.turn = BY_CHANCE; /* in step with the near ones' turns, the same would always meet */
 	if (draw(s, &part, false, &other) && is_busier(*id, other, s->spill_over))
 		*id = other;
 	return 0;

@@ -31,7 +31,7 @@ struct service {
 	__u64 local_table;
 	__u32 flags;	  /* enum service_flag */
 	__u32 affinity;	  /* ticks */
-	__u32 turn[2];	  /* round-robin; programs add. [1]: of the local set, and of what is far */
+	__u32 turn[2];	  /* round-robin, of each set; programs add */
 	__u32 near;	  /* so many of the first slots of `cluster` are of near endpoints */
 	__u16 spill_over; /* in 1/SPILL_UNIT: how much busier near ones may be than the rest */
 	__u16 slow_start; /* for the agent: ticks until a new endpoint has its share */

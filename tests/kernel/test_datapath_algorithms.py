@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from lbctl.datapath.likelihood import odds
 from tests.kernel.support import balancing
 from tests.kernel.support.balancing import FLAT, chi_square, chosen, endpoints, serve, set_live
 from tests.kernel.support.conversation import CLIENT, PORT, SERVICE, Conversation
@@ -266,6 +267,32 @@ def test_near_is_by_weight_in_itself(world: World) -> None:
     seen = some(world, TCP4, service)
     parts = dict(zip(addresses(service), (3, 1, 0, 0, 0, 0), strict=True))
     assert chi_square(seen, parts) < FLAT
+
+
+# What people are told
+
+
+@pytest.mark.parametrize("near", [0, 2])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_odds_are_what_happens(world: World, algorithm: str, near: int) -> None:
+    """What `service show` and `trace` compute, against the programs."""
+    service = serve(world, TCP4, algorithm=algorithm)
+    order = list(service.backends)
+    if near:
+        balancing.near_first(world, service, near, 1.5)
+    weights = dict(zip(order, (100, 50, 300, 100, 100, 0), strict=True))
+    balancing.weigh(world, service, weights, near)
+    if algorithm in ("maglev", "source-hash"):
+        balancing.tabulate(world, service, weights)
+    live = (40, 10, 50, 2, 20, 0) if algorithm != "round-robin" else (0, 0, 0, 0, 0, 0)
+    set_live(world, service, dict(zip(order, live, strict=True)))
+    expected = odds(balancing.tables(world), service.id, "cluster")
+    assert sum(expected.values()) == pytest.approx(1)
+    callers = clients(4, 1000 if algorithm == "source-hash" else 1)
+    ports = PORTS[: 3000 // len(callers)]
+    seen = Counter(chosen(world, TCP4, service, ports, callers))
+    by_address = {address: expected[number] for (address, _), number in service.backends.items()}
+    assert chi_square(seen, by_address) < FLAT
 
 
 # While traffic runs

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +71,12 @@ def near_first(world: World, service: Service, near: int, spill_over: float) -> 
     record = world.array("services").records[service.id : service.id + 1]
     record["flags"] |= world.flag("SERVICE_CHOOSES")
     record["near"], record["spill_over"] = near, round(spill_over * world.flag("SPILL_UNIT"))
+
+
+def tables(world: World) -> Any:
+    """Its arrays, by name."""
+    names = ("services", "slots", "backends", "backend_live", "hash_tables")
+    return SimpleNamespace(**{name: world.array(name) for name in names})
 
 
 def set_live(world: World, service: Service, flows: Mapping[Endpoint, int]) -> None:
