@@ -89,17 +89,17 @@ INLINE bool takes_turns(const struct service *s)
 #endif
 }
 
-/* With one flow more, would `one` have more than `times`/SPILL_UNIT as many as `other`, each for
- * its weight? */
-INLINE bool is_busier(u32 one, u32 other, u32 times)
+/* With `more` flows each, would `one` have more than `times`/SPILL_UNIT as many as `other`, for
+ * their weights? */
+INLINE bool is_busier(u32 one, u32 other, u32 times, u32 more)
 {
 	struct backend *b = backends.lookup(&one), *c = backends.lookup(&other);
 	u64 *flows = backend_live.lookup(&one), *least = backend_live.lookup(&other);
 
 	if (!b || !c || !flows || !least)
 		return false;
-	return (*flows + 1) * (c->weight ?: 1) * SPILL_UNIT >
-	       (*least + 1) * (b->weight ?: 1) * times;
+	return (*flows + more) * (c->weight ?: 1) * SPILL_UNIT >
+	       (*least + more) * (b->weight ?: 1) * times;
 }
 
 /* An endpoint of a part; or one of another slot than that was of, if there is one. */
@@ -127,7 +127,7 @@ INLINE bool pick(struct service *s, struct part *part, u32 *id)
 	if (!draw(s, part, false, id))
 		return false;
 	if (s->algorithm == ALGORITHM_LEAST_CONNECTIONS && part->length > 1 &&
-	    draw(s, part, true, &other) && is_busier(*id, other, SPILL_UNIT))
+	    draw(s, part, true, &other) && is_busier(*id, other, SPILL_UNIT, 0))
 		*id = other;
 	return true;
 }
@@ -183,7 +183,7 @@ INLINE int choose_by_algorithm(struct service *s, const struct request *r, bool 
 	part.first += near;
 	part.length = length - near;
 	part.turn = BY_CHANCE; /* in step with the near ones' turns, the same would always meet */
-	if (draw(s, &part, false, &other) && is_busier(*id, other, s->spill_over))
+	if (draw(s, &part, false, &other) && is_busier(*id, other, s->spill_over, 1))
 		*id = other;
 	return 0;
 }

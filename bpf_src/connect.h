@@ -413,11 +413,13 @@ INLINE int choose(struct __sk_buff *skb)
 	make_key(&key, &p);
 	frontend.service = handoff(skb)->service;
 	frontend.flags = handoff(skb)->frontend_flags;
+#ifndef TRACE /* whose packets all begin a connection */
 	if (p.proto == IPPROTO_TCP && !starts_connection(&p)) {
 		if (is_own_midstream(skb, &p, &key, frontend.flags))
 			return leave_to_stack(skb);
 		if (c->flags & CONFIG_PASS_MIDSTREAM || p.tcp_flags & TCP_RST)
 			return no_flow(skb, &p);
 	}
+#endif
 	return connect_service(skb, &p, &key, &frontend, true);
 }

@@ -42,6 +42,8 @@ COLUMNS: list[Column[BackendRow]] = [
     Column("BACKEND", lambda row: row.endpoint),
     Column("STATE", lambda row: "serving" if row.serving else "leaving"),
     Column("NODE", lambda row: "this" if row.here else "other"),
+    Column("WEIGHT", lambda row: str(row.weight), wide=True, number=True),
+    Column("FLOWS", lambda row: str(row.flows), number=True),
     Column("SETS", lambda row: "+".join(row.sets) or "-", wide=True),
     Column("ID", lambda row: str(row.id), wide=True, number=True),
     Column("GENERATION", lambda row: str(row.generation), wide=True, number=True),

@@ -36,18 +36,22 @@ class ChoiceTables(Protocol):
 
 
 class _Part(NamedTuple):
-    """Slots that are drawn from: their endpoints, shapes, and how busy these are for their weight,
-    with one flow more."""
+    """Slots that are drawn from: their endpoints, shapes, flows that these have, weights."""
 
     ids: npt.NDArray[np.uint32]
     shape: Shape
-    load: Odds
+    flows: Odds
+    weights: Odds
+
+    def load(self, more: int) -> Odds:
+        """How busy each is for its weight, with `more` flows."""
+        return (self.flows + more) / self.weights
 
     def between(self, first: int, end: int) -> _Part:
         shares = self.shape.shares[first:end]
         others = np.where(shares > 0, self.shape.others[first:end].astype(np.int64) - first, 0)
         shape = Shape(shares, others.astype(np.uint16))
-        return _Part(self.ids[first:end], shape, self.load[first:end])
+        return _Part(self.ids[first:end], shape, self.flows[first:end], self.weights[first:end])
 
 
 def odds(tables: ChoiceTables, service: int, kind: Kind) -> dict[int, float]:
@@ -64,8 +68,8 @@ def odds(tables: ChoiceTables, service: int, kind: Kind) -> dict[int, float]:
         if found is not None:
             return dict(zip(ids.tolist(), found.tolist(), strict=True))
     weights = np.maximum(tables.backends.records["weight"][ids], 1).astype(np.float64)
-    load = (tables.backend_live.records[ids] + 1.0) / weights
-    part = _Part(ids, Shape(slots["share"].copy(), slots["other"].copy()), load)
+    flows = tables.backend_live.records[ids].astype(np.float64)
+    part = _Part(ids, Shape(slots["share"].copy(), slots["other"].copy()), flows, weights)
     least = record["algorithm"] == consts.ALGORITHM_LEAST_CONNECTIONS
     near = int(record["near"]) if kind == "cluster" else 0
     if not 0 < near < length:
@@ -98,7 +102,8 @@ def _picked(part: _Part, least: bool) -> Odds:
     np.add.at(stands, (np.arange(count), part.shape.others), away)
     both = np.outer(plain * count, plain * count) - stands.T @ stands
     both /= count * (count - 1)
-    second = part.load[:, None] > part.load[None, :]  # it is less busy than the first
+    load = part.load(0)
+    second = load[:, None] > load[None, :]  # it is less busy than the first
     chances: Odds = np.where(second, 0, both).sum(axis=1) + np.where(second, both, 0).sum(axis=0)
     return chances
 
@@ -107,7 +112,7 @@ def _near_first(near: _Part, rest: _Part, least: bool, times: float) -> Odds:
     first, other = _picked(near, least), likelihood(rest.shape)
     if len(near.ids) * len(rest.ids) > _MOST_COMPARED**2:
         return np.concatenate([first, np.zeros(len(other))])
-    spilt = near.load[:, None] > times * rest.load[None, :]
+    spilt = near.load(1)[:, None] > times * rest.load(1)[None, :]
     both = np.outer(first, other)
     return np.concatenate(
         [np.where(spilt, 0, both).sum(axis=1), np.where(spilt, both, 0).sum(axis=0)]

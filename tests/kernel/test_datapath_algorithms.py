@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from lbctl.datapath.likelihood import odds
-from tests.kernel.support import balancing
+from lbctl.datapath.regions import table_places
+from tests.kernel.support import balancing, model
 from tests.kernel.support.balancing import FLAT, chi_square, chosen, endpoints, serve, set_live
 from tests.kernel.support.conversation import CLIENT, PORT, SERVICE, Conversation
 from tests.kernel.support.packets import Shape
@@ -142,7 +143,7 @@ def test_maglev_goes_by_client_and_port(world: World, shape: Shape) -> None:
     assert chosen(world, shape, service, PORTS[:100], callers) == first
     assert Counter(first[:100]).keys() == {*addresses(service)}
     # Places of the table are drawn from evenly; how many each has, the table says.
-    places = balancing.table_places(world.array("hash_tables").records)[:1024]
+    places = table_places(world.array("hash_tables").records)[:1024]
     numbers = {number: address for (address, _), number in service.backends.items()}
     parts = Counter(numbers[int(number)] for number in places)
     assert chi_square(Counter(first), parts) < FLAT
@@ -196,7 +197,8 @@ def test_maglev_carries_on_what_another_node_had(world: World) -> None:
     balancing.forget(world)  # this is the other node now
     outcome = world.from_pod(talk.request("A", b"more"))
     assert outcome.reasons == {"forwarded": 1}
-    assert balancing.model.tuple_of(outcome.frame).dst == balancing.model.packed(before[0])
+    assert before
+    assert model.tuple_of(outcome.frame).dst == model.packed(before[0])
     talk.down("A", b"answer")
     assert world.from_pod(talk.request("A")).reasons == {}
 
