@@ -194,7 +194,7 @@ def test_backends_of_all_and_of_one(tables: FakeTables) -> None:
     code, out, _ = run("backend", "list", DNS)
     assert code == 0
     assert out.splitlines()[1].split() == [
-        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "this",
+        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "this", "0",
     ]  # fmt: skip
 
 
