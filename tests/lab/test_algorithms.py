@@ -66,7 +66,7 @@ def publish(
     algorithm = (said or {}).get("lbctl/algorithm", "random")
     wanted = sorted(int((weights or {}).get(member, "100")) for member in members)
     deadline = time.monotonic() + PATIENCE
-    while any(shown(lab, node.name, name) != (algorithm, wanted) for node in lab.topology.nodes):
+    while any(shown(lab, node.name, name) != (algorithm, wanted) for node in lab.nodes):
         assert time.monotonic() < deadline, "the agents do not follow"
         time.sleep(0.05)
 
