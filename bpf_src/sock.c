@@ -11,6 +11,7 @@
 #include "address.h"
 #include "config.h"
 #include "filter.h"
+#include "algorithm.h"
 #include "select.h"
 #include "owned.h"
 #include "socket.h"

@@ -130,7 +130,8 @@ def test_a_change_breaks_no_connection(lab: Lab) -> None:
 def test_near_ones_come_first(lab: Lab) -> None:
     """Of the client's node, as long as it has hardly more to do than the others."""
     near = {m for m in MEMBERS if lab.find(m).node == lab.find(CLIENT).node}  # type: ignore[union-attr]
-    assert near == {"pod2"}
+    assert near
+    assert near < set(MEMBERS)
     publish(lab, "near", said={"lbctl/near": "node", "lbctl/spill-over": "1000"})
     assert who_answers(lab, "near", TCP).keys() == near
 
