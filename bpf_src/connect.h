@@ -20,6 +20,7 @@
 #include "tailcall.h"
 #include "flow.h"
 #include "nat.h"
+#include "algorithm.h"
 #include "select.h"
 #include "owner.h"
 #include "refuse.h"
@@ -215,8 +216,16 @@ INLINE bool needs_masquerade(const struct config *c, const struct packet *p, u32
 	return p->origin == ORIGIN_NET && POD_CIDR_COUNT(c) && !in_pod_range(c, &p->src);
 }
 
+/* To the program that knows all algorithms. */
+INLINE int hand_to_choose(struct __sk_buff *skb, const struct frontend *frontend)
+{
+	handoff(skb)->service = frontend->service;
+	handoff(skb)->frontend_flags = frontend->flags;
+	return hand_to(skb, FAMILY_PROGRAM(CHOOSE));
+}
+
 INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
-			   const struct frontend *frontend)
+			   const struct frontend *frontend, bool algorithms)
 {
 	struct request request = {.service = frontend->service, .frontend_flags = frontend->flags};
 	struct choice choice = {.client_port = p->sport};
@@ -228,7 +237,10 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_
 		return DROP;
 	widen(&request.client, &p->src);
 	request.outside = p->origin == ORIGIN_NET;
-	reason = choose_backend(&request, &choice);
+	request.ports = p->sport | (u32)p->dport << 16;
+	reason = choose_backend(&request, algorithms, &choice);
+	if (reason == CHOICE_ELSEWHERE)
+		return hand_to_choose(skb, frontend);
 	if (reason == REASON_NO_ENDPOINT)
 		return refuse(skb, reason);
 	if (reason) {
@@ -365,9 +377,52 @@ INLINE int connect(struct __sk_buff *skb)
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
 	if (!find_frontend(&frontend_key, &frontend) || frontend.flags & FRONTEND_SOCKETS)
 		return no_frontend(skb, &p);
+	if (p.proto == IPPROTO_TCP && !starts_connection(&p) && picks_up(frontend.service))
+		return hand_to_choose(skb, &frontend);
 	if (is_nodes_own(skb, &p, &key, &frontend_key, frontend.flags))
 		return leave_to_stack(skb);
 	if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return no_flow(skb, &p);
-	return connect_service(skb, &p, &key, &frontend);
+	return connect_service(skb, &p, &key, &frontend, false);
+}
+
+/* Is TCP in mid-stream that has no flow the node's own, although the service picks up such? */
+INLINE bool is_own_midstream(struct __sk_buff *skb, const struct packet *p, struct flow_key *key,
+			     u32 frontend_flags)
+{
+	struct addr client, called;
+
+	if (!(frontend_flags & FRONTEND_CLUSTER_IP) && is_answer(key))
+		return true;
+	if (!(frontend_flags & FRONTEND_SHARED))
+		return false;
+	widen(&client, &p->src);
+	widen(&called, &p->dst);
+	return is_bound(skb, &client, p->sport, &called, p->dport, p->proto);
+}
+
+/* The same for a service that does not take just any endpoint, and for what such a one picks up:
+ * TCP in mid-stream goes to whom the table names, which is whom the node named that had the flow. A
+ * RST is not worth a flow, and what kube-proxy may own is its own. */
+INLINE int choose(struct __sk_buff *skb)
+{
+	const struct config *c = get_config();
+	struct frontend frontend = {};
+	struct flow_key key;
+	struct packet p;
+
+	if (!restore_packet(skb, &p) || !c)
+		return DROP;
+	make_key(&key, &p);
+	frontend.service = handoff(skb)->service;
+	frontend.flags = handoff(skb)->frontend_flags;
+#ifndef TRACE /* whose packets all begin a connection */
+	if (p.proto == IPPROTO_TCP && !starts_connection(&p)) {
+		if (is_own_midstream(skb, &p, &key, frontend.flags))
+			return leave_to_stack(skb);
+		if (c->flags & CONFIG_PASS_MIDSTREAM || p.tcp_flags & TCP_RST)
+			return no_flow(skb, &p);
+	}
+#endif
+	return connect_service(skb, &p, &key, &frontend, true);
 }

@@ -48,7 +48,21 @@ enum service_flag {
 	SERVICE_INTERNAL_LOCAL = 1, /* internalTrafficPolicy: Local */
 	SERVICE_EXTERNAL_LOCAL = 2, /* externalTrafficPolicy: Local */
 	SERVICE_AFFINITY = 4,	    /* sessionAffinity: ClientIP */
+	SERVICE_CHOOSES = 8,	    /* not simply any endpoint of the set: see algorithm.h */
+	SERVICE_PICKS_UP = 16,	    /* TCP in mid-stream that has no flow gets one */
 };
+
+/* service.algorithm */
+enum algorithm {
+	ALGORITHM_RANDOM,
+	ALGORITHM_ROUND_ROBIN,
+	ALGORITHM_LEAST_CONNECTIONS,
+	ALGORITHM_MAGLEV,      /* from a table, by client, its port, the service's port */
+	ALGORITHM_SOURCE_HASH, /* from a table, by the client's address alone */
+};
+
+/* service.spill_over: once as busy. */
+#define SPILL_UNIT 64
 
 /* backend.flags */
 enum backend_flag {
@@ -56,6 +70,8 @@ enum backend_flag {
 	BACKEND_LOCAL = 2,   /* runs on this node */
 	BACKEND_IN_CLUSTER = 4,
 	BACKEND_IN_LOCAL = 8,
+	BACKEND_CLOSED = 16, /* of weight 0: keeps what it has, gets nothing new */
+	BACKEND_ENDING = 32, /* it left, and its flows are to end at `since` */
 };
 
 /* flow.state */
@@ -113,7 +129,8 @@ enum notes {
 /* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */
 #define REGION_LENGTH_SHIFT 32
 #define REGION_LENGTH_MASK 0xffffff
-#define REGION_DROP (1ULL << 63) /* empty by policy: drop, where an empty set refuses */
+#define REGION_DROP (1ULL << 63)   /* empty by policy: drop, where an empty set refuses */
+#define REGION_CLOSED (1ULL << 62) /* all endpoints have weight 0: refuse */
 
 /* A backend reference in a flow: id, and the generation the id had then. */
 #define BACKEND_ID_MASK 0xffffff
@@ -193,6 +210,8 @@ enum program {
 	PROGRAM_NODE_SEND6,
 	PROGRAM_FRAGMENT4, /* one that is early, or the first, for which others may wait */
 	PROGRAM_FRAGMENT6,
+	PROGRAM_CHOOSE4, /* to a service that does not choose simply by chance */
+	PROGRAM_CHOOSE6,
 	PROGRAM_MAX,
 };
 

@@ -21,13 +21,14 @@ struct handoff {
 		__u32 reason; /* in the trace variant, which follows no flows: for the caller */
 	};
 	union {
-		__u32 service; /* to masquerade and node_flow, and to the trace variant's caller:
-				  whose backend it is */
+		__u32 service; /* to choose, masquerade and node_flow, and to the trace variant's
+				  caller: whose backend it is or will be */
 		__u32 fragment_id; /* to fragment */
 	};
 	union {
-		__u32 backend;	   /* to masquerade and node_flow: id | generation << 24 */
-		__u32 masqueraded; /* in the trace variant, which calls no masquerade */
+		__u32 frontend_flags; /* to choose */
+		__u32 backend;	      /* to masquerade and node_flow: id | generation << 24 */
+		__u32 masqueraded;    /* in the trace variant, which calls no masquerade */
 	};
 	union {
 		__u32 from;   /* by the entry programs: enum origin, perhaps with BARE_LINK */

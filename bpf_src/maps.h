@@ -7,7 +7,7 @@
 /* Address, port and protocol to service. Agent writes, programs read; nothing evicts. */
 BPF_F_TABLE("hash", struct frontend_key, struct frontend, frontends, 1, 0);
 
-/* By service id. Agent writes through mmap, programs read. */
+/* By service id. Agent writes through mmap, programs read, and add to `turn`. */
 BPF_F_TABLE("array", u32, struct service, services, 1, BPF_F_MMAPABLE);
 
 /* Regions of backend ids. Agent writes through mmap, programs read; freed regions rest. */
@@ -16,6 +16,15 @@ BPF_F_TABLE("array", u32, struct slot, slots, 1, BPF_F_MMAPABLE);
 /* By backend id. Agent writes through mmap, programs read; freed ids rest until no flow has them.
  */
 BPF_F_TABLE("array", u32, struct backend, backends, 1, BPF_F_MMAPABLE);
+
+/* Tables from hashes to backend ids, of services that choose by hash. Agent writes through mmap,
+ * programs read; freed regions rest. */
+BPF_F_TABLE("array", u32, struct hash_pair, hash_tables, 1, BPF_F_MMAPABLE);
+
+/* By backend id: how many flows it has now. Programs add and subtract, the agent's sweep sets
+ * right.
+ */
+BPF_F_TABLE("array", u32, u64, backend_live, 1, BPF_F_MMAPABLE);
 
 /* Bits of addresses that have frontends or flows. Agent writes through mmap, programs read. */
 BPF_F_TABLE("array", u32, u64, service_filter, 1, BPF_F_MMAPABLE);

@@ -25,6 +25,7 @@
 #include "tailcall.h"
 #include "flow.h"
 #include "established.h"
+#include "algorithm.h"
 #include "select.h"
 #include "refuse.h"
 #include "connect.h"
@@ -72,8 +73,8 @@ INLINE int node_packet(struct __sk_buff *skb)
 
 /* A backend, but not the node itself if there is another: what a process here answers never leaves
  * the node, so it could not be translated. 0 or a reason. */
-INLINE int choose_elsewhere(const struct config *c, const struct packet *p,
-			    const struct request *request, struct choice *choice)
+INLINE int choose_elsewhere(const struct config *c, const struct packet *p, struct request *request,
+			    struct choice *choice)
 {
 	ip_addr node;
 	int i;
@@ -81,12 +82,13 @@ INLINE int choose_elsewhere(const struct config *c, const struct packet *p,
 	narrow(&node, NODE_ADDRESS(c));
 #pragma clang loop unroll(disable)
 	for (i = 0; i < NODE_CHOICE_TRIES; i++) {
-		int reason = choose_backend(request, choice);
+		int reason = choose_backend(request, true, choice);
 
 		if (reason)
 			return reason;
 		if (!same_address(&choice->addr, &node) && !same_address(&choice->addr, &p->src))
 			return 0;
+		request->again++;
 	}
 	return REASON_ENDPOINT_IS_NODE;
 }
@@ -142,6 +144,7 @@ INLINE int node_open(struct __sk_buff *skb)
 		return frontend.flags & FRONTEND_CLUSTER_IP ? no_flow(skb, &p) : PASS;
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
+	request.ports = p.sport | (u32)p.dport << 16;
 	identify_node(c, &p, &request);
 	reason = choose_elsewhere(c, &p, &request, &choice);
 	if (reason == REASON_NO_ENDPOINT || reason == REASON_ENDPOINT_IS_NODE)

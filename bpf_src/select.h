@@ -7,6 +7,7 @@
 #include "types.h"
 #include "maps.h"
 #include "address.h"
+#include "algorithm.h"
 
 struct choice {
 	ip_addr addr;
@@ -44,14 +45,6 @@ INLINE void make_frontend_key(struct frontend_key *key, const ip_addr *addr, u16
 	key->proto = proto;
 	key->pad = 0;
 }
-
-/* Who asks for a backend, and by which kind of address. */
-struct request {
-	struct addr client;
-	__u32 service;
-	__u32 frontend_flags;
-	__u32 outside; /* from outside the cluster: the external policy applies */
-};
 
 INLINE bool uses_local_set(const struct service *s, const struct request *r)
 {
@@ -96,7 +89,7 @@ INLINE bool affine_backend(const struct service *s, struct affinity_key *key, bo
 		return false;
 	id = had->backend & BACKEND_ID_MASK;
 	b = backends.lookup(&id);
-	if (!b || !current(b, had->backend) ||
+	if (!b || !current(b, had->backend) || b->flags & BACKEND_CLOSED ||
 	    !(b->flags & (local ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER)))
 		return false;
 	had->seen = tick;
@@ -113,17 +106,22 @@ INLINE void remember_affinity(struct affinity_key *key, u32 reference)
 }
 #endif
 
-/* One backend of the set that the request may use, each as likely as any other; with affinity the
- * one the client had. 0 or the reason why there is none. */
-INLINE int choose_backend(const struct request *r, struct choice *choice)
+/* In place of a reason: the choice takes more than fits into the program of those who take any
+ * endpoint. */
+#define CHOICE_ELSEWHERE (-1)
+
+/* One backend of the set that the request may use, by the service's algorithm; with affinity the
+ * one the client had. 0 or the reason why there is none. Without `algorithms` only for services
+ * that take any. */
+INLINE int choose_backend(const struct request *r, bool algorithms, struct choice *choice)
 {
-	u32 service = r->service, length, index, id, reference;
+	u32 service = r->service, length, id, reference;
 	struct affinity_key key = {.service = service};
 	struct service *s = services.lookup(&service);
 	struct backend *b;
-	struct slot *slot;
 	bool local;
 	u64 region;
+	int reason;
 
 	if (!s)
 		return REASON_INTERNAL;
@@ -139,11 +137,17 @@ INLINE int choose_backend(const struct request *r, struct choice *choice)
 	if (s->flags & SERVICE_AFFINITY && affine_backend(s, &key, local, choice))
 		return 0;
 #endif
-	index = (u32)region + (u32)((u64)bpf_get_prandom_u32() * length >> 32);
-	slot = slots.lookup(&index);
-	if (!slot)
+	if (s->flags & SERVICE_CHOOSES) {
+		if (!algorithms)
+			return CHOICE_ELSEWHERE;
+		if (region & REGION_CLOSED)
+			return REASON_NO_ENDPOINT;
+		reason = choose_by_algorithm(s, r, local, region, length, &id);
+		if (reason)
+			return reason;
+	} else if (!any_endpoint(region, length, &id)) {
 		return REASON_INTERNAL;
-	id = slot->backend;
+	}
 	b = backends.lookup(&id);
 	if (!b)
 		return REASON_INTERNAL;
@@ -154,6 +158,15 @@ INLINE int choose_backend(const struct request *r, struct choice *choice)
 		remember_affinity(&key, reference);
 #endif
 	return 0;
+}
+
+/* Is TCP in mid-stream, which nobody here knows, carried on by who the service's table names? That
+ * is whom another node named, which it had before and which is gone. */
+INLINE bool picks_up(u32 service)
+{
+	struct service *s = services.lookup(&service);
+
+	return s && s->flags & SERVICE_PICKS_UP;
 }
 
 /* May the backend of this flow still carry it? */

@@ -11,6 +11,7 @@
 #include "address.h"
 #include "config.h"
 #include "filter.h"
+#include "algorithm.h"
 #include "select.h"
 #include "owned.h"
 #include "socket.h"
@@ -135,8 +136,10 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		return ALLOW;
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
+	/* No port is known yet, nor needed: the socket keeps the backend it is told. */
+	request.ports = bpf_get_prandom_u32();
 	identify(&request, call, c);
-	reason = choose_backend(&request, choice);
+	reason = choose_backend(&request, true, choice);
 	if (reason == REASON_NO_ENDPOINT)
 		return deny(call, reason, ECONNREFUSED);
 	if (reason)

@@ -134,6 +134,11 @@ PROGRAM(FAMILY_NAME(connect))
 	return connect(skb);
 }
 
+PROGRAM(FAMILY_NAME(choose))
+{
+	return choose(skb);
+}
+
 PROGRAM(FAMILY_NAME(masquerade))
 {
 	return masquerade(skb);

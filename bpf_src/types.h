@@ -25,15 +25,33 @@ struct frontend {
 
 /* One service port. The region words are switched by single 8-byte stores. */
 struct service {
-	__u64 cluster;	/* endpoints anywhere: base | length << 32 | REGION_DROP */
-	__u64 local;	/* endpoints on this node */
-	__u32 flags;	/* enum service_flag */
-	__u32 affinity; /* ticks */
+	__u64 cluster;	     /* endpoints anywhere: base | length << 32 | REGION_DROP */
+	__u64 local;	     /* endpoints on this node */
+	__u64 cluster_table; /* the same sets by hash: base | length << 32 in `hash_tables`, or 0 */
+	__u64 local_table;
+	__u32 flags;	  /* enum service_flag */
+	__u32 affinity;	  /* ticks */
+	__u32 turn[2];	  /* round-robin, of each set; programs add */
+	__u32 near;	  /* so many of the first slots of `cluster` are of near endpoints */
+	__u16 spill_over; /* in 1/SPILL_UNIT: how much busier near ones may be than the rest */
+	__u16 slow_start; /* for the agent: ticks until a new endpoint has its share */
+	__u8 algorithm;	  /* enum algorithm */
+	__u8 pad[3];
+	__u32 flows_leave; /* for the agent: ticks after its endpoint that a flow ends, plus 1; or 0
+			    */
 };
 
+/* One of a set's slots, which are equally likely; it stands for two endpoints (Walker's alias
+ * method), so that any weights cost one draw. */
 struct slot {
 	__u32 backend;
-	__u32 pad;
+	__u16 share; /* of 65536: how often the other one is taken, less 1; 0: never */
+	__u16 other; /* slot of the same set that has it */
+};
+
+/* Two places of a table from hashes to endpoints. */
+struct hash_pair {
+	__u32 backend[2];
 };
 
 /* One endpoint of one service port: a pod may serve one and have stopped serving another. */
@@ -43,6 +61,10 @@ struct backend {
 	__u8 flags; /* enum backend_flag */
 	__u8 generation;
 	__u32 service;
+	__u32 since;  /* tick of its first moment, or 0; with BACKEND_ENDING, of that of its flows'
+			 end */
+	__u16 weight; /* 0 counts as 1 here: no slot leads to one that is to get nothing */
+	__u16 pad;
 };
 
 /* Flow keys and values exist per family, since small entries are what makes many flows cheap. The

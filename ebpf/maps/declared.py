@@ -70,6 +70,8 @@ class Maps(Generic[Hash, Array, PerCpu]):
     service_counters: Annotated[Array, Share("services")]
     slots: Annotated[Array, Share("endpoints", 4)]
     backends: Annotated[Array, Share("endpoints", 2)]
+    backend_live: Annotated[Array, Share("endpoints", 2)]
+    hash_tables: Annotated[Array, Share("endpoints", 2)]
     service_filter: Annotated[Array, Bits("SERVICE_FILTER_BITS")]
     backend_filter: Annotated[Array, Bits("BACKEND_FILTER_BITS")]
     config: Annotated[Array, Fixed()]

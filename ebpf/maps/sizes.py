@@ -29,7 +29,7 @@ class Sizes(msgspec.Struct, frozen=True):
     def automatic(cls, memory_bytes: int) -> Sizes:
         """Defaults for a machine of 4 GiB or more; a smaller one gets its share, by powers of two.
 
-        At the defaults the preallocated tables take about 190 MB of kernel memory.
+        At the defaults the preallocated tables take about 210 MB of kernel memory.
         """
         share = 1
         while share < 16 and memory_bytes * share < 4 * _GIB:
@@ -43,7 +43,7 @@ class Sizes(msgspec.Struct, frozen=True):
 
     def estimated_bytes(self) -> int:
         """Kernel memory of all maps: measured per entry on x86-64 (Linux 6.18), plus the fixed."""
-        return 800 * self.services + 80 * self.endpoints + 890 * self.flows + 7_300_000
+        return 840 * self.services + 128 * self.endpoints + 890 * self.flows + 7_300_000
 
     def max_entries(self, bundle: Bundle) -> dict[str, int]:
         """Entries by map, for every map of `bundle` but the program array.

@@ -218,6 +218,8 @@ def _members(
         parts.stale,
         parts.beat,
         Timer(reconciler.retry_at, control.retry),
+        Timer(reconciler.warming_due, reconciler.warm),
+        Timer(reconciler.departures.due, reconciler.departures.step),
         Timer(reconciler.housekeeper.due, control.sweep),
         *beside,
         report,

@@ -176,7 +176,9 @@ class StaleSockets:
 
 def _serving(tables: Tables, planner: Planner, services: Collection[int]) -> dict[int, set[bytes]]:
     """By service, the addresses and ports that sockets may be connected to."""
-    contents = ArrayContents(tables.slots.records, tables.backends.records)
+    contents = ArrayContents(
+        tables.slots.records, tables.backends.records, tables.hash_tables.records
+    )
     found = {}
     for state in (*planner.retired.values(), *planner.services.values()):
         if state.id in services:

@@ -8,7 +8,7 @@ import click
 
 from lbctl.cli import options
 from lbctl.cli.output import Column, count, write
-from lbctl.inspect import backends, load, names
+from lbctl.inspect import backends
 from lbctl.inspect.backends import BackendRow
 from lbctl.inspect.opened import open_instance
 
@@ -20,10 +20,9 @@ def command() -> None:
 
 @command.command("list")
 @click.argument("service", default="")
-@click.option("--no-flows", is_flag=True, help="Do not count flows: quicker where there are many.")
 @options.output
 @options.pin_dir
-def list_command(service: str, no_flows: bool, output: str, pin_dir: Path) -> None:
+def list_command(service: str, output: str, pin_dir: Path) -> None:
     """List backends: all, or those of SERVICE (a name, NAMESPACE/NAME, or either with :PORT).
 
     A backend that has left its service is listed as leaving until its last connection ends. FLOWS
@@ -35,9 +34,6 @@ def list_command(service: str, no_flows: bool, output: str, pin_dir: Path) -> No
     """
     with open_instance(pin_dir) as instance:
         rows = backends.list_backends(instance, service)
-        if not no_flows:
-            ids = [*names.find(instance.names, service)] if service else None
-            rows = load.with_flows(rows, load.count_flows(instance, ids))
     write(rows, COLUMNS, output, empty=f"no backends of {service or 'any service'} at {pin_dir}")
 
 
@@ -47,7 +43,8 @@ COLUMNS: list[Column[BackendRow]] = [
     Column("BACKEND", lambda row: row.endpoint),
     Column("STATE", lambda row: "serving" if row.serving else "leaving"),
     Column("NODE", lambda row: "this" if row.here else "other"),
-    Column("FLOWS", lambda row: "-" if row.flows is None else count(row.flows), number=True),
+    Column("WEIGHT", lambda row: str(row.weight), wide=True, number=True),
+    Column("FLOWS", lambda row: count(row.flows), number=True),
     Column("SETS", lambda row: "+".join(row.sets) or "-", wide=True),
     Column("ID", lambda row: str(row.id), wide=True, number=True),
     Column("GENERATION", lambda row: str(row.generation), wide=True, number=True),

@@ -13,6 +13,7 @@ from lbctl import status
 from lbctl.cli import ipvsadm, options
 from lbctl.cli.output import Column, count, size, write, write_data
 from lbctl.inspect import backends, load, services
+from lbctl.inspect.backends import BackendRow
 from lbctl.inspect.opened import open_instance
 from lbctl.inspect.services import AddressRow, ServiceRow
 from lbctl.resolve.hints import NO_HINTS
@@ -100,6 +101,7 @@ def describe(row: ServiceRow, *, wide: bool = False) -> str:
         *([] if row.addresses else ["  address   none"]),
         *(f"  warning   {text}" for text in row.troubles),
         f"  policy    {_policy(row)}",
+        f"  choice    {_choice(row)}",
         *_conditions(row),
         f"  hints     {_hints(row)}",
         f"  traffic   {counters.connections} connections",
@@ -111,7 +113,7 @@ def describe(row: ServiceRow, *, wide: bool = False) -> str:
         return "\n".join([*lines, f"  backends  none: traffic is {what}"])
     for number, backend in enumerate(row.backends):
         here = "this node" if backend.here else "another node"
-        text = f"{backend.endpoint}  {here}"
+        text = f"{backend.endpoint}  {here}, {_share(backend, row)}"
         if not backend.serving:
             text += ", leaving"
         if wide:
@@ -132,6 +134,28 @@ def _policy(row: ServiceRow) -> str:
         what = "dropped" if row.without_local == "drop" else "refused"
         text += f"; no backend here: traffic under Local is {what}"
     return text
+
+
+def _choice(row: ServiceRow) -> str:
+    """How a backend is chosen, and until when its flows are kept."""
+    parts = [row.algorithm]
+    if row.near:
+        parts.append(f"{row.near} near ones until {row.spill_over:g} times as busy as the others")
+    if row.slow_start_seconds:
+        parts.append(f"new ones get their share within {row.slow_start_seconds} s")
+    if row.flows_leave_seconds is not None:
+        parts.append(f"flows end {row.flows_leave_seconds} s after their backend has left")
+    return ", ".join(parts)
+
+
+def _share(backend: BackendRow, row: ServiceRow) -> str:
+    """What it is to get of what is new, and what it has."""
+    parts = [f"weight {backend.weight}"]
+    if "cluster" in backend.shares:
+        parts.append(f"{backend.shares['cluster']:.1%} of new flows")
+    if "local" in backend.shares and LOCAL in (row.internal_policy, row.external_policy):
+        parts.append(f"{backend.shares['local']:.1%} under Local")
+    return ", ".join([*parts, f"{backend.flows} now"])
 
 
 def _conditions(row: ServiceRow) -> list[str]:
@@ -163,6 +187,7 @@ COLUMNS: list[Column[ServiceRow]] = [
     Column("LOCAL", lambda row: str(row.local), number=True),
     Column("INTERNAL", lambda row: row.internal_policy, wide=True),
     Column("EXTERNAL", lambda row: row.external_policy, wide=True),
+    Column("ALGORITHM", lambda row: row.algorithm, wide=True),
     Column("AFFINITY", lambda row: f"{row.affinity_seconds}s", wide=True, number=True),
     Column("CONNS", lambda row: count(row.counters.connections), number=True),
     Column(

@@ -251,7 +251,12 @@ def _print_one(traced: Traced, samples: int) -> None:
     if traced.service:
         table.add_row("service", traced.service)
     for number, backend in enumerate(answer.backends):
-        table.add_row("" if number else "backends", backend)
+        chance = answer.probabilities.get(backend)
+        said = f"{backend}  {chance:.1%}" if chance is not None else backend
+        table.add_row("" if number else "backends", said)
+    for backend, chance in answer.probabilities.items():
+        if backend not in answer.backends:
+            table.add_row("", f"{backend}  {chance:.1%}, which no sample met")
     if answer.verdict == "forward":
         table.add_row("masquerade", _masquerade(traced))
     table.add_row("reason", answer.reason)

@@ -23,9 +23,11 @@ from lbctl.config.bind import (
     Bind,
     parse_bind,
 )
-from lbctl.config.durations import parse_duration
+from lbctl.durations import parse_duration
 from lbctl.errors import ConfigError
 from lbctl.fieldnames import explain
+from lbctl.model.balancing import SCHEDULERS
+from lbctl.model.records import ALGORITHMS
 from lbctl.resolve.node import LOCALHOST, PRIMARY, NodeSettings, parse_nodeport_addresses
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
@@ -48,6 +50,10 @@ class _Masquerade(_Section, frozen=True, rename="camel"):
 
 class _Iptables(_Masquerade, frozen=True, rename="camel"):
     localhost_node_ports: bool | None = None
+
+
+class _Ipvs(_Section, frozen=True, rename="camel"):
+    scheduler: str | None = None
 
 
 class _DetectLocal(_Section, frozen=True, rename="camel"):
@@ -89,6 +95,7 @@ class _File(_Section, frozen=True, rename="camel"):
     detect_local_mode: str | None = None
     hostname_override: str | None = None
     iptables: _Iptables | None = None
+    ipvs: _Ipvs | None = None
     metrics_bind_address: str | None = None
     mode: str | None = None
     nftables: _Masquerade | None = None
@@ -128,13 +135,18 @@ def parse(value: object) -> KubeProxyConfig:
     mode = _one_of("mode", file.mode, _MODES)
     local_mode = _one_of("detectLocalMode", file.detect_local_mode, _LOCAL_MODES)
     bind = _address(file.bind_address)
+    scheduler = _scheduler(file, mode)
     node = NodeSettings(
         cluster_cidrs=_cluster_cidrs(file.cluster_cidr),
         nodeport_addresses=_nodeport_addresses(file, mode),
         masquerade_all=_masquerade_all(file, mode),
         pods_from_node_cidrs=local_mode == "NodeCIDR",
         primary_addresses=() if bind in (None, ANY4, ANY6) else (bind,),
+        algorithm=SCHEDULERS.get(scheduler, ALGORITHMS[0]),
     )
+    unread = list(_unread(value, _File))
+    if scheduler and scheduler not in SCHEDULERS:
+        unread.append("ipvs.scheduler")
     return KubeProxyConfig(
         node=node,
         node_name=(file.hostname_override or "").strip().lower(),
@@ -144,7 +156,7 @@ def parse(value: object) -> KubeProxyConfig:
         metrics=_metrics(file.metrics_bind_address, bind),
         timeouts=tuple(_timeouts(file.conntrack)),
         pod_interfaces=_pod_interfaces(local_mode, file.detect_local or _DetectLocal()),
-        ignored=tuple(sorted(_unread(value, _File))),
+        ignored=tuple(sorted(unread)),
     )
 
 
@@ -186,6 +198,11 @@ def _masquerade_all(file: _File, mode: str) -> bool:
     if mode == "nftables":
         return by_nftables
     return by_iptables or (not mode and by_nftables)
+
+
+def _scheduler(file: _File, mode: str) -> str:
+    """In the other modes kube-proxy does not look at it."""
+    return (file.ipvs.scheduler or "") if file.ipvs and mode in ("", "ipvs") else ""
 
 
 def _address(text: str | None) -> bytes | None:

@@ -22,6 +22,7 @@ from lbctl.config.bind import (
     parse_bind_or_off,
 )
 from lbctl.config.options import Option, declared
+from lbctl.model.records import ALGORITHMS, Algorithm
 from lbctl.resolve.node import NodeSettings
 
 _Pattern = Annotated[str, msgspec.Meta(min_length=1)]
@@ -151,6 +152,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "wherever not everybody who may write Services is to be trusted.",
         ),
     ] = ()
+    algorithm: Annotated[
+        Algorithm,
+        Option(
+            flag="--algorithm",
+            field="algorithm",
+            kube_proxy="ipvs.scheduler",
+            live=True,
+            example=ALGORITHMS[0],
+            help="How endpoints are chosen of Services that do not say (docs/semantics.md).",
+        ),
+    ] = ALGORITHMS[0]
     nodeport_addresses: Annotated[
         tuple[str, ...] | None,
         Option(

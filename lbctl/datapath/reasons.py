@@ -8,7 +8,7 @@ _PREFIX = "REASON_"
 
 SENTENCES = {
     "not_service": "No service has this address: the packet goes on untouched.",
-    "forwarded": "The service has usable endpoints: each new connection gets one at random.",
+    "forwarded": "The service has usable endpoints: each new connection gets one of them.",
     "no_endpoint": "The service has no usable endpoint anywhere: the client is refused at once.",
     "no_local_endpoint": (
         "The service's traffic policy is Local and this node has no usable endpoint, though others "

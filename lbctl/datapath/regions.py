@@ -5,10 +5,12 @@ The arrays are the only copy: the planner keeps a region word per service, no li
 
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from lbctl.datapath import consts
 from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.shares import Shape
 
 UNKNOWN = -1  # in place of a region word whose content cannot be trusted
 
@@ -35,13 +37,26 @@ class Contents(Protocol):
     def backends(self, ids: list[int]) -> list[tuple[bytes, int]]:
         """Identity and flags of each."""
 
+    def weights(self, ids: list[int]) -> list[tuple[int, int]]:
+        """Weight of each, and since when it is there."""
+
+    def shape(self, word: int) -> Shape:
+        """What the slots of a set stand for besides their own endpoints."""
+
+    def table(self, word: int) -> npt.NDArray[np.uint32]:
+        """Backend ids of a table, by hash."""
+
 
 class ArrayContents:
-    """`Contents` of the mapped `slots` and `backends` records."""
+    """`Contents` of the mapped records."""
 
-    __slots__ = ("_backends", "_flags", "_identity", "_slots")
+    __slots__ = ("_backends", "_flags", "_identity", "_records", "_slots", "_tables")
 
-    def __init__(self, slots: npt.NDArray[Any], backends: npt.NDArray[Any]) -> None:
+    def __init__(
+        self, slots: npt.NDArray[Any], backends: npt.NDArray[Any], tables: npt.NDArray[Any]
+    ) -> None:
+        self._records = slots
+        self._tables = table_places(tables)
         self._slots = slots["backend"]
         self._backends = backends
         self._flags = backends["flags"]
@@ -59,3 +74,25 @@ class ArrayContents:
         flags: list[int] = self._flags[ids].tolist()
         width = IDENTITY_BYTES
         return [(raw[i * width : (i + 1) * width], flag) for i, flag in enumerate(flags)]
+
+    def weights(self, ids: list[int]) -> list[tuple[int, int]]:
+        """Weight of each, and since when it is there."""
+        found = self._backends[ids]
+        return list(zip(found["weight"].tolist(), found["since"].tolist(), strict=True))
+
+    def shape(self, word: int) -> Shape:
+        """A copy of what the slots of a set stand for besides their own endpoints."""
+        base, length = region_of(word)
+        found = self._records[base : base + length]
+        return Shape(found["share"].copy(), found["other"].copy())
+
+    def table(self, word: int) -> npt.NDArray[np.uint32]:
+        """Backend ids of a table, by hash: the memory itself."""
+        base, length = region_of(word)
+        return self._tables[base : base + length]
+
+
+def table_places(records: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """The records of `hash_tables` as one backend id per place, in the same memory."""
+    places: npt.NDArray[np.uint32] = records["backend"].reshape(-1)
+    return places

@@ -23,6 +23,8 @@ class BackendTables(Protocol):
     def names(self) -> HashTable: ...
     @property
     def backends(self) -> ArrayTable: ...
+    @property
+    def backend_live(self) -> ArrayTable: ...
 
 
 class BackendRow(msgspec.Struct, frozen=True):
@@ -38,7 +40,10 @@ class BackendRow(msgspec.Struct, frozen=True):
     serving: bool
     here: bool  # runs on this node
     sets: tuple[str, ...]  # of cluster, local
-    flows: int | None = None  # that have it now; None: they were not counted
+    weight: int
+    flows: int  # that it has now
+    # By set, how likely it is to get the next new flow; only where a service is shown.
+    shares: dict[str, float] = {}
 
 
 def list_backends(tables: BackendTables, query: str = "") -> list[BackendRow]:
@@ -48,17 +53,18 @@ def list_backends(tables: BackendTables, query: str = "") -> list[BackendRow]:
     owners = tables.backends.records["service"]
     used = tables.backends.records["port"] != 0  # a freed record is blank but for its generation
     ids = np.flatnonzero(used & np.isin(owners, list(known)))
-    rows = rows_of(tables.backends, ids.tolist(), known)
+    rows = rows_of(tables, ids.tolist(), known)
     return sorted(rows, key=lambda row: (row.service, row.address, row.port, row.id))
 
 
 def rows_of(
-    backends: ArrayTable, ids: Sequence[int], known: dict[int, PortName]
+    tables: BackendTables, ids: Sequence[int], known: dict[int, PortName]
 ) -> list[BackendRow]:
     """The records with these ids, in their order; `known` names the services they belong to."""
-    records = backends.records[list(ids)]
+    records = tables.backends.records[list(ids)]
+    live = tables.backend_live.records[list(ids)].tolist()
     rows = []
-    for backend, record in zip(ids, records, strict=True):
+    for backend, record, count in zip(ids, records, live, strict=True):
         service, flags = int(record["service"]), int(record["flags"])
         port = socket.ntohs(int(record["port"]))
         address = record["addr"].tobytes()
@@ -74,6 +80,8 @@ def rows_of(
                 serving=bool(flags & consts.BACKEND_SERVING),
                 here=bool(flags & consts.BACKEND_LOCAL),
                 sets=tuple(name for name, flag in sets if flags & flag),
+                weight=int(record["weight"]),
+                flows=count,
             )
         )
     return rows

@@ -12,6 +12,7 @@ import numpy as np
 
 from lbctl.addresses import Prefix, format_address, format_endpoint
 from lbctl.datapath import consts
+from lbctl.datapath.likelihood import Kind, odds
 from lbctl.datapath.ranges import ranges_of
 from lbctl.datapath.regions import ArrayContents, region_of
 from lbctl.datapath.tables import ArrayTable, HashTable, Records
@@ -22,6 +23,13 @@ from lbctl.model.names import PortName
 from lbctl.resolve.hints import NO_HINTS
 from lbctl.resolve.ports import FrontendKind
 
+_ALGORITHMS = {
+    consts.ALGORITHM_RANDOM: "random",
+    consts.ALGORITHM_ROUND_ROBIN: "round-robin",
+    consts.ALGORITHM_LEAST_CONNECTIONS: "least-connections",
+    consts.ALGORITHM_MAGLEV: "maglev",
+    consts.ALGORITHM_SOURCE_HASH: "source-hash",
+}
 TICK_SECONDS = (1 << consts.TICK_SHIFT) / 1e9
 
 # Kind of address to what people call it; the other flags of a frontend are not kinds.
@@ -46,6 +54,10 @@ class ServiceTables(Protocol):
     def slots(self) -> ArrayTable: ...
     @property
     def backends(self) -> ArrayTable: ...
+    @property
+    def backend_live(self) -> ArrayTable: ...
+    @property
+    def hash_tables(self) -> ArrayTable: ...
     @property
     def service_counters(self) -> ArrayTable: ...
     @property
@@ -87,6 +99,11 @@ class ServiceRow(msgspec.Struct, frozen=True):
     internal_policy: str
     external_policy: str
     affinity_seconds: int
+    algorithm: str
+    slow_start_seconds: int  # 0: none
+    near: int  # so many of the cluster set's backends are near ones, and come first
+    spill_over: float  # ... while they are at most so many times as busy as the others
+    flows_leave_seconds: int | None  # after their backend; None: they are kept
     cluster: int
     local: int
     without_backends: str
@@ -172,8 +189,8 @@ def _rows(
 
 
 def _by_name(records: Records) -> Iterator[dict[str, int]]:
-    """Structured records of integers as one dict each."""
-    fields = records.dtype.names or ()
+    """Structured records of integers as one dict each; what is an array is left out."""
+    fields = [name for name in records.dtype.names or () if records[name].ndim == 1]
     columns = (records[field].tolist() for field in fields)
     return (dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True))
 
@@ -193,6 +210,11 @@ def _row(
         internal_policy=_policy(flags, consts.SERVICE_INTERNAL_LOCAL),
         external_policy=_policy(flags, consts.SERVICE_EXTERNAL_LOCAL),
         affinity_seconds=round(affinity * TICK_SECONDS) if flags & consts.SERVICE_AFFINITY else 0,
+        algorithm=_ALGORITHMS.get(record["algorithm"], str(record["algorithm"])),
+        slow_start_seconds=round(record["slow_start"] * TICK_SECONDS),
+        near=record["near"],
+        spill_over=record["spill_over"] / consts.SPILL_UNIT,
+        flows_leave_seconds=_leave(record["flows_leave"]),
         cluster=region_of(record["cluster"])[1],
         local=region_of(record["local"])[1],
         without_backends=_without(record["cluster"]),
@@ -203,6 +225,10 @@ def _row(
 
 def _without(region: int) -> str:
     return "drop" if region & consts.REGION_DROP else "refuse"
+
+
+def _leave(stored: int) -> int | None:
+    return round((stored - 1) * TICK_SECONDS) if stored else None
 
 
 def _policy(flags: int, local: int) -> str:
@@ -249,8 +275,18 @@ def _ranges(table: HashTable, wanted: set[int]) -> dict[int, list[Prefix]]:
 def _backends(tables: ServiceTables, row: ServiceRow) -> tuple[BackendRow, ...]:
     """The backends in either set, through the service's own regions."""
     record = tables.services.records[row.id]
-    contents = ArrayContents(tables.slots.records, tables.backends.records)
+    contents = ArrayContents(
+        tables.slots.records, tables.backends.records, tables.hash_tables.records
+    )
     ids = {
         backend for field in ("cluster", "local") for backend in contents.region(int(record[field]))
     }
-    return tuple(rows_of(tables.backends, sorted(ids), {row.id: row.name}))
+    kinds: tuple[Kind, Kind] = ("cluster", "local")
+    chances = {kind: odds(tables, row.id, kind) for kind in kinds}
+    return tuple(
+        msgspec.structs.replace(
+            found,
+            shares={kind: chances[kind].get(found.id, 0.0) for kind in kinds if kind in found.sets},
+        )
+        for found in rows_of(tables, sorted(ids), {row.id: row.name})
+    )

@@ -9,6 +9,7 @@ cyclic garbage collector.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Literal, get_args
 from uuid import UUID
 
 import msgspec
@@ -19,6 +20,11 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 ZONE_LABEL = "topology.kubernetes.io/zone"
+
+# How a service's endpoints can be chosen. The first is the default.
+Algorithm = Literal["random", "round-robin", "least-connections", "maglev", "source-hash"]
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+DEFAULT_WEIGHT = 100  # of an endpoint; 0: nothing new for it
 
 
 class Protocol(IntEnum):
@@ -48,6 +54,20 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     node_port: int = 0  # 0: none
 
 
+class Balancing(msgspec.Struct, frozen=True, gc=False):
+    """What a Service says of the choice of its endpoints (docs/semantics.md)."""
+
+    algorithm: Algorithm | None = None  # None: the cluster's default
+    slow_start: float = 0.0  # seconds until a new endpoint has its whole share
+    near: str = ""  # node or zone: whose endpoints come first; empty: none
+    spill_over: float = 2.0  # how many times as busy as the rest near ones may be
+    # Seconds that flows have after their endpoint has left; None: as long as they last.
+    flows_leave: float | None = None
+
+
+PLAIN = Balancing()
+
+
 class Service(msgspec.Struct, frozen=True, gc=False):
     """A Service. Address tuples hold 16-byte addresses of both families, in the object's order."""
 
@@ -65,6 +85,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     left_alone: str = ""  # why this proxy must not serve it; empty: serve
     # When it was made, then its uid, as bytes: the older object sorts first. Empty: nobody says.
     seniority: bytes = b""
+    balancing: Balancing = PLAIN
 
     @property
     def uid(self) -> str:
@@ -96,6 +117,8 @@ class SliceEndpoint(msgspec.Struct, frozen=True, gc=False):
     serving: bool
     terminating: bool
     hints: Hints
+    zone: str = ""  # empty: unknown
+    weight: int = DEFAULT_WEIGHT
 
 
 class EndpointSlice(msgspec.Struct, frozen=True, gc=False):

@@ -15,7 +15,8 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from lbctl.addresses import FAMILIES, IPV4, IPV6, family_of, special_use
-from lbctl.model import fields
+from lbctl.model import balancing, fields
+from lbctl.model.balancing import Annotations
 from lbctl.model.fields import InvalidField, Remarks
 from lbctl.model.records import (
     HEADLESS_LABEL,
@@ -54,6 +55,7 @@ class Metadata(Wire):
     name: str = ""
     namespace: str | None = None
     labels: dict[str, str] | None = None
+    annotations: Annotations | None = None
     resource_version: str = ""
     deletion_timestamp: str | None = None
     creation_timestamp: str | None = None
@@ -148,6 +150,7 @@ class WireService(Whole, kw_only=True):
             seniority=fields.seniority(
                 "metadata", self.metadata.creation_timestamp, self.metadata.uid, remarks
             ),
+            balancing=balancing.balancing(self.metadata.annotations, remarks),
         )
 
 
@@ -178,11 +181,12 @@ class WireEndpoint(Wire):
     addresses: list[str]
     conditions: WireConditions | None = None
     node_name: str | None = None
+    zone: str | None = None
     hints: WireHints | None = None
 
 
-class SliceAnnotations(Wire):
-    """Those that are read. Others, however large, are skipped while decoding."""
+class SliceAnnotations(Annotations):
+    """Those of a slice: besides, when the change was made that it comes from."""
 
     triggered: str | None = msgspec.field(
         default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
@@ -211,15 +215,16 @@ class WireEndpointSlice(Whole, kw_only=True):
         service = labels.get(SERVICE_NAME_LABEL)
         if PROXY_NAME_LABEL in labels or HEADLESS_LABEL in labels:
             service = None
+        usable = self.endpoints if family in FAMILIES else None
+        annotations = self.metadata.annotations
+        weight = balancing.weight(annotations, remarks)
         return EndpointSlice(
             key=key,
             service=ObjectKey(key.namespace, service) if service else None,
             family=family,
             ports=fields.good(self.ports, _slice_port, remarks),
-            endpoints=_endpoints(self.endpoints, family, remarks) if family in FAMILIES else (),
-            triggered=fields.moment(self.metadata.annotations.triggered)
-            if self.metadata.annotations
-            else 0.0,
+            endpoints=_endpoints(usable, family, weight, remarks),
+            triggered=fields.moment(annotations.triggered) if annotations else 0.0,
         )
 
 
@@ -305,12 +310,14 @@ _NO_HINTS = Hints()
 
 
 def _endpoints(
-    endpoints: list[WireEndpoint] | None, family: int, remarks: Remarks
+    endpoints: list[WireEndpoint] | None, family: int, weight: int, remarks: Remarks
 ) -> tuple[SliceEndpoint, ...]:
-    return fields.good(endpoints, lambda i, e: _endpoint(i, e, family, remarks), remarks)
+    return fields.good(endpoints, lambda i, e: _endpoint(i, e, family, weight, remarks), remarks)
 
 
-def _endpoint(index: int, endpoint: WireEndpoint, family: int, remarks: Remarks) -> SliceEndpoint:
+def _endpoint(
+    index: int, endpoint: WireEndpoint, family: int, weight: int, remarks: Remarks
+) -> SliceEndpoint:
     address = _first_address(f"endpoints[{index}].addresses", endpoint.addresses, family, remarks)
     conditions = endpoint.conditions or _NO_CONDITIONS
     hints = endpoint.hints
@@ -326,6 +333,8 @@ def _endpoint(index: int, endpoint: WireEndpoint, family: int, remarks: Remarks)
             tuple([n.name for n in hints.for_zones or ()]),
             tuple([n.name for n in hints.for_nodes or ()]),
         ),
+        zone=intern(endpoint.zone) if endpoint.zone else "",
+        weight=weight,
     )
 
 

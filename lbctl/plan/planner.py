@@ -13,21 +13,25 @@ import numpy.typing as npt
 from lbctl import advice
 from lbctl.addresses import Prefix
 from lbctl.datapath import consts
-from lbctl.datapath.regions import Contents, region_of, region_word
+from lbctl.datapath.regions import Contents, region_of
 from lbctl.model.names import shortened
 from lbctl.model.records import ObjectKey
 from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
+from lbctl.plan.balancer import Balancer
 from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, PortState
 from lbctl.plan.claims import Age, Claims
+from lbctl.plan.placing import Placing
 from lbctl.plan.rooms import NOTHING, Need, Room, need_of_sets, need_of_state, sum_fits
 from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
+from lbctl.plan.tables import HashTables
 from lbctl.resolve.ports import ResolvedPort
 
 
 class Planner:
     """Keeps ids, regions and frontends of all service ports, and plans their changes."""
 
-    def __init__(self, contents: Contents, room: Room) -> None:
+    def __init__(self, contents: Contents, room: Room, table_places: int) -> None:
+        """`table_places` are those of `hash_tables`."""
         self._contents = contents
         self.room = room
         self.services: dict[str, PortState] = {}
@@ -39,6 +43,9 @@ class Planner:
         self.service_ids = IdPool("services", room.all.services + 1, advice.flag_of("services"))
         self.backend_ids = IdPool("backends", room.all.backends + 1, advice.flag_of("backends"))
         self.regions = RegionPool("slots", room.all.slots, advice.flag_of("slots"))
+        self.tables = HashTables(contents, table_places)
+        self._placing = Placing(self.backend_ids, self.regions)
+        self._balancer = Balancer(contents, self.tables)
         self._used = list(NOTHING)  # what the ports ask for that are served
         self._adding: set[bytes] = set()  # frontends of the plan in the making
         self.range_entries = 0
@@ -92,6 +99,28 @@ class Planner:
         self._move_frontends(plan, moved, aged)
         self.range_entries -= len(plan.ranges_gone)
         return plan
+
+    def warm(self, now: float) -> Plan:
+        """The writes that give new endpoints the shares they have by now."""
+        plan = Plan()
+        self._balancer.warm(plan, now)
+        return plan
+
+    @property
+    def warming(self) -> dict[str, PortState]:
+        """Ports some of whose endpoints have yet to get their whole share."""
+        return self._balancer.warming
+
+    @property
+    def without_table(self) -> dict[str, ObjectKey]:
+        """Ports that were to choose by hash and choose by chance, for want of room: their
+        services."""
+        return self._balancer.without_table
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes when there is something else to say of all ports together."""
+        return self.claims.version, self._balancer.version
 
     def contested(self) -> Iterator[tuple[bytes, PortState, list[PortState]]]:
         """Frontends that more than one asks for: who has it, and who waits."""
@@ -156,7 +185,7 @@ class Planner:
         self._check_share(need, need_before, self.room.for_large if large else self.room.all)
         spare = self.room.spare if large else NOTHING
         adding = self._check_room(state, len(fresh), frontends, port.source_ranges, spare)
-        fresh_ids, words, regions = self._allocate(wanted, sets, fresh, spare, now)
+        placement = self._placing.place(wanted, sets, fresh, spare, now)
         if not state.id:
             state.id = self.service_ids.take()
             plan.names.append((state.id, name))
@@ -168,16 +197,13 @@ class Planner:
         state.name, state.service, state.seniority = name, port.service, port.seniority
         state.endpoints = len(wanted.flags)
 
-        plan.backend_ids.extend(fresh_ids)
-        plan.backend_identities.extend(fresh)
-        plan.backend_flags.extend([wanted.flags[identity] for identity in fresh])
-        plan.backend_services.extend([state.id] * len(fresh))
-        for base, ids in regions:
+        self._balancer.prepare(plan, state, port, wanted, sets, placement, fresh, now)
+        for base, ids in placement.regions:
             plan.slot_indices.extend(range(base, base + len(ids)))
             plan.slot_backends.extend(ids)
-        self._change_flags(plan, sets, wanted.flags, now)
-        self._switch(plan, state, words, now)
-        self._configure(plan, state, port, new=before is None)
+        self._change_flags(plan, sets, wanted.flags, state, now)
+        self._switch(plan, state, (placement.cluster.word, placement.local.word), now)
+        self._balancer.configure(plan, state, port, wanted, new=before is None)
         self._set_ranges(plan, state, port.source_ranges)
         state.frontends = frontends
         self._count(need_before, need)
@@ -223,77 +249,31 @@ class Planner:
             self.service_ids.check(1, spare.services)
         return adding
 
-    def _allocate(
-        self,
-        wanted: WantedSets,
-        sets: HeldSets,
-        fresh: list[bytes],
-        spare: Need,
-        now: float,
-    ) -> tuple[list[int], tuple[int, int], list[tuple[int, list[int]]]]:
-        """Ids for `fresh` endpoints, the two region words, and the regions to write for them.
-
-        Raises `Exhausted`, with nothing taken.
-        """
-        fresh_ids = self.backend_ids.take_many(len(fresh))
-        ids = dict(zip(fresh, fresh_ids, strict=True))
-        cluster = sets.ids_of(wanted.cluster, ids)
-        local = sets.ids_of(wanted.local, ids)
-        existing = [(sets.cluster, sets.words[0]), (sets.local, sets.words[1])]
-        regions: list[tuple[int, list[int]]] = []
-        try:
-            cluster_word = self._place(cluster, 0, existing, regions, spare, now)
-            existing.append((cluster, cluster_word))
-            empty = consts.REGION_DROP if wanted.local_drop else 0
-            local_word = self._place(local, empty, existing, regions, spare, now)
-        except Exhausted:
-            self._give_back(fresh_ids, regions)
-            raise
-        return fresh_ids, (cluster_word, local_word), regions
-
-    def _place(
-        self,
-        ids: list[int],
-        empty: int,
-        existing: list[tuple[list[int], int]],
-        regions: list[tuple[int, list[int]]],
-        spare: Need,
-        now: float,
-    ) -> int:
-        """The word for a set: of a region that holds it already, or of a new one; `empty` for one
-        without endpoints."""
-        if not ids:
-            return empty
-        for held, word in existing:
-            if held == ids or (len(held) == len(ids) and set(held) == set(ids)):
-                return word
-        if spare.slots:
-            self.regions.check(len(ids), spare.slots, now)
-        base = self.regions.take(len(ids), now)
-        regions.append((base, ids))
-        return region_word(base, len(ids))
-
-    def _give_back(self, ids: list[int], regions: list[tuple[int, list[int]]]) -> None:
-        self.backend_ids.give_back(ids)
-        for base, members in regions:
-            self.regions.give_back(base, len(members))
-
     def _change_flags(
-        self, plan: Plan, sets: HeldSets, wanted: dict[bytes, int], now: float
+        self,
+        plan: Plan,
+        sets: HeldSets,
+        wanted: dict[bytes, int],
+        state: PortState,
+        now: float,
     ) -> None:
         """A backend that stays gets bits before the switch and loses them after it."""
         for identity, (number, flags) in sets.held.items():
             target = wanted.get(identity)
             if target is None:
-                self._retire(plan, number, flags, now)
+                self._retire(plan, number, flags, state, now)
                 continue
             if flags | target != flags:
                 plan.raised.append((number, flags | target))
             if flags | target != target:
                 plan.lowered.append((number, target))
 
-    def _retire(self, plan: Plan, number: int, flags: int, now: float) -> None:
-        plan.lowered.append((number, flags & consts.BACKEND_LOCAL))
+    def _retire(self, plan: Plan, number: int, flags: int, state: PortState, now: float) -> None:
+        ending = state.settings.flows_leave
+        if ending:
+            plan.ending.append((number, consts.tick_at(now) + ending - 1))
+        left = flags & consts.BACKEND_LOCAL | (consts.BACKEND_ENDING if ending else 0)
+        plan.lowered.append((number, left))
         self.backend_ids.release(number, now)
 
     def _switch(self, plan: Plan, state: PortState, words: tuple[int, int], now: float) -> None:
@@ -311,17 +291,6 @@ class Planner:
             if length:
                 self.regions.release(base, length, now)
 
-    def _configure(self, plan: Plan, state: PortState, port: ResolvedPort, new: bool) -> None:
-        flags = (
-            consts.SERVICE_INTERNAL_LOCAL * port.internal_local
-            | consts.SERVICE_EXTERNAL_LOCAL * port.external_local
-            | consts.SERVICE_AFFINITY * (port.affinity_seconds > 0)
-        )
-        affinity = consts.ticks(port.affinity_seconds)
-        if (flags, affinity) != (state.flags, state.affinity):
-            state.flags, state.affinity = flags, affinity
-            (plan.new_settings if new else plan.settings).append((state.id, flags, affinity))
-
     def _set_ranges(self, plan: Plan, state: PortState, wanted: tuple[Prefix, ...]) -> None:
         """New ranges come before the frontends that ask for them, old ones go after."""
         if wanted != state.ranges:
@@ -336,13 +305,14 @@ class Planner:
         if state.service is not None:
             self._count(need_of_state(state), NOTHING)
         for number, flags in HeldSets(self._contents, state.cluster, state.local).held.values():
-            self._retire(plan, number, flags, now)
+            self._retire(plan, number, flags, state, now)
         if state.cluster:
             plan.words_emptied.append((state.id, CLUSTER, 0))
         if state.local:
             plan.words_emptied.append((state.id, LOCAL, 0))
         self._release_regions({region_of(state.cluster), region_of(state.local)}, now)
         state.cluster = state.local = 0
+        self._balancer.remove(plan, state, name, now)
         state.frontends = ()
         self._set_ranges(plan, state, ())
         del self.services[name]

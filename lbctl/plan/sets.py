@@ -3,6 +3,7 @@
 from lbctl.datapath import consts
 from lbctl.datapath.records import frontend_key
 from lbctl.datapath.regions import Contents
+from lbctl.model.records import DEFAULT_WEIGHT
 from lbctl.resolve.ports import Endpoint, ResolvedPort
 
 
@@ -34,7 +35,7 @@ class HeldSets:
 class WantedSets:
     """What a port resolves to, in the planner's terms."""
 
-    __slots__ = ("cluster", "flags", "local", "local_drop")
+    __slots__ = ("cluster", "flags", "local", "local_drop", "near", "shaped", "weights")
 
     def __init__(self, port: ResolvedPort) -> None:
         plain = consts.BACKEND_SERVING | consts.BACKEND_IN_CLUSTER
@@ -47,6 +48,35 @@ class WantedSets:
         for identity in self.local:
             self.flags[identity] = self.flags.get(identity, 0) | local
         self.local_drop = port.local_drop
+        self.near = 0  # so many of `cluster` come first, if there are others
+        self.weights: dict[bytes, int] = {}  # of those whose weight is not the default
+        for endpoint in (*port.cluster, *port.local):
+            if endpoint.weight != DEFAULT_WEIGHT:
+                self._weigh(endpoint)
+        if port.choice.spill_over:
+            self._order(port)
+        self.shaped = bool(self.weights or self.near)
+
+    def weight(self, identity: bytes) -> int:
+        """Of one of the endpoints."""
+        return self.weights.get(identity, DEFAULT_WEIGHT)
+
+    def is_closed(self, members: list[bytes]) -> bool:
+        """Whether none of these is to get anything new."""
+        closed = consts.BACKEND_CLOSED
+        return bool(self.weights) and all(self.flags[m] & closed for m in members)
+
+    def _weigh(self, endpoint: Endpoint) -> None:
+        identity = _identity(endpoint)
+        self.weights[identity] = endpoint.weight
+        if not endpoint.weight:
+            self.flags[identity] |= consts.BACKEND_CLOSED
+
+    def _order(self, port: ResolvedPort) -> None:
+        near = {_identity(e) for e in port.cluster if e.near}
+        if near and len(near) < len(self.cluster):
+            self.near = len(near)
+            self.cluster.sort(key=lambda identity: identity not in near)
 
 
 def _identity(endpoint: Endpoint) -> bytes:

@@ -15,16 +15,15 @@ from lbctl.addresses import Prefix
 from lbctl.datapath import consts, filters
 from lbctl.datapath.ranges import ranges_of
 from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
-from lbctl.datapath.regions import UNKNOWN, ArrayContents
+from lbctl.datapath.regions import UNKNOWN, ArrayContents, table_places
 from lbctl.datapath.tables import Records, Tables
 from lbctl.model.names import PortName
-from lbctl.plan.changes import Plan, PortState
+from lbctl.plan.changes import CLUSTER, LOCAL, Plan, PortState, Settings
 from lbctl.plan.claims import MARKER_FLAGS
 from lbctl.plan.planner import Planner
 from lbctl.plan.rooms import Need, Room
-from lbctl.program import writes
-
-Numbers = npt.NDArray[np.int64]
+from lbctl.program import balancing, writes
+from lbctl.program.regions import Numbers, misplaced, regions_of
 
 
 @dataclass(slots=True)
@@ -59,12 +58,14 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
         ),
         name_bytes=tables.names.spec.value.field("text").size - 1,
     )
-    contents = ArrayContents(tables.slots.records, tables.backends.records)
-    planner = Planner(contents, room)
+    hashed = tables.hash_tables.records
+    contents = ArrayContents(tables.slots.records, tables.backends.records, hashed)
+    planner = Planner(contents, room, table_places(hashed).size)
     leftovers = Leftovers()
     by_id = _read_names(tables, planner, leftovers)
     _read_services(tables, by_id)
     used = _read_regions(tables, planner, leftovers, now)
+    balancing.read(tables, planner, by_id, now)
     _rest_ids(tables, planner, leftovers, used, now)
     _read_frontends(tables, planner, by_id, leftovers)
     _read_ranges(tables, planner, by_id, leftovers)
@@ -113,9 +114,9 @@ def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[
 def _read_services(tables: Tables, by_id: dict[int, PortState]) -> None:
     ids = list(by_id)
     records = tables.services.records[ids]
-    columns = (records[name].tolist() for name in ("cluster", "local", "flags", "affinity"))
-    for state, cluster, local, flags, affinity in zip(by_id.values(), *columns, strict=True):
-        state.cluster, state.local, state.flags, state.affinity = cluster, local, flags, affinity
+    columns = (records[name].tolist() for name in (CLUSTER, LOCAL, *Settings._fields))
+    for state, cluster, local, *settings in zip(by_id.values(), *columns, strict=True):
+        state.cluster, state.local, state.settings = cluster, local, Settings(*settings)
 
 
 def _read_ranges(
@@ -142,8 +143,8 @@ def _read_regions(
     states = list(planner.services.values())
     words = np.array([(s.cluster, s.local) for s in states], np.uint64).reshape(-1, 2)
     ids = np.array([s.id for s in states], np.int64)
-    regions = _regions(words)  # columns: place in `states`, base, length
-    bad = _misplaced(regions, tables.slots.max_entries)
+    regions = regions_of(words)  # columns: place in `states`, base, length
+    bad = misplaced(regions, tables.slots.max_entries)
     fine = regions[~np.isin(regions[:, 0], bad)]
     place, members = _members(fine, tables.slots.records["backend"])
     bad = np.union1d(bad, place[_foreign(members, ids[place], tables.backends.records)])
@@ -158,33 +159,6 @@ def _read_regions(
     held = np.zeros(len(tables.backends.records), bool)
     held[members[~np.isin(place, bad)]] = True  # far quicker than sorting them
     return np.flatnonzero(held)
-
-
-def _regions(words: npt.NDArray[np.uint64]) -> Numbers:
-    """(row, base, length) of every non-empty region in (n, 2) words; a shared one once."""
-    lengths = (words >> np.uint64(consts.REGION_LENGTH_SHIFT)) & np.uint64(
-        consts.REGION_LENGTH_MASK
-    )
-    bases = words & np.uint64(consts.REGION_BASE_MASK)
-    rows = np.repeat(np.arange(len(words)), 2)
-    table = np.column_stack([rows, bases.reshape(-1), lengths.reshape(-1)]).astype(np.int64)
-    return np.unique(table[table[:, 2] > 0], axis=0)
-
-
-def _misplaced(regions: Numbers, capacity: int) -> Numbers:
-    """Rows of those that lie beyond the map or share slots with another's."""
-    ordered = regions[np.argsort(regions[:, 1], kind="stable")]
-    ends = np.maximum.accumulate(ordered[:, 1] + ordered[:, 2])
-    overlapping = np.flatnonzero(ordered[1:, 1] < ends[:-1])
-    return np.unique(
-        np.concatenate(
-            [
-                regions[regions[:, 1] + regions[:, 2] > capacity, 0],
-                ordered[overlapping, 0],
-                ordered[overlapping + 1, 0],
-            ]
-        )
-    )
 
 
 def _members(regions: Numbers, slots: npt.NDArray[Any]) -> tuple[Numbers, Numbers]:
@@ -216,7 +190,7 @@ def _rest_ids(
     planner.backend_ids.adopt(used, resting, now)
     flags = backends["flags"][resting]
     for number, bits in zip(resting.tolist(), flags.tolist(), strict=True):
-        if bits & ~consts.BACKEND_LOCAL:
+        if bits & ~(consts.BACKEND_LOCAL | consts.BACKEND_ENDING):
             leftovers.lowered.append((number, bits & consts.BACKEND_LOCAL))
 
     services = tables.services.records

@@ -14,8 +14,9 @@ import numpy as np
 from lbctl.datapath import filters
 from lbctl.datapath.ranges import range_keys
 from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.regions import table_places
 from lbctl.datapath.tables import ArrayTable, HashTable, Records, Tables
-from lbctl.plan.changes import Freed, Plan
+from lbctl.plan.changes import Freed, Plan, Settings
 
 _KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol
 
@@ -58,22 +59,26 @@ def put_names(plan: Plan, tables: Tables) -> None:
 
 
 def set_up_services(plan: Plan, tables: Tables) -> None:
-    """Flags and affinity of services that no address leads to yet."""
+    """Settings of services that no address leads to yet."""
     _settings(plan.new_settings, tables.services)
 
 
 def write_backends(plan: Plan, tables: Tables) -> None:
     """New backends, and bits that others get; none of the new ones is in a set yet."""
-    ids = plan.backend_ids
+    ids, records = plan.backend_ids, tables.backends.records
     if ids:
-        records = tables.backends.records
         new = np.zeros(len(ids), records.dtype)
         columns = address_columns(records.dtype, "addr", "port")
         rows_as_bytes(new)[:, columns] = _matrix(plan.backend_identities, IDENTITY_BYTES)
         new["flags"] = plan.backend_flags
         new["service"] = plan.backend_services
+        new["weight"] = plan.backend_weights
+        new["since"] = plan.backend_since
         new["generation"] = records["generation"][ids] + 1  # a u8, and meant to wrap
         records[ids] = new
+    if plan.reweighted:
+        ids, weights = (list(column) for column in zip(*plan.reweighted, strict=True))
+        records["weight"][ids] = weights
     _set_flags(plan.raised, tables.backends)
 
 
@@ -87,9 +92,25 @@ def set_filter_bits(plan: Plan, tables: Tables) -> None:
 
 
 def write_slots(plan: Plan, tables: Tables) -> None:
-    """Regions that no word names yet."""
+    """Regions that no word names yet, and shares within some that are named: the endpoints of a
+    region are always the same."""
+    records = tables.slots.records
     if plan.slot_indices:
-        tables.slots.records["backend"][plan.slot_indices] = plan.slot_backends
+        new = np.zeros(len(plan.slot_indices), records.dtype)
+        new["backend"] = plan.slot_backends
+        records[plan.slot_indices] = new
+    for base, shape in plan.shapes:
+        part = slice(base, base + len(shape.shares))
+        changed = records[part].copy()
+        changed["share"], changed["other"] = shape
+        records[part] = changed
+
+
+def write_tables(plan: Plan, tables: Tables) -> None:
+    """Place by place: each leads to an endpoint that it may lead to, before and after."""
+    places = table_places(tables.hash_tables.records)
+    for part in plan.tables:
+        places[part.places] = part.backends
 
 
 def switch(plan: Plan, tables: Tables) -> None:
@@ -137,7 +158,10 @@ def empty_services(plan: Plan, tables: Tables) -> None:
 
 
 def lower_flags(plan: Plan, tables: Tables) -> None:
-    """Backends that left a set, or all: new flows no longer find them, UDP flows move on."""
+    """Backends that left a set, or all: new flows no longer find them, UDP flows move on. When the
+    flows of one are to end is there before it is said to be."""
+    for number, tick in plan.ending:
+        tables.backends.records["since"][number] = tick
     _set_flags(plan.lowered, tables.backends)
 
 
@@ -147,6 +171,7 @@ STEPS: Final[tuple[Callable[[Plan, Tables], None], ...]] = (
     write_backends,
     set_filter_bits,
     write_slots,
+    write_tables,
     switch,
     put_ranges,
     put_frontends,
@@ -157,11 +182,15 @@ STEPS: Final[tuple[Callable[[Plan, Tables], None], ...]] = (
 )
 
 
-def _settings(settings: Sequence[tuple[int, int, int]], services: ArrayTable) -> None:
+def _settings(settings: Sequence[tuple[int, Settings]], services: ArrayTable) -> None:
+    """The flags last: they say whether the others are looked at."""
     if settings:
-        ids, flags, affinity = (list(column) for column in zip(*settings, strict=True))
-        services.records["affinity"][ids] = affinity
-        services.records["flags"][ids] = flags
+        ids = [number for number, _ in settings]
+        columns = dict(
+            zip(Settings._fields, zip(*(s for _, s in settings), strict=True), strict=True)
+        )
+        for name in reversed(Settings._fields):
+            services.records[name][ids] = columns[name]
 
 
 def _set_flags(flags: Sequence[tuple[int, int]], backends: ArrayTable) -> None:

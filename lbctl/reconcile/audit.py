@@ -23,7 +23,7 @@ from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import UNKNOWN, region_of
 from lbctl.datapath.tables import ArrayTable, Records, Tables
 from lbctl.model.records import ObjectKey
-from lbctl.plan.changes import CLUSTER, LOCAL, Plan, PortState
+from lbctl.plan.changes import CLUSTER, LOCAL, Plan, PortState, Settings
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
 from lbctl.status import Audited
@@ -156,12 +156,12 @@ class Audit:
         ids = [state.id for _, state in known]
         self._check_names(known)
         records = self._tables.services.records[ids]
-        columns = (records[field].tolist() for field in (CLUSTER, LOCAL, "flags", "affinity"))
+        columns = (records[field].tolist() for field in (CLUSTER, LOCAL, *Settings._fields))
         for (name, state), *values in zip(known, *columns, strict=True):
             if UNKNOWN in (state.cluster, state.local):
                 continue
             self._ranges.update((state.id, prefix) for prefix in state.ranges)
-            if values != [state.cluster, state.local, state.flags, state.affinity]:
+            if values != [state.cluster, state.local, *state.settings]:
                 self._restore(state)
                 self.corrections.note("service", [name])
             digest = state.cluster, state.local, self._digest(state)
@@ -188,8 +188,7 @@ class Audit:
 
     def _restore(self, state: PortState) -> None:
         services = self._tables.services
-        services.records["affinity"][state.id] = state.affinity
-        services.records["flags"][state.id] = state.flags
+        writes.set_up_services(Plan(new_settings=[(state.id, state.settings)]), self._tables)
         services.store_word(state.id, CLUSTER, state.cluster)
         services.store_word(state.id, LOCAL, state.local)
 

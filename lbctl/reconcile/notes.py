@@ -29,8 +29,14 @@ class Notes:
         self._warnings: dict[ObjectKey, str] = {}
         self._without_room: dict[ObjectKey, str] = {}
         self._contested: dict[ObjectKey, str] = {}  # by who has to wait
+        self._without_table: dict[ObjectKey, str] = {}
         # Every sentence begins with its object.
-        self._kinds = (self._without_room, self._contested, self._warnings)
+        self._kinds = (
+            self._without_room,
+            self._without_table,
+            self._contested,
+            self._warnings,
+        )
         self._news: dict[ObjectKey, None] = {}  # of whom something is to be logged
         self._hints: dict[str, str] = {}  # by stored name
         self._unused: str | None = ""  # a sentence about them; None: to be made anew
@@ -60,7 +66,7 @@ class Notes:
     def complaints(self) -> dict[ObjectKey, tuple[tuple[str, str], ...]]:
         """The same of services, for those who own them: reason (lbctl/troubles.py) and sentence."""
         kinds = {
-            NO_ROOM: self._without_room,
+            NO_ROOM: {**self._without_table, **self._without_room},
             ADDRESS_TAKEN: self._contested,
             PARTLY_SERVED: self._warnings,
         }
@@ -109,6 +115,15 @@ class Notes:
     def without_room(self, sentences: Mapping[ObjectKey, str]) -> None:
         """All services that lost their place or a part of it."""
         self._replace(self._without_room, sentences)
+
+    def without_table(self, services: Iterable[ObjectKey]) -> None:
+        """All services that choose by chance because there is no room for their tables."""
+        flag = advice.flag_of("hash_tables")
+        said = "chooses endpoints at random, since map hash_tables has no room for its table"
+        self._replace(
+            self._without_table,
+            {key: f"{key} {said}; start the agent with a larger {flag}" for key in services},
+        )
 
     def contested(self, found: Iterable[tuple[bytes, PortState, list[PortState]]]) -> None:
         """All addresses that more than one asks for, who has them, and who waits."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
 
@@ -14,6 +15,8 @@ from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
 from lbctl.program import readback, writes
 from lbctl.reconcile.audit import Audit, Corrections
+from lbctl.reconcile.departures import Departures
+from lbctl.reconcile.ending import end_flows
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.reconcile.notes import Notes
 from lbctl.reconcile.places import Places, target_of, trimmed
@@ -29,6 +32,10 @@ _FIRST_BATCH = 2000
 # After a map refused an update, or had no room; twice as long each time it was in vain.
 RETRY_SECONDS = 2.5
 MOST_RETRY_SECONDS = 60.0
+# While shares of new endpoints grow: so often in the time that they have, but not all the time.
+WARMING_STEPS = 30
+WARMING_SECONDS = 1.0
+MOST_WARMING_SECONDS = 30.0
 NO_ONE: Mapping[str, Exhausted] = MappingProxyType({})
 
 
@@ -46,7 +53,7 @@ class Reconciler:
         self._notes = Notes()
         self._places = Places()
         self._reserved = Reserved()
-        self._told = (0, 0)  # versions of what notes were made of last
+        self._told = (0, 0, 0)  # versions of what notes were made of last
         self._retry: float | None = None
         self._patience = RETRY_SECONDS
         self._settled = -RETRY_SECONDS  # when who is served was last looked at
@@ -60,6 +67,8 @@ class Reconciler:
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
         self.housekeeper = Housekeeper(tables, self.planner)
         self.audit = Audit(tables, Corrections())
+        self.departures = Departures(tables, partial(end_flows, tables))
+        self._warmed = 0.0  # when shares were last made to grow
         self.had_services = bool(self._unclaimed)
         self._touched: set[ObjectKey] = set()  # since `take_touched`
         self._left = True  # an earlier agent may have seen some leave
@@ -260,6 +269,7 @@ class Reconciler:
             return True
         self.housekeeper.note(plan, now)
         self.audit.touched(self.planner, [*map(self.planner.stored_name, wanted)])
+        self.departures.note(plan)
         self._left |= bool(plan.lowered)
         without = {**plan.failed, **queued}
         places.served(name for name in wanted if name not in without)
@@ -306,6 +316,23 @@ class Reconciler:
             self._retry = self._look_again
         return wrote
 
+    def warming_due(self) -> float | None:
+        """When `warm` has something to do."""
+        starts = [state.settings.slow_start for state in self.planner.warming.values()]
+        if not starts:
+            return None
+        return self._warmed + min(
+            max(min(starts) / WARMING_STEPS, WARMING_SECONDS), MOST_WARMING_SECONDS
+        )
+
+    def warm(self, now: float) -> None:
+        """Endpoints that are new get a share that is larger by now."""
+        self._warmed = now
+        try:
+            writes.apply(self.planner.warm(now), self._tables)
+        except LbError as error:
+            self.start_over(error)
+
     def _waited(self) -> float:
         """How long to wait now, and twice as long the next time."""
         patience = self._patience
@@ -330,10 +357,12 @@ class Reconciler:
 
     def _tell(self) -> None:
         """Sentences about all services together, where they may be others than before."""
-        versions = self.planner.claims.version, self._places.version
+        versions = *self.planner.version, self._places.version
         if versions[0] != self._told[0]:
             self._notes.contested(self.planner.contested())
         if versions[1] != self._told[1]:
+            self._notes.without_table(self.planner.without_table.values())
+        if versions[2] != self._told[2]:
             self._notes.without_room(self._places.sentences(self.planner, self._ports))
         self._told = versions
         self._notes.log_news()
@@ -360,7 +389,7 @@ class Reconciler:
         readback.repair(self.planner, leftovers, self._tables)
         self.housekeeper.planner = self.planner
         self._places.start_over()
-        self._told = -1, -1
+        self._told = -1, -1, -1
         wanted = {
             self.planner.stored_name(name) for names in self._ports.values() for name in names
         }

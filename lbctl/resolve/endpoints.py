@@ -104,19 +104,30 @@ def stages(found: Mapping[Place, SliceEndpoint], node: NodeFacts) -> Stages:
     return Stages(cluster, local, ready, leaving, why)
 
 
-def select(found: Mapping[Place, SliceEndpoint], node: NodeFacts) -> Selection:
-    """The same as what is programmed; why each endpoint is in it or not: lbctl/resolve/why.py."""
-    name = node.name
+def select(found: Mapping[Place, SliceEndpoint], node: NodeFacts, near: str = "") -> Selection:
+    """The same as what is programmed; why each endpoint is in it or not: lbctl/resolve/why.py.
+
+    `near` is what makes an endpoint near: node, zone or nothing.
+    """
     cluster, local, _, _, why = stages(found, node)
-    here = _endpoints(local, name)
-    everywhere = here if len(cluster) == len(local) == len(found) else _endpoints(cluster, name)
+    here = _endpoints(local, node, near)
+    everywhere = (
+        here if len(cluster) == len(local) == len(found) else _endpoints(cluster, node, near)
+    )
     return Selection(everywhere, here, why)
 
 
-def _endpoints(items: Sequence[Candidate], node_name: str) -> tuple[Endpoint, ...]:
+def _endpoints(items: Sequence[Candidate], node: NodeFacts, near: str) -> tuple[Endpoint, ...]:
+    name, zone = node.name, node.zone
     return tuple(
         [
-            Endpoint(address, port, endpoint.node == node_name)
+            Endpoint(
+                address,
+                port,
+                endpoint.node == name,
+                endpoint.weight,
+                bool(near) and (endpoint.node == name if near == "node" else endpoint.zone == zone),
+            )
             for (address, port), endpoint in sorted(items, key=_place)
         ]
     )

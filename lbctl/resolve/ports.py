@@ -7,7 +7,7 @@ from enum import IntFlag
 import msgspec
 
 from lbctl.addresses import Prefix
-from lbctl.model.records import ObjectKey
+from lbctl.model.records import ALGORITHMS, DEFAULT_WEIGHT, Algorithm, ObjectKey
 
 # A port in one family, within its service: family, the port's name, protocol.
 Target = tuple[int, str, int]
@@ -33,6 +33,27 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):
     address: bytes  # 16 bytes
     port: int
     local: bool  # on this node
+    weight: int = DEFAULT_WEIGHT
+    near: bool = False  # by what its service calls near
+
+
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """How endpoints are chosen, settled: see model/records.py, Balancing. `slow_start` 0: none;
+    whether there are near endpoints, they say themselves."""
+
+    algorithm: Algorithm = ALGORITHMS[0]
+    slow_start: float = 0.0
+    spill_over: float = 0.0
+    flows_leave: float | None = None
+
+    @property
+    def by_hash(self) -> bool:
+        """Whether it is the client that decides: then the choice is made from a table."""
+        return self.algorithm in BY_HASH
+
+
+BY_HASH = ("maglev", "source-hash")
+AT_RANDOM = Choice()
 
 
 class Frontend(msgspec.Struct, frozen=True, gc=False, order=True):
@@ -65,3 +86,4 @@ class ResolvedPort(msgspec.Struct, frozen=True, gc=False):
     hints: str  # why topology hints narrow `cluster`, or why not
     service: ObjectKey
     seniority: bytes = b""  # of the service: the older sorts first; empty: nobody says
+    choice: Choice = AT_RANDOM

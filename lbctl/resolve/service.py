@@ -20,6 +20,7 @@ from lbctl.addresses import (
 from lbctl.model.names import port_text
 from lbctl.model.records import EndpointSlice, ObjectKey, Service, ServicePort
 from lbctl.resolve.allowed import Allowed
+from lbctl.resolve.balancing import settled
 from lbctl.resolve.endpoints import SlicesByTarget, local_ready_addresses, select
 from lbctl.resolve.node import NodeFacts, node_facts
 from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort, Target
@@ -59,6 +60,7 @@ def resolve(
     repeated = _repeated(service.ports) if len(ports) < len(service.ports) else frozenset()
     by_target = SlicesByTarget(slices)
     allowed = Allowed(service, node, reserved)
+    choice, near, unfit = settled(service.balancing, node)
     found = []
     for family in families_of(service):
         ranges = _source_ranges(service, family, node)
@@ -67,7 +69,7 @@ def resolve(
             if only is not None and target not in only:
                 continue
             frontends, refused = _frontends(service, port, family, node, allowed, bool(ranges))
-            selection = select(by_target.candidates(target, node.name), node)
+            selection = select(by_target.candidates(target, node.name), node, near)
             resolved = ResolvedPort(
                 name=port_text(service.key, port.name, port.protocol.name, family),
                 protocol=port.protocol,
@@ -79,10 +81,11 @@ def resolve(
                 external_local=service.external_local,
                 affinity_seconds=service.affinity_seconds,
                 source_ranges=ranges,
-                warnings=(*_warnings(service, port, repeated), *refused),
+                warnings=(*_warnings(service, port, repeated), *refused, *unfit),
                 hints=selection.hints,
                 service=service.key,
                 seniority=service.seniority,
+                choice=choice,
             )
             found.append(resolved)
     return tuple(found)

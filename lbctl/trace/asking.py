@@ -38,6 +38,9 @@ class Answer(msgspec.Struct, frozen=True):
     backends: tuple[str, ...]  # sorted
     masquerade: Masquerade
     reason: str
+    # By backend, how likely it is to be chosen: by what the maps hold, not by the samples. Without
+    # those that are not chosen at all.
+    probabilities: dict[str, float] = {}
 
 
 class Traced(msgspec.Struct, frozen=True):

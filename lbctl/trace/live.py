@@ -27,7 +27,7 @@ class LiveNode(TracedNode):
             undo.callback(instance.close)
             instance.require(bundle)
             fds = {name: instance.map(name).fd for name in programs.maps_of(bundle)}
-            super().__init__(programs.load(bundle, fds), instance.names, bundle)
+            super().__init__(programs.load(bundle, fds), instance, bundle)
             undo.pop_all()
 
     def origin(self, flow: Flow) -> Arrival:

@@ -13,6 +13,7 @@ from ebpf.maps.sizes import Sizes
 from lbctl.errors import LbError
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import SourceStatus, Update
+from lbctl.plan.maglev import size_for
 from lbctl.program import config
 from lbctl.program.config import DataPathSettings
 from lbctl.reconcile.reconciler import Reconciler
@@ -70,7 +71,7 @@ class PrivateNode(TracedNode):
         except LbError:
             self.maps.close()
             raise
-        super().__init__(generation, self.maps.names, bundle)
+        super().__init__(generation, self.maps, bundle)
         self._node = node
         self._reconciler = Reconciler(self.maps, node)
         self._known: set[ObjectKey] = set()
@@ -119,8 +120,11 @@ def sizes_for(services: Iterable[ServiceObjects], node: NodeFacts) -> Sizes:
         if objects.service is not None
         for port in resolve(objects.service, objects.slices, node)
     ]
+    hashed = sum(
+        size_for(len(p.cluster)) + size_for(len(p.local)) for p in ports if p.choice.by_hash
+    )
     return Sizes(
         services=64 + _SPARE * sum(max(1, len(port.frontends)) for port in ports),
-        endpoints=256 + _SPARE * sum(len(p.cluster) + len(p.local) for p in ports),
+        endpoints=256 + hashed + _SPARE * sum(len(p.cluster) + len(p.local) for p in ports),
         flows=_SMALL,
     )

@@ -10,20 +10,21 @@ from typing import Self
 import msgspec
 
 from ebpf.layouts import Bundle
-from ebpf.maps import HashMap
 from ebpf.programs import Generation
 from lbctl.datapath import reasons
-from lbctl.trace import asking, programs
+from lbctl.trace import asking, chances, programs
 from lbctl.trace.asking import Traced
+from lbctl.trace.chances import ChanceTables
 from lbctl.trace.flows import Arrival, Flow
 
 
 class TracedNode(abc.ABC):
     """Takes over the programs, not the maps. Close it, or use it as a context manager."""
 
-    def __init__(self, generation: Generation, names: HashMap, bundle: Bundle) -> None:
+    def __init__(self, generation: Generation, tables: ChanceTables, bundle: Bundle) -> None:
         self._generation = generation
-        self._names = names
+        self._tables = tables
+        self._names = tables.names
         self._reasons = reasons.reason_names(bundle.enums)
 
     def ask(self, flows: Iterable[Flow], samples: int) -> list[Traced]:
@@ -38,7 +39,10 @@ class TracedNode(abc.ABC):
         arrives = flow.arrives or self.origin(flow)
         entry = self._generation.fds[programs.ENTRIES[arrives]]
         settled = msgspec.structs.replace(flow, arrives=arrives)
-        return asking.ask(settled, entry, samples, self._reasons, self._name_of)
+        traced = asking.ask(settled, entry, samples, self._reasons, self._name_of)
+        found = chances.of(settled, traced.answer, self._tables)
+        answer = msgspec.structs.replace(traced.answer, probabilities=found)
+        return msgspec.structs.replace(traced, answer=answer)
 
     def close(self) -> None:
         """Lets go of programs and descriptors; pinned maps stay."""

@@ -136,9 +136,9 @@ class _Faults:
         new = {number for number, _ in plan.names}
         for number in new:
             self._note(number, "it is not programmed")
-        for number, _, _ in (*plan.settings, *plan.new_settings):
+        for number, _ in (*plan.settings, *plan.new_settings):
             if number not in new:
-                self._note(number, "its policies or affinity differ")
+                self._note(number, "its policies, affinity or algorithm differ")
         for identity, number in zip(plan.backend_identities, plan.backend_services, strict=True):
             if number not in new:
                 self._note(number, "an endpoint is missing", _endpoint(identity))
@@ -146,7 +146,7 @@ class _Faults:
         for number, _, _ in plan.words:
             if number not in new | fresh:
                 self._note(number, "an endpoint set differs")
-        for backend, _ in (*plan.raised, *plan.lowered):
+        for backend, _ in (*plan.raised, *plan.lowered, *plan.reweighted):
             self._note_backend(backend)
         for number, _ in (*plan.ranges, *plan.ranges_gone):
             if number not in new:

@@ -240,7 +240,7 @@ def test_an_instance_of_another_version_is_refused(pin_dir: Path, bundle: Bundle
 
 def test_no_program_of_a_trace_can_change_a_map(bundle: Bundle) -> None:
     """They add no flow and touch no LRU order: they neither write nor know the flow tables."""
-    assert len(bundle.programs) == 13
+    assert len(bundle.programs) == 15
     for found in bundle.programs.values():
         calls = {
             struct.unpack_from("=i", found.insns, at + 4)[0]
@@ -292,6 +292,38 @@ def test_samples_find_every_backend(bundle: Bundle, count: int) -> None:
         world.apply(services, NODE)
         [traced] = world.ask([parse_flow("10.0.1.1", "172.30.0.41:80")], 200)
     assert len(traced.answer.backends) == count
+
+
+def _weighed(algorithm: str) -> list[ServiceObjects]:
+    """Two slices, one with half the weight and one endpoint more, and one of none."""
+    made = service()
+    made["metadata"]["annotations"] = {"lbctl/algorithm": algorithm}
+    parts = []
+    for number, weight, hosts in ((1, "100", (1,)), (2, "50", (2, 3)), (3, "0", (4,))):
+        part = endpoint_slice(f"s-{number}", endpoints=[endpoint(f"10.0.0.{h}") for h in hosts])
+        part["metadata"]["annotations"] = {"lbctl/weight": weight}
+        parts.append(as_slice(part))
+    return [ServiceObjects(as_service(made), tuple(parts))]
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["random", "round-robin", "least-connections", "maglev", "source-hash"]
+)
+def test_probabilities_are_those_of_the_maps(bundle: Bundle, algorithm: str) -> None:
+    services = _weighed(algorithm)
+    with PrivateNode(bundle, sizes_for(services, NODE), NODE) as world:
+        world.apply(services, NODE)
+        assert world.warnings() == []
+        [traced] = world.ask([parse_flow("10.0.1.1", "172.30.0.41:80")], 200)
+    found = traced.answer.probabilities
+    assert found.keys() == {*traced.answer.backends}
+    assert sum(found.values()) == pytest.approx(1)
+    if algorithm == "source-hash":  # one client, one backend
+        assert [*found.values()] == [1]
+    elif algorithm != "maglev":
+        assert [*found.values()] == pytest.approx([0.5, 0.25, 0.25], abs=1e-3)
+    else:
+        assert max(found, key=found.__getitem__) == "10.0.0.1:80"
 
 
 def test_more_service_ranges_than_fit_are_an_error(bundle: Bundle) -> None:

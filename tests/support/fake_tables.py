@@ -48,10 +48,16 @@ FRONTEND = Record(
         Field("flags", 24, 4, 0, "u32"),
     ),
 )
-SERVICE = record(
-    "service", ("cluster", "u64"), ("local", "u64"), ("flags", "u32"), ("affinity", "u32")
+_SERVICE, _ = _fields(
+    *((n, "u64") for n in ("cluster", "local", "cluster_table", "local_table")),
+    *((n, "u32") for n in ("flags", "affinity", "turn", "turn1", "near")),
+    *((n, "u16") for n in ("spill_over", "slow_start")),
+    ("algorithm", "u8"),
+    ("flows_leave", "u32"),
 )
-SLOT = record("slot", ("backend", "u32"), ("pad", "u32"))
+SERVICE = Record("service", 64, tuple(f for f in _SERVICE if f.name != "turn1"))
+SLOT = record("slot", ("backend", "u32"), ("share", "u16"), ("other", "u16"))
+HASH_PAIR = Record("hash_pair", 8, (Field("backend", 0, 8, 2, "u32"),))
 BACKEND = record(
     "backend",
     ("addr", "addr"),
@@ -59,6 +65,9 @@ BACKEND = record(
     ("flags", "u8"),
     ("generation", "u8"),
     ("service", "u32"),
+    ("since", "u32"),
+    ("weight", "u16"),
+    ("pad", "u16"),
 )
 NAME_KEY = record("name_key", ("service", "u32"))
 DEVICE = record("device", ("node4", "addr"), ("node6", "addr"))
@@ -220,6 +229,8 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("services", SERVICE, services))
         self.add(FakeArray("slots", SLOT, slots))
         self.add(FakeArray("backends", BACKEND, endpoints))
+        self.add(FakeArray("backend_live", number("u64"), endpoints))
+        self.add(FakeArray("hash_tables", HASH_PAIR, 1 << 18))
         self.add(FakeArray("service_filter", number("u64"), 1 << 13))
         self.add(FakeArray("backend_filter", number("u64"), 1 << 16))
         self.add(FakeArray("service_counters", COUNTERS, services))

@@ -1,29 +1,47 @@
 """A planner on fake tables, and resolved ports to plan: what tests of planning share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts, filters
-from lbctl.datapath.regions import region_of
+from lbctl.datapath.regions import region_of, table_places
+from lbctl.datapath.shares import Shape, likelihood
 from lbctl.datapath.tables import Records
 from lbctl.model.names import PortName
+from lbctl.model.records import DEFAULT_WEIGHT
 from lbctl.plan.changes import Plan
 from lbctl.program import readback, writes
-from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
+from lbctl.resolve.ports import (
+    AT_RANDOM,
+    Choice,
+    Endpoint,
+    Frontend,
+    FrontendKind,
+    ResolvedPort,
+)
 from tests.support.fake_tables import FakeTables
 
 TCP = 6
 NONE_SEEN = np.zeros(0, bool)
 
 
-def endpoints(*places: str, local: Iterable[str] = ()) -> tuple[Endpoint, ...]:
-    here = set(local)
+def endpoints(
+    *places: str,
+    local: Iterable[str] = (),
+    weights: Mapping[str, int] | None = None,
+    near: Iterable[str] = (),
+) -> tuple[Endpoint, ...]:
+    here, close, weighed = set(local), set(near), weights or {}
     found = []
     for place in places:
         address, _, port = place.partition(":")
-        found.append(Endpoint(parse_address(address), int(port or 80), place in here))
+        weight = weighed.get(place, DEFAULT_WEIGHT)
+        found.append(
+            Endpoint(parse_address(address), int(port or 80), place in here, weight, place in close)
+        )
     return tuple(sorted(found))
 
 
@@ -42,6 +60,7 @@ def resolved(
     external_local: bool = False,
     affinity_seconds: int = 0,
     seniority: bytes = b"",
+    choice: Choice = AT_RANDOM,
 ) -> ResolvedPort:
     return ResolvedPort(
         name=name,
@@ -58,6 +77,7 @@ def resolved(
         hints="",
         service=PortName.parse(name).owner,
         seniority=seniority,
+        choice=choice,
     )
 
 
@@ -81,6 +101,28 @@ class Node:
         """Returns how many stores the start itself made."""
         self.planner, self.leftovers = readback.read(self.tables, self.now)
         return readback.repair(self.planner, self.leftovers, self.tables)
+
+    def service(self, name: str) -> Any:
+        """The record of a service port."""
+        return self.tables.services.records[self.planner.services[name].id]
+
+    def likely(self, name: str, field: str = "cluster") -> dict[str, float]:
+        """How likely each endpoint of a set is, drawn from all its slots alike."""
+        base, length = region_of(int(self.service(name)[field]))
+        slots = self.tables.slots.records[base : base + length]
+        found = likelihood(Shape(slots["share"], slots["other"]))
+        return dict(zip(self.addresses(slots["backend"]), found.tolist(), strict=True))
+
+    def hashed(self, name: str, field: str = "cluster_table") -> list[str]:
+        """The endpoints of a table, by hash."""
+        base, length = region_of(int(self.service(name)[field]))
+        places = table_places(self.tables.hash_tables.records)
+        return self.addresses(places[base : base + length])
+
+    def addresses(self, ids: Records) -> list[str]:
+        """Of these backends, IPv4."""
+        rows = self.tables.backends.records["addr"]["w"][ids]
+        return [".".join(map(str, row.tobytes()[12:])) for row in rows]
 
     def lookup(self, address: str, port: int = 80, field: str = "cluster") -> list[str] | str:
         """What the programs would find: endpoints as text, or "miss", "refuse", "drop"."""

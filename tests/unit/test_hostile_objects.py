@@ -204,7 +204,7 @@ def test_another_proxys_service_stays_that(labels: Json) -> None:
 
 def test_unread_fields_cost_nothing() -> None:
     value = service(ipFamilies=[5], ipFamilyPolicy=[], selector=3, allocateLoadBalancerNodePorts=1)
-    value["metadata"] |= {"annotations": 5, "managedFields": "x", "generation": "x"}
+    value["metadata"] |= {"annotations": {"a": 5}, "managedFields": "x", "generation": "x"}
     found, remark = _service(value)
     assert (found, remark) == (_service(service())[0], "")
 

@@ -222,7 +222,7 @@ def test_what_means_nothing_is_named() -> None:
         clientConnection={"kubeconfig": "/x", "qps": 50, "burst": 100},
         configSyncPeriod="15m0s",
         featureGates={"Some": True},
-        ipvs={"scheduler": "rr"},
+        ipvs={"scheduler": "dh", "syncPeriod": "30s"},
         enableProfiling=True,
         oomScoreAdj=-999,
     )
@@ -233,9 +233,31 @@ def test_what_means_nothing_is_named() -> None:
         "configSyncPeriod",
         "enableProfiling",
         "featureGates",
-        "ipvs",
+        "ipvs.scheduler",
+        "ipvs.syncPeriod",
         "oomScoreAdj",
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "scheduler", "algorithm"),
+    [
+        ("ipvs", "rr", "round-robin"),
+        ("ipvs", "wrr", "round-robin"),
+        ("ipvs", "lc", "least-connections"),
+        ("ipvs", "wlc", "least-connections"),
+        ("ipvs", "sed", "least-connections"),
+        ("ipvs", "nq", "least-connections"),
+        ("ipvs", "sh", "source-hash"),
+        ("ipvs", "mh", "maglev"),
+        ("", "mh", "maglev"),
+        ("ipvs", "", "random"),
+        ("ipvs", "lblc", "random"),
+        ("nftables", "rr", "random"),
+    ],
+)
+def test_the_scheduler_of_ipvs(mode: str, scheduler: str, algorithm: str) -> None:
+    assert _parse(mode=mode, ipvs={"scheduler": scheduler}).node.algorithm == algorithm
 
 
 def test_fields_nobody_knows_are_named() -> None:

@@ -9,9 +9,18 @@ import pytest
 from lbctl.datapath import consts, filters
 from lbctl.datapath.records import frontend_key
 from lbctl.program import writes
-from lbctl.resolve.ports import Endpoint, FrontendKind, ResolvedPort
+from lbctl.resolve.ports import AT_RANDOM, Choice, Endpoint, FrontendKind, ResolvedPort
 from tests.support.fake_tables import FakeTables
 from tests.support.planning import NONE_SEEN, Node, endpoints, frontend, resolved
+
+WEIGHTS = (100, 100, 100, 0, 7, 300)
+CHOICES = (
+    *(AT_RANDOM,) * 5,
+    Choice("round-robin"),
+    Choice("least-connections", spill_over=2.0),
+    Choice("maglev"),
+    Choice("source-hash", flows_leave=5.0),
+)
 
 
 @pytest.fixture
@@ -24,7 +33,12 @@ def mixed_ports(chance: random.Random, count: int) -> list[ResolvedPort]:
     for i in range(count):
         pool = [f"10.{i}.0.{j}" for j in range(1, 8)]
         chosen = chance.sample(pool, chance.randrange(8))
-        members = endpoints(*chosen, local=chance.sample(chosen, len(chosen) // 2))
+        members = endpoints(
+            *chosen,
+            local=chance.sample(chosen, len(chosen) // 2),
+            weights={place: chance.choice(WEIGHTS) for place in chosen},
+            near=chance.sample(chosen, len(chosen) // 2),
+        )
         frontends = (
             frontend(f"10.96.0.{i // 2}", 80 + i % 2),
             frontend("192.0.2.1", 30000 + chance.randrange(6), FrontendKind.NODE_PORT),
@@ -37,6 +51,7 @@ def mixed_ports(chance: random.Random, count: int) -> list[ResolvedPort]:
                 external_local=chance.random() < 0.3,
                 local_drop=chance.random() < 0.5,
                 affinity_seconds=chance.choice((0, 60)),
+                choice=chance.choice(CHOICES),
             )
         )
     return ports
@@ -84,6 +99,7 @@ def check(node: Node, wanted: dict[str, ResolvedPort]) -> None:
             assert (rows["flags"] & consts.BACKEND_SERVING).all()
             found = {r["addr"].tobytes() + r["port"].tobytes() for r in rows}
             assert found == {e.address + e.port.to_bytes(2, "big") for e in members}
+        check_choice(node, port)
         for claimed in port.frontends:
             key = frontend_key(claimed.address, claimed.port, claimed.protocol)
             owner = node.planner.claims.owner(key)
@@ -95,6 +111,18 @@ def check(node: Node, wanted: dict[str, ResolvedPort]) -> None:
     keys, values = node.tables.frontends.read_all()
     assert len(keys) == len(node.planner.claims)
     assert (values["self"] == keys).all()
+
+
+def check_choice(node: Node, port: ResolvedPort) -> None:
+    record = node.service(port.name)
+    open_ = {text(e.address) for e in port.cluster if e.weight}
+    closed = bool(int(record["cluster"]) & consts.REGION_CLOSED)
+    assert closed == (bool(port.cluster) and not open_)
+    assert set(node.hashed(port.name)) == (open_ if port.choice.by_hash else set())
+    if open_ and not record["near"]:
+        total = sum(e.weight for e in port.cluster)
+        likely = node.likely(port.name)
+        assert all(abs(likely[text(e.address)] - e.weight / total) < 1e-4 for e in port.cluster)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -131,8 +159,13 @@ def check_step(node: Node, old: ResolvedPort | None, new: ResolvedPort | None) -
         address = ".".join(map(str, place.address[12:]))
         found = node.lookup(address, place.port)  # asserts that each backend serves
         sets = [sorted_places(port.cluster) for port in versions]
+        found = sorted(found) if isinstance(found, list) else found  # near ones come first
         assert found in sets or (found == "miss" and len(serving) < 2), (found, sets)
 
 
+def text(address: bytes) -> str:
+    return ".".join(map(str, address[12:]))
+
+
 def sorted_places(members: tuple[Endpoint, ...]) -> list[str]:
-    return [f"{'.'.join(map(str, e.address[12:]))}:{e.port}" for e in members]
+    return sorted(f"{text(e.address)}:{e.port}" for e in members)

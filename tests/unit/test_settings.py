@@ -140,6 +140,7 @@ def test_what_kube_proxys_file_says_reaches_the_setting_of_that_name() -> None:
     said = {f.name for f in msgspec.structs.fields(KubeProxyConfig)} - {"node", "mode", "ignored"}
     node = {f.name for f in msgspec.structs.fields(NodeSettings)}
     said |= {name for name in node if not OPTIONS[name].option.field}
+    said |= {"algorithm"}  # which both documents have
     assert said == {name for name, found in OPTIONS.items() if found.option.kube_proxy}
 
 
