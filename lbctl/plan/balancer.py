@@ -63,7 +63,7 @@ class Balancer:
         plan.backend_identities.extend(fresh)
         plan.backend_flags.extend([wanted.flags[identity] for identity in fresh])
         plan.backend_services.extend([state.id] * len(fresh))
-        plan.backend_weights.extend([wanted.weight(identity) for identity in fresh])
+        plan.backend_weights.extend(wanted.weights_of(fresh))
         plan.backend_since.extend([since] * len(fresh))
         if wanted.shaped or state.shaped or slow_start:
             weights = self._weigh(plan, wanted, sets)
@@ -78,6 +78,9 @@ class Balancer:
             self._note_warming(state, warming)
         else:
             self._note_warming(state, False)
+        if not port.choice.by_hash:
+            self._drop_tables(plan, state, now)
+            return
         self._set_tables(
             plan, state, port, wanted, sets, dict(zip(fresh, placement.fresh, strict=True)), now
         )
@@ -112,11 +115,8 @@ class Balancer:
 
     def remove(self, plan: Plan, state: PortState, name: str, now: float) -> None:
         """The port is gone."""
-        for kind in (CLUSTER, LOCAL):
-            self._tables.drop(plan, state, kind, now)
+        self._drop_tables(plan, state, now)
         self.warming.pop(name, None)
-        if self.without_table.pop(name, None):
-            self.version += 1
 
     def warm(self, plan: Plan, now: float) -> None:
         """Shares of new endpoints as they are by now: at most a store per slot of their sets."""
@@ -188,7 +188,7 @@ class Balancer:
         lost = False
         here = port.internal_local or port.external_local
         for kind, members in ((CLUSTER, wanted.cluster), (LOCAL, wanted.local if here else [])):
-            if not port.choice.by_hash or not members:
+            if not members:
                 self._tables.drop(plan, state, kind, now)
                 continue
             pairs = [(i, fresh[i] if i in fresh else sets.held[i][0]) for i in sorted(members)]
@@ -198,6 +198,12 @@ class Balancer:
             except Exhausted:
                 lost = True
         self._note_without(state.name, port.service if lost else None)
+
+    def _drop_tables(self, plan: Plan, state: PortState, now: float) -> None:
+        if state.cluster_table or state.local_table:
+            for kind in (CLUSTER, LOCAL):
+                self._tables.drop(plan, state, kind, now)
+        self._note_without(state.name, None)
 
     def _note_without(self, name: str, service: ObjectKey | None) -> None:
         if self.without_table.get(name) == service:

@@ -1,10 +1,14 @@
 """The endpoint sets and addresses of one service port: as they are wanted, and as programmed."""
 
+from collections.abc import Iterable
+
 from lbctl.datapath import consts
 from lbctl.datapath.records import frontend_key
 from lbctl.datapath.regions import Contents
 from lbctl.model.records import DEFAULT_WEIGHT
 from lbctl.resolve.ports import Endpoint, ResolvedPort
+
+_PLAIN = {DEFAULT_WEIGHT}
 
 
 class HeldSets:
@@ -50,9 +54,9 @@ class WantedSets:
         self.local_drop = port.local_drop
         self.near = 0  # so many of `cluster` come first, if there are others
         self.weights: dict[bytes, int] = {}  # of those whose weight is not the default
-        for endpoint in (*port.cluster, *port.local):
-            if endpoint.weight != DEFAULT_WEIGHT:
-                self._weigh(endpoint)
+        for members in (port.cluster, port.local):
+            if {e.weight for e in members} - _PLAIN:
+                self._weigh(members)
         if port.choice.spill_over:
             self._order(port)
         self.shaped = bool(self.weights or self.near)
@@ -61,16 +65,25 @@ class WantedSets:
         """Of one of the endpoints."""
         return self.weights.get(identity, DEFAULT_WEIGHT)
 
+    def weights_of(self, identities: list[bytes]) -> list[int]:
+        """Of each of these endpoints."""
+        if not self.weights:
+            return [DEFAULT_WEIGHT] * len(identities)
+        return [self.weight(identity) for identity in identities]
+
     def is_closed(self, members: list[bytes]) -> bool:
         """Whether none of these is to get anything new."""
         closed = consts.BACKEND_CLOSED
         return bool(self.weights) and all(self.flags[m] & closed for m in members)
 
-    def _weigh(self, endpoint: Endpoint) -> None:
-        identity = _identity(endpoint)
-        self.weights[identity] = endpoint.weight
-        if not endpoint.weight:
-            self.flags[identity] |= consts.BACKEND_CLOSED
+    def _weigh(self, members: Iterable[Endpoint]) -> None:
+        for endpoint in members:
+            if endpoint.weight == DEFAULT_WEIGHT:
+                continue
+            identity = _identity(endpoint)
+            self.weights[identity] = endpoint.weight
+            if not endpoint.weight:
+                self.flags[identity] |= consts.BACKEND_CLOSED
 
     def _order(self, port: ResolvedPort) -> None:
         near = {_identity(e) for e in port.cluster if e.near}

@@ -48,14 +48,25 @@ FRONTEND = Record(
         Field("flags", 24, 4, 0, "u32"),
     ),
 )
-_SERVICE, _ = _fields(
-    *((n, "u64") for n in ("cluster", "local", "cluster_table", "local_table")),
-    *((n, "u32") for n in ("flags", "affinity", "turn", "turn1", "near")),
-    *((n, "u16") for n in ("spill_over", "slow_start")),
-    ("algorithm", "u8"),
-    ("flows_leave", "u32"),
+SERVICE = Record(
+    "service",
+    64,
+    (
+        *(
+            Field(name, 8 * place, 8, 0, "u64")
+            for place, name in enumerate(("cluster", "local", "cluster_table", "local_table"))
+        ),
+        Field("flags", 32, 4, 0, "u32"),
+        Field("affinity", 36, 4, 0, "u32"),
+        Field("turn", 40, 8, 2, "u32"),
+        Field("near", 48, 4, 0, "u32"),
+        Field("spill_over", 52, 2, 0, "u16"),
+        Field("slow_start", 54, 2, 0, "u16"),
+        Field("algorithm", 56, 1, 0, "u8"),
+        Field("pad", 57, 3, 3, "u8"),
+        Field("flows_leave", 60, 4, 0, "u32"),
+    ),
 )
-SERVICE = Record("service", 64, tuple(f for f in _SERVICE if f.name != "turn1"))
 SLOT = record("slot", ("backend", "u32"), ("share", "u16"), ("other", "u16"))
 HASH_PAIR = Record("hash_pair", 8, (Field("backend", 0, 8, 2, "u32"),))
 BACKEND = record(
