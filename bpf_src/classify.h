@@ -17,43 +17,129 @@
 #include "select.h"
 #include "fragment.h"
 #include "icmp.h"
+#include "established.h"
+#include "plain.h"
 
 /* A packet that is not for a service. */
-INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct packet *p)
+INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
 {
-	if (in_service_range(c, &p->dst) && !(c->flags & CONFIG_PASS_MIDSTREAM)) {
-		count(skb, REASON_UNALLOCATED);
-		return DROP;
-	}
-#ifndef TRACE
-	if (p->origin == ORIGIN_POD && has_ports(p->proto) && p->fragment == WHOLE &&
-	    !parse_ports(skb, p) && maybe_endpoint(&p->dst, p->dport)) {
-		struct table_state *state = get_table_state();
+	if (!in_service_range(c, &p->dst) || c->flags & CONFIG_PASS_MIDSTREAM)
+		return PASS;
+	count(skb, REASON_UNALLOCATED);
+	return DROP;
+}
 
-		if (p->proto != IPPROTO_TCP || starts_connection(p) ||
-		    (state && *has_direct(state))) {
+/* May its answers be taken for those of a flow through a service (direct.h)? */
+INLINE bool may_meet_flow(const struct packet *p)
+{
+	return p->fragment == WHOLE && has_ports(p->proto) &&
+	       (p->proto != IPPROTO_TCP || starts_connection(p)) &&
+	       maybe_endpoint(&p->dst, p->dport);
+}
+
+/* No flow has the tuple of a packet that comes in. Its ports are known. */
+INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, struct packet *p)
+{
+	if (!maybe_service(&p->dst, 0)) {
+#ifndef TRACE
+		if (may_meet_flow(p)) {
 			save_packet(skb, p);
 			return hand_to(skb, FAMILY_PROGRAM(DIRECT));
 		}
+#endif
+		return not_service(skb, c, p);
+	}
+	if (!maybe_service(&p->dst, 1) && !maybe_endpoint(&p->dst, p->dport))
+		return PASS;
+	save_packet(skb, p);
+	return hand_to_connect(skb, p);
+}
+
+/* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
+ * socket. */
+INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
+{
+	return skb->sk && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
+	       maybe_service(&p->dst, 0);
+}
+
+/* No flow has the tuple of a packet that goes out. The established packets of others' TCP have
+ * nothing to say here. */
+INLINE int goes_without_flow(struct __sk_buff *skb, struct packet *p)
+{
+	if (p->origin != ORIGIN_POD && calls_service(skb, p)) {
+		p->origin = ORIGIN_NODE;
+		save_packet(skb, p);
+		return hand_to_connect(skb, p);
+	}
+#ifndef TRACE
+	if ((p->proto != IPPROTO_TCP || starts_connection(p)) &&
+	    maybe_endpoint(&p->src, p->sport)) {
+		save_packet(skb, p);
+		return hand_to(skb, FAMILY_PROGRAM(OUTGOING));
 	}
 #endif
 	return PASS;
 }
 
-/* Ports for a packet to a service, also of fragments. 0 or a reason. */
-INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
-{
-	int reason = parse_ports(skb, p);
-
-	if (reason || p->fragment == WHOLE)
-		return reason;
 #ifndef TRACE
-	if (p->fragment == FRAGMENT_FIRST)
-		remember_fragment(p);
-	else if (!recall_fragment(p))
-		return REASON_FRAGMENT_UNMATCHED;
+/* What almost every packet needs; NOT_PLAIN for the rest. A reply is translated where it goes out.
+ */
+INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 from)
+{
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+
+	if (!c || !parse_plain(skb, &p, from))
+		return NOT_PLAIN;
+	make_key(&key, &p);
+	if (!find_cell(&key, &f) || kind_of(&f) & CELL_NOTE)
+		return comes_without_flow(skb, c, &p);
+	return acts_coming_in(kind_of(&f)) ? plain(skb, &p, &f) : PASS;
+}
+
+INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
+{
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+
+	if (!parse_plain(skb, &p, to))
+		return NOT_PLAIN;
+	make_key(&key, &p);
+	if (!find_cell(&key, &f))
+		return goes_without_flow(skb, &p);
+	if (!acts_going_out(kind_of(&f)))
+		return PASS;
+	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f);
+}
 #endif
-	return 0;
+
+/* The programs for what comes in and goes out. They write nothing where a packet is none of ours,
+ * so that it is not copied for that. */
+INLINE int come_in(struct __sk_buff *skb, u32 from)
+{
+#ifndef TRACE
+	int verdict = plain_coming_in(skb, get_config(), from);
+
+	if (verdict != NOT_PLAIN)
+		return verdict;
+#endif
+	handoff(skb)->from = from;
+	return hand_to(skb, FAMILY_PROGRAM(COMING_IN));
+}
+
+INLINE int go_out(struct __sk_buff *skb, u32 to)
+{
+#ifndef TRACE
+	int verdict = plain_going_out(skb, to);
+
+	if (verdict != NOT_PLAIN)
+		return verdict;
+#endif
+	handoff(skb)->from = to;
+	return hand_to(skb, FAMILY_PROGRAM(GOING_OUT));
 }
 
 /* Is this really a ClusterIP, or at least an address that only services have? The filter's bit may
@@ -72,14 +158,25 @@ INLINE bool is_cluster_ip(const struct config *c, const struct packet *p)
 	return in_service_range(c, &p->dst);
 }
 
-/* A packet that comes in: whom does it concern? This and going_out() write nothing, so that traffic
- * that is none of ours is not copied for it. */
-INLINE int coming_in(struct __sk_buff *skb, u32 from)
+/* A packet for a service that cannot be read. An address that is also the node's own gets what the
+ * stack makes of it. */
+INLINE int unreadable(struct __sk_buff *skb, const struct config *c, const struct packet *p,
+		      int reason)
+{
+	if (!maybe_service(&p->dst, 0))
+		return not_service(skb, c, p);
+	count(skb, reason);
+	return is_cluster_ip(c, p) ? DROP : PASS;
+}
+
+/* Any packet that comes in. */
+INLINE int coming_in(struct __sk_buff *skb)
 {
 	const struct config *c = get_config();
+	struct flow_key key;
 	struct packet p;
-	bool cluster_ip;
-	int reason = parse_addresses(skb, &p, from);
+	struct found f;
+	int reason = parse_addresses(skb, &p, handoff(skb)->from);
 
 	if (!c)
 		return PASS;
@@ -91,44 +188,40 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 			count(skb, reason);
 		return ours ? DROP : PASS;
 	}
-	if (!maybe_service(&p.dst, 0))
-		return not_service(skb, c, &p);
-	cluster_ip = maybe_service(&p.dst, 1);
-	reason = ports_or_reason(skb, &p);
-	if (reason) {
-		/* An address that is also the node's own gets what the stack makes of it. */
-		count(skb, reason);
-		return is_cluster_ip(c, &p) ? DROP : PASS;
-	}
-	save_packet(skb, &p);
+	reason = parse_ports(skb, &p);
+	if (reason)
+		return unreadable(skb, c, &p, reason);
 #ifndef TRACE
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p))
+	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
+		return unreadable(skb, c, &p, REASON_FRAGMENT_UNMATCHED);
+	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p) && maybe_service(&p.dst, 0)) {
+		save_packet(skb, &p);
 		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
+	}
+	make_key(&key, &p);
+	if (find_cell(&key, &f) && !(kind_of(&f) & CELL_NOTE)) {
+		if (!acts_coming_in(kind_of(&f)))
+			return PASS;
+		if (p.fragment == FRAGMENT_FIRST)
+			remember_fragment(&p);
+		save_packet(skb, &p);
+		return established(skb, &p, &f);
+	}
+	if (p.fragment == FRAGMENT_FIRST && maybe_service(&p.dst, 0))
+		remember_fragment(&p);
 #endif
-	if (!cluster_ip && !maybe_endpoint(&p.dst, p.dport) && !is_own_port(c, p.dport))
-		return PASS;
-#ifdef TRACE
-	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
-#else
-	return hand_to(skb, FAMILY_PROGRAM(SERVICE));
-#endif
+	return comes_without_flow(skb, c, &p);
 }
 
-/* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
- * socket. */
-INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
+/* Any packet that goes out. */
+INLINE int going_out(struct __sk_buff *skb)
 {
-	return skb->sk && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
-	       maybe_service(&p->dst, 0);
-}
-
-/* A packet that goes out: may it be a reply, or one whose source is to change? */
-INLINE int going_out(struct __sk_buff *skb, u32 to)
-{
-	const struct config *c = get_config();
+	struct flow_key key;
 	struct packet p;
+	struct found f;
+	bool found;
 
-	if (!c || parse_addresses(skb, &p, to))
+	if (parse_addresses(skb, &p, handoff(skb)->from))
 		return PASS;
 	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
 		save_packet(skb, &p);
@@ -138,18 +231,17 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 		return PASS;
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return PASS;
-	if (to != ORIGIN_POD && calls_service(skb, &p)) {
-		p.origin = ORIGIN_NODE;
-		save_packet(skb, &p);
-		if (p.fragment == FRAGMENT_FIRST)
-			remember_fragment(&p);
-		return hand_to(skb, FAMILY_PROGRAM(NODE));
-	}
-	if (!maybe_endpoint(&p.src, p.sport) && !is_own_port(c, p.sport) &&
-	    !same_address(&p.src, &p.dst))
-		return PASS;
-	save_packet(skb, &p);
-	if (p.fragment == FRAGMENT_FIRST)
+	make_key(&key, &p);
+	found = find_cell(&key, &f);
+	if (p.fragment == FRAGMENT_FIRST &&
+	    (found || maybe_endpoint(&p.src, p.sport) || maybe_service(&p.dst, 0)))
 		remember_fragment(&p);
-	return hand_to(skb, FAMILY_PROGRAM(REPLY));
+	if (!found)
+		return goes_without_flow(skb, &p);
+	if (!acts_going_out(kind_of(&f)))
+		return PASS;
+	if (kind_of(&f) & CELL_NODE)
+		p.origin = ORIGIN_NODE;
+	save_packet(skb, &p);
+	return established(skb, &p, &f);
 }

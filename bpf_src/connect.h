@@ -19,11 +19,17 @@
 #include "stats.h"
 #include "tailcall.h"
 #include "flow.h"
+#include "established.h"
 #include "nat.h"
+#include "cpu.h"
 #include "select.h"
 #include "refuse.h"
 #include "owned.h"
 #include "outgoing.h"
+
+#define CONNECT_TURNS 5 /* while another CPU may be opening the same flow */
+#define RETRY_LOOKS 8	/* per turn */
+#define CELL_OURS 0xfffffffd /* beside those of reserve_cell: another CPU opens this very flow */
 
 /* A source port to try: any of the range that the node keeps for this, or for its own flows.
  * Network byte order. */
@@ -32,170 +38,228 @@ INLINE u16 random_port(const struct config *c, bool node)
 	u32 first = node ? c->port_max + 1 : c->port_min;
 	u32 span = (node ? c->node_port_max : c->port_max) - first + 1;
 
-	return htons(first + (u32)((u64)bpf_get_prandom_u32() * span >> 32));
+	return htons(first + (u32)((u64)next_random() * span >> 32));
 }
 
-/* May the entry that holds our reply tuple be taken over? Either it is this very flow's leftover,
- * or it has ended long ago: after a close the backend may hold the tuple in TIME_WAIT, and after a
- * reset a new SYN may arrive there first. As a last resort a close is enough; a reset never is, it
- * may be forged. A note of a direct conversation only goes when that was idle for long. */
-INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
-			  const struct flow *reply, u32 tick, bool last_resort)
+/* Sets a client port under which nothing is known of the reply tuple, if one is found. */
+INLINE void pick_port(const struct config *c, struct flow_key *key, bool node)
 {
-	if (held->state == FLOW_SIDE) /* goes with its flow, which only the sweep can find */
-		return false;
-	if (!(held->flags & FLOW_REPLY))
-		return entry_idle(held, tick);
-	if (same_address(&held->addr, &reply->addr) && held->port == reply->port &&
-	    held->client_port == reply->client_port)
-		return true;
-	/* Both side entries under this port are ours, so those of the one that holds it are gone.
-	 */
-	if (held->flags & reply->flags & FLOW_MASQUERADED)
-		return true;
-	return (last_resort && held->state == FLOW_TIME_WAIT) || idle(key, held, tick);
-}
-
-/* Adds the reply entry under its key, taking over a leftover. 0, or -EEXIST when a live flow has
- * it. */
-INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick, bool last_resort)
-{
-	struct table_state *state = get_table_state();
-	struct flow *held;
-	int error;
-
-	/* What goes straight to the backend is noted in the LRU table, also for TCP (direct.h), and
-	 * handshakes may be there. */
-	if (key->proto == IPPROTO_TCP && state && forgettable(state)) {
-		held = FLOWS_LRU.lookup(key);
-		if (held && !(held->flags & FLOW_DIRECT && entry_idle(held, tick)))
-			return -EEXIST;
-	}
-	error = add_flow(key, reply);
-
-	if (error != -EEXIST)
-		return error;
-	held = find_flow(key);
-	if (!held || !may_take_over(key, held, reply, tick, last_resort))
-		return -EEXIST;
-	*held = *reply;
-	return 0;
-}
-
-/* Sets a client port under which nothing is known of the reply tuple, if one is found; of the range
- * that the key's is of. */
-INLINE void pick_port(const struct config *c, struct flow_key *key)
-{
-	bool node = is_node_port(c, key->dport);
+	struct found held;
 	int i;
 
-#pragma clang loop unroll(disable)
+	ROLLED
 	for (i = 0; i < SOURCE_PORT_TRIES; i++) {
 		key->dport = random_port(c, node);
-		if (!FLOWS_LRU.lookup(key) && !FLOWS.lookup(key))
+		if (!find_cell(key, &held))
 			break;
 	}
 }
 
-/* Reserves the reply's tuple: with the client port in the key if it is free, else with another. */
-INLINE int reserve_port(struct __sk_buff *skb, struct flow_key *key, struct flow *reply, u32 tick)
+/* May what holds our reply tuple be ended? Either it is what rests of this very flow, or it has
+ * been idle for so long that the sweep would end it. As a last resort a close is enough; a reset
+ * never is, it may be forged. */
+INLINE bool may_end(const struct found *held, const struct packet *p, u32 beat, bool last_resort)
 {
-	const struct config *c = get_config();
-	int error = reserve_reply(key, reply, tick, false);
+	struct ends ends;
 
-	/* A masqueraded flow has its port already, in the entries at its sides. */
-	if (error == -EEXIST && c && !(reply->flags & FLOW_MASQUERADED)) {
-		pick_port(c, key);
-		error = reserve_reply(key, reply, tick, true);
-		if (!error)
-			count(skb, REASON_SOURCE_TRANSLATED);
-	}
-	if (error)
-		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
-	return error;
+	if (!read_ends(held, &ends))
+		return false;
+	if (kind_of(held) & CELL_NOTE && same_address(&ends.addr, &p->dst) &&
+	    ends.port == p->dport && ends.client_port == p->sport)
+		return true;
+	return is_idle(held, beat) || (last_resort && state_of(held) == STATE_TIME_WAIT);
 }
 
-/* The forward entry `f` could not be added: takes back what was made for it. If another CPU opened
- * the same flow, to the same backend, the reply entry is that one's by now; sides never are. */
-INLINE void take_back(struct flow_key *key, const struct flow *f, struct flow_key *reply_key)
+/* Is it this very flow, which another CPU opens? */
+INLINE bool is_ours(const struct found *held, const struct packet *p)
 {
-	struct flow *other = find_flow(key);
-	struct flow_key out_key, back_key;
+	struct ends ends;
 
-	if (!other || !replies_by(other, reply_key))
-		delete_flow(reply_key);
-	if (f->flags & FLOW_MASQUERADED && find_sides(key, f, &out_key, &back_key)) {
-		delete_flow(&out_key);
-		delete_flow(&back_key);
+	return kind_of(held) & CELL_REPLY && !(kind_of(held) & CELL_NOTE) &&
+	       read_ends(held, &ends) && same_address(&ends.addr, &p->dst) &&
+	       ends.port == p->dport && ends.client_port == p->sport;
+}
+
+/* Reserves the reply's tuple: with the client port in the key if it is free, else with another one
+ * (a masqueraded flow has its port already). What has it and may go is ended. The place, or
+ * CELL_FULL, CELL_TAKEN, or CELL_OURS if another CPU is at the same. */
+INLINE u32 reserve_reply(struct flow_key *key, const struct packet *p, u32 kind, u32 generation)
+{
+	const struct config *c = get_config();
+	u32 place = CELL_TAKEN, beat = now();
+	u16 wanted = key->dport;
+	struct found held;
+	int i;
+
+	ROLLED
+	for (i = 0; i < 3; i++) {
+		place = reserve_cell(key, &p->src, kind, generation);
+		if (place != CELL_TAKEN || !c)
+			break;
+		if (!find_cell(key, &held))
+			continue;
+		if (is_ours(&held, p))
+			return CELL_OURS;
+		if (may_end(&held, p, beat, key->dport != wanted))
+			end_flow(&held, END_REPLACED);
+		else if (!(kind & CELL_MASQUERADED))
+			pick_port(c, key, kind & CELL_NODE);
 	}
+	return place;
+}
+
+/* A note gives way to a client. */
+INLINE u32 reserve_forward(const struct flow_key *key, u32 kind, u32 generation)
+{
+	u32 place = CELL_TAKEN;
+	struct found held;
+	int i;
+
+	ROLLED
+	for (i = 0; i < 2; i++) {
+		place = reserve_cell(key, &key->src, kind, generation);
+		if (place != CELL_TAKEN || !find_cell(key, &held) ||
+		    !(kind_of(&held) & CELL_NOTE))
+			break;
+		end_flow(&held, END_REPLACED);
+	}
+	return place;
+}
+
+/* The first packet: the only one that says what the backend's RST would have to acknowledge. */
+INLINE void note_first(struct __sk_buff *skb, const struct packet *p, u32 forward, u32 reply)
+{
+	struct found own, other;
+	u32 seq;
+
+	if (!get_cell(forward, &own) || !get_cell(reply, &other))
+		return;
+	own.state->packets = 1;
+	own.state->bytes = skb->len - p->l3;
+	if (p->proto == IPPROTO_TCP && !bpf_skb_load_bytes(skb, p->l4 + 4, &seq, sizeof(seq)))
+		other.state->ack = htonl(ntohl(seq) + 1);
+}
+
+/* The cells at a masqueraded flow's sides (masquerade.h), which are reserved already. */
+struct sides {
+	u32 out;
+	u32 back;
+};
+
+INLINE void abandon_sides(const struct sides *sides)
+{
+	if (!sides)
+		return;
+	abandon_cell(sides->out);
+	abandon_cell(sides->back);
+}
+
+/* The four cells of a ring; those of the sides are filled in already. */
+INLINE void publish_sides(const struct sides *sides, u32 forward, u32 state)
+{
+	struct found out, back;
+
+	if (!get_cell(sides->out, &out) || !get_cell(sides->back, &back))
+		return;
+	out.state->link = sides->back;
+	back.state->link = forward;
+	publish_cell(sides->back, state);
+	publish_cell(sides->out, state);
 }
 
 /* Remembers the flow in both directions: first the reply's tuple, which may be taken, then the
- * forward entry. `choice` tells where it goes and learns the client port. 0, -EEXIST when another
- * CPU was quicker, or an error that was counted. */
-INLINE int open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
-		     struct choice *choice)
+ * forward cell. `choice` tells where it goes and learns the client port. 0, -EEXIST when another
+ * CPU is opening it, or an error that was counted. */
+INLINE int open_flow(struct __sk_buff *skb, struct packet *p, const struct flow_key *key,
+		     struct choice *choice, u32 generation, const struct sides *sides)
 {
+	u32 state = p->proto == IPPROTO_TCP ? STATE_SYN : STATE_DATAGRAM;
+	u32 reply, forward, beat = now();
 	struct flow_key reply_key = {};
-	struct flow f = {};
-	u32 tick = now();
-	int error;
 
 	reply_key.src = choice->addr;
 	reply_key.sport = choice->port;
 	reply_key.dst = p->src;
 	reply_key.dport = choice->client_port;
 	reply_key.proto = p->proto;
-	f.addr = p->dst;
-	f.port = p->dport;
-	f.client_port = p->sport;
-	f.backend = choice->backend;
-	f.service = choice->service;
-	f.seen = tick;
-	f.beat = beat();
-	f.state = p->proto == IPPROTO_TCP ? FLOW_SYN : FLOW_DATAGRAM;
-	f.flags = choice->flags | FLOW_REPLY;
-	error = reserve_port(skb, &reply_key, &f, tick);
-	if (error)
-		return error;
-
-	choice->client_port = reply_key.dport;
-	f.addr = choice->addr;
-	f.port = choice->port;
-	f.client_port = choice->client_port;
-	f.flags = choice->flags;
-	count_packet(&f, skb->len - p->l3);
-	error = add_flow(key, &f);
-	if (error) {
-		take_back(key, &f, &reply_key);
-		if (error != -EEXIST)
-			count(skb, REASON_FLOWS_FULL);
-		return error;
+	reply = reserve_reply(&reply_key, p, choice->kind | CELL_REPLY, generation);
+	if (reply == CELL_OURS || !IS_PLACE(reply)) {
+		abandon_sides(sides);
+		if (reply == CELL_OURS)
+			return -EEXIST;
+		count(skb, reply == CELL_TAKEN ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
+		return -ENOENT;
 	}
-	if (!(choice->flags & FLOW_DIRECT))
-		count_connection(choice->service);
+	forward = reserve_forward(key, choice->kind, generation);
+	if (!IS_PLACE(forward)) {
+		abandon_cell(reply);
+		abandon_sides(sides);
+		if (forward == CELL_TAKEN)
+			return -EEXIST;
+		count(skb, REASON_FLOWS_FULL);
+		return -ENOENT;
+	}
+	if (reply_key.dport != choice->client_port)
+		count(skb, REASON_SOURCE_TRANSLATED);
+	choice->client_port = reply_key.dport;
+	fill_cell(reply, &p->dst, p->dport, p->sport, choice->backend, choice->service,
+		  sides ? sides->out : forward, beat);
+	fill_cell(forward, &choice->addr, choice->port, choice->client_port, choice->backend,
+		  choice->service, reply, beat);
+	note_first(skb, p, forward, reply);
+	if (sides)
+		publish_sides(sides, forward, state);
+	publish_cell(reply, state);
+	publish_cell(forward, state);
+	if (choice->service)
+		count_opened(choice->backend, choice->service);
 	return 0;
 }
 
-INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
-			    struct choice *choice)
+/* Another CPU opens this flow (a SYN sent twice, two datagrams at once), or will not: then it is
+ * this packet's turn again. */
+INLINE int retry_later(struct __sk_buff *skb, u32 turn)
 {
-	int error = open_flow(skb, p, key, choice);
-
-	if (error == -EEXIST) {
-		/* The other CPU opened this flow just now (a SYN sent twice): use that one. */
-		struct flow *f = find_flow(key);
-
-		if (!f)
-			return DROP;
-		choice->addr = f->addr;
-		choice->port = f->port;
-		choice->client_port = f->client_port;
-	} else if (error) {
+	if (turn >= CONNECT_TURNS) {
+		count(skb, REASON_FLOWS_FULL);
 		return DROP;
 	}
+	handoff(skb)->turn = turn + 1;
+	programs.call(skb, FAMILY_PROGRAM(RETRY));
+	count(skb, REASON_INTERNAL);
+	return DROP;
+}
+
+INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, const struct flow_key *key,
+			    struct choice *choice, u32 turn, u32 generation,
+			    const struct sides *sides)
+{
+	int error = open_flow(skb, p, key, choice, generation, sides);
+
+	if (error)
+		return error == -EEXIST ? retry_later(skb, turn) : DROP;
 	count(skb, REASON_FORWARDED);
 	return translate(skb, p, false, &choice->addr, choice->port, choice->client_port);
+}
+
+/* The program for a packet whose flow another CPU may have opened meanwhile. */
+INLINE int retry(struct __sk_buff *skb)
+{
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+	int i;
+
+	if (!restore_packet(skb, &p))
+		return DROP;
+	make_key(&key, &p);
+	ROLLED
+	for (i = 0; i < RETRY_LOOKS; i++) {
+		if (find_cell(&key, &f) && !(kind_of(&f) & (CELL_NOTE | CELL_REPLY)))
+			return established(skb, &p, &f);
+	}
+	return hand_to(skb, p.origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)
+						    : FAMILY_PROGRAM(CONNECT));
 }
 
 /* Would the reply not come back through this node, or not be told from the pod's own? Masquerade
@@ -220,6 +284,7 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_
 	struct request request = {.service = frontend->service, .frontend_flags = frontend->flags};
 	struct choice choice = {.client_port = p->sport};
 	const struct config *c = get_config();
+	u32 turn = handoff(skb)->turn;
 	bool masquerade;
 	int reason;
 
@@ -242,7 +307,7 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_
 	return translate(skb, p, false, &choice.addr, choice.port, choice.client_port);
 #else
 	if (!masquerade)
-		return open_and_forward(skb, p, key, &choice);
+		return open_and_forward(skb, p, key, &choice, turn, new_generation(), 0);
 	handoff(skb)->backend = choice.backend;
 	return hand_to(skb, FAMILY_PROGRAM(MASQUERADE));
 #endif
@@ -316,34 +381,6 @@ INLINE int no_flow(struct __sk_buff *skb, struct packet *p)
 	return refuse(skb, REASON_NO_FLOW_RESET);
 }
 
-/* Has another CPU opened it just now, in place of the one that this packet had found? */
-INLINE bool opened_meanwhile(const struct flow_key *key, const struct flow *f)
-{
-	if (f->state != FLOW_SYN && f->state != FLOW_DATAGRAM)
-		return false;
-	return still_serving(f) && !entry_idle(f, now()) &&
-	       (!(f->flags & FLOW_MASQUERADED) || has_sides(key, f));
-}
-
-/* The flow that stands in the way of a new one: finished TCP, or UDP whose backend went away, whose
- * replies may still be under way and keep their entry. Those of a masqueraded flow need all four,
- * and its port must not stay half taken. */
-INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
-{
-	struct flow *f = find_flow(key);
-
-	if (!f || opened_meanwhile(key, f))
-		return;
-	if (f->state == FLOW_DATAGRAM && !still_serving(f))
-		count(skb, REASON_FLOW_MOVED);
-	if (f->state != FLOW_DATAGRAM || f->flags & FLOW_MASQUERADED) {
-		end_flow(key, f);
-		return;
-	}
-	flush_counts(f);
-	delete_flow(key);
-}
-
 INLINE int connect(struct __sk_buff *skb)
 {
 	struct frontend_key frontend_key;
@@ -354,10 +391,6 @@ INLINE int connect(struct __sk_buff *skb)
 	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
-#ifndef TRACE
-	if (handoff(skb)->old_flow)
-		leave_old_flow(skb, &key);
-#endif
 	if (is_martian_source(&p.src))
 		return leave_to_stack(skb);
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);

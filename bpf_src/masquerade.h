@@ -1,15 +1,15 @@
 /* A new flow whose backend is to see the node's address instead of the client's, so that the reply
  * comes back here: from outside to a backend on another node, and a pod that reaches itself. The
  * destination is written where the packet comes in, the source where it leaves (the IPv4 stack
- * drops what enters with one of the node's own addresses as source); so there are two more entries:
+ * drops what enters with one of the node's own addresses as source); so there are two more cells:
  *
- *   client:cp -> service:sp      coming in: becomes client:np -> backend:bp (the flow's entry)
- *   client:np -> backend:bp      going out: becomes node:np -> backend:bp (side entry)
- *   backend:bp -> node:np        coming in: becomes backend:bp -> client:np (side entry)
- *   backend:bp -> client:np      going out: becomes service:sp -> client:cp (the flow's reply
- * entry)
+ *   client:cp -> service:sp      coming in: becomes client:np -> backend:bp (the flow's own)
+ *   client:np -> backend:bp      going out: becomes node:np -> backend:bp (at its side)
+ *   backend:bp -> node:np        coming in: becomes backend:bp -> client:np (at its side)
+ *   backend:bp -> client:np      going out: becomes service:sp -> client:cp (the flow's reply)
  *
- * np is of the port range that the node uses for nothing else. */
+ * np is the client's own port where that is free, else of a range that the node uses for nothing
+ * else. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -25,7 +25,9 @@
 #include "handoff.h"
 #include "stats.h"
 #include "flow.h"
+#include "cpu.h"
 #include "select.h"
+#include "owned.h"
 #include "connect.h"
 
 /* Newer than the UAPI headers of some distributions: linux/bpf.h, since 6.3 and 6.7. */
@@ -109,161 +111,231 @@ INLINE void masquerade_source(ip_addr *source, struct __sk_buff *skb, const stru
 		*source = p->dst;
 }
 
-INLINE void make_side_key(struct flow_key *key, u8 proto, const ip_addr *src, u16 sport,
-			  const ip_addr *dst, u16 dport)
+/* Has a socket of the node's own a conversation with the backend by this port? Those that begin
+ * later are noted where they leave (outgoing.h). */
+INLINE bool is_used_by_node(struct __sk_buff *skb, const struct flow_key *back)
 {
-	__builtin_memset(key, 0, sizeof(*key));
-	key->src = *src;
-	key->dst = *dst;
-	key->sport = sport;
-	key->dport = dport;
-	key->proto = proto;
+	struct bpf_sock_tuple tuple = {};
+	u32 size = sizeof(tuple.ipv4);
+	struct bpf_sock *sk;
+	bool used;
+
+#if FAMILY == 6
+	size = sizeof(tuple.ipv6);
+	__builtin_memcpy(tuple.ipv6.saddr, &back->src, 16);
+	__builtin_memcpy(tuple.ipv6.daddr, &back->dst, 16);
+	tuple.ipv6.sport = back->sport;
+	tuple.ipv6.dport = back->dport;
+#else
+	tuple.ipv4.saddr = back->src;
+	tuple.ipv4.daddr = back->dst;
+	tuple.ipv4.sport = back->sport;
+	tuple.ipv4.dport = back->dport;
+#endif
+	sk = find_socket(skb, &tuple, size, back->proto);
+	if (!sk)
+		return false;
+	used = back->proto != IPPROTO_TCP || sk->state != BPF_TCP_LISTEN;
+	bpf_sk_release(sk);
+	return used;
 }
 
-/* Was the flow closed that has a port, given its entry for what comes in, and only rests? Sets the
- * key of its reply entry. */
-INLINE struct flow *find_closed(struct flow_key *back_key, struct flow_key *reply_key)
+/* Is a port free that the backend is to see? Neither may it be taken towards the node, nor may the
+ * reply be another flow's when it goes out. `held` is who has it. */
+INLINE bool is_free_port(struct flow_key *back, const ip_addr *node, const ip_addr *client,
+			 struct found *held)
 {
-	struct flow *back = find_flow(back_key), *reply;
+	back->dst = *client;
+	if (find_cell(back, held))
+		return false;
+	back->dst = *node;
+	return !find_cell(back, held);
+}
 
-	if (!back || back->state != FLOW_SIDE)
+/* How readily a flow gives its port away; 0: never. First those that are closed; then handshakes
+ * that nobody goes on with; last what the backend may still hold in TIME_WAIT, where its kernel may
+ * ignore the first SYN. Of each the longest unseen. */
+#define WAY_SHIFT 24
+#define HOLDS_NOTHING (3 << WAY_SHIFT)
+#define NO_HANDSHAKE (2 << WAY_SHIFT)
+#define BACKEND_HOLDS (1 << WAY_SHIFT)
+#define HANDSHAKE_BEATS 4 /* one to ten seconds, depending on the kernel's HZ */
+
+INLINE u32 gives_way(const struct found *held, u32 beat)
+{
+	struct found forward = *held, reply;
+	u32 age;
+
+	if (kind_of(held) & CELL_NOTE) {
+		if (state_of(held) != STATE_TIME_WAIT)
+			return 0;
+		return BACKEND_HOLDS | ((beat - held->state->seen) & ((1 << WAY_SHIFT) - 1));
+	}
+	if (!(kind_of(held) & CELL_MASQUERADED) || !find_forward(held, &forward) ||
+	    !find_next(&forward, &reply))
 		return 0;
-	*reply_key = *back_key;
-	reply_key->dst = back->addr;
-	reply_key->dport = back->port;
-	reply = find_flow(reply_key);
-	return reply && reply->state == FLOW_TIME_WAIT ? reply : 0;
+	age = (beat - forward.state->seen) & ((1 << WAY_SHIFT) - 1);
+	if (state_of(&forward) == STATE_TIME_WAIT)
+		return age | (flags_of(reply.state) & CELL_FIRST ? BACKEND_HOLDS : HOLDS_NOTHING);
+	return state_of(&forward) == STATE_SYN && is_older(beat, forward.state->seen, HANDSHAKE_BEATS)
+		   ? age | NO_HANDSHAKE
+		   : 0;
 }
 
-/* Makes room under its port: a backend that still waits for the last packet may cost the next
- * connection a second. False if another CPU is at the same: whoever deletes the reply entry has it.
- */
-INLINE bool evict_closed(struct flow_key *back_key)
+/* May the client's own port be tried? A pod that reaches itself would take it for its own socket's;
+ * and what flows with a changed port have is theirs. */
+INLINE bool may_keep_port(const struct config *c, const struct packet *p, bool to_itself)
 {
-	struct flow_key key, reply_key;
-	struct flow *reply = find_closed(back_key, &reply_key), *f;
+	return !to_itself && p->sport && !is_own_port(c, p->sport);
+}
 
-	if (!reply)
+/* Looks for a port that is free towards the backend: the client's own, else one of the range, tried
+ * one after another from a random one; if all are taken, the one whose flow gives way first, which
+ * is ended. False if there is none. */
+INLINE bool find_port(struct __sk_buff *skb, const struct config *c, const struct packet *p,
+		      const ip_addr *node, struct flow_key *back)
+{
+	u32 span = c->port_max - c->port_min + 1, start = next_random() >> 1, beat = now();
+	bool to_itself = same_address(&p->src, &back->src);
+	u16 victim = 0, port = p->sport;
+	bool keep = may_keep_port(c, p, to_itself);
+	struct found held;
+	u32 best = 0;
+	int i;
+
+	ROLLED
+	for (i = 0; i <= MASQUERADE_PORT_TRIES; i++) {
+		u32 way;
+
+		back->dport = i || !keep ? htons(c->port_min + (start + i) % span) : port;
+		if (to_itself && back->dport == back->sport)
+			continue;
+		if (is_free_port(back, node, &p->src, &held)) {
+			if (i || !keep || !is_used_by_node(skb, back))
+				return true;
+			continue;
+		}
+		way = gives_way(&held, beat);
+		if (way > best) {
+			best = way;
+			victim = back->dport;
+		}
+	}
+	if (!best)
 		return false;
-	make_pair_key(&key, &reply_key, reply);
-	f = find_flow(&key);
-	if (f && is_pair(f, &reply_key, reply))
-		delete_flow(&key);
-	if (!delete_flow(&reply_key))
+	back->dport = victim;
+	if (is_free_port(back, node, &p->src, &held) || !end_flow(&held, END_EVICTED))
 		return false;
-	make_side_key(&key, reply_key.proto, &reply_key.dst, reply_key.dport, &reply_key.src,
-		      reply_key.sport);
-	delete_flow(&key);
-	delete_flow(back_key);
+	if (best >> WAY_SHIFT == BACKEND_HOLDS >> WAY_SHIFT)
+		count(skb, REASON_PORT_REUSED);
+	back->dst = *node;
 	return true;
 }
 
-/* Adds both side entries under a port, which may be taken: -EEXIST. */
-INLINE int add_sides_at(const struct packet *p, struct choice *choice, const ip_addr *node,
-			u16 port, struct flow_key *key)
+/* Reserves both cells at the flow's sides, under a port that is free as far as can be seen: what
+ * comes back first. */
+INLINE u32 reserve_sides(const struct packet *p, struct flow_key *back, struct sides *sides,
+			 u32 generation)
 {
-	struct flow side = {.state = FLOW_SIDE, .service = choice->service, .seen = now()};
-	int error;
+	struct flow_key key = *back;
+	u32 place = CELL_TAKEN;
+	int i;
 
-	make_side_key(key, p->proto, &choice->addr, choice->port, node, port);
-	side.addr = p->src;
-	side.port = port;
-	side.client_port = choice->port;
-	error = add_flow(key, &side);
-	if (error)
-		return error;
-	make_side_key(key, p->proto, &p->src, port, &choice->addr, choice->port);
-	side.addr = *node;
-	side.flags = FLOW_REPLY;
-	error = add_flow(key, &side);
-	if (!error) {
-		choice->client_port = port;
-		return 0;
-	}
-	make_side_key(key, p->proto, &choice->addr, choice->port, node, port);
-	delete_flow(key);
-	return error;
-}
-
-/* Adds both side entries under a port that is free; sets the choice's client port. UDP flows hold
- * theirs until they time out, so many may be taken: the next ones are tried after a random one, and
- * if all are taken, those that only rest. */
-INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *choice)
-{
-	const struct config *c = get_config();
-	u32 span, start = bpf_get_prandom_u32() >> 1;
-	bool to_itself = same_address(&p->src, &choice->addr);
-	struct flow_key key, reply_key;
-	int error = -EEXIST, i;
-	ip_addr node;
-	u16 port = 0;
-
-	if (!c)
-		return -ENOENT;
-	span = c->port_max - c->port_min + 1;
-	masquerade_source(&node, skb, c, p, &choice->addr);
-#pragma clang loop unroll(disable)
-	for (i = 0; i < MASQUERADE_PORT_TRIES && error == -EEXIST; i++) {
-		port = htons(c->port_min + (start + i) % span);
-		if (!to_itself || port != choice->port)
-			error = add_sides_at(p, choice, &node, port, &key);
-	}
-	if (error == -EEXIST) {
-#pragma clang loop unroll(disable)
-		for (i = 0; i < MASQUERADE_PORT_TRIES; i++) {
-			port = htons(c->port_min + (start + i) % span);
-			make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
-			if (find_closed(&key, &reply_key))
-				break;
+	sides->out = sides->back = NO_PLACE;
+	ROLLED
+	for (i = 0; i < 2; i++) {
+		place = reserve_cell(&key, &p->src, CELL_MASQUERADED | CELL_SIDE | (i ? CELL_REPLY : 0),
+				     generation);
+		if (!IS_PLACE(place))
+			break;
+		if (i) {
+			sides->out = place;
+			return place;
 		}
-		if (!(to_itself && port == choice->port) && evict_closed(&key))
-			error = add_sides_at(p, choice, &node, port, &key);
+		sides->back = place;
+		key.src = p->src;
+		key.sport = back->dport;
+		key.dst = back->src;
+		key.dport = back->sport;
 	}
-	if (error)
-		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
-	return error;
+	if (IS_PLACE(sides->back))
+		abandon_cell(sides->back);
+	return place;
 }
 
 /* The backend that was chosen before the packet was handed on. */
-INLINE bool restore_choice(struct __sk_buff *skb, struct choice *choice)
+INLINE bool restore_choice(struct choice *choice, u32 reference, u32 service)
 {
-	u32 id = handoff(skb)->backend & BACKEND_ID_MASK;
+	u32 id = reference & BACKEND_ID_MASK;
 	struct backend *b = backends.lookup(&id);
 
 	if (!b)
 		return false;
-	take_backend(choice, b, handoff(skb)->backend, handoff(skb)->service);
-	choice->flags = FLOW_MASQUERADED;
+	take_backend(choice, b, reference, service);
 	return true;
 }
 
 /* The sides first: they have the port. One program's stack has no room for the rest. */
 INLINE int masquerade(struct __sk_buff *skb)
 {
+	const struct config *c = get_config();
+	u32 turn = handoff(skb)->turn, generation = new_generation(), place, beat = now();
 	struct choice choice = {};
+	struct flow_key back = {};
+	struct sides sides;
 	struct packet p;
+	ip_addr node;
 
-	if (!restore_choice(skb, &choice) || !restore_packet(skb, &p) ||
-	    p.fragment == FRAGMENT_LATER)
+	if (!c || !restore_choice(&choice, handoff(skb)->backend, handoff(skb)->service) ||
+	    !restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
 		return DROP;
-	if (add_sides(skb, &p, &choice))
+	masquerade_source(&node, skb, c, &p, &choice.addr);
+	back.src = choice.addr;
+	back.sport = choice.port;
+	back.proto = p.proto;
+	if (!find_port(skb, c, &p, &node, &back)) {
+		count(skb, REASON_PORTS_EXHAUSTED);
 		return DROP;
-	handoff(skb)->client_port = choice.client_port;
+	}
+	place = reserve_sides(&p, &back, &sides, generation);
+	if (place == CELL_TAKEN)
+		return retry_later(skb, turn);
+	if (!IS_PLACE(place)) {
+		count(skb, REASON_FLOWS_FULL);
+		return DROP;
+	}
+	fill_cell(sides.back, &p.src, back.dport, choice.port, choice.backend, choice.service,
+		  sides.back, beat);
+	fill_cell(sides.out, &node, back.dport, choice.port, choice.backend, choice.service,
+		  sides.back, beat);
+	handoff(skb)->generation = generation;
+	handoff(skb)->out = sides.out | turn << LINK_FLAGS_SHIFT;
+	handoff(skb)->back = sides.back;
 	programs.call(skb, FAMILY_PROGRAM(OPEN));
+	abandon_sides(&sides);
 	count(skb, REASON_INTERNAL);
 	return DROP;
 }
 
-/* The program for a masqueraded flow's own entries. */
+/* The program for a masqueraded flow's own cells. */
 INLINE int open_masqueraded(struct __sk_buff *skb)
 {
+	u32 turn = handoff(skb)->out >> LINK_FLAGS_SHIFT, generation = handoff(skb)->generation;
+	struct sides sides = {.out = handoff(skb)->out & LINK_PLACE_MASK,
+			      .back = handoff(skb)->back & LINK_PLACE_MASK};
 	struct choice choice = {};
 	struct flow_key key;
+	struct found back;
 	struct packet p;
 
-	if (!restore_choice(skb, &choice) || !restore_packet(skb, &p))
+	if (!get_cell(sides.back, &back) ||
+	    !restore_choice(&choice, back.state->backend, back.state->service) ||
+	    !restore_packet(skb, &p)) {
+		abandon_sides(&sides);
 		return DROP;
-	choice.client_port = handoff(skb)->client_port;
+	}
+	choice.kind = CELL_MASQUERADED;
+	choice.client_port = back.cell->port;
 	make_key(&key, &p);
-	return open_and_forward(skb, &p, &key, &choice);
+	return open_and_forward(skb, &p, &key, &choice, turn, generation, &sides);
 }

@@ -28,7 +28,7 @@ struct service {
 	__u64 cluster;	/* endpoints anywhere: base | length << 32 | REGION_DROP */
 	__u64 local;	/* endpoints on this node */
 	__u32 flags;	/* enum service_flag */
-	__u32 affinity; /* ticks */
+	__u32 affinity; /* beats */
 };
 
 struct slot {
@@ -122,7 +122,7 @@ struct cidr {
 struct config {
 	__u32 flags;	   /* enum config_flag */
 	__u32 flow_limit;  /* TCP entries per family beyond which handshakes go to the LRU table */
-	__u32 syn_timeout; /* ticks, all of them */
+	__u32 syn_timeout; /* beats, all of them */
 	__u32 established_timeout;
 	__u32 closing_timeout;
 	__u32 reset_timeout;
@@ -142,9 +142,11 @@ struct config {
 	__u32 pod_cidr_count6;
 	struct cidr pod_cidr4[MAX_POD_CIDRS];
 	struct cidr pod_cidr6[MAX_POD_CIDRS];
-	__u32 agent_beat;    /* tick at which the agent last lived; 0: there is none */
+	__u32 agent_beat;    /* at which the agent last lived; 0: there is none */
 	__u16 node_port_max; /* the node's own flows have the ports from port_max to here */
 	__u16 pad;
+	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
+	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
 };
 
 /* Written by the programs; corrected by the agent's sweep. */
@@ -173,7 +175,7 @@ struct affinity_key {
 
 struct affinity {
 	__u32 backend; /* id | generation << 24 */
-	__u32 seen;    /* tick of the last new flow */
+	__u32 seen;    /* beat of the last new flow */
 };
 
 /* For the longest prefix: 32 bits of service, then the client's address. */
