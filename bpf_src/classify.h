@@ -205,7 +205,7 @@ INLINE int coming_in(struct __sk_buff *skb)
 		if (p.fragment == FRAGMENT_FIRST)
 			remember_fragment(&p);
 		save_packet(skb, &p);
-		return established(skb, &p, &f);
+		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 	}
 	if (p.fragment == FRAGMENT_FIRST && maybe_service(&p.dst, 0))
 		remember_fragment(&p);
@@ -243,5 +243,5 @@ INLINE int going_out(struct __sk_buff *skb)
 	if (kind_of(&f) & CELL_NODE)
 		p.origin = ORIGIN_NODE;
 	save_packet(skb, &p);
-	return established(skb, &p, &f);
+	return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 }

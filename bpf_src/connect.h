@@ -242,6 +242,34 @@ INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, const struc
 	return translate(skb, p, false, &choice->addr, choice->port, choice->client_port);
 }
 
+/* The backend that was chosen before the packet was handed on. */
+INLINE bool restore_choice(struct choice *choice, u32 reference, u32 service)
+{
+	u32 id = reference & BACKEND_ID_MASK;
+	struct backend *b = backends.lookup(&id);
+
+	if (!b)
+		return false;
+	take_backend(choice, b, reference, service);
+	return true;
+}
+
+/* The program that opens the flow. One program's stack has no room for this and the choice. */
+INLINE int open_chosen(struct __sk_buff *skb)
+{
+	u32 turn = handoff(skb)->turn;
+	struct choice choice = {};
+	struct flow_key key;
+	struct packet p;
+
+	if (!restore_choice(&choice, handoff(skb)->backend, handoff(skb)->service) ||
+	    !restore_packet(skb, &p))
+		return DROP;
+	choice.client_port = p.sport;
+	make_key(&key, &p);
+	return open_and_forward(skb, &p, &key, &choice, turn, new_generation(), 0);
+}
+
 /* The program for a packet whose flow another CPU may have opened meanwhile. */
 INLINE int retry(struct __sk_buff *skb)
 {
@@ -278,13 +306,12 @@ INLINE bool needs_masquerade(const struct config *c, const struct packet *p, u32
 	return p->origin == ORIGIN_NET && POD_CIDR_COUNT(c) && !in_pod_range(c, &p->src);
 }
 
-INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+INLINE int connect_service(struct __sk_buff *skb, struct packet *p,
 			   const struct frontend *frontend)
 {
 	struct request request = {.service = frontend->service, .frontend_flags = frontend->flags};
-	struct choice choice = {.client_port = p->sport};
 	const struct config *c = get_config();
-	u32 turn = handoff(skb)->turn;
+	struct choice choice = {};
 	bool masquerade;
 	int reason;
 
@@ -304,12 +331,10 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_
 #ifdef TRACE
 	handoff(skb)->masqueraded = masquerade;
 	count(skb, REASON_FORWARDED);
-	return translate(skb, p, false, &choice.addr, choice.port, choice.client_port);
+	return translate(skb, p, false, &choice.addr, choice.port, p->sport);
 #else
-	if (!masquerade)
-		return open_and_forward(skb, p, key, &choice, turn, new_generation(), 0);
 	handoff(skb)->backend = choice.backend;
-	return hand_to(skb, FAMILY_PROGRAM(MASQUERADE));
+	return hand_to(skb, masquerade ? FAMILY_PROGRAM(MASQUERADE) : FAMILY_PROGRAM(OPEN));
 #endif
 }
 
@@ -400,5 +425,5 @@ INLINE int connect(struct __sk_buff *skb)
 		return leave_to_stack(skb);
 	if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return no_flow(skb, &p);
-	return connect_service(skb, &p, &key, &frontend);
+	return connect_service(skb, &p, &frontend);
 }

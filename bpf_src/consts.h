@@ -156,12 +156,16 @@ enum program {
 	PROGRAM_COMING_IN6,
 	PROGRAM_GOING_OUT4,
 	PROGRAM_GOING_OUT6,
+	PROGRAM_FOLLOW4, /* of a flow that is known, and not plain */
+	PROGRAM_FOLLOW6,
 	PROGRAM_TRACK4, /* TCP packets that open or close a flow */
 	PROGRAM_TRACK6,
 	PROGRAM_BEGIN_ANEW4, /* the packet's flow is over */
 	PROGRAM_BEGIN_ANEW6,
 	PROGRAM_CONNECT4, /* to a service, no flow yet */
 	PROGRAM_CONNECT6,
+	PROGRAM_OPEN4, /* ... and a backend was chosen */
+	PROGRAM_OPEN6,
 	PROGRAM_RETRY4, /* ... and another CPU may be opening it */
 	PROGRAM_RETRY6,
 	PROGRAM_DIRECT4, /* straight to an address that is also a backend */
@@ -174,8 +178,8 @@ enum program {
 	PROGRAM_REFUSE6,
 	PROGRAM_MASQUERADE4, /* a new flow whose backend is to see the node's address */
 	PROGRAM_MASQUERADE6,
-	PROGRAM_OPEN4, /* ... once it has a port */
-	PROGRAM_OPEN6,
+	PROGRAM_OPEN_MASQUERADED4, /* ... once it has a port */
+	PROGRAM_OPEN_MASQUERADED6,
 	PROGRAM_SCTP4, /* other ports for a packet whose checksum is a CRC */
 	PROGRAM_SCTP6,
 	PROGRAM_OUTGOING4, /* from an address that is a service's or the node's, but no flow's */

@@ -66,7 +66,7 @@ INLINE int direct(struct __sk_buff *skb)
 	if (!is_idle(&held, beat))
 		return translate_direct(skb, &p);
 	/* A finished flow's leftover must not catch the replies of this conversation. */
-	end_flow(&held, END_TAKEN_OVER);
+	end_flow(&held, END_REPLACED);
 	note_reply(&reply_key, beat);
 	return PASS;
 }

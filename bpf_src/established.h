@@ -85,3 +85,16 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, const struct fou
 	follow(p, f, skb->len - p->l3, beat);
 	return send_on(skb, p, translate_by(skb, p, kind_of(f), &ends));
 }
+
+/* The program for packets of a flow that are not plain. */
+INLINE int follow_any(struct __sk_buff *skb)
+{
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+
+	if (!restore_packet(skb, &p))
+		return DROP;
+	make_key(&key, &p);
+	return find_cell(&key, &f) ? established(skb, &p, &f) : DROP; /* it ended just now */
+}

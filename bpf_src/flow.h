@@ -14,6 +14,7 @@
 #include "stats.h"
 #include "cells.h"
 #include "claim.h"
+#include "cpu.h"
 #include "ending.h"
 
 INLINE void make_key(struct flow_key *key, const struct packet *p)

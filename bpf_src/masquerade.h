@@ -263,18 +263,6 @@ INLINE u32 reserve_sides(const struct packet *p, struct flow_key *back, struct s
 	return place;
 }
 
-/* The backend that was chosen before the packet was handed on. */
-INLINE bool restore_choice(struct choice *choice, u32 reference, u32 service)
-{
-	u32 id = reference & BACKEND_ID_MASK;
-	struct backend *b = backends.lookup(&id);
-
-	if (!b)
-		return false;
-	take_backend(choice, b, reference, service);
-	return true;
-}
-
 /* The sides first: they have the port. One program's stack has no room for the rest. */
 INLINE int masquerade(struct __sk_buff *skb)
 {
@@ -311,7 +299,7 @@ INLINE int masquerade(struct __sk_buff *skb)
 	handoff(skb)->generation = generation;
 	handoff(skb)->out = sides.out | turn << LINK_FLAGS_SHIFT;
 	handoff(skb)->back = sides.back;
-	programs.call(skb, FAMILY_PROGRAM(OPEN));
+	programs.call(skb, FAMILY_PROGRAM(OPEN_MASQUERADED));
 	abandon_sides(&sides);
 	count(skb, REASON_INTERNAL);
 	return DROP;

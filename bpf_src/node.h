@@ -116,17 +116,15 @@ INLINE int node_open(struct __sk_buff *skb)
 /* Remembers the flow that was chosen for, and sends its first packet. */
 INLINE int node_flow(struct __sk_buff *skb)
 {
-	u32 id = handoff(skb)->backend & BACKEND_ID_MASK;
-	struct backend *b = backends.lookup(&id);
 	const struct config *c = get_config();
 	struct choice choice = {.kind = CELL_NODE};
 	u32 turn = handoff(skb)->turn;
 	struct flow_key key;
 	struct packet p;
 
-	if (!b || !c || !restore_packet(skb, &p))
+	if (!c || !restore_choice(&choice, handoff(skb)->backend, handoff(skb)->service) ||
+	    !restore_packet(skb, &p))
 		return DROP;
-	take_backend(&choice, b, handoff(skb)->backend, handoff(skb)->service);
 	choice.client_port = node_port_towards(c, &p, &choice);
 	make_key(&key, &p);
 	return send_on(skb, &p, open_and_forward(skb, &p, &key, &choice, turn, new_generation(),

@@ -57,6 +57,11 @@ PROGRAM(FAMILY_NAME(going_out))
 	return going_out(skb);
 }
 
+PROGRAM(FAMILY_NAME(follow))
+{
+	return follow_any(skb);
+}
+
 PROGRAM(FAMILY_NAME(track))
 {
 	return track(skb);
@@ -92,6 +97,11 @@ PROGRAM(FAMILY_NAME(connect))
 	return connect(skb);
 }
 
+PROGRAM(FAMILY_NAME(open))
+{
+	return open_chosen(skb);
+}
+
 PROGRAM(FAMILY_NAME(retry))
 {
 	return retry(skb);
@@ -102,7 +112,7 @@ PROGRAM(FAMILY_NAME(masquerade))
 	return masquerade(skb);
 }
 
-PROGRAM(FAMILY_NAME(open))
+PROGRAM(FAMILY_NAME(open_masqueraded))
 {
 	return open_masqueraded(skb);
 }
