@@ -39,13 +39,31 @@ class Bits(msgspec.Struct, frozen=True):
     name: str
 
 
+class Power(msgspec.Struct, frozen=True):
+    """As many entries as a constant of consts.h is the logarithm of."""
+
+    name: str
+
+
+class Cpus(msgspec.Struct, frozen=True):
+    """One entry for each CPU that there can be."""
+
+
+class Buckets(msgspec.Struct, frozen=True):
+    """For the buckets of a bank of the table of flows, each with so many entries. The first bank is
+    made for the number of flows; the second only when the table grows."""
+
+    first: bool
+    each: int = 1
+
+
 class Fixed(msgspec.Struct, frozen=True):
     """The same number of entries on every machine."""
 
     entries: int = 1
 
 
-Size = Share | Constant | Bits | Fixed
+Size = Share | Constant | Bits | Power | Cpus | Buckets | Fixed
 
 # Entries come from programs, all the time: a map that takes another's place gets late ones too.
 FILLED = "filled by programs"
@@ -60,7 +78,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
 
     A service port has one id and up to four frontends on average (an address of its own, a port of
     the node, outer addresses). Slots and backends have room for the old set and the new one at
-    once, slots for two regions besides. A flow is two entries.
+    once, slots for two regions besides. A flow is two cells, or four, see `Buckets`.
     """
 
     frontends: Annotated[Hash, Share("services", 4)]
@@ -79,6 +97,28 @@ class Maps(Generic[Hash, Array, PerCpu]):
     affinity: Annotated[Hash, Share("flows"), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]
+    table4a: Annotated[Array, Fixed()]
+    table4b: Annotated[Array, Fixed()]
+    control4a: Annotated[Array, Buckets(True)]
+    control4b: Annotated[Array, Buckets(False)]
+    cells4a: Annotated[Array, Buckets(True, 8)]
+    cells4b: Annotated[Array, Buckets(False, 8)]
+    held4: Annotated[Array, Power("HOLDER_BITS")]
+    openings4: Annotated[Array, Constant("LISTED_OPENINGS")]
+    table6a: Annotated[Array, Fixed()]
+    table6b: Annotated[Array, Fixed()]
+    control6a: Annotated[Array, Buckets(True)]
+    control6b: Annotated[Array, Buckets(False)]
+    cells6a: Annotated[Array, Buckets(True, 8)]
+    cells6b: Annotated[Array, Buckets(False, 8)]
+    states6a: Annotated[Array, Buckets(True, 8)]
+    states6b: Annotated[Array, Buckets(False, 8)]
+    held6: Annotated[Array, Power("HOLDER_BITS")]
+    openings6: Annotated[Array, Constant("LISTED_OPENINGS")]
+    backend_live: Annotated[Array, Share("endpoints", 2)]
+    cpus: Annotated[Array, Cpus()]
+    endings: Annotated[Array, Constant("LISTED")]
+    task: Annotated[Array, Fixed()]
     flows4: Annotated[Hash, Share("flows", 2), FILLED]
     flows4_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]

@@ -9,7 +9,8 @@ import msgspec
 from ebpf.errors import LayoutError
 from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import declared
-from ebpf.maps.declared import Bits, Constant, Fixed, Share
+from ebpf.maps.arrays import possible_cpus
+from ebpf.maps.declared import Bits, Buckets, Constant, Cpus, Fixed, Power, Share
 
 _SERVICES = 65536
 _ENDPOINTS = 262144
@@ -63,12 +64,23 @@ class Sizes(msgspec.Struct, frozen=True):
                 return times * chosen
             case Fixed(entries):
                 return entries
-            case Constant(constant) | Bits(constant) if constant not in enums:
+            case Cpus():
+                return possible_cpus()
+            case Buckets(first, each):
+                return each * (buckets_for(self.flows) if first else 1)
+            case Constant(constant) | Bits(constant) | Power(constant) if constant not in enums:
                 raise LayoutError(f"map {name} is sized by {constant}, which consts.h lacks")
             case Constant(constant):
                 return enums[constant]
             case Bits(constant):
                 return max(1, (1 << enums[constant]) // 64)
+            case Power(constant):
+                return 1 << enums[constant]
+
+
+def buckets_for(flows: int) -> int:
+    """Buckets of eight cells, for flows of two: three quarters full, every tuple finds a place."""
+    return max(1, -(-flows // 3))
 
 
 def memory_of_machine() -> int:
