@@ -219,7 +219,6 @@ INLINE int going_out(struct __sk_buff *skb)
 	struct flow_key key;
 	struct packet p;
 	struct found f;
-	bool found;
 
 	if (parse_addresses(skb, &p, handoff(skb)->from))
 		return PASS;
@@ -232,14 +231,16 @@ INLINE int going_out(struct __sk_buff *skb)
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return PASS;
 	make_key(&key, &p);
-	found = find_cell(&key, &f);
-	if (p.fragment == FRAGMENT_FIRST &&
-	    (found || maybe_endpoint(&p.src, p.sport) || maybe_service(&p.dst, 0)))
-		remember_fragment(&p);
-	if (!found)
+	if (!find_cell(&key, &f)) {
+		if (p.fragment == FRAGMENT_FIRST &&
+		    (maybe_endpoint(&p.src, p.sport) || maybe_service(&p.dst, 0)))
+			remember_fragment(&p);
 		return goes_without_flow(skb, &p);
+	}
 	if (!acts_going_out(kind_of(&f)))
 		return PASS;
+	if (p.fragment == FRAGMENT_FIRST)
+		remember_fragment(&p);
 	if (kind_of(&f) & CELL_NODE)
 		p.origin = ORIGIN_NODE;
 	save_packet(skb, &p);

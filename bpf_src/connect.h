@@ -2,7 +2,7 @@
  *
  * Two flows of one client may meet in the tuple their replies carry (one source port towards two
  * services with a common backend, or towards a service and directly to its backend). Whoever comes
- * second gets another source port, as the kernel's conntrack does. */
+ * second gets another source port, as the kernel's conntrack does (way.h). */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -20,123 +20,66 @@
 #include "tailcall.h"
 #include "flow.h"
 #include "established.h"
-#include "nat.h"
 #include "cpu.h"
+#include "nat.h"
 #include "select.h"
 #include "refuse.h"
 #include "owned.h"
 #include "outgoing.h"
 
-#define CONNECT_TURNS 5 /* while another CPU may be opening the same flow */
-#define RETRY_LOOKS 8	/* per turn */
-#define CELL_OURS 0xfffffffd /* beside those of reserve_cell: another CPU opens this very flow */
+#define CONNECT_TURNS 5 /* until a flow is open: another CPU is at it, there is no room, ... */
+#define RETRY_LOOKS 4	/* per turn */
 
-/* A source port to try: any of the range that the node keeps for this, or for its own flows.
- * Network byte order. */
-INLINE u16 random_port(const struct config *c, bool node)
+/* handoff.turn: how often it was tried, and the client port as the backend is to see it (network
+ * byte order; 0: its own). */
+#define TURN_MASK 0xff
+#define TURN_PORT_SHIFT 16
+
+INLINE u16 port_of(u32 turn)
 {
-	u32 first = node ? c->port_max + 1 : c->port_min;
-	u32 span = (node ? c->node_port_max : c->port_max) - first + 1;
-
-	return htons(first + (u32)((u64)next_random() * span >> 32));
+	return turn >> TURN_PORT_SHIFT;
 }
 
-/* Sets a client port under which nothing is known of the reply tuple, if one is found. */
-INLINE void pick_port(const struct config *c, struct flow_key *key, bool node)
+INLINE u32 with_port(u32 turn, u16 port)
 {
-	struct found held;
-	int i;
+	return (turn & TURN_MASK) | (u32)port << TURN_PORT_SHIFT;
+}
 
-	ROLLED
-	for (i = 0; i < SOURCE_PORT_TRIES; i++) {
-		key->dport = random_port(c, node);
-		if (!find_cell(key, &held))
-			break;
+/* Tries again, by a program that may mend what was in the way. */
+INLINE int hand_to_turn(struct __sk_buff *skb, u32 turn, u32 program)
+{
+	if ((turn & TURN_MASK) >= CONNECT_TURNS) {
+		count(skb, REASON_FLOWS_FULL);
+		return DROP;
 	}
+	handoff(skb)->turn = turn + 1;
+	programs.call(skb, program);
+	count(skb, REASON_INTERNAL);
+	return DROP;
 }
 
-/* May what holds our reply tuple be ended? Either it is what rests of this very flow, or it has
- * been idle for so long that the sweep would end it. As a last resort a close is enough; a reset
- * never is, it may be forged. */
-INLINE bool may_end(const struct found *held, const struct packet *p, u32 beat, bool last_resort)
+/* There is no room for a tuple: to the program that makes some (room.h). */
+INLINE int hand_to_make_room(struct __sk_buff *skb, u32 turn, const struct flow_key *key)
 {
-	struct ends ends;
+	const struct table *t = get_table();
+	u64 hash = t ? hash_key(key, t) : 0;
 
-	if (!read_ends(held, &ends))
-		return false;
-	if (kind_of(held) & CELL_NOTE && same_address(&ends.addr, &p->dst) &&
-	    ends.port == p->dport && ends.client_port == p->sport)
-		return true;
-	return is_idle(held, beat) || (last_resort && state_of(held) == STATE_TIME_WAIT);
+	handoff(skb)->hash_low = hash;
+	handoff(skb)->hash_high = hash >> 32;
+	return hand_to_turn(skb, turn & TURN_MASK, FAMILY_PROGRAM(MAKE_ROOM));
 }
 
-/* Is it this very flow, which another CPU opens? */
-INLINE bool is_ours(const struct found *held, const struct packet *p)
-{
-	struct ends ends;
-
-	return kind_of(held) & CELL_REPLY && !(kind_of(held) & CELL_NOTE) &&
-	       read_ends(held, &ends) && same_address(&ends.addr, &p->dst) &&
-	       ends.port == p->dport && ends.client_port == p->sport;
-}
-
-/* Reserves the reply's tuple: with the client port in the key if it is free, else with another one
- * (a masqueraded flow has its port already). What has it and may go is ended. The place, or
- * CELL_FULL, CELL_TAKEN, or CELL_OURS if another CPU is at the same. */
-INLINE u32 reserve_reply(struct flow_key *key, const struct packet *p, u32 kind, u32 generation)
-{
-	const struct config *c = get_config();
-	u32 place = CELL_TAKEN, beat = now();
-	u16 wanted = key->dport;
-	struct found held;
-	int i;
-
-	ROLLED
-	for (i = 0; i < 3; i++) {
-		place = reserve_cell(key, &p->src, kind, generation);
-		if (place != CELL_TAKEN || !c)
-			break;
-		if (!find_cell(key, &held))
-			continue;
-		if (is_ours(&held, p))
-			return CELL_OURS;
-		if (may_end(&held, p, beat, key->dport != wanted))
-			end_flow(&held, END_REPLACED);
-		else if (!(kind & CELL_MASQUERADED))
-			pick_port(c, key, kind & CELL_NODE);
-	}
-	return place;
-}
-
-/* A note gives way to a client. */
-INLINE u32 reserve_forward(const struct flow_key *key, u32 kind, u32 generation)
-{
-	u32 place = CELL_TAKEN;
-	struct found held;
-	int i;
-
-	ROLLED
-	for (i = 0; i < 2; i++) {
-		place = reserve_cell(key, &key->src, kind, generation);
-		if (place != CELL_TAKEN || !find_cell(key, &held) ||
-		    !(kind_of(&held) & CELL_NOTE))
-			break;
-		end_flow(&held, END_REPLACED);
-	}
-	return place;
-}
-
-/* The first packet: the only one that says what the backend's RST would have to acknowledge. */
+/* The first packet; the only one that says what the backend's RST would have to acknowledge. */
 INLINE void note_first(struct __sk_buff *skb, const struct packet *p, u32 forward, u32 reply)
 {
 	struct found own, other;
 	u32 seq;
 
-	if (!get_cell(forward, &own) || !get_cell(reply, &other))
+	if (!get_cell_in(true, forward, &own) || !get_cell_in(true, reply, &other))
 		return;
 	own.state->packets = 1;
 	own.state->bytes = skb->len - p->l3;
-	if (p->proto == IPPROTO_TCP && !bpf_skb_load_bytes(skb, p->l4 + 4, &seq, sizeof(seq)))
+	if (p->proto == IPPROTO_TCP && read_tcp_seq(skb, p, &seq))
 		other.state->ack = htonl(ntohl(seq) + 1);
 }
 
@@ -154,12 +97,12 @@ INLINE void abandon_sides(const struct sides *sides)
 	abandon_cell(sides->back);
 }
 
-/* The four cells of a ring; those of the sides are filled in already. */
+/* Makes a ring of all four; those of the sides are filled in already. */
 INLINE void publish_sides(const struct sides *sides, u32 forward, u32 state)
 {
 	struct found out, back;
 
-	if (!get_cell(sides->out, &out) || !get_cell(sides->back, &back))
+	if (!get_cell_in(true, sides->out, &out) || !get_cell_in(true, sides->back, &back))
 		return;
 	out.state->link = sides->back;
 	back.state->link = forward;
@@ -167,41 +110,48 @@ INLINE void publish_sides(const struct sides *sides, u32 forward, u32 state)
 	publish_cell(sides->out, state);
 }
 
-/* Remembers the flow in both directions: first the reply's tuple, which may be taken, then the
- * forward cell. `choice` tells where it goes and learns the client port. 0, -EEXIST when another
- * CPU is opening it, or an error that was counted. */
-INLINE int open_flow(struct __sk_buff *skb, struct packet *p, const struct flow_key *key,
-		     struct choice *choice, u32 generation, const struct sides *sides)
+/* The tuple by which the backend answers, given the client port that it sees. */
+INLINE void make_reply_key(struct flow_key *key, const struct packet *p,
+			   const struct choice *choice)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->src = choice->addr;
+	key->sport = choice->port;
+	key->dst = p->src;
+	key->dport = choice->client_port;
+	key->proto = p->proto;
+}
+
+/* Reserves both of a flow's own cells: first the reply's tuple, which may be taken. 0, or the
+ * program that sees to what is in the way: of `key`, which is then that tuple. */
+INLINE u32 reserve_flow(const struct packet *p, struct flow_key *key, const struct choice *choice,
+			u32 generation, u32 *reply, u32 *forward)
+{
+	make_reply_key(key, p, choice);
+	*reply = reserve_free_cell(key, &p->src, choice->kind | CELL_REPLY, generation);
+	if (!IS_PLACE(*reply))
+		return *reply == CELL_FULL ? FAMILY_PROGRAM(MAKE_ROOM) : FAMILY_PROGRAM(MAKE_WAY);
+	make_key(key, p);
+	*forward = reserve_free_cell(key, &p->src, choice->kind, generation);
+	if (IS_PLACE(*forward))
+		return 0;
+	abandon_cell(*reply);
+	return *forward == CELL_FULL ? FAMILY_PROGRAM(MAKE_ROOM) : FAMILY_PROGRAM(RETRY);
+}
+
+/* Remembers the flow in both directions. `choice` tells where it goes, and the client port that the
+ * backend sees. 0, or the program that sees to what is in the way of `key`. */
+INLINE u32 open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+		     const struct choice *choice, u32 generation, const struct sides *sides)
 {
 	u32 state = p->proto == IPPROTO_TCP ? STATE_SYN : STATE_DATAGRAM;
-	u32 reply, forward, beat = now();
-	struct flow_key reply_key = {};
+	u32 reply = 0, forward = 0, beat = now();
+	u32 way = reserve_flow(p, key, choice, generation, &reply, &forward);
 
-	reply_key.src = choice->addr;
-	reply_key.sport = choice->port;
-	reply_key.dst = p->src;
-	reply_key.dport = choice->client_port;
-	reply_key.proto = p->proto;
-	reply = reserve_reply(&reply_key, p, choice->kind | CELL_REPLY, generation);
-	if (reply == CELL_OURS || !IS_PLACE(reply)) {
+	if (way) {
 		abandon_sides(sides);
-		if (reply == CELL_OURS)
-			return -EEXIST;
-		count(skb, reply == CELL_TAKEN ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
-		return -ENOENT;
+		return way;
 	}
-	forward = reserve_forward(key, choice->kind, generation);
-	if (!IS_PLACE(forward)) {
-		abandon_cell(reply);
-		abandon_sides(sides);
-		if (forward == CELL_TAKEN)
-			return -EEXIST;
-		count(skb, REASON_FLOWS_FULL);
-		return -ENOENT;
-	}
-	if (reply_key.dport != choice->client_port)
-		count(skb, REASON_SOURCE_TRANSLATED);
-	choice->client_port = reply_key.dport;
 	fill_cell(reply, &p->dst, p->dport, p->sport, choice->backend, choice->service,
 		  sides ? sides->out : forward, beat);
 	fill_cell(forward, &choice->addr, choice->port, choice->client_port, choice->backend,
@@ -211,68 +161,70 @@ INLINE int open_flow(struct __sk_buff *skb, struct packet *p, const struct flow_
 		publish_sides(sides, forward, state);
 	publish_cell(reply, state);
 	publish_cell(forward, state);
-	if (choice->service)
+	if (choice->backend & BACKEND_ID_MASK)
 		count_opened(choice->backend, choice->service);
 	return 0;
 }
 
-/* Another CPU opens this flow (a SYN sent twice, two datagrams at once), or will not: then it is
- * this packet's turn again. */
-INLINE int retry_later(struct __sk_buff *skb, u32 turn)
+/* `turn` is how often it was tried. What comes of a packet that cannot be sent on is a program that
+ * mends it, and has the backend chosen anew where that is simpler. */
+INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, const struct choice *choice,
+			    u32 turn, u32 generation, const struct sides *sides)
 {
-	if (turn >= CONNECT_TURNS) {
-		count(skb, REASON_FLOWS_FULL);
-		return DROP;
-	}
-	handoff(skb)->turn = turn + 1;
-	programs.call(skb, FAMILY_PROGRAM(RETRY));
-	count(skb, REASON_INTERNAL);
-	return DROP;
-}
+	struct flow_key key;
+	u32 way = open_flow(skb, p, &key, choice, generation, sides);
 
-INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, const struct flow_key *key,
-			    struct choice *choice, u32 turn, u32 generation,
-			    const struct sides *sides)
-{
-	int error = open_flow(skb, p, key, choice, generation, sides);
-
-	if (error)
-		return error == -EEXIST ? retry_later(skb, turn) : DROP;
+	if (way == FAMILY_PROGRAM(MAKE_ROOM))
+		return hand_to_make_room(skb, turn, &key);
+	if (way)
+		return hand_to_turn(skb, turn, sides ? FAMILY_PROGRAM(RETRY) : way);
+	if (port_of(turn) && !sides && p->origin != ORIGIN_NODE)
+		count(skb, REASON_SOURCE_TRANSLATED);
 	count(skb, REASON_FORWARDED);
-	return translate(skb, p, false, &choice->addr, choice->port, choice->client_port);
+	return send_on(skb, p,
+		       translate(skb, p, false, &choice->addr, choice->port, choice->client_port));
 }
 
-/* The backend that was chosen before the packet was handed on. */
-INLINE bool restore_choice(struct choice *choice, u32 reference, u32 service)
+/* What was chosen before the packet was handed on: a backend, or none where it goes straight to an
+ * endpoint and only its port is to change (direct.h). */
+INLINE bool restore_choice(struct choice *choice, const struct packet *p, u32 reference,
+			   u32 service)
 {
 	u32 id = reference & BACKEND_ID_MASK;
 	struct backend *b = backends.lookup(&id);
 
+	if (!id) {
+		choice->addr = p->dst;
+		choice->port = p->dport;
+		choice->kind = CELL_DIRECT;
+		return true;
+	}
 	if (!b)
 		return false;
 	take_backend(choice, b, reference, service);
+	choice->kind = p->origin == ORIGIN_NODE ? CELL_NODE : 0;
 	return true;
 }
 
-/* The program that opens the flow. One program's stack has no room for this and the choice. */
+/* The program that opens the flow. */
 INLINE int open_chosen(struct __sk_buff *skb)
 {
 	u32 turn = handoff(skb)->turn;
 	struct choice choice = {};
-	struct flow_key key;
 	struct packet p;
 
-	if (!restore_choice(&choice, handoff(skb)->backend, handoff(skb)->service) ||
-	    !restore_packet(skb, &p))
+	if (!restore_packet(skb, &p) ||
+	    !restore_choice(&choice, &p, handoff(skb)->backend, handoff(skb)->service))
 		return DROP;
-	choice.client_port = p.sport;
-	make_key(&key, &p);
-	return open_and_forward(skb, &p, &key, &choice, turn, new_generation(), 0);
+	choice.client_port = port_of(turn) ? port_of(turn) : p.sport;
+	return open_and_forward(skb, &p, &choice, turn, new_generation(), 0);
 }
 
-/* The program for a packet whose flow another CPU may have opened meanwhile. */
+/* The program for a packet whose flow another CPU may have opened meanwhile. A note that has its
+ * tuple gives way to it. */
 INLINE int retry(struct __sk_buff *skb)
 {
+	bool known = false;
 	struct flow_key key;
 	struct packet p;
 	struct found f;
@@ -281,11 +233,14 @@ INLINE int retry(struct __sk_buff *skb)
 	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
+	handoff(skb)->turn &= TURN_MASK;
 	ROLLED
-	for (i = 0; i < RETRY_LOOKS; i++) {
-		if (find_cell(&key, &f) && !(kind_of(&f) & (CELL_NOTE | CELL_REPLY)))
-			return established(skb, &p, &f);
-	}
+	for (i = 0; i < RETRY_LOOKS && !known; i++)
+		known = find_cell(&key, &f);
+	if (known && kind_of(&f) & CELL_NOTE)
+		end_flow(&f, END_REPLACED);
+	else if (known && !(kind_of(&f) & CELL_REPLY))
+		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 	return hand_to(skb, p.origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)
 						    : FAMILY_PROGRAM(CONNECT));
 }

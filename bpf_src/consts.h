@@ -241,6 +241,10 @@ enum program {
 	PROGRAM_OPEN6,
 	PROGRAM_RETRY4, /* ... and another CPU may be opening it */
 	PROGRAM_RETRY6,
+	PROGRAM_MAKE_WAY4, /* ... and its reply tuple is taken */
+	PROGRAM_MAKE_WAY6,
+	PROGRAM_MAKE_ROOM4, /* ... and there is no room */
+	PROGRAM_MAKE_ROOM6,
 	PROGRAM_DIRECT4, /* straight to an address that is also a backend */
 	PROGRAM_DIRECT6,
 	PROGRAM_ICMP_FROM_POD4, /* errors about a flow */
@@ -251,6 +255,8 @@ enum program {
 	PROGRAM_REFUSE6,
 	PROGRAM_MASQUERADE4, /* a new flow whose backend is to see the node's address */
 	PROGRAM_MASQUERADE6,
+	PROGRAM_TAKE_PORT4, /* ... and no port is free */
+	PROGRAM_TAKE_PORT6,
 	PROGRAM_OPEN_MASQUERADED4, /* ... once it has a port */
 	PROGRAM_OPEN_MASQUERADED6,
 	PROGRAM_SCTP4, /* other ports for a packet whose checksum is a CRC */

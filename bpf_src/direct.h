@@ -18,18 +18,6 @@
 #include "select.h"
 #include "connect.h"
 
-INLINE int translate_direct(struct __sk_buff *skb, struct packet *p)
-{
-	struct choice choice = {.kind = CELL_DIRECT};
-	struct flow_key key;
-
-	choice.addr = p->dst;
-	choice.port = p->dport;
-	choice.client_port = p->sport;
-	make_key(&key, p);
-	return open_and_forward(skb, p, &key, &choice, CONNECT_TURNS - 1, new_generation(), 0);
-}
-
 /* Is it what such a conversation has noted, and no rest of a service's flow? */
 INLINE bool is_own_note(const struct found *held, const struct flow_key *reply_key)
 {
@@ -51,22 +39,24 @@ INLINE int direct(struct __sk_buff *skb)
 	if (same_address(&p.src, &p.dst))
 		return PASS;
 	make_key_back(&reply_key, &p);
-	if (!find_cell(&reply_key, &held)) {
-		note_reply(&reply_key, beat);
-		return PASS;
+	if (find_cell(&reply_key, &held)) {
+		if (is_own_note(&held, &reply_key)) {
+			held.state->seen = beat;
+			if (state_of(&held) == STATE_TIME_WAIT)
+				set_state(&held, STATE_TIME_WAIT, STATE_ESTABLISHED);
+			return PASS;
+		}
+		if (!(kind_of(&held) & (CELL_REPLY | CELL_NOTE)) || kind_of(&held) & CELL_SIDE)
+			return PASS;
+		if (!is_idle(&held, beat)) {
+			handoff(skb)->turn = 0;
+			handoff(skb)->backend = 0;
+			handoff(skb)->service = 0;
+			return hand_to(skb, FAMILY_PROGRAM(OPEN));
+		}
+		/* A finished flow's leftover must not catch this conversation's replies. */
+		end_flow(&held, END_REPLACED);
 	}
-	if (is_own_note(&held, &reply_key)) {
-		held.state->seen = beat;
-		if (state_of(&held) == STATE_TIME_WAIT)
-			set_state(&held, STATE_TIME_WAIT, STATE_ESTABLISHED);
-		return PASS;
-	}
-	if (!(kind_of(&held) & CELL_REPLY) || kind_of(&held) & CELL_SIDE)
-		return PASS;
-	if (!is_idle(&held, beat))
-		return translate_direct(skb, &p);
-	/* A finished flow's leftover must not catch the replies of this conversation. */
-	end_flow(&held, END_REPLACED);
 	note_reply(&reply_key, beat);
 	return PASS;
 }

@@ -144,7 +144,7 @@ INLINE bool is_idle(const struct found *any, u32 beat)
 INLINE void add_note(const struct flow_key *key, u32 state, const struct ends *ends, u8 flags,
 		     u32 beat)
 {
-	u32 place = reserve_cell(key, &key->src, CELL_NOTE, new_generation());
+	u32 place = reserve_free_cell(key, &key->src, CELL_NOTE, new_generation());
 	struct found note;
 
 	if (!IS_PLACE(place))

@@ -14,7 +14,7 @@
  * names, the program that is called tells which one holds. */
 struct handoff {
 	union {
-		__u32 turn;	  /* to connect and what it leads to: how often it was tried */
+		__u32 turn; /* to connect and what it leads to, see there */
 		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded:
 				     of its cells */
 		__u32 reason; /* in the trace variant, which follows no flows: for the caller */
@@ -23,10 +23,12 @@ struct handoff {
 		__u32 service; /* to open, masquerade and node_flow, and to the trace variant's
 				  caller: whose backend it is */
 		__u32 out;     /* to open_masqueraded: the place of a reserved cell, and `turn` */
+		__u32 hash_low; /* to make_room: of the tuple there is none for */
 	};
 	union {
 		__u32 backend; /* to open, masquerade and node_flow: id | generation << 24 */
 		__u32 back;    /* to open_masqueraded: the place of the other one */
+		__u32 hash_high;
 		__u32 masqueraded; /* in the trace variant, which calls no masquerade */
 	};
 	union {

@@ -152,36 +152,6 @@ INLINE bool is_free_port(struct flow_key *back, const ip_addr *node, const ip_ad
 	return !find_cell(back, held);
 }
 
-/* How readily a flow gives its port away; 0: never. First those that are closed; then handshakes
- * that nobody goes on with; last what the backend may still hold in TIME_WAIT, where its kernel may
- * ignore the first SYN. Of each the longest unseen. */
-#define WAY_SHIFT 24
-#define HOLDS_NOTHING (3 << WAY_SHIFT)
-#define NO_HANDSHAKE (2 << WAY_SHIFT)
-#define BACKEND_HOLDS (1 << WAY_SHIFT)
-#define HANDSHAKE_BEATS 4 /* one to ten seconds, depending on the kernel's HZ */
-
-INLINE u32 gives_way(const struct found *held, u32 beat)
-{
-	struct found forward = *held, reply;
-	u32 age;
-
-	if (kind_of(held) & CELL_NOTE) {
-		if (state_of(held) != STATE_TIME_WAIT)
-			return 0;
-		return BACKEND_HOLDS | ((beat - held->state->seen) & ((1 << WAY_SHIFT) - 1));
-	}
-	if (!(kind_of(held) & CELL_MASQUERADED) || !find_forward(held, &forward) ||
-	    !find_next(&forward, &reply))
-		return 0;
-	age = (beat - forward.state->seen) & ((1 << WAY_SHIFT) - 1);
-	if (state_of(&forward) == STATE_TIME_WAIT)
-		return age | (flags_of(reply.state) & CELL_FIRST ? BACKEND_HOLDS : HOLDS_NOTHING);
-	return state_of(&forward) == STATE_SYN && is_older(beat, forward.state->seen, HANDSHAKE_BEATS)
-		   ? age | NO_HANDSHAKE
-		   : 0;
-}
-
 /* May the client's own port be tried? A pod that reaches itself would take it for its own socket's;
  * and what flows with a changed port have is theirs. */
 INLINE bool may_keep_port(const struct config *c, const struct packet *p, bool to_itself)
@@ -189,78 +159,71 @@ INLINE bool may_keep_port(const struct config *c, const struct packet *p, bool t
 	return !to_itself && p->sport && !is_own_port(c, p->sport);
 }
 
-/* Looks for a port that is free towards the backend: the client's own, else one of the range, tried
- * one after another from a random one; if all are taken, the one whose flow gives way first, which
- * is ended. False if there is none. */
+/* The ports that are tried, one after another. */
+INLINE u16 nth_port(const struct config *c, u32 start, u32 n)
+{
+	return htons(c->port_min + (start + n) % (c->port_max - c->port_min + 1));
+}
+
+/* Looks for a port that is free towards the backend: the client's own, else one of the range, from
+ * a random one on. False if all that were tried are taken. */
 INLINE bool find_port(struct __sk_buff *skb, const struct config *c, const struct packet *p,
 		      const ip_addr *node, struct flow_key *back)
 {
-	u32 span = c->port_max - c->port_min + 1, start = next_random() >> 1, beat = now();
 	bool to_itself = same_address(&p->src, &back->src);
-	u16 victim = 0, port = p->sport;
-	bool keep = may_keep_port(c, p, to_itself);
+	u32 start = next_random() >> 1;
 	struct found held;
-	u32 best = 0;
 	int i;
 
+	back->dport = p->sport;
+	if (may_keep_port(c, p, to_itself) && is_free_port(back, node, &p->src, &held) &&
+	    !is_used_by_node(skb, back))
+		return true;
 	ROLLED
-	for (i = 0; i <= MASQUERADE_PORT_TRIES; i++) {
-		u32 way;
-
-		back->dport = i || !keep ? htons(c->port_min + (start + i) % span) : port;
+	for (i = 0; i < MASQUERADE_PORT_TRIES; i++) {
+		back->dport = nth_port(c, start, i);
 		if (to_itself && back->dport == back->sport)
 			continue;
-		if (is_free_port(back, node, &p->src, &held)) {
-			if (i || !keep || !is_used_by_node(skb, back))
-				return true;
-			continue;
-		}
-		way = gives_way(&held, beat);
-		if (way > best) {
-			best = way;
-			victim = back->dport;
-		}
+		if (is_free_port(back, node, &p->src, &held))
+			return true;
 	}
-	if (!best)
-		return false;
-	back->dport = victim;
-	if (is_free_port(back, node, &p->src, &held) || !end_flow(&held, END_EVICTED))
-		return false;
-	if (best >> WAY_SHIFT == BACKEND_HOLDS >> WAY_SHIFT)
-		count(skb, REASON_PORT_REUSED);
-	back->dst = *node;
-	return true;
+	return false;
 }
 
-/* Reserves both cells at the flow's sides, under a port that is free as far as can be seen: what
- * comes back first. */
+/* The tuple by which the backend answers the node. */
+INLINE void make_back_key(struct flow_key *key, const struct packet *p,
+			  const struct choice *choice, const ip_addr *node, u16 port)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->src = choice->addr;
+	key->sport = choice->port;
+	key->dst = *node;
+	key->dport = port;
+	key->proto = p->proto;
+}
+
+/* Reserves both cells at the flow's sides, under a port that is free as far as can be seen. If not
+ * a place, `back` is the tuple that was in the way. */
 INLINE u32 reserve_sides(const struct packet *p, struct flow_key *back, struct sides *sides,
 			 u32 generation)
 {
-	struct flow_key key = *back;
-	u32 place = CELL_TAKEN;
-	int i;
+	u32 kind = CELL_MASQUERADED | CELL_SIDE;
+	struct flow_key out = {};
 
-	sides->out = sides->back = NO_PLACE;
-	ROLLED
-	for (i = 0; i < 2; i++) {
-		place = reserve_cell(&key, &p->src, CELL_MASQUERADED | CELL_SIDE | (i ? CELL_REPLY : 0),
-				     generation);
-		if (!IS_PLACE(place))
-			break;
-		if (i) {
-			sides->out = place;
-			return place;
-		}
-		sides->back = place;
-		key.src = p->src;
-		key.sport = back->dport;
-		key.dst = back->src;
-		key.dport = back->sport;
-	}
-	if (IS_PLACE(sides->back))
-		abandon_cell(sides->back);
-	return place;
+	sides->back = reserve_free_cell(back, &p->src, kind, generation);
+	if (!IS_PLACE(sides->back))
+		return sides->back;
+	out.src = p->src;
+	out.sport = back->dport;
+	out.dst = back->src;
+	out.dport = back->sport;
+	out.proto = p->proto;
+	sides->out = reserve_free_cell(&out, &p->src, kind | CELL_REPLY, generation);
+	if (IS_PLACE(sides->out))
+		return sides->out;
+	*back = out;
+	abandon_cell(sides->back);
+	return sides->out;
 }
 
 /* The sides first: they have the port. One program's stack has no room for the rest. */
@@ -269,35 +232,29 @@ INLINE int masquerade(struct __sk_buff *skb)
 	const struct config *c = get_config();
 	u32 turn = handoff(skb)->turn, generation = new_generation(), place, beat = now();
 	struct choice choice = {};
-	struct flow_key back = {};
+	struct flow_key back;
 	struct sides sides;
 	struct packet p;
 	ip_addr node;
 
-	if (!c || !restore_choice(&choice, handoff(skb)->backend, handoff(skb)->service) ||
-	    !restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
+	if (!c || !restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER ||
+	    !restore_choice(&choice, &p, handoff(skb)->backend, handoff(skb)->service))
 		return DROP;
 	masquerade_source(&node, skb, c, &p, &choice.addr);
-	back.src = choice.addr;
-	back.sport = choice.port;
-	back.proto = p.proto;
-	if (!find_port(skb, c, &p, &node, &back)) {
-		count(skb, REASON_PORTS_EXHAUSTED);
-		return DROP;
-	}
+	make_back_key(&back, &p, &choice, &node, port_of(turn));
+	if (!port_of(turn) && !find_port(skb, c, &p, &node, &back))
+		return hand_to_turn(skb, turn, FAMILY_PROGRAM(TAKE_PORT));
 	place = reserve_sides(&p, &back, &sides, generation);
-	if (place == CELL_TAKEN)
-		return retry_later(skb, turn);
-	if (!IS_PLACE(place)) {
-		count(skb, REASON_FLOWS_FULL);
-		return DROP;
-	}
+	if (place == CELL_FULL)
+		return hand_to_make_room(skb, turn, &back);
+	if (!IS_PLACE(place))
+		return hand_to_turn(skb, turn, FAMILY_PROGRAM(RETRY));
 	fill_cell(sides.back, &p.src, back.dport, choice.port, choice.backend, choice.service,
 		  sides.back, beat);
 	fill_cell(sides.out, &node, back.dport, choice.port, choice.backend, choice.service,
 		  sides.back, beat);
 	handoff(skb)->generation = generation;
-	handoff(skb)->out = sides.out | turn << LINK_FLAGS_SHIFT;
+	handoff(skb)->out = sides.out | (turn & TURN_MASK) << LINK_FLAGS_SHIFT;
 	handoff(skb)->back = sides.back;
 	programs.call(skb, FAMILY_PROGRAM(OPEN_MASQUERADED));
 	abandon_sides(&sides);
@@ -312,18 +269,15 @@ INLINE int open_masqueraded(struct __sk_buff *skb)
 	struct sides sides = {.out = handoff(skb)->out & LINK_PLACE_MASK,
 			      .back = handoff(skb)->back & LINK_PLACE_MASK};
 	struct choice choice = {};
-	struct flow_key key;
 	struct found back;
 	struct packet p;
 
-	if (!get_cell(sides.back, &back) ||
-	    !restore_choice(&choice, back.state->backend, back.state->service) ||
-	    !restore_packet(skb, &p)) {
+	if (!get_cell_in(true, sides.back, &back) || !restore_packet(skb, &p) ||
+	    !restore_choice(&choice, &p, back.state->backend, back.state->service)) {
 		abandon_sides(&sides);
 		return DROP;
 	}
 	choice.kind = CELL_MASQUERADED;
 	choice.client_port = back.cell->port;
-	make_key(&key, &p);
-	return open_and_forward(skb, &p, &key, &choice, turn, generation, &sides);
+	return open_and_forward(skb, &p, &choice, turn, generation, &sides);
 }

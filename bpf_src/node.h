@@ -26,6 +26,7 @@
 #include "select.h"
 #include "refuse.h"
 #include "connect.h"
+#include "way.h"
 
 #if FAMILY == 6
 #define ADDRESS_FAMILY 10
@@ -52,20 +53,6 @@ INLINE int choose_elsewhere(const struct config *c, const struct packet *p,
 			return 0;
 	}
 	return REASON_ENDPOINT_IS_NODE;
-}
-
-/* A port of the node's range that is free towards this backend, as far as can be seen. */
-INLINE u16 node_port_towards(const struct config *c, const struct packet *p,
-			     const struct choice *choice)
-{
-	struct flow_key key = {};
-
-	key.src = choice->addr;
-	key.sport = choice->port;
-	key.dst = p->src;
-	key.proto = p->proto;
-	pick_port(c, &key, true);
-	return key.dport;
 }
 
 /* As the socket hooks have it: all processes of the node are one client. */
@@ -113,22 +100,21 @@ INLINE int node_open(struct __sk_buff *skb)
 	return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
 }
 
-/* Remembers the flow that was chosen for, and sends its first packet. */
+/* A port of the node's range that is free towards the backend that was chosen. */
 INLINE int node_flow(struct __sk_buff *skb)
 {
 	const struct config *c = get_config();
-	struct choice choice = {.kind = CELL_NODE};
-	u32 turn = handoff(skb)->turn;
+	struct choice choice = {};
 	struct flow_key key;
 	struct packet p;
 
-	if (!c || !restore_choice(&choice, handoff(skb)->backend, handoff(skb)->service) ||
-	    !restore_packet(skb, &p))
+	if (!c || !restore_packet(skb, &p) ||
+	    !restore_choice(&choice, &p, handoff(skb)->backend, handoff(skb)->service))
 		return DROP;
-	choice.client_port = node_port_towards(c, &p, &choice);
-	make_key(&key, &p);
-	return send_on(skb, &p, open_and_forward(skb, &p, &key, &choice, turn, new_generation(),
-					      0));
+	make_reply_key(&key, &p, &choice);
+	pick_port(c, &key, true);
+	handoff(skb)->turn = with_port(handoff(skb)->turn, key.dport);
+	return hand_to(skb, FAMILY_PROGRAM(OPEN));
 }
 
 /* Sends a translated packet where it belongs now. It has been routed to the service's address: that

@@ -19,7 +19,10 @@
 #include "anew.h"
 #include "outgoing.h"
 #include "connect.h"
+#include "way.h"
+#include "room.h"
 #include "masquerade.h"
+#include "takeport.h"
 #include "direct.h"
 #include "refuse.h"
 #include "sctp.h"
@@ -107,9 +110,24 @@ PROGRAM(FAMILY_NAME(retry))
 	return retry(skb);
 }
 
+PROGRAM(FAMILY_NAME(make_way))
+{
+	return make_way(skb);
+}
+
+PROGRAM(FAMILY_NAME(make_room))
+{
+	return make_room(skb);
+}
+
 PROGRAM(FAMILY_NAME(masquerade))
 {
 	return masquerade(skb);
+}
+
+PROGRAM(FAMILY_NAME(take_port))
+{
+	return take_port(skb);
 }
 
 PROGRAM(FAMILY_NAME(open_masqueraded))
