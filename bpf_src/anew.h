@@ -70,7 +70,7 @@ INLINE int begin_anew(struct __sk_buff *skb)
 		if (moved)
 			count(skb, REASON_FLOW_MOVED);
 		if (rest.state)
-			add_note(&rest.key, rest.state, &rest.ends, 0, now());
+			add_note(&rest.key, rest.state, &rest.ends, CELL_FIRST, now());
 	}
 	if (kind_of(&f) & CELL_DIRECT)
 		return hand_to(skb, FAMILY_PROGRAM(DIRECT));

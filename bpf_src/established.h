@@ -21,7 +21,7 @@ INLINE bool starts_over(const struct packet *p, const struct found *f, u32 beat)
 {
 	u32 kind = kind_of(f);
 
-	if (kind & (CELL_REPLY | CELL_SIDE))
+	if (kind & (CELL_REPLY | CELL_SIDE | CELL_NOTE))
 		return false;
 	if (p->proto == IPPROTO_TCP && !starts_connection(p))
 		return false;

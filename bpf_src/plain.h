@@ -96,7 +96,7 @@ INLINE bool is_plain(const struct packet *p, const struct found *f, u32 beat)
 	if (p->proto == IPPROTO_TCP)
 		return state_of(f) == STATE_ESTABLISHED &&
 		       !(p->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST));
-	if (kind & (CELL_REPLY | CELL_DIRECT))
+	if (kind & (CELL_REPLY | CELL_DIRECT | CELL_NOTE))
 		return true;
 	if (!still_serving(f->state->backend, f->state->service))
 		return false;

@@ -241,12 +241,15 @@ INLINE void track_tcp(struct __sk_buff *skb, struct packet *p, struct pair *pair
 }
 
 /* A conversation past services is over when one side says so: what comes after that keeps the note
- * for as long as a tuple rests. */
+ * for as long as a tuple rests, as that of an end which closed first does. */
 INLINE void track_note(const struct packet *p, struct found *f)
 {
 	f->state->seen = now();
-	if (p->tcp_flags & (TCP_FIN | TCP_RST) && state_of(f) == STATE_ESTABLISHED)
-		set_state(f, STATE_ESTABLISHED, STATE_TIME_WAIT);
+	if (!(p->tcp_flags & (TCP_FIN | TCP_RST)) || state_of(f) != STATE_ESTABLISHED)
+		return;
+	if (p->tcp_flags & TCP_FIN)
+		set_flags(f->state, flags_of(f->state) | CELL_FIRST);
+	set_state(f, STATE_ESTABLISHED, STATE_TIME_WAIT);
 }
 
 /* The program for remarkable packets of a flow. */

@@ -82,8 +82,8 @@ class Flows:
             cells = self._arrays[f"cells{family}{bank}"].records
             states = self._states_of(family, bank)
             condition = cells["head"] & np.uint64(self._enums["STATE_MASK"])
-            for index in np.flatnonzero(condition >= self._enums["STATE_LIVE"]):
-                place = int(index) | number << self._enums["PLACE_BANK_SHIFT"]
+            for index in np.flatnonzero(condition >= self._enums["STATE_SYN"]):
+                place = int(index) | number * self._enums["PLACE_BANK"]
                 yield self._flow(family, place, cells[index], states[index])
 
     def _flow(self, family: int, place: int, cell: Any, state: Any) -> Flow:

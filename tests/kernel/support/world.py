@@ -16,7 +16,7 @@ import numpy as np
 
 from ebpf import flowtable, maps
 from ebpf.compile import compiler
-from ebpf.kernel import testrun
+from ebpf.kernel import clock, testrun
 from ebpf.layouts import Bundle
 from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation
