@@ -66,6 +66,7 @@ class PrivateTable:
             "backend_live": BACKENDS,
             "service_counters": BACKENDS,
             "threads": possible_cpus(),
+            "wanted": 4 * BACKENDS,
         }
         self.maps = {
             name: maps.create(spec, sizes.get(name, 1))
