@@ -27,8 +27,9 @@ INLINE bool is_taken_in(bool own, u32 bank, u32 bucket, u32 tag, const struct fl
 {
 	u64 *word = control_at(own, bucket), z;
 
+	/* The other bank of these programs may be none yet, when the next ones' is there. */
 	if (!word)
-		return true;
+		return own;
 	z = LOAD(word) ^ tag * BYTES_ONE;
 	z = EVERY_ZERO(z);
 	ROLLED
@@ -128,7 +129,7 @@ INLINE void write_key(struct cell *cell, const struct flow_key *key, u64 head)
 INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kind, u32 generation,
 		      bool evicting)
 {
-	const struct table *t = get_table();
+	struct table *t = get_table();
 	struct holder client;
 	struct cell *cell;
 	u32 place, greed;
@@ -144,8 +145,10 @@ INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kin
 	place = take_place(t, hash, room_for(greed));
 	if (evicting && place == CELL_FULL && evict(t, hash, greed))
 		place = take_place(t, hash, CELLS_PER_BUCKET);
-	if (place == CELL_FULL)
+	if (place == CELL_FULL) {
+		__sync_fetch_and_add(&t->refused, 1);
 		return CELL_FULL;
+	}
 	if (is_taken(t, hash, key, generation, place)) {
 		release(true, place, tag_of(hash));
 		return CELL_TAKEN;

@@ -96,8 +96,29 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         return sorted(path.name for path in (self.pin_dir / "maps").iterdir())
 
     def map_fds(self) -> dict[str, int]:
-        """Every map's descriptor by name: what programs are loaded with."""
-        return {name: self.map(name).fd for name in self.map_names()}
+        """Every map's descriptor by the name that programs have for it: to load them with."""
+        return {name: found.fd for name, found in self.program_maps().items()}
+
+    def program_maps(self) -> dict[str, Map]:
+        """The maps by the names that programs know them by, see `flowtable.program_names`."""
+        names = self.map_names()
+        phases = {
+            family: int(self.map(f"table{family}a").records["phase"][0])  # type: ignore[attr-defined]
+            for family in flowtable.FAMILIES
+            if f"table{family}a" in names
+        }
+        taken = flowtable.program_names(names, phases, self.enums)
+        return {name: self.map(other) for name, other in taken.items()}
+
+    def resize(self, name: str, entries: int) -> None:
+        """An empty map in place of one that no program of use has anything in. Programs that were
+        loaded on the old one keep it."""
+        old = self.map(name)
+        if old.max_entries == entries:
+            return
+        path = self.pin_dir / "maps" / name
+        self._adopt(maps.create(old.spec, entries), path)
+        old.close()
 
     @property
     def enums(self) -> dict[str, int]:
