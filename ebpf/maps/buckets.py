@@ -88,6 +88,7 @@ class BucketTable:
         keys = self._cells[places, :KEY_WORDS]
         after = self._cells[places, KEY_WORDS]
         whole = (before ^ after < _GENERATION) & (after & _PAYLOAD != 0)
+        whole[self._twice(places, keys)] = False
         return keys[whole], after[whole] & _PAYLOAD
 
     def get(self, keys: Words) -> Words:
@@ -124,13 +125,19 @@ class BucketTable:
         """Finish a move that was interrupted: of a key that is in both its buckets the second is
         left. Returns how many there were."""
         places = np.flatnonzero(self._tags)
-        keys = self._cells[places, :KEY_WORDS]
-        first, _, _ = self._places_of(keys)
-        order = np.lexsort((places // _PER_BUCKET == first, *keys.T))
-        same = (keys[order][1:] == keys[order][:-1]).all(axis=1)
-        twice = places[order[1:][same]]
+        twice = places[self._twice(places, self._cells[places, :KEY_WORDS])]
         self._vacate(twice)
         return len(twice)
+
+    def _twice(self, places: Places, keys: Words) -> Places:
+        """Which of these, being in the first bucket of their key, are in the second one too."""
+        first, second, tags = self._places_of(keys)
+        movable = np.flatnonzero((places // _PER_BUCKET == first) & (first != second))
+        by_bucket = self._tags.reshape(-1, _PER_BUCKET)
+        rows, columns = np.nonzero(by_bucket[second[movable]] == tags[movable, None])
+        there = second[movable[rows]] * _PER_BUCKET + columns
+        same = (self._cells[there, :KEY_WORDS] == keys[movable[rows]]).all(axis=1)
+        return movable[rows[same]]
 
     def _begin(self) -> None:
         """The secrets before the number of buckets, without which nothing is looked up."""
