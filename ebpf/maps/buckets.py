@@ -137,7 +137,8 @@ class BucketTable:
         rows, columns = np.nonzero(by_bucket[second[movable]] == tags[movable, None])
         there = second[movable[rows]] * _PER_BUCKET + columns
         same = (self._cells[there, :KEY_WORDS] == keys[movable[rows]]).all(axis=1)
-        return movable[rows[same]]
+        found: Places = movable[rows[same]]
+        return found
 
     def _begin(self) -> None:
         """The secrets before the number of buckets, without which nothing is looked up."""
