@@ -225,7 +225,7 @@ def test_a_move_makes_room_and_loses_nobody() -> None:
                 table.put(words(n), payloads(n))
             except MapFull:
                 continue
-            now = {m: int(table._find(words(m))[0]) for m in (*places, n)}
+            now = {m: int(table._find(words(m), table._hashed(words(m)))[0]) for m in (*places, n)}
             moved += sum(now[m] != place for m, place in places.items())
             places = now
         assert [looked_up(memory, n) for n in places] == list(places)
