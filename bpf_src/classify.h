@@ -7,14 +7,13 @@
 #include "consts.h"
 #include "types.h"
 #include "config.h"
-#include "filter.h"
+#include "frontend.h"
 #include "address.h"
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
 #include "tailcall.h"
 #include "flow.h"
-#include "select.h"
 #include "fragment.h"
 #include "icmp.h"
 #include "established.h"
@@ -33,26 +32,33 @@ INLINE int not_service(struct __sk_buff *skb, const struct config *c, const stru
 INLINE bool may_meet_flow(const struct packet *p)
 {
 	return p->fragment == WHOLE && has_ports(p->proto) &&
-	       (p->proto != IPPROTO_TCP || starts_connection(p)) &&
-	       maybe_endpoint(&p->dst, p->dport);
+	       (p->proto != IPPROTO_TCP || starts_connection(p)) && is_endpoint(&p->dst, p->dport);
+}
+
+INLINE bool is_to_frontend(const struct packet *p)
+{
+	struct frontend_key key;
+
+	make_frontend_key(&key, &p->dst, p->dport, p->proto);
+	return frontend_word(&key);
 }
 
 /* No flow has the tuple of a packet that comes in. Its ports are known. */
 INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, struct packet *p)
 {
-	if (!maybe_service(&p->dst, 0)) {
-#ifndef TRACE
-		if (may_meet_flow(p)) {
-			save_packet(skb, p);
-			return hand_to(skb, FAMILY_PROGRAM(DIRECT));
-		}
-#endif
-		return not_service(skb, c, p);
+	u32 address = address_flags(&p->dst);
+
+	if (address & FRONTEND_ADDRESS || (address && is_to_frontend(p))) {
+		save_packet(skb, p);
+		return hand_to_connect(skb, p);
 	}
-	if (!maybe_service(&p->dst, 1) && !maybe_endpoint(&p->dst, p->dport))
-		return PASS;
-	save_packet(skb, p);
-	return hand_to_connect(skb, p);
+#ifndef TRACE
+	if (may_meet_flow(p)) {
+		save_packet(skb, p);
+		return hand_to(skb, FAMILY_PROGRAM(DIRECT));
+	}
+#endif
+	return address ? PASS : not_service(skb, c, p);
 }
 
 /* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
@@ -60,11 +66,27 @@ INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, str
 INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
 {
 	return skb->sk && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
-	       maybe_service(&p->dst, 0);
+	       address_flags(&p->dst);
 }
 
-/* No flow has the tuple of a packet that goes out. The established packets of others' TCP have
- * nothing to say here. */
+/* May it be from a service's port, an endpoint, or a server of the node's own that was asked by
+ * another address (outgoing.h)? The established packets of others' TCP have nothing to say. */
+INLINE bool may_be_answer(struct __sk_buff *skb, const struct packet *p)
+{
+	const struct config *c = get_config();
+	struct frontend_key key;
+	ip_addr node;
+
+	if (!c || (p->proto == IPPROTO_TCP && !starts_connection(p)))
+		return false;
+	make_frontend_key(&key, &p->src, p->sport, p->proto);
+	if (frontend_word(&key) || is_endpoint(&p->src, p->sport))
+		return true;
+	narrow(&node, NODE_ADDRESS(c));
+	return p->proto == IPPROTO_UDP && skb->sk && is_endpoint(&node, p->sport);
+}
+
+/* No flow has the tuple of a packet that goes out. */
 INLINE int goes_without_flow(struct __sk_buff *skb, struct packet *p)
 {
 	if (p->origin != ORIGIN_POD && calls_service(skb, p)) {
@@ -73,8 +95,7 @@ INLINE int goes_without_flow(struct __sk_buff *skb, struct packet *p)
 		return hand_to_connect(skb, p);
 	}
 #ifndef TRACE
-	if ((p->proto != IPPROTO_TCP || starts_connection(p)) &&
-	    maybe_endpoint(&p->src, p->sport)) {
+	if (may_be_answer(skb, p)) {
 		save_packet(skb, p);
 		return hand_to(skb, FAMILY_PROGRAM(OUTGOING));
 	}
@@ -142,31 +163,24 @@ INLINE int go_out(struct __sk_buff *skb, u32 to)
 	return hand_to(skb, FAMILY_PROGRAM(GOING_OUT));
 }
 
-/* Is this really a ClusterIP, or at least an address that only services have? The filter's bit may
- * be there by chance, and other traffic's broken packets and fragments are the stack's, as are
- * those for an address that the node itself or another proxy has. */
-INLINE bool is_cluster_ip(const struct config *c, const struct packet *p)
+/* Is this an address that only services have? Other traffic's broken packets and fragments are the
+ * stack's, as are those for an address that the node itself or another proxy has. */
+INLINE bool is_cluster_ip(u32 address)
 {
-	struct frontend_key key;
-	struct frontend found;
-
-	if (!maybe_service(&p->dst, 1))
-		return false;
-	make_frontend_key(&key, &p->dst, 0, 0);
-	if (find_frontend(&key, &found))
-		return !(found.flags & FRONTEND_SHARED);
-	return in_service_range(c, &p->dst);
+	return address & FRONTEND_ADDRESS && !(address & FRONTEND_SHARED);
 }
 
-/* A packet for a service that cannot be read. An address that is also the node's own gets what the
- * stack makes of it. */
+/* A packet that cannot be read. An address that is also the node's own gets what the stack makes of
+ * it. */
 INLINE int unreadable(struct __sk_buff *skb, const struct config *c, const struct packet *p,
 		      int reason)
 {
-	if (!maybe_service(&p->dst, 0))
+	u32 address = address_flags(&p->dst);
+
+	if (!address)
 		return not_service(skb, c, p);
 	count(skb, reason);
-	return is_cluster_ip(c, p) ? DROP : PASS;
+	return is_cluster_ip(address) ? DROP : PASS;
 }
 
 /* Any packet that comes in. */
@@ -182,7 +196,7 @@ INLINE int coming_in(struct __sk_buff *skb)
 		return PASS;
 	if (reason) {
 		/* If only extension headers are at fault, the addresses are known. */
-		bool ours = p.l4 && is_cluster_ip(c, &p);
+		bool ours = p.l4 && is_cluster_ip(address_flags(&p.dst));
 
 		if (ours || !p.l4)
 			count(skb, reason);
@@ -194,7 +208,7 @@ INLINE int coming_in(struct __sk_buff *skb)
 #ifndef TRACE
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return unreadable(skb, c, &p, REASON_FRAGMENT_UNMATCHED);
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p) && maybe_service(&p.dst, 0)) {
+	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
 		save_packet(skb, &p);
 		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
 	}
@@ -207,7 +221,7 @@ INLINE int coming_in(struct __sk_buff *skb)
 		save_packet(skb, &p);
 		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 	}
-	if (p.fragment == FRAGMENT_FIRST && maybe_service(&p.dst, 0))
+	if (p.fragment == FRAGMENT_FIRST && address_flags(&p.dst))
 		remember_fragment(&p);
 #endif
 	return comes_without_flow(skb, c, &p);
@@ -233,7 +247,7 @@ INLINE int going_out(struct __sk_buff *skb)
 	make_key(&key, &p);
 	if (!find_cell(&key, &f)) {
 		if (p.fragment == FRAGMENT_FIRST &&
-		    (maybe_endpoint(&p.src, p.sport) || maybe_service(&p.dst, 0)))
+		    (is_endpoint(&p.src, p.sport) || address_flags(&p.dst)))
 			remember_fragment(&p);
 		return goes_without_flow(skb, &p);
 	}

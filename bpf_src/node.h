@@ -23,6 +23,7 @@
 #include "stats.h"
 #include "tailcall.h"
 #include "flow.h"
+#include "frontend.h"
 #include "select.h"
 #include "refuse.h"
 #include "connect.h"

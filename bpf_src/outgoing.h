@@ -12,7 +12,7 @@
 #include "maps.h"
 #include "address.h"
 #include "config.h"
-#include "filter.h"
+#include "frontend.h"
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
@@ -20,7 +20,6 @@
 #include "flow.h"
 #include "established.h"
 #include "nat.h"
-#include "select.h"
 
 INLINE u32 answer_timeout(const struct config *c, u8 proto)
 {
@@ -80,15 +79,10 @@ INLINE void note_conversation(const struct packet *p, u32 beat)
  * tuple that this conversation has (SIP, and whoever else uses one port for both). */
 INLINE void note_incoming(const struct packet *p, u32 beat)
 {
-	struct frontend_key source;
-	struct frontend found;
 	struct flow_key key;
 
-	if (p->origin != ORIGIN_POD || p->proto == IPPROTO_TCP || p->fragment == FRAGMENT_LATER)
-		return;
-	make_frontend_key(&source, &p->src, p->sport, p->proto);
-	/* A frontend has its bit there too, and is no endpoint. */
-	if (find_frontend(&source, &found))
+	if (p->origin != ORIGIN_POD || p->proto == IPPROTO_TCP || p->fragment == FRAGMENT_LATER ||
+	    !is_endpoint(&p->src, p->sport))
 		return;
 	make_key(&key, p);
 	note_reply(&key, beat);
@@ -119,19 +113,16 @@ INLINE int outgoing(struct __sk_buff *skb)
 
 	if (!restore_packet(skb, &p))
 		return PASS;
-	if (maybe_service(&p.src, 0)) {
-		if (find_by_endpoint(skb, &p, &f)) {
-			if (!read_ends(&f, &ends))
-				return DROP;
-			follow(&p, &f, skb->len - p.l3, beat);
-			return translate(skb, &p, true, &ends.addr, ends.port, ends.client_port);
-		}
-		/* A server of the node may be an endpoint that calls somebody, as a pod may. */
-		if (is_from_service(&p)) {
-			note_conversation(&p, beat);
-			return PASS;
-		}
+	if (find_by_endpoint(skb, &p, &f)) {
+		if (!read_ends(&f, &ends))
+			return DROP;
+		follow(&p, &f, skb->len - p.l3, beat);
+		return translate(skb, &p, true, &ends.addr, ends.port, ends.client_port);
 	}
-	note_incoming(&p, beat);
+	/* A server of the node may be an endpoint that calls somebody, as a pod may. */
+	if (is_from_service(&p))
+		note_conversation(&p, beat);
+	else
+		note_incoming(&p, beat);
 	return PASS;
 }
