@@ -122,11 +122,12 @@ struct cidr {
 struct config {
 	__u32 flags;	   /* enum config_flag */
 	__u32 flow_limit;  /* TCP entries per family beyond which handshakes go to the LRU table */
-	__u32 syn_timeout; /* ticks, all of them */
+	__u32 syn_timeout; /* beats, all of them */
 	__u32 established_timeout;
 	__u32 closing_timeout;
 	__u32 reset_timeout;
 	__u32 time_wait_timeout;
+	__u32 fin_wait_timeout;
 	__u32 datagram_timeout;	       /* no reply yet */
 	__u32 datagram_stream_timeout; /* replied */
 	__u16 port_min;		       /* source ports that flows are given, host byte order */
@@ -142,7 +143,7 @@ struct config {
 	__u32 pod_cidr_count6;
 	struct cidr pod_cidr4[MAX_POD_CIDRS];
 	struct cidr pod_cidr6[MAX_POD_CIDRS];
-	__u32 agent_beat;    /* tick at which the agent last lived; 0: there is none */
+	__u32 agent_until;   /* beat until which there is an agent; 0: there is none */
 	__u16 node_port_max; /* the node's own flows have the ports from port_max to here */
 	__u16 pad;
 };

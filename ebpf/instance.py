@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from ebpf import maps, trust
 from ebpf.errors import LayoutError
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
-from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, meta, migrate
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared, meta, migrate
 from ebpf.maps.declared import Maps
 from ebpf.maps.meta import Meta
 from ebpf.maps.migrate import Replaced
@@ -40,6 +41,8 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         self.readonly = readonly
         self._lock = lock
         self._open: dict[str, Map] = {}
+        self._coming: dict[str, Map] = {}  # larger ones, that programs are loaded on
+        self._former: dict[str, Map] = {}  # ... and those that they took the place of
         self._replaced = Replaced(pin_dir, notes)
 
     @classmethod
@@ -97,7 +100,33 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def map_fds(self) -> dict[str, int]:
         """Every map's descriptor by name: what programs are loaded with."""
-        return {name: self.map(name).fd for name in self.map_names()}
+        return {name: found.fd for name, found in self._for_programs().items()}
+
+    def map_ids(self) -> dict[str, int]:
+        """The kernel's numbers of the same."""
+        return {name: found.id for name, found in self._for_programs().items()}
+
+    def enlarge(self, entries: Mapping[str, int]) -> None:
+        """Larger maps for these names, empty: programs are loaded on them from now on. When that is
+        done, `switch` them in; when those programs are everywhere, `finish`."""
+        self._let_go(self._coming)
+        for name, number in entries.items():
+            self._coming[name] = maps.create(self.map(name).spec, number)
+
+    def switch(self) -> None:
+        """The larger maps get what the former ones hold, and their place. Until `finish` the
+        programs in place use the former ones: what is written has to be written to both, see
+        `former`."""
+        for name, new in self._coming.items():
+            path, old = self.pin_dir / "maps" / name, self.map(name)
+            self._replaced.take_over(old, new, path)
+            self._adopt(new, path)
+            self._former[name] = old
+        self._coming = {}
+
+    def former(self) -> Former | None:
+        written = [name for name in self._former if not declared.USES[name].filled]
+        return Former(self, self._former) if written else None
 
     @property
     def enums(self) -> dict[str, int]:
@@ -121,15 +150,15 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         how many flows came. Does nothing when nothing was replaced. Counts that the old programs
         added after the copy (counters, service_counters) are lost: those of some seconds.
         """
+        self._let_go(self._former)
         carried = self._replaced.finish({name: self.map(name) for name in self.map_names()})
         self.meta.forget_maps({(name, self.map(name).id) for name in self.map_names()})
         return carried
 
     def close(self) -> None:
         """Closes descriptors and lets go of the lock; what is pinned stays."""
-        for opened in self._open.values():
-            opened.close()
-        self._open.clear()
+        for opened in (self._open, self._coming, self._former):
+            self._let_go(opened)
         self.meta.close()
         if self._lock:
             self._lock.close()
@@ -139,6 +168,14 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _for_programs(self) -> dict[str, Map]:
+        return {name: self.map(name) for name in self.map_names()} | self._coming
+
+    def _let_go(self, opened: dict[str, Map]) -> None:
+        for one in opened.values():
+            one.close()
+        opened.clear()
 
     def _open_pinned(self, name: str) -> Map:
         path = self.pin_dir / "maps" / name
@@ -178,6 +215,21 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         self.meta.note_map(new)
         bpffs.pin(new.fd, path)
         self._open[new.name] = new
+
+
+class Former(Maps[HashMap, ArrayMap, PerCpuArray]):
+    """An instance as it was before some of its maps got larger."""
+
+    def __init__(self, instance: Instance, replaced: Mapping[str, Map]) -> None:
+        self._instance = instance
+        self._replaced = replaced
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Map:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            return self._replaced.get(name) or self._instance.map(name)
 
 
 def remove(pin_dir: Path) -> None:

@@ -137,7 +137,7 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
 
 def generation_key(bundle: Bundle, instance: Instance) -> str:
     """The name of the directory of this bundle's programs on these maps."""
-    ids = sorted((name, instance.map(name).id) for name in instance.map_names())
+    ids = sorted(instance.map_ids().items())
     return hashlib.sha256(f"{bundle.hash} {ids}".encode()).hexdigest()[:16]
 
 

@@ -49,6 +49,9 @@ Size = Share | Constant | Bits | Fixed
 
 # Entries come from programs, all the time: a map that takes another's place gets late ones too.
 FILLED = "filled by programs"
+# Programs add to numbers that are there: what they add to a map whose place another took is added
+# to that one.
+COUNTED = "counted by programs"
 
 _FRAGMENTS = Fixed(8192)
 _ANSWERS = Fixed(16384)  # conversations of the node's own from ports that are also a service's
@@ -63,13 +66,18 @@ class Maps(Generic[Hash, Array, PerCpu]):
     once, slots for two regions besides. A flow is two entries.
     """
 
+    def former(self) -> Maps[Hash, Array, PerCpu] | None:
+        """The maps as programs see them that are still in place, if those are others."""
+        return None
+
     frontends: Annotated[Hash, Share("services", 4)]
     source_ranges: Annotated[Hash, Share("services")]
     names: Annotated[Hash, Share("services")]
     services: Annotated[Array, Share("services")]
-    service_counters: Annotated[Array, Share("services")]
+    service_counters: Annotated[Array, Share("services"), COUNTED]
     slots: Annotated[Array, Share("endpoints", 4)]
     backends: Annotated[Array, Share("endpoints", 2)]
+    backend_live: Annotated[Array, Share("endpoints", 2), COUNTED]
     service_filter: Annotated[Array, Bits("SERVICE_FILTER_BITS")]
     backend_filter: Annotated[Array, Bits("BACKEND_FILTER_BITS")]
     config: Annotated[Array, Fixed()]
@@ -97,6 +105,7 @@ class Use(msgspec.Struct, frozen=True):
     kinds: tuple[int, ...]
     size: Size
     filled: bool
+    counted: bool
 
 
 _KINDS = {Hash: (HASH, LRU_HASH, LPM_TRIE), Array: (ARRAY,), PerCpu: (PERCPU_ARRAY,)}
@@ -106,7 +115,7 @@ def _declared() -> dict[str, Use]:
     found = {}
     for name, hint in get_type_hints(Maps, include_extras=True).items():
         kind, size, *rest = get_args(hint)
-        found[name] = Use(_KINDS[kind], size, FILLED in rest)
+        found[name] = Use(_KINDS[kind], size, FILLED in rest, COUNTED in rest)
     return found
 
 

@@ -6,11 +6,13 @@ sockets of every network namespace (`agent_lives` in bpf_src/socket.h).
 
 from typing import Final
 
-from lbctl.datapath.consts import current_tick
+from lbctl.datapath import clock
 from lbctl.datapath.tables import ArrayTable
 
-# Less than half of what the programs wait for (AGENT_GONE_TICKS): a turn of the loop may be late.
 BEAT_SECONDS: Final = 2.0
+# So long it counts as living without having said so again: more than twice as long, since a turn of
+# the loop may be late.
+GONE_SECONDS: Final = 5.0
 
 
 class Beat:
@@ -27,7 +29,7 @@ class Beat:
     def stop(self) -> None:
         """There is no agent any more."""
         self._next = None
-        self._config.records["agent_beat"] = 0
+        self._config.records["agent_until"] = 0
 
     def due(self) -> float | None:
         """When `step` has something to do, on the monotonic clock."""
@@ -36,4 +38,6 @@ class Beat:
     def step(self, now: float) -> None:
         """Say it once more."""
         self._next = now + BEAT_SECONDS
-        self._config.records["agent_beat"] = current_tick() or 1  # 0 says that there is none
+        # One more, since this beat may be about to end; 0 says that there is none.
+        until = clock.later(clock.current_beat(), clock.beats(GONE_SECONDS) + 1)
+        self._config.records["agent_until"] = until or 1

@@ -203,7 +203,6 @@ class Control:
         parts, facts = self._parts, self._parts.facts.current
         settings = DataPathSettings(
             parts.takeover.present,
-            parts.instance.flows4.max_entries,
             socket_flags=parts.sockets.flags,
             host_netns=parts.sockets.host_netns,
             masquerade_by_device=features.ROUTE_SOURCE in features.masked(),
@@ -219,7 +218,7 @@ class Control:
         parts, facts = self._parts, self._parts.facts.current
         primary = (a for a in (facts.primary4, facts.primary6) if a)
         own = tuple(sorted({*facts.addresses, *primary}))
-        parts.reconciler.housekeeper.set_node_addresses(own, time.monotonic())
+        parts.reconciler.housekeeper.set_node_addresses(own)
         devices = device_addresses(parts.facts.network, facts)
         config.store_devices(parts.instance.devices, devices)
 

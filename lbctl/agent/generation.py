@@ -1,7 +1,9 @@
 """The programs: loaded while something else is done, since the kernel takes a second to check them
-and needs no interpreter for that; then put in place, for which nothing waits either."""
+and needs no interpreter for that; then put in place, for which nothing waits either. And again,
+when maps got another size."""
 
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -20,8 +22,8 @@ _LEAVES = 10.0
 class LaterGeneration:
     """`programs.load_generation` in a thread of its own. `close` once.
 
-    Once it is `wanted`, steps follow from each other: loaded, on all interfaces, and then whatever
-    an earlier agent left is let go.
+    Once they are `wanted`, steps follow from each other: loaded, on all interfaces, and then
+    whatever was there before is let go.
     """
 
     def __init__(
@@ -33,49 +35,82 @@ class LaterGeneration:
         keeper: Keeper,
     ) -> None:
         """Every map of `instance` must have been opened."""
+        # Called when larger maps took the place of others, and when those are gone.
+        self.maps_changed: Callable[[], None] = lambda: None
         self._bundle = bundle
         self._instance = instance
         self._interfaces = interfaces
         self._sockets = sockets
-        self._generation: Generation | None = None
         self._wanted: float | None = None  # since when
-        self._given = False
+        self._coming: Generation | None = None  # loaded, not everywhere yet
+        self._given = False  # ... but on its way there
+        self._placed: Generation | None = None
+        self._reloading = False
         self.began = time.monotonic()
         self.failure: BaseException | None = None  # then there is nothing to go on for
-        self.placed = False  # on interfaces and sockets, where that was possible
         self._errand = keeper.errand("loading programs", LOADING_SECONDS)
         self._errand.send(self._load)
 
     @property
     def loaded(self) -> bool:
         """Whether the kernel has taken them."""
-        return self._generation is not None
+        return self._coming is not None or self._placed is not None
+
+    @property
+    def placed(self) -> bool:
+        """Whether programs are on interfaces and sockets, where that was possible."""
+        return self._placed is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether those in place are on the maps as they are, and none are on their way."""
+        return self._placed is not None and not self._reloading
 
     def attach(self) -> None:
         """From now on they are wanted in their places; `placed` says when they are."""
         self._wanted = self._wanted or time.monotonic()
 
+    def reload(self) -> bool:
+        """Load them on the maps as they are now, and put those in place of the others; `settled`
+        says when they are. False, and nothing is done, while that would be too much at once."""
+        if not self.settled or not self._errand.send(self._load):
+            return False
+        self._reloading, self._wanted = True, time.monotonic()
+        return True
+
     def due(self) -> float | None:
         """At once, if there is a next step."""
-        if self._wanted is None or self.placed or self._generation is None:
+        if self._wanted is None:
             return None
+        if self._coming is None:
+            # A load that failed has been told by its thread.
+            return 0.0 if self._reloading and not self._errand.busy else None
         if not self._given:
             return 0.0
-        return 0.0 if self._interfaces.placed is self._generation else None
+        return 0.0 if self._interfaces.placed is self._coming else None
 
     def step(self, now: float) -> None:
-        """Hand them on, or let go of an earlier agent's."""
-        generation = self._generation
-        if generation is None or self._wanted is None or self.placed:
+        """Hand them on, or let go of those before."""
+        loading = self._errand.busy  # asked first: what it loads is there when it is not
+        coming = self._coming
+        if self._wanted is None:
             return
-        if not self._given:
+        if coming is None:
+            self._reloading = self._reloading and loading
+        elif not self._given:
             self._given = True
-            self._sockets.attach(generation)
-            self._interfaces.attach_all(generation)
-        elif self._interfaces.placed is generation:
-            self.placed = True
+            self._instance.switch()
+            self.maps_changed()
+            self._sockets.attach(coming)
+            self._interfaces.attach_all(coming)
+        elif self._interfaces.placed is coming:
+            before, self._placed = self._placed, coming
+            self._coming, self._given, self._reloading = None, False, False
             self._instance.finish()
+            self.maps_changed()
             programs.drop_other_generations(self._bundle, self._instance)
+            if before is not None:
+                before.close()
             structlog.get_logger().info(
                 "programs in place",
                 interfaces=self._interfaces.attached,
@@ -84,11 +119,15 @@ class LaterGeneration:
 
     def close(self) -> None:
         """Let go of the programs; what is pinned or linked lives on. Waits for the kernel."""
-        if self._errand.join(_LEAVES) and self._generation is not None:
-            self._generation.close()
+        if self._errand.join(_LEAVES):
+            for generation in (self._coming, self._placed):
+                if generation is not None:
+                    generation.close()
 
     def _load(self) -> None:
         try:
-            self._generation = programs.load_generation(self._bundle, self._instance)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the agent ends by it
+            self._coming = programs.load_generation(self._bundle, self._instance)
+        except BaseException as error:
+            if self._placed is not None:
+                raise  # what is in place goes on; the errand says what happened
             self.failure = error

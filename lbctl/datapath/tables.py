@@ -4,7 +4,7 @@ Tests put tables of their own behind the same names.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,6 +37,26 @@ class ArrayTable(Protocol):
     records: Records
 
     def store_word(self, index: int, field: str, value: int) -> None: ...
+
+
+class Rooms(NamedTuple):
+    """Cells of a flow table: those in use, those there are, and those there may be."""
+
+    used: int
+    now: int
+    most: int
+
+
+class FlowTable(Protocol):
+    """The flows of one family, as snapshots of cells: arrays with the fields of
+    `ebpf.flowtable.view`."""
+
+    family: int
+
+    def pieces(self, size: int) -> Iterator[Records]: ...
+    def at(self, places: Any) -> Records: ...
+    def end(self, places: Any, generations: Any, why: int) -> int: ...
+    def rooms(self) -> Rooms: ...
 
 
 class PerCpuTable(Protocol):

@@ -47,20 +47,15 @@ class Leftovers:
             yield f"{len(self.lowered)} backends had left their sets but were marked as serving"
 
 
-def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
-    """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`."""
-    room = Room(
-        Need(
-            services=min(tables.services.max_entries - 1, tables.names.max_entries),
-            frontends=tables.frontends.max_entries,
-            slots=tables.slots.max_entries,
-            backends=tables.backends.max_entries - 1,
-            source_ranges=tables.source_ranges.max_entries,
-        ),
-        name_bytes=tables.names.spec.value.field("text").size - 1,
-    )
-    contents = ArrayContents(tables.slots.records, tables.backends.records)
-    planner = Planner(contents, room)
+def read(
+    tables: Tables, now: float, most: Need | None = None
+) -> tuple[Planner, Leftovers]:
+    """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`.
+    `most` is what the maps may hold when they have grown; None: they do not."""
+    there = room_of(tables)
+    name_bytes = tables.names.spec.value.field("text").size - 1
+    planner = Planner(contents_of(tables), Room(most or there, name_bytes))
+    planner.grow(there, contents_of(tables))
     leftovers = Leftovers()
     by_id = _read_names(tables, planner, leftovers)
     _read_services(tables, by_id)
@@ -69,6 +64,22 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     _read_frontends(tables, planner, by_id, leftovers)
     _read_ranges(tables, planner, by_id, leftovers)
     return planner, leftovers
+
+
+def room_of(tables: Tables) -> Need:
+    """What the maps hold as they are."""
+    return Need(
+        services=min(tables.services.max_entries - 1, tables.names.max_entries),
+        frontends=tables.frontends.max_entries,
+        slots=tables.slots.max_entries,
+        backends=tables.backends.max_entries - 1,
+        source_ranges=tables.source_ranges.max_entries,
+    )
+
+
+def contents_of(tables: Tables) -> ArrayContents:
+    """What regions and backends are in them."""
+    return ArrayContents(tables.slots.records, tables.backends.records)
 
 
 def count_services(tables: Tables) -> int:

@@ -1,17 +1,18 @@
 """From updates of the source to plans carried out: which ports changed, and what is left to do."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 
 import structlog
 
 from ebpf.errors import LbError
-from lbctl.datapath.tables import Tables
+from lbctl.datapath.tables import FlowTable, Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
+from lbctl.plan.rooms import Need
 from lbctl.program import readback, writes
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.reconcile.notes import Notes
@@ -32,8 +33,16 @@ NO_ONE: Mapping[str, Exhausted] = MappingProxyType({})
 class Reconciler:
     """Keeps the maps equal to the objects. Nothing is written before the first complete list."""
 
-    def __init__(self, tables: Tables, node: NodeFacts) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        node: NodeFacts,
+        flow_tables: Sequence[FlowTable] = (),
+        most: Need | None = None,
+    ) -> None:
+        """`most` is what the maps may hold when they have grown; None: they do not grow."""
         self._tables = tables
+        self._most = most
         self._node = node
         self._log = structlog.get_logger()
         self._objects: dict[ObjectKey, ServiceObjects] = {}
@@ -48,12 +57,12 @@ class Reconciler:
         self._settled = -RETRY_SECONDS  # when who is served was last looked at
         self._look_again = 0.0  # ... and when it will be, though nothing changed
         self.synced = False
-        self.planner, leftovers = readback.read(tables, time.monotonic())
+        self.planner, leftovers = readback.read(tables, time.monotonic(), most)
         readback.repair(self.planner, leftovers, tables)
         for sentence in leftovers.describe():
             self._log.warning(sentence)
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
-        self.housekeeper = Housekeeper(tables, self.planner)
+        self.housekeeper = Housekeeper(tables, self.planner, flow_tables)
         self.had_services = bool(self._unclaimed)
         self._touched: set[ObjectKey] = set()  # since `take_touched`
         self._left = True  # an earlier agent may have seen some leave
@@ -99,6 +108,12 @@ class Reconciler:
     def waiting(self) -> bool:
         """Whether ports wait for room."""
         return bool(self._places.waiting)
+
+    def grown(self) -> None:
+        """Maps were exchanged for larger ones. While programs are in place that use the former
+        ones, there is no more room than in those."""
+        there = readback.room_of(self._tables.former() or self._tables)
+        self.planner.grow(there, readback.contents_of(self._tables))
 
     def freed(self) -> bool:
         """Something was freed; returns whether `apply` has to look who can have it."""
@@ -230,7 +245,6 @@ class Reconciler:
         except LbError as error:
             self.start_over(error)
             return True
-        self.housekeeper.note(plan, now)
         self._left |= bool(plan.lowered)
         without = {**plan.failed, **queued}
         places.served(name for name in wanted if name not in without)
@@ -312,8 +326,9 @@ class Reconciler:
         """A map refused an update: what is programmed is read back, and all is planned again."""
         self._notes.map_refused(error)
         now = time.monotonic()
-        self.planner, leftovers = readback.read(self._tables, now)
+        self.planner, leftovers = readback.read(self._tables, now, self._most)
         readback.repair(self.planner, leftovers, self._tables)
+        self.grown()
         self.housekeeper.planner = self.planner
         self._places.start_over()
         self._told = -1, -1

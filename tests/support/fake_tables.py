@@ -9,6 +9,7 @@ import numpy as np
 from ebpf.layouts import Field, MapSpec, Record
 from ebpf.maps.declared import USES, Maps
 from lbctl.datapath.tables import PerCpuTable, Records
+from tests.support.fake_cells import FakeFlowTable
 
 HASH, ARRAY = 1, 2
 
@@ -66,13 +67,7 @@ NAME = Record("name", 160, (Field("text", 0, 160, 160, "char"),))
 COUNTERS = record(
     "service_counters",
     *((n, "u64") for n in ("connections", "packets_in", "bytes_in", "packets_out", "bytes_out")),
-)
-_NOT_ZERO = [f"{what}{family}" for what in ("overflowed", "direct", "notes") for family in "46"]
-TABLE_STATE = record(
-    "table_state",
-    ("tcp_entries4", "u64"),
-    ("tcp_entries6", "u64"),
-    *((n, "u32") for n in _NOT_ZERO),
+    ("live", "u64"),
 )
 CIDR = (
     Field("net", 0, 16, 0, "struct", ADDR.fields),
@@ -89,7 +84,7 @@ RANGE = Record(
 )
 CONFIG_NUMBERS = (
     "flags",
-    "flow_limit",
+    "fin_wait_timeout",
     "syn_timeout",
     "established_timeout",
     "closing_timeout",
@@ -116,36 +111,11 @@ CONFIG = Record(
         Field("pod_cidr_count6", 348, 4, 0, "u32"),
         Field("pod_cidr4", 352, 128, 4, "struct", CIDR),
         Field("pod_cidr6", 480, 128, 4, "struct", CIDR),
-        Field("agent_beat", 608, 4, 0, "u32"),
+        Field("agent_until", 608, 4, 0, "u32"),
         Field("node_port_max", 612, 2, 0, "u16"),
         Field("pad", 614, 2, 0, "u16"),
     ),
 )
-
-
-def flow_records(family: int) -> tuple[Record, Record]:
-    ip = "u32" if family == 4 else "addr"
-    key, key_size = _fields(
-        ("src", ip), ("dst", ip), ("sport", "u16"), ("dport", "u16"), ("proto", "u8")
-    )
-    value, size = _fields(
-        ("addr", ip),
-        ("port", "u16"),
-        ("client_port", "u16"),
-        ("backend", "u32"),
-        ("service", "u32"),
-        ("seen", "u32"),
-        ("ack", "u32"),
-        ("state", "u8"),
-        ("flags", "u8"),
-        ("beat", "u16"),
-        ("tick_packets", "u32"),
-        ("tick_bytes", "u32"),
-        ("packets", "u32"),
-        ("bytes", "u64"),
-    )
-    key += (Field("pad", key_size, 3, 3, "u8"),)
-    return Record("flow_key", key_size + 3, key), Record("flow", size, value)
 
 
 class FakeHash:
@@ -223,11 +193,9 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("backend_filter", number("u64"), 1 << 16))
         self.add(FakeArray("service_counters", COUNTERS, services))
         self.add(FakeArray("config", CONFIG, 1))
-        self.add(FakeArray("table_state", TABLE_STATE, 1))
+        self.add(FakeArray("backend_live", number("u64"), endpoints))
         self.add(FakeHash("devices", number("u32"), DEVICE, services))
-        for family in (4, 6):
-            self.add(FakeHash(f"flows{family}", *flow_records(family), 4096))
-            self.add(FakeHash(f"flows{family}_lru", *flow_records(family), 4096))
+        self.flow_tables = (FakeFlowTable(4), FakeFlowTable(6))
 
     def add(self, table: FakeHash | FakeArray) -> None:
         """One of the declared maps, of its declared kind."""
@@ -240,6 +208,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         return {
             name: dict(table.entries) if isinstance(table, FakeHash) else table.records.tobytes()
             for name, table in vars(self).items()
+            if isinstance(table, FakeHash | FakeArray)
         }
 
     def hash_writes(self) -> int:
