@@ -7,7 +7,7 @@
 #include "consts.h"
 #include "types.h"
 #include "config.h"
-#include "filter.h"
+#include "frontend.h"
 #include "address.h"
 #include "parse.h"
 #include "handoff.h"
@@ -18,16 +18,16 @@
 #include "fragment.h"
 #include "icmp.h"
 
-/* A packet that is not for a service. */
-INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct packet *p)
+/* A packet that is not for a service. `ports`: whether it has any that could be read. */
+INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct packet *p, bool ports)
 {
 	if (in_service_range(c, &p->dst) && !(c->flags & CONFIG_PASS_MIDSTREAM)) {
 		count(skb, REASON_UNALLOCATED);
 		return DROP;
 	}
 #ifndef TRACE
-	if (p->origin == ORIGIN_POD && has_ports(p->proto) && p->fragment == WHOLE &&
-	    !parse_ports(skb, p) && maybe_endpoint(&p->dst, p->dport)) {
+	if (p->origin == ORIGIN_POD && ports && p->fragment == WHOLE &&
+	    is_endpoint(&p->dst, p->dport)) {
 		struct table_state *state = get_table_state();
 
 		if (p->proto != IPPROTO_TCP || starts_connection(p) ||
@@ -40,11 +40,10 @@ INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct pac
 	return PASS;
 }
 
-/* Ports for a packet to a service, also of fragments. 0 or a reason. */
-INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
+/* Of a packet to a service whose ports were read, with `reason` if that failed: fragments get, or
+ * give, theirs. 0 or a reason. */
+INLINE int ports_or_reason(struct packet *p, int reason)
 {
-	int reason = parse_ports(skb, p);
-
 	if (reason || p->fragment == WHOLE)
 		return reason;
 #ifndef TRACE
@@ -56,20 +55,43 @@ INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
-/* Is this really a ClusterIP, or at least an address that only services have? The filter's bit may
- * be there by chance, and other traffic's broken packets and fragments are the stack's, as are
- * those for an address that the node itself or another proxy has. */
-INLINE bool is_cluster_ip(const struct config *c, const struct packet *p)
+/* Is this an address that only services have? Other traffic's broken packets and fragments are the
+ * stack's, as are those for an address that the node itself or another proxy has. */
+INLINE bool is_cluster_ip(u32 address)
+{
+	return address & FRONTEND_ADDRESS && !(address & FRONTEND_SHARED);
+}
+
+/* The flow that has the packet's tuple. */
+INLINE struct flow *flow_of(struct packet *p)
+{
+#ifdef TRACE
+	return 0;
+#else
+	struct flow_key key;
+
+	if (!has_ports(p->proto) || (p->fragment == FRAGMENT_LATER && !recall_fragment(p)))
+		return 0;
+	make_key(&key, p);
+	return find_flow(&key);
+#endif
+}
+
+INLINE bool is_to_frontend(const struct packet *p)
 {
 	struct frontend_key key;
-	struct frontend found;
 
-	if (!maybe_service(&p->dst, 1))
+	make_frontend_key(&key, &p->dst, p->dport, p->proto);
+	return frontend_word(&key);
+}
+
+/* A packet of a flow, or one of no flow: is it for this program, which translates what comes in?
+ * What comes in may also be the reply to a socket of the node's own (node.h). */
+INLINE bool is_translated(const struct config *c, const struct packet *p, const struct flow *f)
+{
+	if (!f || f->flags & FLOW_DIRECT)
 		return false;
-	make_frontend_key(&key, &p->dst, 0, 0);
-	if (find_frontend(&key, &found))
-		return !(found.flags & FRONTEND_SHARED);
-	return in_service_range(c, &p->dst);
+	return !(f->flags & FLOW_REPLY) || is_node_port(c, p->dport);
 }
 
 /* A packet that comes in: whom does it concern? This and going_out() write nothing, so that traffic
@@ -78,34 +100,39 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 {
 	const struct config *c = get_config();
 	struct packet p;
-	bool cluster_ip;
+	struct flow *f;
+	u32 address;
 	int reason = parse_addresses(skb, &p, from);
 
 	if (!c)
 		return PASS;
 	if (reason) {
 		/* If only extension headers are at fault, the addresses are known. */
-		bool ours = p.l4 && is_cluster_ip(c, &p);
+		bool ours = p.l4 && is_cluster_ip(address_flags(&p.dst));
 
 		if (ours || !p.l4)
 			count(skb, reason);
 		return ours ? DROP : PASS;
 	}
-	if (!maybe_service(&p.dst, 0))
-		return not_service(skb, c, &p);
-	cluster_ip = maybe_service(&p.dst, 1);
-	reason = ports_or_reason(skb, &p);
+#ifndef TRACE
+	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
+		save_packet(skb, &p);
+		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
+	}
+#endif
+	reason = parse_ports(skb, &p);
+	f = reason ? 0 : flow_of(&p);
+	address = address_flags(&p.dst);
+	if (!address && !is_translated(c, &p, f))
+		return not_service(skb, c, &p, !reason && has_ports(p.proto));
+	reason = ports_or_reason(&p, reason);
 	if (reason) {
 		/* An address that is also the node's own gets what the stack makes of it. */
 		count(skb, reason);
-		return is_cluster_ip(c, &p) ? DROP : PASS;
+		return is_cluster_ip(address) ? DROP : PASS;
 	}
 	save_packet(skb, &p);
-#ifndef TRACE
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p))
-		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
-#endif
-	if (!cluster_ip && !maybe_endpoint(&p.dst, p.dport) && !is_own_port(c, p.dport))
+	if (!(address & FRONTEND_ADDRESS) && !f && !is_to_frontend(&p))
 		return PASS;
 #ifdef TRACE
 	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
@@ -116,10 +143,25 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 
 /* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
  * socket. */
-INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
+INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p, const struct flow *f)
 {
-	return skb->sk && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
-	       maybe_service(&p->dst, 0);
+	if (!skb->sk || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
+		return false;
+	return f ? !(f->flags & FLOW_REPLY) : address_flags(&p->dst) != 0;
+}
+
+/* Of no flow: may it be from a service's port, an endpoint, or a server of the node's own that was
+ * asked by another address (outgoing.h)? */
+INLINE bool may_be_answer(struct __sk_buff *skb, const struct config *c, const struct packet *p)
+{
+	struct frontend_key key;
+	ip_addr node;
+
+	make_frontend_key(&key, &p->src, p->sport, p->proto);
+	if (frontend_word(&key) || is_endpoint(&p->src, p->sport))
+		return true;
+	narrow(&node, NODE_ADDRESS(c));
+	return p->proto == IPPROTO_UDP && skb->sk && is_endpoint(&node, p->sport);
 }
 
 /* A packet that goes out: may it be a reply, or one whose source is to change? */
@@ -127,6 +169,7 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 {
 	const struct config *c = get_config();
 	struct packet p;
+	struct flow *f;
 
 	if (!c || parse_addresses(skb, &p, to))
 		return PASS;
@@ -138,15 +181,15 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 		return PASS;
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return PASS;
-	if (to != ORIGIN_POD && calls_service(skb, &p)) {
+	f = flow_of(&p);
+	if (to != ORIGIN_POD && calls_service(skb, &p, f)) {
 		p.origin = ORIGIN_NODE;
 		save_packet(skb, &p);
 		if (p.fragment == FRAGMENT_FIRST)
 			remember_fragment(&p);
 		return hand_to(skb, FAMILY_PROGRAM(NODE));
 	}
-	if (!maybe_endpoint(&p.src, p.sport) && !is_own_port(c, p.sport) &&
-	    !same_address(&p.src, &p.dst))
+	if (!f && !may_be_answer(skb, c, &p))
 		return PASS;
 	save_packet(skb, &p);
 	if (p.fragment == FRAGMENT_FIRST)

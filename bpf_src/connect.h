@@ -284,15 +284,14 @@ INLINE bool is_nodes_own(struct __sk_buff *skb, const struct packet *p, struct f
 /* Nobody serves this port. Ours to refuse only on a live ClusterIP that is nobody else's. */
 INLINE int no_frontend(struct __sk_buff *skb, struct packet *p)
 {
-	struct frontend_key key;
-	struct frontend found;
 	const struct config *c = get_config();
+	u32 flags = address_flags(&p->dst);
 
-	make_frontend_key(&key, &p->dst, 0, 0);
-	if (find_frontend(&key, &found))
-		return found.flags & FRONTEND_SHARED ? leave_to_stack(skb)
-						     : refuse(skb, REASON_UNKNOWN_PORT);
-	if (c && !(c->flags & CONFIG_PASS_MIDSTREAM) && in_service_range(c, &p->dst)) {
+	if (flags & FRONTEND_SHARED)
+		return leave_to_stack(skb);
+	if (flags & FRONTEND_ADDRESS)
+		return refuse(skb, REASON_UNKNOWN_PORT);
+	if (c && !flags && !(c->flags & CONFIG_PASS_MIDSTREAM) && in_service_range(c, &p->dst)) {
 		count(skb, REASON_UNALLOCATED);
 		return DROP;
 	}

@@ -41,7 +41,16 @@ enum frontend_flag {
 	FRONTEND_SOURCE_RANGES = 32,
 	FRONTEND_SHARED = 64,	/* the node itself has the address, or another proxy does */
 	FRONTEND_SOCKETS = 128, /* on loopback: for sockets of the node alone, never for packets */
+	FRONTEND_OUTER = 256,	/* port 0, protocol 0: ... or has frontends that are no ClusterIP's */
+	FRONTEND_ENDPOINT = 512, /* protocol 0: no frontend, but of some services an endpoint */
 };
+
+/* frontend_cell.word: what a key leads to. The generation is the place's, one more for each key
+ * that left it. Of an endpoint, how many elements of `backends` have it stands for the service. */
+#define FRONTEND_SERVICE_MASK 0xffffff
+#define FRONTEND_FLAGS_SHIFT 24
+#define FRONTEND_FLAGS_MASK 0xffff
+#define FRONTEND_GENERATION_SHIFT 40
 
 /* service.flags */
 enum service_flag {
@@ -118,10 +127,6 @@ enum notes {
 /* A backend reference in a flow: id, and the generation the id had then. */
 #define BACKEND_ID_MASK 0xffffff
 #define BACKEND_GENERATION_SHIFT 24
-
-/* Filters: one bit per hash of what has entries, so that other traffic pays no hash lookup. */
-#define SERVICE_FILTER_BITS 19 /* of an address: 64 KiB */
-#define BACKEND_FILTER_BITS 22 /* of address and port: 512 KiB */
 
 /* Where a packet comes from, which decides scope and masquerade. */
 enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };

@@ -6,7 +6,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
-#include "filter.h"
+#include "frontend.h"
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
@@ -106,14 +106,7 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, struct flow_key 
  * tuple that this conversation has (SIP, and whoever else uses one port for both). */
 INLINE int note_incoming(const struct packet *p, struct flow_key *key, u32 tick)
 {
-	struct frontend_key source;
-	struct frontend found;
-
-	if (p->fragment == FRAGMENT_LATER || !maybe_endpoint(&p->src, p->sport))
-		return PASS;
-	make_frontend_key(&source, &p->src, p->sport, p->proto);
-	/* A frontend has its bit there too, and is no endpoint. */
-	if (!find_frontend(&source, &found))
+	if (p->fragment != FRAGMENT_LATER && is_endpoint(&p->src, p->sport))
 		note_tuple(key, FLOW_DATAGRAM, tick);
 	return PASS;
 }

@@ -20,7 +20,6 @@
 #include "maps.h"
 #include "address.h"
 #include "config.h"
-#include "filter.h"
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
@@ -97,12 +96,11 @@ INLINE bool ask_route(struct __sk_buff *skb, const struct config *c, const struc
 }
 
 /* The node's address that the backend is to see: the one of the way there, else the primary one,
- * else, where the agent knows none, the service's own. Replies to an address that is not in the
- * filter would not be seen: it is so new that the agent has not heard of it. */
+ * else, where the agent knows none, the service's own. */
 INLINE void masquerade_source(ip_addr *source, struct __sk_buff *skb, const struct config *c,
 			      const struct packet *p, const ip_addr *backend)
 {
-	if (ask_route(skb, c, p, backend, source) && maybe_service(source, 0) && !is_zero(source))
+	if (ask_route(skb, c, p, backend, source) && !is_zero(source))
 		return;
 	narrow(source, NODE_ADDRESS(c));
 	if (is_zero(source))

@@ -12,7 +12,7 @@
 #include "maps.h"
 #include "address.h"
 #include "config.h"
-#include "filter.h"
+#include "frontend.h"
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
@@ -25,7 +25,7 @@
 /* Is it worth a look? The established packets of others' TCP have nothing to say here. */
 INLINE bool may_be_own(const struct packet *p)
 {
-	return (p->proto != IPPROTO_TCP || starts_connection(p)) && maybe_service(&p->src, 0);
+	return p->proto != IPPROTO_TCP || starts_connection(p);
 }
 
 INLINE u32 answer_timeout(const struct config *c, u8 proto)

@@ -7,6 +7,7 @@
 #include "types.h"
 #include "maps.h"
 #include "address.h"
+#include "frontend.h"
 
 struct choice {
 	ip_addr addr;
@@ -17,33 +18,6 @@ struct choice {
 	__u32 flags; /* enum flow_flag, for the entries to make */
 	__u32 local; /* on this node */
 };
-
-/* A hash element can be reused under its reader, and a walk over the bucket can be led astray: the
- * value must name its own key, and a miss is believed when it comes twice. */
-INLINE bool find_frontend(struct frontend_key *key, struct frontend *out)
-{
-#pragma unroll
-	for (int i = 0; i < 3; i++) {
-		struct frontend *f = frontends.lookup(key);
-
-		if (!f)
-			continue;
-		*out = *f;
-		if (out->self.addr.w[3] == key->addr.w[3] && out->self.port == key->port &&
-		    out->self.proto == key->proto && out->self.addr.w[2] == key->addr.w[2] &&
-		    out->self.addr.w[1] == key->addr.w[1] && out->self.addr.w[0] == key->addr.w[0])
-			return true;
-	}
-	return false;
-}
-
-INLINE void make_frontend_key(struct frontend_key *key, const ip_addr *addr, u16 port, u8 proto)
-{
-	widen(&key->addr, addr);
-	key->port = port;
-	key->proto = proto;
-	key->pad = 0;
-}
 
 /* Who asks for a backend, and by which kind of address. */
 struct request {

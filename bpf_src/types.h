@@ -9,18 +9,18 @@ struct addr {
 	__u32 w[4];
 };
 
+/* Whole words: it is hashed and compared by them. */
 struct frontend_key {
 	struct addr addr;
 	__u16 port; /* network byte order, as every port in these records */
 	__u8 proto;
-	__u8 pad;
-};
+	__u8 pad[5];
+} __attribute__((aligned(8)));
 
-/* A reader may find the element reused for another key; `self` tells. */
-struct frontend {
-	struct frontend_key self;
-	__u32 service;
-	__u32 flags; /* enum frontend_flag */
+/* An element of the table of frontends, see frontend.h. */
+struct frontend_cell {
+	struct frontend_key key;
+	__u64 word; /* FRONTEND_SERVICE_MASK and the like; without flags the place is free */
 };
 
 /* One service port. The region words are switched by single 8-byte stores. */

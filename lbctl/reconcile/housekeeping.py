@@ -7,9 +7,7 @@ import structlog
 
 from ebpf.errors import LbError
 from lbctl import advice
-from lbctl.datapath import filters
 from lbctl.datapath.tables import FlowTable, Tables
-from lbctl.plan.changes import Plan
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
 from lbctl.reconcile.audit import Audit
@@ -39,27 +37,8 @@ class Housekeeper:
         self._next = 0.0
         self._doomed: set[int] = set()  # backends whose flows the next sweep ends
         self._ending: set[int] = set()  # ... and this one
-        self._node_addresses: tuple[bytes, ...] = ()
         self._warned: dict[str, float] = {}
         self._log = structlog.get_logger()
-
-    def expect(self, plan: Plan) -> None:
-        """A plan will be carried out. Servers of its that run on the node itself may answer from
-        any of the node's addresses."""
-        bits = filters.served_by_node(plan.backend_identities, self._node_addresses)
-        filters.set_bits(self._tables.backend_filter, bits)
-
-    def set_node_addresses(self, addresses: tuple[bytes, ...]) -> None:
-        """Addresses of the node, from which masqueraded packets, answers of its own servers and
-        its own flows come: they need their bits now."""
-        if addresses == self._node_addresses:
-            return
-        self._node_addresses = addresses
-        tables = self._tables
-        filters.set_bits(tables.service_filter, filters.service_bits(addresses))
-        identities = filters.identities(tables.backends.records)
-        bits = filters.served_by_node(identities, addresses)
-        filters.set_bits(tables.backend_filter, bits)
 
     def end_flows(self, backends: Collection[int]) -> None:
         """End all flows of these backends, by id, at once; they must have left all sets. Whose
@@ -109,7 +88,7 @@ class Housekeeper:
         """How full the tables are that can fill up."""
         planner, tables = self.planner, self._tables
         used = {
-            "frontends": (len(planner.claims), tables.frontends.max_entries),
+            "frontends": (len(planner.claims), planner.now.frontends),
             "services": (
                 planner.service_ids.in_use + planner.service_ids.resting,
                 tables.services.max_entries,

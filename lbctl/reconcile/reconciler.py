@@ -239,7 +239,6 @@ class Reconciler:
         if queued:
             wanted = {name: port for name, port in changes.items() if name not in queued}
         plan = self.planner.plan(wanted, now, places.grades)
-        self.housekeeper.expect(plan)
         try:
             writes.apply(plan, self._tables)
         except LbError as error:

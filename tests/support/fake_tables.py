@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ebpf.layouts import Field, MapSpec, Record
+from ebpf.maps.buckets import elements_for
 from ebpf.maps.declared import USES, Maps
 from lbctl.datapath.tables import PerCpuTable, Records
 from tests.support.fake_cells import FakeFlowTable
@@ -37,17 +38,14 @@ def number(kind: str) -> Record:
     return Record("", int(kind[1:]) // 8, (Field("", 0, int(kind[1:]) // 8, 0, kind),))
 
 
-FRONTEND_KEY = record(
-    "frontend_key", ("addr", "addr"), ("port", "u16"), ("proto", "u8"), ("pad", "u8")
+FRONTEND_KEY = (
+    *_fields(("addr", "addr"), ("port", "u16"), ("proto", "u8"))[0],
+    Field("pad", 19, 5, 5, "u8"),
 )
 FRONTEND = Record(
-    "frontend",
-    28,
-    (
-        Field("self", 0, 20, 0, "struct", FRONTEND_KEY.fields),
-        Field("service", 20, 4, 0, "u32"),
-        Field("flags", 24, 4, 0, "u32"),
-    ),
+    "frontend_cell",
+    32,
+    (Field("key", 0, 24, 0, "struct", FRONTEND_KEY), Field("word", 24, 8, 0, "u64")),
 )
 SERVICE = record(
     "service", ("cluster", "u64"), ("local", "u64"), ("flags", "u32"), ("affinity", "u32")
@@ -183,14 +181,12 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
     """The maps the control plane writes and reads, empty."""
 
     def __init__(self, services: int = 64, endpoints: int = 256, slots: int = 1024) -> None:
-        self.add(FakeHash("frontends", FRONTEND_KEY, FRONTEND, 8 * services))
+        self.add(FakeArray("frontends", FRONTEND, elements_for(8 * services + endpoints)))
         self.add(FakeHash("source_ranges", RANGE, number("u32"), services))
         self.add(FakeHash("names", NAME_KEY, NAME, services))
         self.add(FakeArray("services", SERVICE, services))
         self.add(FakeArray("slots", SLOT, slots))
         self.add(FakeArray("backends", BACKEND, endpoints))
-        self.add(FakeArray("service_filter", number("u64"), 1 << 13))
-        self.add(FakeArray("backend_filter", number("u64"), 1 << 16))
         self.add(FakeArray("service_counters", COUNTERS, services))
         self.add(FakeArray("config", CONFIG, 1))
         self.add(FakeArray("backend_live", number("u64"), endpoints))

@@ -18,9 +18,7 @@ LINK = 14
 def node_port(world: World, shape: Shape) -> Service:
     """On the node's own address, to the remote backend."""
     address, backend = NODE[shape.family], REMOTE[shape.family]
-    made = world.add_service(address, NODE_PORT, shape.protocol, [backend], cluster_ip=False)
-    world.mark_endpoint((address, NODE_PORT))
-    return made
+    return world.add_service(address, NODE_PORT, shape.protocol, [backend], cluster_ip=False)
 
 
 @dataclass

@@ -19,9 +19,11 @@ from ebpf import maps
 from ebpf.compile import compiler
 from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
+from ebpf.maps.buckets import elements_for
 from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation
-from lbctl.datapath import filters
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.records import frontend_key, marker_key
 from tests.kernel.support.flows import Flow, Flows
 
 NODE = {4: "192.0.2.1", 6: "fd00:192::1"}
@@ -29,7 +31,7 @@ SERVICE_RANGES = ("10.96.0.0/16", "fd00:96::/112")
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # By map, where they are not those of `Sizes`.
 SIZES = {
-    "frontends": 64,
+    "frontends": elements_for(128),
     "flows4": 4096,
     "flows6": 4096,
     "flows4_lru": 4096,
@@ -153,8 +155,6 @@ class World:
         """The node's primary address; None when the agent knows none."""
         raw = mapped(address) if address else bytes(16)
         self.array("config").records[f"node{family}"]["w"][0] = np.frombuffer(raw, np.uint32)
-        if address:
-            self._mark_address(address)
 
     # ── services ──────────────────────────────────────────────────────────────────────────────
 
@@ -182,12 +182,11 @@ class World:
         self.array("services").records["flags"][service.id] = flags
         self.set_backends(service, backends, local, drop=drop)
         kind = self.flag("FRONTEND_CLUSTER_IP" if cluster_ip else "FRONTEND_EXTERNAL_IP")
+        marker = self.flag("FRONTEND_ADDRESS" if cluster_ip else "FRONTEND_OUTER")
         both = self.flag("FRONTEND_SHARED") if shared else 0
         for address in addresses:
-            self._mark_address(address)
             self._put_frontend(address, port, service.protocol, service.id, kind | both)
-            if cluster_ip:
-                self._put_frontend(address, 0, 0, 0, self.flag("FRONTEND_ADDRESS") | both)
+            self._mark_address(address, marker | both if cluster_ip else marker)
         return service
 
     def set_backends(
@@ -226,38 +225,34 @@ class World:
         """Frontends, then regions, then backends, as the agent does."""
         for address in service.addresses:
             self.remove_frontend(address, service.port, service.protocol)
-            self.hash("frontends").delete(self.frontend_key(address, 0, 0))
+            self.frontends.delete([marker_key(mapped(address))])
         for name in ("cluster", "local"):
             self.array("services").store_word(service.id, name, 0)
         for endpoint in service.backends:
             self.stop_serving(service, endpoint)
 
     def remove_frontend(self, address: str, port: int, protocol: int) -> None:
-        assert self.hash("frontends").delete(self.frontend_key(address, port, protocol))
-
-    def frontend_key(self, address: str, port: int, protocol: int) -> bytes:
-        spec = self.hash("frontends").spec.key
-        return spec.pack(addr=mapped(address), port=socket.htons(port), proto=protocol)
+        assert self.frontends.delete([frontend_key(mapped(address), port, protocol)])
 
     def give_away(self, address: str) -> None:
         """The address is another proxy's, or the node's without a service."""
-        self.mark_own_address(address)
-        self._put_frontend(address, 0, 0, 0, self.flag("FRONTEND_SHARED"))
+        self._mark_address(address, self.flag("FRONTEND_SHARED"))
+
+    @property
+    def frontends(self) -> Frontends:
+        """The table of frontends as the agent writes it."""
+        return Frontends(self.array("frontends"))
 
     def _put_frontend(
         self, address: str, port: int, protocol: int, service: int, flags: int
     ) -> None:
-        key = self.frontend_key(address, port, protocol)
-        value = np.zeros(1, self.hash("frontends").spec.value.dtype)
-        value["self"] = np.frombuffer(key, value["self"].dtype)
-        value["service"], value["flags"] = service, flags
-        self.hash("frontends").put(key, value.tobytes())
+        self.frontends.put([(frontend_key(mapped(address), port, protocol), service, flags)])
 
     def _add_backend(self, endpoint: Endpoint, service: Service) -> int:
         number = self._next_backend
         self._next_backend += 1
         self._write_backend(number, endpoint, service, 1)
-        self.mark_endpoint(endpoint)
+        self.frontends.hold(self.array("backends").records[number : number + 1])
         return number
 
     def _write_backend(
@@ -283,24 +278,21 @@ class World:
         word = base | len(ids) << self.flag("REGION_LENGTH_SHIFT")
         return word | (self.flag("REGION_DROP") if drop and not ids else 0)
 
-    def _mark_address(self, address: str) -> None:
-        row = np.frombuffer(mapped(address), np.uint8).reshape(1, 16)
-        for kind in (0, 1):
-            self._set_bit("service_filter", int(filters.address_bits(row, kind)[0]))
-
     def mark_endpoint(self, endpoint: Endpoint) -> None:
-        row = np.frombuffer(mapped(endpoint[0]), np.uint8).reshape(1, 16)
-        port = np.array([socket.htons(endpoint[1])], np.uint16)
-        self._set_bit("backend_filter", int(filters.endpoint_bits(row, port)[0]))
+        """Some service has this endpoint."""
+        address, port = endpoint
+        record = np.zeros(1, self.array("backends").records.dtype)
+        record["addr"]["w"] = np.frombuffer(mapped(address), np.uint32)
+        record["port"] = socket.htons(port)
+        self.frontends.hold(record)
 
-    def mark_own_address(self, address: str) -> None:
-        """An address that is no ClusterIP: of its ports, only those with an endpoint's bit or of
-        the masquerading range are looked up."""
-        row = np.frombuffer(mapped(address), np.uint8).reshape(1, 16)
-        self._set_bit("service_filter", int(filters.address_bits(row, 0)[0]))
+    def mark_address(self, address: str) -> None:
+        """Some service has frontends there that are no ClusterIP's."""
+        self._mark_address(address, self.flag("FRONTEND_OUTER"))
 
-    def _set_bit(self, name: str, bit: int) -> None:
-        self.array(name).records[bit // 64] |= np.uint64(1 << bit % 64)
+    def _mark_address(self, address: str, flags: int) -> None:
+        had = self.frontends.get(marker_key(mapped(address)))
+        self.frontends.put([(marker_key(mapped(address)), 0, flags | (had[1] if had else 0))])
 
     # ── packets ───────────────────────────────────────────────────────────────────────────────
 
