@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebpf import maps, trust
-from ebpf.errors import LayoutError
+from ebpf.errors import LayoutError, LbError
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared, meta, migrate
@@ -107,11 +107,16 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         return {name: found.id for name, found in self._for_programs().items()}
 
     def enlarge(self, entries: Mapping[str, int]) -> None:
-        """Larger maps for these names, empty: programs are loaded on them from now on. When that is
-        done, `switch` them in; when those programs are everywhere, `finish`."""
+        """Larger maps for these names alone, empty: programs are loaded on them from now on. When
+        that is done, `switch` them in; when those programs are everywhere, `finish`. Raises
+        KernelError (no memory), and there are none then."""
         self._let_go(self._coming)
-        for name, number in entries.items():
-            self._coming[name] = maps.create(self.map(name).spec, number)
+        try:
+            for name, number in entries.items():
+                self._coming[name] = maps.create(self.map(name).spec, number)
+        except LbError:
+            self._let_go(self._coming)
+            raise
 
     def switch(self) -> None:
         """The larger maps get what the former ones hold, and their place. Until `finish` the

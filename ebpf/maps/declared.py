@@ -5,7 +5,7 @@ What opens maps derives from `Maps` and has them as attributes, typed by what it
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Final, Generic, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -14,6 +14,7 @@ from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, MapSpec
 
 # A number that a person can choose; see `Sizes`.
 Limit = Literal["services", "endpoints", "flows"]
+LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 Hash = TypeVar("Hash", covariant=True)
 Array = TypeVar("Array", covariant=True)
@@ -46,7 +47,14 @@ class Fixed(msgspec.Struct, frozen=True):
     entries: int = 1
 
 
-Size = Share | Constant | Table | Fixed
+class Part(msgspec.Struct, frozen=True):
+    """So many entries, or one while that part of the data path is not used; see `Sizes`."""
+
+    part: Literal["sockets"]
+    entries: int
+
+
+Size = Share | Constant | Table | Fixed | Part
 
 # Maps of earlier versions, from which nothing is carried over.
 FORMER = ("service_filter", "backend_filter")
@@ -59,7 +67,7 @@ COUNTED = "counted by programs"
 
 _FRAGMENTS = Fixed(8192)
 _ANSWERS = Fixed(16384)  # conversations of the node's own from ports that are also a service's
-_SOCKETS = Fixed(65536)  # of the node's own processes that call by a name of ours
+_SOCKETS = Part("sockets", 65536)  # of the node's own processes that call by a name of ours
 
 
 class Maps(Generic[Hash, Array, PerCpu]):
@@ -134,6 +142,18 @@ def use_of(spec: MapSpec) -> Use:
     if spec.type not in use.kinds:
         raise LayoutError(f"map {spec.name} is declared as another kind than {spec.type}", where)
     return use
+
+
+def limits_of(name: str) -> set[Limit]:
+    """Which chosen numbers a map's size follows, none if that of the machine or the code."""
+    use = USES.get(name)
+    match use and use.size:
+        case Share(limit):
+            return {limit}
+        case Table(shares):
+            return {share.limit for share in shares}
+        case _:
+            return set()
 
 
 def limit_of(name: str) -> Limit | None:

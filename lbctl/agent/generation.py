@@ -34,7 +34,7 @@ class LaterGeneration:
         sockets: SocketHooks,
         keeper: Keeper,
     ) -> None:
-        """Every map of `instance` must have been opened."""
+        """Every map of `instance` must have been opened when it is begun."""
         # Called when larger maps took the place of others, and when those are gone.
         self.maps_changed: Callable[[], None] = lambda: None
         self._bundle = bundle
@@ -46,10 +46,15 @@ class LaterGeneration:
         self._given = False  # ... but on its way there
         self._placed: Generation | None = None
         self._reloading = False
-        self.began = time.monotonic()
+        self.began: float | None = None
         self.failure: BaseException | None = None  # then there is nothing to go on for
         self._errand = keeper.errand("loading programs", LOADING_SECONDS)
-        self._errand.send(self._load)
+
+    def begin(self) -> None:
+        """Have the kernel take them; once, and not before maps are as large as they have to be."""
+        if self.began is None:
+            self.began = time.monotonic()
+            self._errand.send(self._load)
 
     @property
     def loaded(self) -> bool:

@@ -6,22 +6,31 @@ put in place, and the others are let go; flows move meanwhile, some at a time. K
 the next agent finds complete maps, and goes on.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 import structlog
 
 from ebpf.errors import LbError
 from ebpf.instance import Instance
 from ebpf.layouts import Bundle
 from ebpf.maps import declared
+from ebpf.maps.declared import Limit
 from ebpf.maps.sizes import Sizes
 from lbctl import advice
 from lbctl.agent.generation import LaterGeneration
+from lbctl.plan.rooms import Need
 from lbctl.reconcile.growing import Growing, Room
 from lbctl.reconcile.reconciler import Reconciler
 
 LOOK_SECONDS: Final = 1.0
 _REST_SECONDS: Final = 60.0  # after a failure: there is no memory, say
+# Entries of a map for each service port or endpoint, as ebpf/maps/declared.py has them.
+_FRONTENDS: Final = 5
+_BACKENDS: Final = 2
+_SLOTS: Final = 4
 
 
 class Growth:
@@ -41,9 +50,20 @@ class Growth:
         self._programs = programs
         self._reconciler = reconciler
         self._most = most
-        self._growing = {limit: Growing() for limit in declared.LIMITS}
+        self._growing: dict[Limit, Growing] = {limit: Growing() for limit in declared.LIMITS}
+        self._tried: dict[Limit, int] | None = None
         self._next = 0.0
         self._log = structlog.get_logger()
+
+    def fit(self) -> None:
+        """Make room for all objects that are known, while no program is in place."""
+        there = self._there()
+        wanted = _wanted(self._growing, self._rooms(there, self._reconciler.expected()), 0.0)
+        if wanted != there:
+            self._instance.enlarge(self._entries(wanted))
+            self._instance.switch()
+            self._instance.finish()
+            self._reconciler.grown()
 
     def due(self) -> float | None:
         """When `step` looks again."""
@@ -54,16 +74,68 @@ class Growth:
         self._next = now + LOOK_SECONDS
         if not self._programs.settled:
             return
-        there = self.sizes()
-        rooms = self._rooms(there)
-        wanted = Sizes(**{n: self._growing[n].wanted(room, now) for n, room in rooms.items()})
+        there = self._there()
+        wanted = _wanted(self._growing, self._rooms(there, self._reconciler.waiting_for()), now)
         if wanted == there:
-            return
+            self._tried = None
+        elif wanted == self._tried:  # the kernel did not take the programs; the log says why
+            self._rest(now)
+        else:
+            self._grow(wanted, now)
+
+    def _grow(self, wanted: dict[Limit, int], now: float) -> None:
         try:
-            self._instance.enlarge(self._entries(wanted, there))
+            self._instance.enlarge(self._entries(wanted))
         except LbError as error:
             self._log.error("tables do not grow", error=error.message, hint=advice.on(error))
-            self._next = now + _REST_SECONDS
+            self._rest(now)
             return
         if self._programs.reload():
-            self._log.info("tables grow", sizes=msgspec.to_builtins(wanted))
+            self._tried = wanted
+            self._log.info("tables grow", **wanted)
+
+    def _rest(self, now: float) -> None:
+        self._instance.enlarge({})
+        self._tried, self._next = None, now + _REST_SECONDS
+
+    def _there(self) -> dict[Limit, int]:
+        """For how many of each there is room."""
+        instance = self._instance
+        return {
+            "services": instance.services.max_entries,
+            "endpoints": instance.backends.max_entries // _BACKENDS,
+        }
+
+    def _rooms(self, there: Mapping[Limit, int], more: Need) -> dict[Limit, Room]:
+        """With `more` than is there."""
+        planner = self._reconciler.planner
+        used: dict[Limit, tuple[float, ...]] = {
+            "services": (
+                planner.service_ids.taken + more.services,
+                (len(planner.claims) + more.frontends) / _FRONTENDS,
+            ),
+            "endpoints": (
+                (planner.backend_ids.taken + more.backends) / _BACKENDS,
+                (planner.regions.taken + more.slots) / _SLOTS,
+            ),
+        }
+        return {
+            name: Room(math.ceil(max(numbers)), there[name], getattr(self._most, name))
+            for name, numbers in used.items()
+        }
+
+    def _entries(self, wanted: Mapping[Limit, int]) -> dict[str, int]:
+        """All maps that follow services or endpoints: each is written to while the former one is
+        in use, and they are of one kind only together."""
+        sizes = msgspec.structs.replace(self._most, **wanted).max_entries(self._bundle)
+        return {
+            name: max(number, self._instance.map(name).max_entries)
+            for name, number in sizes.items()
+            if declared.limits_of(name) & wanted.keys()
+        }
+
+
+def _wanted(
+    growing: Mapping[Limit, Growing], rooms: Mapping[Limit, Room], now: float
+) -> dict[Limit, int]:
+    return {name: growing[name].wanted(room, now) for name, room in rooms.items()}

@@ -4,13 +4,14 @@ What does not add up (a frontend of a service without a name, a region with fore
 left in place and remembered as unknown: the first complete plan replaces it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ebpf.maps import buckets
 from lbctl.addresses import Prefix
 from lbctl.datapath import consts
 from lbctl.datapath.frontends import Frontends
@@ -69,13 +70,19 @@ def read(
 
 def room_of(tables: Tables) -> Need:
     """What the maps hold as they are."""
+    names = ("services", "names", "frontends", "slots", "backends", "source_ranges")
+    return room_for({name: getattr(tables, name).max_entries for name in names})
+
+
+def room_for(entries: Mapping[str, int]) -> Need:
+    """What maps of so many entries hold, by name."""
     return Need(
-        services=min(tables.services.max_entries - 1, tables.names.max_entries),
+        services=min(entries["services"] - 1, entries["names"]),
         # Every backend may be an endpoint of its own.
-        frontends=Frontends(tables.frontends).room - tables.backends.max_entries,
-        slots=tables.slots.max_entries,
-        backends=tables.backends.max_entries - 1,
-        source_ranges=tables.source_ranges.max_entries,
+        frontends=buckets.keys_for(entries["frontends"]) - entries["backends"],
+        slots=entries["slots"],
+        backends=entries["backends"] - 1,
+        source_ranges=entries["source_ranges"],
     )
 
 

@@ -12,7 +12,7 @@ from lbctl.datapath.tables import FlowTable, Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
-from lbctl.plan.rooms import Need
+from lbctl.plan.rooms import NOTHING, Need, sum_of
 from lbctl.program import readback, writes
 from lbctl.reconcile.housekeeping import Housekeeper
 from lbctl.reconcile.notes import Notes
@@ -108,6 +108,15 @@ class Reconciler:
     def waiting(self) -> bool:
         """Whether ports wait for room."""
         return bool(self._places.waiting)
+
+    def waiting_for(self) -> Need:
+        """What those ask for together that wait for room."""
+        return sum_of(found.need for found in self._places.waiting.values())
+
+    def expected(self) -> Need:
+        """About what all objects ask for that are known, before any is resolved; rather more."""
+        needs = (_about(objects) for objects in self._objects.values())
+        return sum_of(needs)
 
     def grown(self) -> None:
         """Maps were exchanged for larger ones. While programs are in place that use the former
@@ -337,6 +346,18 @@ class Reconciler:
         self._unclaimed.update(self.planner.services.keys() - wanted)
         self._dirty.update(dict.fromkeys(self._objects))
         self._retry = now + self._waited()
+
+
+def _about(objects: ServiceObjects) -> Need:
+    """What a service may ask for: each of its ports at each of its addresses."""
+    service = objects.service
+    if service is None or service.left_alone:
+        return NOTHING
+    endpoints = sum(len(part.ports) * len(part.endpoints) for part in objects.slices)
+    addresses = len(service.cluster_ips) + len(service.external_ips) + len(service.ingress_ips)
+    ports = len(service.ports) * max(1, len(service.cluster_ips))
+    frontends = len(service.ports) * (addresses + 2) + addresses
+    return Need(ports, frontends, 2 * endpoints, endpoints, 0)
 
 
 def _affected(before: ServiceObjects | None, after: ServiceObjects) -> set[Target] | None:
