@@ -336,7 +336,7 @@ INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
 	if (f->state == FLOW_DATAGRAM && !still_serving(f))
 		count(skb, REASON_FLOW_MOVED);
 	if (f->state != FLOW_DATAGRAM || f->flags & FLOW_MASQUERADED) {
-		end_flow(key, f);
+		end_entries(key, f);
 		return;
 	}
 	flush_counts(f);

@@ -95,6 +95,79 @@ enum flow_flag {
 	FLOW_REPLIED = 128,    /* the backend has answered */
 };
 
+/* The state of a cell, the lowest byte of cell.head; of a flow, that of its forward cell. Their
+ * order is used. */
+enum cell_condition {
+	STATE_FREE,
+	STATE_CLAIMED, /* taken, and the tuple not yet written */
+	STATE_BUSY,    /* the tuple is there, but no flow yet */
+	STATE_DEAD,    /* ended, and about to be free */
+	STATE_SYN,     /* opening: a SYN was seen, and perhaps its answer */
+	STATE_ESTABLISHED,
+	STATE_CLOSING,	 /* TCP, half closed; or it may be that a RST ended it */
+	STATE_FIN_WAIT,	 /* TCP, both FINs seen, or one that nobody acknowledged yet */
+	STATE_RESET,	 /* TCP, RST seen */
+	STATE_TIME_WAIT, /* TCP finished; the tuple rests for a while */
+	STATE_DATAGRAM,	 /* UDP and SCTP, notes, ports of fragments */
+};
+#define STATE_LIVE STATE_SYN
+#define STATE_MASK 0x3f
+#define HEAD_MOVED 0x40 /* the flow's cell is in the other bank now, where `link` says */
+
+/* cell.head: state and HEAD_MOVED below, then these. */
+#define HEAD_KIND_SHIFT 8 /* enum cell_kind */
+#define HEAD_TAG_SHIFT 16 /* the cell's byte in the control word */
+#define HEAD_PROTO_SHIFT 24
+#define HEAD_GENERATION_SHIFT 32
+
+/* What a cell is for: bits. A flow's forward cell has none of the first two. */
+enum cell_kind {
+	CELL_REPLY = 1,	      /* writes the source, else the destination */
+	CELL_SIDE = 2,	      /* one of the two more that a masqueraded flow has */
+	CELL_MASQUERADED = 4, /* the backend sees the node's address, see masquerade.h */
+	CELL_DIRECT = 8,      /* no service: only the client's port is changed, see direct.h */
+	CELL_NODE = 16,	      /* of the node's own socket, see node.h */
+	CELL_NOTE = 32,	      /* alone: a tuple that a conversation past services holds */
+	CELL_FRAGMENT = 64,   /* alone: the ports of a first fragment */
+};
+
+/* What the packets of a cell's direction have said: the top byte of cell_state.link. */
+enum cell_flag {
+	CELL_FIN = 1,	   /* this direction sent a FIN */
+	CELL_FIRST = 2,	   /* ... not knowing of the other's: it will hold TIME_WAIT */
+	CELL_RST = 4,	   /* this direction's RST is why the state is STATE_RESET */
+	CELL_ACKED = 8,	   /* this direction acknowledged the other's FIN */
+	CELL_REPLIED = 16, /* this direction has answered */
+};
+
+/* A cell's place: bank and index. */
+#define PLACE_INDEX_MASK 0x7fffff
+#define PLACE_BANK 0x800000
+#define LINK_PLACE_MASK 0xffffff
+#define LINK_FLAGS_SHIFT 24
+#define CELLS_PER_BUCKET 8
+#define RING_CELLS 4 /* at most */
+
+/* A flow's generation: a count, and the CPU that opened it. */
+#define GENERATION_SHIFT 10
+#define GENERATION_CPU_MASK 0x3ff
+
+#define HOLDER_BITS 14 /* counters of cells by source */
+#define LISTED 1024    /* endings, and */
+#define LISTED_OPENINGS 256
+
+/* Why a flow ended. */
+enum end_reason {
+	END_CLOSED,   /* TCP, both sides */
+	END_RESET,    /* TCP */
+	END_IDLE,     /* nothing was seen of it for as long as its state allows */
+	END_EVICTED,  /* made room for another */
+	END_REPLACED, /* its client began anew on the same ports */
+	END_BACKEND,  /* its backend stopped serving */
+	END_DELETED,  /* by a person or a policy */
+	END_MAX,
+};
+
 /* socket_peer.flags */
 enum peer_flag {
 	PEER_DIRECT = 1, /* the backend was asked by its own address since, and answers by that */

@@ -86,7 +86,7 @@ INLINE int direct(struct __sk_buff *skb)
 		return translate(skb, &p, false, &addr, port, client_port);
 	}
 	if (f)
-		end_flow(&key, f);
+		end_entries(&key, f);
 	else if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return PASS;
 	reply_key.src = p.dst;

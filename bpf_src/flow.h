@@ -194,7 +194,7 @@ INLINE bool has_sides(const struct flow_key *key, const struct flow *f)
 /* Ends a flow, given its forward entry. While the backend may still hold its tuple in TIME_WAIT,
  * what reserves that tuple stays, so that nobody else gets it: the reply entry and, of a
  * masqueraded flow, the side entry of what comes in. Not if room is short. */
-INLINE void end_flow(struct flow_key *key, struct flow *f)
+INLINE void end_entries(struct flow_key *key, struct flow *f)
 {
 	struct flow_key pair_key, out_key, back_key;
 	struct table_state *state = get_table_state();
@@ -248,7 +248,7 @@ INLINE void linger(struct flow_key *key, struct flow *f, struct flow *pair)
 	pair->ack = ended->count;
 	f = find_flow(&oldest);
 	if (f && f->state == FLOW_TIME_WAIT && f->ack == number)
-		end_flow(&oldest, f);
+		end_entries(&oldest, f);
 }
 
 INLINE u32 timeout_of(const struct config *c, const struct flow *f)

@@ -47,6 +47,61 @@ BPF_F_TABLE("lru_hash", struct flow_key, u32, answers4, 1, 0);
 #define ANSWERS answers4
 #endif
 
+/* The table of flows, in two banks: a control word per bucket of eight cells, and the cells (IPv6:
+ * and the half of them that changes). Programs alone write, anybody reads. */
+#if FAMILY == 6
+BPF_F_TABLE("array", u32, u64, control6a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, cells6a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell_state, states6a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, control6b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, cells6b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell_state, states6b, 1, BPF_F_MMAPABLE);
+/* One entry: how large, and where new flows go. Agent writes; nobody else. */
+BPF_F_TABLE("array", u32, struct table, table6a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct table, table6b, 1, BPF_F_MMAPABLE);
+/* Cells by who holds them, by a hash of the address. Programs add. */
+BPF_F_TABLE("array", u32, u64, held6, 1, BPF_F_MMAPABLE);
+/* Flows for open_listed. Agent writes. */
+BPF_F_TABLE("array", u32, struct opening, openings6, 1, BPF_F_MMAPABLE);
+#define TABLE table6a
+#define HELD held6
+#define OPENINGS openings6
+#define CONTROL control6a
+#define OTHER_CONTROL control6b
+#define CELLS cells6a
+#define OTHER_CELLS cells6b
+#define STATES states6a
+#define OTHER_STATES states6b
+#else
+BPF_F_TABLE("array", u32, u64, control4a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, cells4a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, control4b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, cells4b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct table, table4a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct table, table4b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, held4, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct opening, openings4, 1, BPF_F_MMAPABLE);
+#define TABLE table4a
+#define HELD held4
+#define OPENINGS openings4
+#define CONTROL control4a
+#define OTHER_CONTROL control4b
+#define CELLS cells4a
+#define OTHER_CELLS cells4b
+#endif
+
+/* Live flows by backend id. Programs add, the agent reads: an id with flows is not given away. */
+BPF_F_TABLE("array", u32, u64, backend_live, 1, BPF_F_MMAPABLE);
+
+/* By CPU. Programs alone write, once Python has seeded it. */
+BPF_F_TABLE("array", u32, struct cpu, cpus, 1, BPF_F_MMAPABLE);
+
+/* Flows for end_listed. Agent writes. */
+BPF_F_TABLE("array", u32, struct ending, endings, 1, BPF_F_MMAPABLE);
+
+/* One entry: what the program is at that the agent runs. Both write. */
+BPF_F_TABLE("array", u32, struct task, task, 1, BPF_F_MMAPABLE);
+
 /* By enum reason. Programs add, anyone sums. */
 BPF_F_TABLE("percpu_array", u32, u64, counters, 1, 0);
 

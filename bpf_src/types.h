@@ -82,6 +82,104 @@ struct flow {
 _Static_assert(sizeof(struct flow) == 44 + sizeof(ip_addr) / 16 * 4 + sizeof(ip_addr),
 	       "grows for a million flows");
 
+/* One tuple of a flow: what is compared, and what is written into its packets. Content changes only
+ * while `head` says CLAIMED or BUSY, with a new generation. */
+struct cell_state {
+	__u32 link; /* the place of the next cell of the flow's ring; enum cell_flag on top */
+	__u32 seen; /* beat of the last packet */
+	__u32 packets;
+	__u32 ack; /* TCP, see tcp.h */
+	__u64 bytes;
+	__u32 backend; /* id | generation << 24 */
+	__u32 service;
+};
+
+#if FAMILY == 6
+struct cell {
+	ip_addr src;
+	ip_addr dst;
+	__u16 sport;
+	__u16 dport;
+	__u16 port;
+	__u16 client_port;
+	ip_addr addr;
+	__u64 head;
+};
+#else
+struct cell {
+	struct flow_key key;
+	__u64 head;
+	ip_addr addr;	   /* becomes the destination, or the source if CELL_REPLY */
+	__u16 port;	   /* its port */
+	__u16 client_port; /* becomes the port of the other side */
+	struct cell_state state;
+};
+#endif
+
+_Static_assert(sizeof(struct cell) == 64, "a cache line");
+_Static_assert(sizeof(struct cell_state) == 32, "half of one");
+
+/* One bank of a family's table of flows, as the programs see it whose own one it is. */
+struct table {
+	__u64 secret[5]; /* of the hash; the same in both */
+	__u32 buckets;
+	__u32 other_buckets; /* of the other bank; 0: not in use */
+	__u32 bank;	     /* 0 or PLACE_BANK */
+	__u32 share; /* cells that one source may hold and be like any other; 0: any number */
+	__u64 pad;
+	__u64 evicted; /* flows that made room */
+	__u64 refused; /* ... and that got none */
+};
+
+/* What a CPU keeps for itself. */
+struct cpu {
+	__u32 opened;
+	__u32 pad;
+	__u64 random;
+	__u64 scratch;
+	__u64 spare[5];
+};
+
+/* A flow that the agent ends; by place and generation, which nobody else will have. */
+struct ending {
+	__u32 place;
+	__u32 generation;
+	__u32 why; /* enum end_reason */
+	__u32 pad;
+};
+
+/* A flow that the agent opens: its cells in the order of the ring. */
+struct opening_cell {
+	struct flow_key key;
+	ip_addr addr;
+	__u16 port;
+	__u16 client_port;
+	__u32 packets;
+	__u32 ack;
+	__u64 bytes;
+	__u32 seen;
+	__u8 kind;  /* enum cell_kind */
+	__u8 flags; /* enum cell_flag */
+	__u16 pad;
+};
+
+struct opening {
+	struct opening_cell cells[RING_CELLS];
+	__u32 count;
+	__u32 state;
+	__u32 backend;
+	__u32 service;
+};
+
+/* How far a program is that the agent runs over a list, or over a table. */
+struct task {
+	__u32 next;  /* in the list; bucket */
+	__u32 count; /* of the list; first bucket that is not meant */
+	__u64 done;
+	__u64 failed;
+	__u64 pad;
+};
+
 /* TCP flows that ended a moment ago. */
 struct ended {
 	__u32 count;
@@ -111,6 +209,7 @@ struct service_counters {
 	__u64 bytes_in;
 	__u64 packets_out;
 	__u64 bytes_out;
+	__u64 live; /* flows that are not over */
 };
 
 struct cidr {

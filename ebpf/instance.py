@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebpf import maps, trust
+from ebpf import flowtable, maps, trust
 from ebpf.errors import LayoutError, LbError
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
@@ -215,6 +215,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
                 self._open[name] = old
             else:
                 self._adopt(self._replaced.replace(old, spec, entries, path), path)
+        flowtable.prepare(self._open, bundle.enums)
         self.meta.note_bundle(bundle)
 
     def _adopt(self, new: Map, path: Path) -> None:

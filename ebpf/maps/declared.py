@@ -41,6 +41,24 @@ class Table(msgspec.Struct, frozen=True):
     shares: tuple[Share, ...]
 
 
+class Power(msgspec.Struct, frozen=True):
+    """As many entries as a constant of consts.h is the logarithm of."""
+
+    name: str
+
+
+class Cpus(msgspec.Struct, frozen=True):
+    """One entry for each CPU that there can be."""
+
+
+class Buckets(msgspec.Struct, frozen=True):
+    """For the buckets of a bank of the table of flows, each with so many entries. The first bank is
+    made for the number of flows; the second only when the table grows."""
+
+    first: bool
+    each: int = 1
+
+
 class Fixed(msgspec.Struct, frozen=True):
     """The same number of entries on every machine."""
 
@@ -54,7 +72,7 @@ class Part(msgspec.Struct, frozen=True):
     entries: int
 
 
-Size = Share | Constant | Table | Fixed | Part
+Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Part
 
 # Maps of earlier versions, from which nothing is carried over.
 FORMER = ("service_filter", "backend_filter")
@@ -76,7 +94,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     A service port has one id and up to five frontends on average (an address of its own, a port of
     the node, outer addresses, and each address by itself); the table of frontends has the endpoints
     too. Slots and backends have room for the old set and the new one at once, slots for two regions
-    besides. A flow is two entries.
+    besides. A flow is two cells, or four, see `Buckets`.
     """
 
     def former(self) -> Maps[Hash, Array, PerCpu] | None:
@@ -98,6 +116,27 @@ class Maps(Generic[Hash, Array, PerCpu]):
     affinity: Annotated[Hash, Share("flows"), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]
+    table4a: Annotated[Array, Fixed()]
+    table4b: Annotated[Array, Fixed()]
+    control4a: Annotated[Array, Buckets(True)]
+    control4b: Annotated[Array, Buckets(False)]
+    cells4a: Annotated[Array, Buckets(True, 8)]
+    cells4b: Annotated[Array, Buckets(False, 8)]
+    held4: Annotated[Array, Power("HOLDER_BITS")]
+    openings4: Annotated[Array, Constant("LISTED_OPENINGS")]
+    table6a: Annotated[Array, Fixed()]
+    table6b: Annotated[Array, Fixed()]
+    control6a: Annotated[Array, Buckets(True)]
+    control6b: Annotated[Array, Buckets(False)]
+    cells6a: Annotated[Array, Buckets(True, 8)]
+    cells6b: Annotated[Array, Buckets(False, 8)]
+    states6a: Annotated[Array, Buckets(True, 8)]
+    states6b: Annotated[Array, Buckets(False, 8)]
+    held6: Annotated[Array, Power("HOLDER_BITS")]
+    openings6: Annotated[Array, Constant("LISTED_OPENINGS")]
+    cpus: Annotated[Array, Cpus()]
+    endings: Annotated[Array, Constant("LISTED")]
+    task: Annotated[Array, Fixed()]
     flows4: Annotated[Hash, Share("flows", 2), FILLED]
     flows4_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]

@@ -9,7 +9,8 @@ import msgspec
 from ebpf.errors import LayoutError
 from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import buckets, declared
-from ebpf.maps.declared import Constant, Fixed, Part, Share, Table
+from ebpf.maps.arrays import possible_cpus
+from ebpf.maps.declared import Buckets, Constant, Cpus, Fixed, Part, Power, Share, Table
 
 # Bounds for any machine: beyond, ids and lists cost the agent more than the maps cost the kernel.
 _SERVICES = 131072
@@ -93,14 +94,25 @@ class Sizes(msgspec.Struct, frozen=True):
                 return entries
             case Part(name_of_part, entries):
                 return entries if getattr(self, name_of_part) else 1
-            case Constant(constant) if constant not in enums:
+            case Cpus():
+                return possible_cpus()
+            case Buckets(first, each):
+                return each * (buckets_for(self.flows) if first else 1)
+            case Constant(constant) | Power(constant) if constant not in enums:
                 raise LayoutError(f"map {name} is sized by {constant}, which consts.h lacks")
             case Constant(constant):
                 return enums[constant]
+            case Power(constant):
+                return 1 << enums[constant]
 
     def _chosen(self, share: Share) -> int:
         chosen: int = getattr(self, share.limit)
         return share.times * chosen
+
+
+def buckets_for(flows: int) -> int:
+    """Buckets of eight cells, for flows of two: three quarters full, every tuple finds a place."""
+    return max(1, -(-flows // 3))
 
 
 def _power_below(number: int) -> int:

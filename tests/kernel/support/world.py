@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ebpf import maps
+from ebpf import flowtable, maps
 from ebpf.compile import compiler
 from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
@@ -131,6 +131,7 @@ class World:
                 made.records[:] = np.zeros(1, made.records.dtype)
         for family in NODE:
             cast(maps.PerCpuArray, self.maps[f"ended{family}"]).clear()
+        flowtable.prepare(self.maps, self.bundle.enums)
         self._next_service = self._next_backend = 1
         self._next_slot = 0
         self.configure(flow_limit=3 * self.maps["flows4"].max_entries // 4, **TIMEOUTS)
