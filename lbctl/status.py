@@ -28,7 +28,7 @@ class TableUse(msgspec.Struct, frozen=True):
     entries: int
     limit: int
     flag: str
-    most: int
+    most: int = 0
 
 
 class SourceState(msgspec.Struct, frozen=True):

@@ -92,7 +92,7 @@ class Growth:
             return
         if self._programs.reload():
             self._tried = wanted
-            self._log.info("tables grow", **wanted)
+            self._log.info("tables grow", sizes=dict(wanted))
 
     def _rest(self, now: float) -> None:
         self._instance.enlarge({})
@@ -127,7 +127,9 @@ class Growth:
     def _entries(self, wanted: Mapping[Limit, int]) -> dict[str, int]:
         """All maps that follow services or endpoints: each is written to while the former one is
         in use, and they are of one kind only together."""
-        sizes = msgspec.structs.replace(self._most, **wanted).max_entries(self._bundle)
+        sizes = msgspec.structs.replace(
+            self._most, services=wanted["services"], endpoints=wanted["endpoints"]
+        ).max_entries(self._bundle)
         return {
             name: max(number, self._instance.map(name).max_entries)
             for name, number in sizes.items()

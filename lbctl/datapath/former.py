@@ -76,7 +76,7 @@ def openings(
     sides = _sides(entries, forward)
     lost = (values["flags"][forward] & _MASQUERADED != 0) & (sides[:, 0] < 0)
     forward, reply, sides = forward[~lost], reply[~lost], sides[~lost]
-    found = _blank(len(forward), dtype)
+    found: Records = np.zeros(len(forward), dtype)
     of_node = _in_range(values["client_port"][forward], node_ports)
     age = _beats(values["seen"], tick)
     cells = found["cells"]
@@ -97,11 +97,12 @@ def openings(
 
 
 def _joined(tables: Iterable[tuple[Records, Records]]) -> _Entries:
-    all_keys, all_values = [], []
+    all_keys: list[Records] = []
+    all_values: list[Records] = []
     places: dict[bytes, int] = {}
     for keys, values in tables:
         fresh = np.array([key not in places for key in _pieces(keys)], bool)
-        first = sum(map(len, all_keys))
+        first = len(places)
         all_keys.append(keys[fresh])
         all_values.append(values[fresh])
         places.update((key, first + n) for n, key in enumerate(_pieces(keys[fresh])))
@@ -198,10 +199,6 @@ def _in_range(ports: npt.NDArray[np.uint16], bounds: Ports) -> npt.NDArray[np.bo
     host = ports.byteswap() if socket.htons(1) != 1 else ports
     found: npt.NDArray[np.bool_] = (host >= bounds[0]) & (host <= bounds[1])
     return found
-
-
-def _blank(count: int, dtype: np.dtype[Any]) -> Records:
-    return np.zeros(count, dtype)
 
 
 def _bytes(column: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -86,23 +86,17 @@ class Housekeeper:
 
     def tables(self) -> dict[str, TableUse]:
         """How full the tables are that can fill up."""
-        planner, tables = self.planner, self._tables
-        used = {
-            "frontends": (len(planner.claims), planner.now.frontends),
-            "services": (
-                planner.service_ids.in_use + planner.service_ids.resting,
-                tables.services.max_entries,
-            ),
-            "backends": (
-                planner.backend_ids.in_use + planner.backend_ids.resting,
-                tables.backends.max_entries,
-            ),
-            "slots": (
-                planner.regions.in_use + planner.regions.resting,
-                tables.slots.max_entries,
-            ),
+        planner = self.planner
+        taken = {
+            "frontends": len(planner.claims),
+            "services": planner.service_ids.taken,
+            "backends": planner.backend_ids.taken,
+            "slots": planner.regions.taken,
         }
-        found = {name: TableUse(*pair, advice.flag_of(name), pair[1]) for name, pair in used.items()}
+        found = {}
+        for name, number in taken.items():
+            now, most = getattr(planner.now, name), getattr(planner.room.all, name)
+            found[name] = TableUse(number, now, advice.flag_of(name), most)
         for table in self._flow_tables:
             rooms = table.rooms()
             found[f"flows{table.family}"] = TableUse(rooms.used, rooms.now, advice.FLAGS["flows"], rooms.most)

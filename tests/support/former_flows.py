@@ -82,7 +82,8 @@ class FormerFlows:
     ) -> None:
         """One entry; `port` becomes that of the other side."""
         key, value = np.zeros(1, self.keys.dtype), np.zeros(1, self.values.dtype)
-        for record, name, place in ((key, "src", source), (key, "dst", to), (value, "addr", becomes)):
+        places = ((key, "src", source), (key, "dst", to), (value, "addr", becomes))
+        for record, name, place in places:
             record[name] = np.frombuffer(self._raw(place[0]), record.dtype[name])
         key["sport"], key["dport"] = socket.htons(source[1]), socket.htons(to[1])
         key["proto"] = proto
