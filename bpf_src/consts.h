@@ -153,8 +153,6 @@ enum cell_flag {
 #define GENERATION_CPU_MASK 0x3ff
 
 #define HOLDER_BITS 14 /* counters of cells by source */
-#define LISTED 1024    /* endings, and */
-#define LISTED_OPENINGS 256
 
 /* Why a flow ended. */
 enum end_reason {

@@ -30,6 +30,20 @@ INLINE void free_cell(bool own, struct cell *cell, u32 place, u64 head)
 	release(own, place, HEAD_TAG(head));
 }
 
+/* Frees a cell that was reserved, unless somebody else did, or it became a flow. */
+INLINE bool give_back(const struct found *busy)
+{
+	u64 freed = IN_STATE(busy->head, STATE_FREE);
+
+	if (__sync_val_compare_and_swap(&busy->cell->head, busy->head, freed) != busy->head)
+		return false;
+	if (in_own(busy->place))
+		release(true, busy->place, HEAD_TAG(busy->head));
+	else
+		release(false, busy->place, HEAD_TAG(busy->head));
+	return true;
+}
+
 /* Says the flow's state on the ring's other cells, each as long as it is the flow's. */
 INLINE void hint_state(bool own, const struct found *forward, u32 state)
 {

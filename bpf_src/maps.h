@@ -61,11 +61,8 @@ BPF_F_TABLE("array", u32, struct table, table6a, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct table, table6b, 1, BPF_F_MMAPABLE);
 /* Cells by who holds them, by a hash of the address. Programs add. */
 BPF_F_TABLE("array", u32, u64, held6, 1, BPF_F_MMAPABLE);
-/* Flows for open_listed. Agent writes. */
-BPF_F_TABLE("array", u32, struct opening, openings6, 1, BPF_F_MMAPABLE);
 #define TABLE table6a
 #define HELD held6
-#define OPENINGS openings6
 #define CONTROL control6a
 #define OTHER_CONTROL control6b
 #define CELLS cells6a
@@ -80,10 +77,8 @@ BPF_F_TABLE("array", u32, struct cell, cells4b, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct table, table4a, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct table, table4b, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, held4, 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct opening, openings4, 1, BPF_F_MMAPABLE);
 #define TABLE table4a
 #define HELD held4
-#define OPENINGS openings4
 #define CONTROL control4a
 #define OTHER_CONTROL control4b
 #define CELLS cells4a
@@ -95,12 +90,6 @@ BPF_F_TABLE("array", u32, u64, backend_live, 1, BPF_F_MMAPABLE);
 
 /* By CPU. Programs alone write, once Python has seeded it. */
 BPF_F_TABLE("array", u32, struct cpu, cpus, 1, BPF_F_MMAPABLE);
-
-/* Flows for end_listed. Agent writes. */
-BPF_F_TABLE("array", u32, struct ending, endings, 1, BPF_F_MMAPABLE);
-
-/* One entry: what the program is at that the agent runs. Both write. */
-BPF_F_TABLE("array", u32, struct task, task, 1, BPF_F_MMAPABLE);
 
 /* By enum reason. Programs add, anyone sums. */
 BPF_F_TABLE("percpu_array", u32, u64, counters, 1, 0);

@@ -1,119 +1,108 @@
-/* Programs of the table of flows that no packet runs: the agent does, over lists in memory that it
- * shares with them (BPF_PROG_TEST_RUN). FAMILY is 4 or 6. */
+/* Programs of the table of flows that no packet runs: the agent does, with lists in place of frames
+ * (BPF_PROG_TEST_RUN). What it writes into memory itself would not be atomic. FAMILY is 4 or 6. */
 #include <uapi/linux/bpf.h>
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
-#include "maps.h"
+#include "parse.h"
 #include "cpu.h"
 #include "cells.h"
 #include "account.h"
 #include "claim.h"
 #include "ending.h"
 
-INLINE struct task *get_task(void)
-{
-	u32 zero = 0;
+/* A list fits a page, which is what a test run takes for a frame. */
+#define MOST_LISTED 256
 
-	return task.lookup(&zero);
+INLINE struct work *get_work(struct __sk_buff *skb)
+{
+	struct work *own = packet_start(skb);
+
+	return (void *)(own + 1) <= packet_end(skb) ? own : 0;
 }
 
-/* The next of the list `endings`, if it is still that flow. */
+/* The list's next record, or 0. */
+INLINE void *next_record(struct __sk_buff *skb, struct work *own, u32 size)
+{
+	u32 index = own->next;
+	void *record = (void *)(own + 1);
+
+	if (index >= own->count || index >= MOST_LISTED)
+		return 0;
+	own->next = index + 1;
+	record += index * size;
+	return record + size <= packet_end(skb) ? record : 0;
+}
+
+/* Ends a flow, or gives back a cell that was reserved and forgotten; if it is still that one. */
 PROGRAM(FAMILY_NAME(end_listed))
 {
-	struct task *own = get_task();
-	struct ending *wanted;
+	struct work *own = get_work(skb);
+	struct listed_flow *wanted;
 	struct found found;
-	u32 index;
 
-	if (!own || own->next >= own->count)
+	if (!own)
 		return 0;
-	index = own->next++;
-	wanted = endings.lookup(&index);
+	wanted = next_record(skb, own, sizeof(*wanted));
 	if (!wanted || !get_cell(wanted->place, &found) ||
 	    HEAD_GENERATION(found.head) != wanted->generation)
 		return 0;
-	if (HEAD_STATE(found.head) == STATE_BUSY)
-		abandon_cell(found.place);
-	else if (HEAD_STATE(found.head) < STATE_LIVE || !end_flow(&found, wanted->why))
-		return 0;
-	own->done++;
+	if (HEAD_STATE(found.head) == STATE_BUSY
+		? give_back(&found)
+		: HEAD_STATE(found.head) >= STATE_LIVE && end_flow(&found, wanted->why))
+		own->done += 1;
 	return 0;
 }
 
-/* Places of a flow's cells, in the order of its ring. */
-struct places {
-	u32 at[RING_CELLS];
-};
-
-INLINE void abandon_all(const struct places *places, u32 count)
+/* Reserves a cell for a flow of an earlier version's tables. */
+PROGRAM(FAMILY_NAME(reserve_listed))
 {
-	ROLLED
-	for (u32 i = 0; i < RING_CELLS && i < count; i++)
-		abandon_cell(places->at[i & (RING_CELLS - 1)]);
-}
+	struct work *own = get_work(skb);
+	struct listed_cell *wanted;
+	struct flow_key key;
+	ip_addr holder;
+	u32 place;
 
-INLINE bool reserve_all(const struct opening *wanted, struct places *places, u32 generation)
-{
-	ROLLED
-	for (u32 i = 0; i < RING_CELLS && i < wanted->count; i++) {
-		const struct opening_cell *cell = &wanted->cells[i & (RING_CELLS - 1)];
-		u32 place =
-		    reserve_cell(&cell->key, &wanted->cells[0].key.src, cell->kind, generation);
-
-		if (!IS_PLACE(place)) {
-			abandon_all(places, i);
-			return false;
-		}
-		places->at[i & (RING_CELLS - 1)] = place;
-	}
-	return true;
-}
-
-INLINE void fill_listed(const struct opening *wanted, const struct opening_cell *cell, u32 place,
-			u32 next)
-{
-	struct found own;
-
-	fill_cell(place, &cell->addr, cell->port, cell->client_port, wanted->backend,
-		  wanted->service, next, cell->seen);
-	if (!get_cell(place, &own))
-		return;
-	own.state->link |= (u32)cell->flags << LINK_FLAGS_SHIFT;
-	own.state->packets = cell->packets;
-	own.state->bytes = cell->bytes;
-	own.state->ack = cell->ack;
-}
-
-/* The next of the list `openings`: flows of an earlier version's tables. */
-PROGRAM(FAMILY_NAME(open_listed))
-{
-	struct task *own = get_task();
-	struct places places = {};
-	struct opening *wanted;
-	u32 index, generation = new_generation();
-
-	if (!own || own->next >= own->count)
+	if (!own)
 		return 0;
-	index = own->next++;
-	wanted = OPENINGS.lookup(&index);
-	if (!wanted || !wanted->count || !reserve_all(wanted, &places, generation)) {
-		own->failed++;
+	wanted = next_record(skb, own, sizeof(*wanted));
+	if (!wanted)
 		return 0;
-	}
-	ROLLED
-	for (u32 i = 0; i < RING_CELLS && i < wanted->count; i++)
-		fill_listed(wanted, &wanted->cells[i & (RING_CELLS - 1)],
-			    places.at[i & (RING_CELLS - 1)],
-			    places.at[(i + 1 < wanted->count ? i + 1 : 0) & (RING_CELLS - 1)]);
-	/* The forward cell last. */
-	ROLLED
-	for (u32 i = RING_CELLS; i > 0; i--) {
-		if (i <= wanted->count)
-			publish_cell(places.at[(i - 1) & (RING_CELLS - 1)], wanted->state);
-	}
-	if (wanted->backend & BACKEND_ID_MASK && !is_over(wanted->state))
-		count_opened(wanted->backend, wanted->service);
-	own->done++;
+	key = wanted->key;
+	holder = wanted->holder;
+	if (!wanted->generation)
+		wanted->generation = new_generation();
+	place = reserve_cell(&key, &holder, wanted->kind, wanted->generation);
+	wanted->place = place;
+	if (IS_PLACE(place))
+		own->done += 1;
+	return 0;
+}
+
+/* Fills and publishes one of these; the agent gives a flow's forward cell last. */
+PROGRAM(FAMILY_NAME(publish_listed))
+{
+	struct work *own = get_work(skb);
+	struct listed_cell *wanted;
+	struct found cell;
+	ip_addr addr;
+
+	if (!own)
+		return 0;
+	wanted = next_record(skb, own, sizeof(*wanted));
+	if (!wanted || !get_cell_in(true, wanted->place, &cell) ||
+	    HEAD_STATE(cell.head) != STATE_BUSY || HEAD_GENERATION(cell.head) != wanted->generation)
+		return 0;
+	addr = wanted->addr;
+	fill_cell(wanted->place, &addr, wanted->port, wanted->client_port, wanted->backend,
+		  wanted->service, wanted->next, wanted->seen);
+	cell.state->link |= (u32)wanted->flags << LINK_FLAGS_SHIFT;
+	cell.state->packets = wanted->packets;
+	cell.state->bytes = wanted->bytes;
+	cell.state->ack = wanted->ack;
+	publish_cell(wanted->place, wanted->state);
+	if (is_forward(wanted->kind) && !is_over(wanted->state))
+		add_live(wanted->backend, wanted->service, 1);
+	own->done += 1;
 	return 0;
 }

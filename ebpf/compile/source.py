@@ -35,7 +35,6 @@ def family_unit(family: str, file: str = "tc.c") -> Unit:
         ("ENDED", f"ended{family}"),
         ("ANSWERS", f"answers{family}"),
         ("HELD", f"held{family}"),
-        ("OPENINGS", f"openings{family}"),
         ("TABLE", f"table{family}a"),
         ("CONTROL", f"control{family}a"),
         ("OTHER_CONTROL", f"control{family}b"),
