@@ -2,7 +2,7 @@
 
 A flow is a ring of cells that have its generation and name each other by place (bpf_src/cells.h).
 Its forward cell says its state; notes and fragments' ports are cells of their own, each a ring of
-itself. Everything here takes snapshots: arrays with the fields of `ebpf.flowtable.view`.
+itself. Everything here takes copies of cells (ebpf/flowtable.py).
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ebpf.flowtable import CELL
 from lbctl.datapath import consts
 from lbctl.datapath.records import rows_as_bytes
 from lbctl.datapath.tables import Records
@@ -30,12 +31,12 @@ _NOT_FORWARD = consts.CELL_REPLY | consts.CELL_SIDE
 _OVER = (consts.STATE_TIME_WAIT, consts.STATE_RESET)
 
 # The cells that are at these places now.
-At = Callable[[Numbers], Records]
+At = Callable[[Records], Records]
 
 
 def live(cells: Records) -> Mask:
-    """Neither free nor on the way from or to that."""
-    found: Mask = cells["state"] >= consts.STATE_LIVE
+    """Neither free, nor on the way from or to that, nor left for another cell."""
+    found: Mask = (cells["state"] >= consts.STATE_LIVE) & ~cells["moved"]
     return found
 
 
@@ -75,11 +76,11 @@ class Rings:
 def follow(cells: Records, at: At) -> Rings:
     """The flows of these forward (or lone) cells, whose other cells are read now."""
     seen = cells["seen"].copy()
-    reply = np.zeros(len(cells), cells.dtype)
+    reply: Records = np.zeros(len(cells), CELL)
     rows = np.flatnonzero(cells["next"] != cells["place"])
     current = take(cells, rows)
     for step in range(1, _MOST_CELLS):
-        found = at(current["next"].astype(np.int64))
+        found = at(current["next"])
         whole = (found["generation"] == cells["generation"][rows]) & live(found)
         whole &= found["place"] != cells["place"][rows]
         rows, current = rows[whole], take(found, whole)
@@ -150,15 +151,3 @@ def take(records: Records, which: npt.NDArray[Any]) -> Records:
     rows = rows_as_bytes(np.ascontiguousarray(records))[which]
     taken: Records = rows.reshape(-1).view(records.dtype)
     return taken
-
-
-def wide_addresses(addresses: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """(n, 16) address bytes of a column of IPv4 numbers or IPv6 addresses."""
-    packed = np.ascontiguousarray(addresses)
-    narrow = packed.view(np.uint8).reshape(len(packed), packed.dtype.itemsize)
-    if narrow.shape[1] == 16:
-        return narrow
-    wide = np.zeros((len(narrow), 16), np.uint8)
-    wide[:, 10:12] = 0xFF
-    wide[:, 12:] = narrow
-    return wide

@@ -4,10 +4,11 @@ Tests put tables of their own behind the same names.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from ebpf.flowtable import Rooms
 from ebpf.layouts import MapSpec
 from ebpf.maps.declared import Maps
 
@@ -39,24 +40,30 @@ class ArrayTable(Protocol):
     def store_word(self, index: int, field: str, value: int) -> None: ...
 
 
-class Rooms(NamedTuple):
-    """Cells of a flow table: those in use, those there are, and those there may be."""
-
-    used: int
-    now: int
-    most: int
-
-
 class FlowTable(Protocol):
-    """The flows of one family, as snapshots of cells: arrays with the fields of
-    `ebpf.flowtable.view`."""
+    """The flows of one family, as copies of cells: arrays of `ebpf.flowtable.CELL`."""
 
-    family: int
+    family: str
 
-    def pieces(self, size: int) -> Iterator[Records]: ...
-    def at(self, places: Any) -> Records: ...
-    def end(self, places: Any, generations: Any, why: int) -> int: ...
+    def snapshots(self, step: int, least: int) -> Iterator[Records]: ...
+    def at(self, places: Records) -> Records: ...
+    def end(self, places: Records, generations: Records, why: int) -> int: ...
     def rooms(self) -> Rooms: ...
+
+
+class Flows(Protocol):
+    """What has flow tables, one for each family. They are others when they have grown."""
+
+    @property
+    def flow_tables(self) -> Sequence[FlowTable]: ...
+
+
+class NoFlows:
+    """What has none."""
+
+    @property
+    def flow_tables(self) -> Sequence[FlowTable]:
+        return ()
 
 
 class PerCpuTable(Protocol):

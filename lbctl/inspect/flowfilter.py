@@ -24,6 +24,7 @@ STATES = {
 }
 
 Mask = npt.NDArray[np.bool_]
+_MAPPED = np.frombuffer(bytes(10) + b"\xff\xff", np.uint8)  # what IPv4 begins with
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -80,10 +81,9 @@ class FlowFilter(msgspec.Struct, frozen=True):
 
 def _inside(column: npt.NDArray[Any], prefix: Prefix) -> Mask:
     """Which addresses lie in `prefix`; none if they are of the other family."""
-    if (column.dtype.itemsize == 4) != (prefix.family == IPV4):
-        return np.zeros(len(column), np.bool_)
     bits = (1 << 128) - (1 << 128 - prefix.length)
     mask = np.frombuffer(bits.to_bytes(16, "big"), np.uint8)
     network = np.frombuffer(prefix.address, np.uint8)
-    inside: Mask = ((flows.wide_addresses(column) & mask) == network).all(axis=1)
+    inside: Mask = ((column & mask) == network).all(axis=1)
+    inside &= (column[:, : len(_MAPPED)] == _MAPPED).all(axis=1) == (prefix.family == IPV4)
     return inside

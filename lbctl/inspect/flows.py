@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 
 from lbctl.addresses import format_endpoint
 from lbctl.datapath import clock, consts, flows
@@ -74,7 +73,7 @@ def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
 
 def matching(table: FlowTable, wanted: FlowFilter) -> Iterator[Rings]:
     """Those flows of one family that match, some at a time."""
-    for cells in table.pieces(flows.STEP_CELLS):
+    for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_LIVE):
         chosen = flows.take(cells, wanted.matches(cells))
         if len(chosen):
             yield flows.follow(chosen, table.at)
@@ -108,11 +107,10 @@ def _kind(cell: Any) -> str:
     if kind & consts.CELL_NODE:
         return "node"
     if kind & consts.CELL_MASQUERADED:
-        (client,), (backend,) = (flows.wide_addresses(np.array([cell[n]])) for n in ("src", "addr"))
-        return "hairpin" if client.tobytes() == backend.tobytes() else "masqueraded"
+        itself = cell["src"].tobytes() == cell["addr"].tobytes()
+        return "hairpin" if itself else "masqueraded"
     return "service"
 
 
 def _endpoint(address: Any, port: Any) -> str:
-    (row,) = flows.wide_addresses(np.array([address]))
-    return format_endpoint(row.tobytes(), socket.ntohs(int(port)))
+    return format_endpoint(address.tobytes(), socket.ntohs(int(port)))

@@ -1,13 +1,13 @@
 """Between changes: sweeping, giving ids back, and how full each table is."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 import structlog
 
 from ebpf.errors import LbError
 from lbctl import advice
-from lbctl.datapath.tables import FlowTable, Tables
+from lbctl.datapath.tables import Flows, NoFlows, Tables
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
 from lbctl.reconcile.audit import Audit
@@ -19,18 +19,25 @@ BUSY_SWEEP_SECONDS = 1.0  # while flows wait for their end, or a table is fillin
 BUSY_LOAD = 0.5
 _SHARE = 20  # a sweep that took a second is followed by so many of rest
 _WARN_AT = (0.9, 0.8)
+NO_FLOWS = NoFlows()
 
 
 class Housekeeper:
     """Runs sweeps in steps, and does after each what only a sweep allows."""
 
     def __init__(
-        self, tables: Tables, planner: Planner, flow_tables: Sequence[FlowTable] = ()
+        self,
+        tables: Tables,
+        planner: Planner,
+        flows: Flows = NO_FLOWS,
+        most_cells: int = 0,
     ) -> None:
+        """`most_cells` is what a family's flow table may grow to."""
         self.planner = planner
         self._tables = tables
-        self._flow_tables = flow_tables
-        self._sweep = Sweep(tables, flow_tables)
+        self._flows = flows
+        self._most_cells = most_cells
+        self._sweep = Sweep(tables, flows)
         self._audit = Audit(tables)
         self._running: Iterator[Swept | None] | None = None
         self._spent = 0.0  # in the steps of this sweep
@@ -67,10 +74,12 @@ class Housekeeper:
         began = time.monotonic()
         try:
             found = next(self._running)
+        except StopIteration:  # the tables are others now
+            self._begin_again(now)
+            return False
         except LbError as error:
             self._log.error("the sweep failed", error=error.message, hint=advice.on(error))
-            self._running, self._next = None, now + SWEEP_SECONDS
-            self._doomed |= self._ending
+            self._begin_again(now + SWEEP_SECONDS)
             return False
         self._spent += time.monotonic() - began
         if found is None:
@@ -97,9 +106,11 @@ class Housekeeper:
         for name, number in taken.items():
             now, most = getattr(planner.now, name), getattr(planner.room.all, name)
             found[name] = TableUse(number, now, advice.flag_of(name), most)
-        for table in self._flow_tables:
+        for table in self._flows.flow_tables:
             rooms = table.rooms()
-            found[f"flows{table.family}"] = TableUse(rooms.used, rooms.now, advice.FLAGS["flows"], rooms.most)
+            most = max(self._most_cells, rooms.cells)
+            flag = advice.FLAGS["flows"]
+            found[f"flows{table.family}"] = TableUse(rooms.used, rooms.cells, flag, most)
         return found
 
     def warnings(self) -> list[str]:
@@ -119,8 +130,12 @@ class Housekeeper:
             self._warned[name] = level
         return said
 
+    def _begin_again(self, at: float) -> None:
+        self._running, self._next = None, at
+        self._doomed |= self._ending
+
     def _pause(self, found: Swept) -> float:
-        filling = any(r.used > BUSY_LOAD * r.now for r in (t.rooms() for t in self._flow_tables))
+        filling = any(r.used > BUSY_LOAD * r.cells for r in (t.rooms() for t in self._flows.flow_tables))
         return BUSY_SWEEP_SECONDS if found.over or filling else SWEEP_SECONDS
 
     def _finish(self, found: Swept) -> bool:

@@ -1,20 +1,20 @@
 """From updates of the source to plans carried out: which ports changed, and what is left to do."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from types import MappingProxyType
 
 import structlog
 
 from ebpf.errors import LbError
-from lbctl.datapath.tables import FlowTable, Tables
+from lbctl.datapath.tables import Flows, Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
 from lbctl.plan.rooms import NOTHING, Need, sum_of
 from lbctl.program import readback, writes
-from lbctl.reconcile.housekeeping import Housekeeper
+from lbctl.reconcile.housekeeping import NO_FLOWS, Housekeeper
 from lbctl.reconcile.notes import Notes
 from lbctl.reconcile.places import Places, target_of, trimmed
 from lbctl.resolve.endpoints import targets_of
@@ -37,10 +37,12 @@ class Reconciler:
         self,
         tables: Tables,
         node: NodeFacts,
-        flow_tables: Sequence[FlowTable] = (),
+        flows: Flows = NO_FLOWS,
         most: Need | None = None,
+        most_cells: int = 0,
     ) -> None:
-        """`most` is what the maps may hold when they have grown; None: they do not grow."""
+        """`most` is what the maps may hold when they have grown (None: they do not grow), and
+        `most_cells` each table of `flows`."""
         self._tables = tables
         self._most = most
         self._node = node
@@ -62,7 +64,7 @@ class Reconciler:
         for sentence in leftovers.describe():
             self._log.warning(sentence)
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
-        self.housekeeper = Housekeeper(tables, self.planner, flow_tables)
+        self.housekeeper = Housekeeper(tables, self.planner, flows, most_cells)
         self.had_services = bool(self._unclaimed)
         self._touched: set[ObjectKey] = set()  # since `take_touched`
         self._left = True  # an earlier agent may have seen some leave

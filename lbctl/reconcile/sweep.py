@@ -4,7 +4,7 @@ A flow ends when no direction was seen for as long as its state allows. The walk
 short steps over memory that is mapped, so that a change never waits for it.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lbctl.datapath import clock, consts, flows
 from lbctl.datapath.flows import Mask, Numbers
-from lbctl.datapath.tables import FlowTable, Records, Tables
+from lbctl.datapath.tables import Flows, FlowTable, Records, Tables
 
 # A packet that claimed a cell is done with it in microseconds.
 BUSY_SECONDS: Final = 3.0
@@ -32,7 +32,7 @@ class Swept:
     backends: npt.NDArray[np.bool_]  # by backend id
     live_services: Numbers  # by service id: flows that are not over
     live_backends: Numbers  # by backend id
-    cells: dict[int, int] = field(default_factory=dict)  # by family, those in use
+    cells: dict[str, int] = field(default_factory=dict)  # by family, those in use
     over: int = 0  # flows that wait for their end
     ended: int = 0  # flows and lone cells that the sweep ended
     abandoned: int = 0  # cells that nobody came back for
@@ -41,14 +41,16 @@ class Swept:
 class Sweep:
     """Sweeps over the flow tables of one instance."""
 
-    def __init__(self, tables: Tables, families: Sequence[FlowTable]) -> None:
+    def __init__(self, tables: Tables, flows: Flows) -> None:
         self._tables = tables
-        self._families = families
-        self._busy: dict[int, dict[tuple[int, int], float]] = {f.family: {} for f in families}
+        self._flows = flows
+        # By family, place and generation: since when they are claimed.
+        self._busy: dict[str, dict[tuple[int, int], float]] = {}
 
     def run(self, began: float, doomed: Collection[int] = ()) -> Iterator[Swept | None]:
         """One sweep: yields None after every step, and at its end what it found. Flows of the
-        `doomed` backends, by id, are ended too."""
+        `doomed` backends, by id, are ended too. It ends without a result if the tables are
+        exchanged for others meanwhile."""
         services, backends = self._tables.services.max_entries, self._tables.backends.max_entries
         found = Swept(
             began,
@@ -57,14 +59,18 @@ class Sweep:
             np.zeros(services, np.int64),
             np.zeros(backends, np.int64),
         )
-        for table in self._families:
-            yield from self._sweep(table, np.array(sorted(doomed), np.int64), found)
+        families = self._flows.flow_tables
+        for table in families:
+            for _ in self._sweep(table, np.array(sorted(doomed), np.int64), found):
+                if self._flows.flow_tables is not families:
+                    return
+                yield None
         yield found
 
     def _sweep(self, table: FlowTable, doomed: Numbers, found: Swept) -> Iterator[None]:
         found.cells[table.family] = 0
         busy: dict[tuple[int, int], float] = {}
-        for cells in table.pieces(flows.STEP_CELLS):
+        for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_BUSY):
             found.cells[table.family] += len(cells)
             self._note(cells, found)
             yield None
@@ -114,7 +120,7 @@ class Sweep:
         claimed = flows.take(cells, cells["state"] == consts.STATE_BUSY)
         if not len(claimed):
             return
-        since = self._busy[table.family]
+        since = self._busy.get(table.family, {})
         names = zip(*(claimed[name].tolist() for name in _NAMES), strict=True)
         for name in names:
             busy[name] = since.get(name, found.began)

@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ebpf.flowtable import CELL, Rooms
 from lbctl.addresses import parse_address
 from lbctl.datapath import clock, consts
-from lbctl.datapath.tables import Records, Rooms
-
-
-def cell_dtype(family: int) -> np.dtype[Any]:
-    """The fields of `ebpf.flowtable`'s snapshots."""
-    address = "u4" if family == 4 else np.dtype([("w", "u4", (4,))])
-    fields: list[Any] = [
-        ("src", address),
-        ("dst", address),
-        ("addr", address),
-        ("sport", "u2"),
-        ("dport", "u2"),
-        ("port", "u2"),
-        ("client_port", "u2"),
-        ("proto", "u1"),
-        ("state", "u1"),
-        ("kind", "u1"),
-        ("flags", "u1"),
-        ("place", "u4"),
-        ("generation", "u4"),
-        ("next", "u4"),
-        ("seen", "u4"),
-        ("packets", "u4"),
-        ("ack", "u4"),
-        ("backend", "u4"),
-        ("service", "u4"),
-        ("bytes", "u8"),
-    ]
-    return np.dtype(fields)
+from lbctl.datapath.tables import Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +24,34 @@ class Ended:
     why: int
 
 
+class FakeFlows:
+    """What has these tables."""
+
+    def __init__(self, flow_tables: Sequence[FakeFlowTable]) -> None:
+        self.flow_tables = flow_tables
+
+
 class FakeFlowTable:
     """In the shape of `ebpf.flowtable.FlowTable`."""
 
-    def __init__(self, family: int = 4, cells: int = 4096, most: int = 1 << 20) -> None:
+    def __init__(self, family: str = "4", cells: int = 4096) -> None:
         self.family = family
-        self.cells: Records = np.zeros(cells, cell_dtype(family))
+        self.cells: Records = np.zeros(cells, CELL)
         self.cells["place"] = np.arange(cells)
-        self.most = most
         self.ended: list[Ended] = []
         self._generation = 0
 
-    def pieces(self, size: int) -> Iterator[Records]:
-        for start in range(0, len(self.cells), size):
-            part = self.cells[start : start + size]
-            yield part[part["state"] != consts.STATE_FREE].copy()
+    def snapshots(self, step: int, least: int) -> Iterator[Records]:
+        for start in range(0, len(self.cells), step):
+            part = self.cells[start : start + step]
+            yield part[part["state"] >= least].copy()
 
     def at(self, places: Any) -> Records:
         return self.cells[places].copy()
 
     def rooms(self) -> Rooms:
         used = int((self.cells["state"] != consts.STATE_FREE).sum())
-        return Rooms(used, len(self.cells), self.most)
+        return Rooms(used, len(self.cells))
 
     def end(self, places: Any, generations: Any, why: int) -> int:
         """As the program does: whoever comes first ends the whole ring."""
@@ -102,17 +81,10 @@ class FakeFlowTable:
             cell["next"] = places[(number + 1) % len(places)]
             for name, value in fields.items():
                 if name in ("src", "dst", "addr"):
-                    self.cells[name][place] = self.address(value)
+                    self.cells[name][place] = np.frombuffer(parse_address(value), np.uint8)
                 else:
                     cell[name] = value
         return places
-
-    def address(self, text: str) -> Any:
-        """As cells have it."""
-        raw = parse_address(text)
-        if self.family == 4:
-            return np.frombuffer(raw[12:], "u4")[0]
-        return np.frombuffer(raw, self.cells.dtype["src"])[0]
 
     def add_flow(
         self,

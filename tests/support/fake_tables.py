@@ -191,7 +191,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("config", CONFIG, 1))
         self.add(FakeArray("backend_live", number("u64"), endpoints))
         self.add(FakeHash("devices", number("u32"), DEVICE, services))
-        self.flow_tables = (FakeFlowTable(4), FakeFlowTable(6))
+        self.flow_tables = (FakeFlowTable("4"), FakeFlowTable("6"))
 
     def add(self, table: FakeHash | FakeArray) -> None:
         """One of the declared maps, of its declared kind."""

@@ -11,7 +11,7 @@ from lbctl.program import config
 from lbctl.reconcile import sweep
 from lbctl.reconcile.sweep import Sweep, Swept
 from lbctl.resolve.node import NodeFacts
-from tests.support.fake_cells import FakeFlowTable
+from tests.support.fake_cells import FakeFlows, FakeFlowTable
 from tests.support.fake_tables import FakeTables
 
 TCP, UDP = 6, 17
@@ -48,7 +48,7 @@ def flow(cells: FakeFlowTable) -> Callable[..., list[int]]:
 
 
 def run(tables: FakeTables, *families: FakeFlowTable, began: float = 5.0) -> Swept:
-    *steps, found = Sweep(tables, families).run(began)
+    *steps, found = Sweep(tables, FakeFlows(families)).run(began)
     assert all(step is None for step in steps)
     assert found is not None
     assert found.began == began
@@ -175,7 +175,7 @@ def test_a_flow_whose_cell_is_anothers_by_now_is_not_ended(
     tables: FakeTables, cells: FakeFlowTable, flow: Callable[..., list[int]]
 ) -> None:
     place, _ = flow(limit("syn_timeout") + 1, state=consts.STATE_SYN)
-    steps = Sweep(tables, [cells]).run(5.0)
+    steps = Sweep(tables, FakeFlows([cells])).run(5.0)
     next(steps)  # looked at
     cells.cells["generation"][place] += 1
     *_, found = steps
@@ -188,7 +188,7 @@ def test_claimed_cells_that_nobody_comes_back_for_are_freed(
 ) -> None:
     (left,) = cells.open({"state": consts.STATE_BUSY})
     (reused,) = cells.open({"state": consts.STATE_BUSY})
-    sweeps = Sweep(tables, [cells])
+    sweeps = Sweep(tables, FakeFlows([cells]))
 
     def again(began: float) -> int:
         *_, found = sweeps.run(began)
@@ -208,7 +208,7 @@ def test_flows_of_doomed_backends_end_whatever_they_do(
 ) -> None:
     flow(backend=7 | 3 << 24)
     flow(backend=8)
-    *_, found = Sweep(tables, [cells]).run(5.0, {7, 9})
+    *_, found = Sweep(tables, FakeFlows([cells])).run(5.0, {7, 9})
     assert found is not None
     assert found.ended == 1
     assert [end.why for end in cells.ended] == [consts.END_BACKEND]
@@ -228,11 +228,11 @@ def test_it_says_what_flows_refer_to(
     assert np.flatnonzero(found.backends).tolist() == [0, 17, 18]
     assert {i: int(found.live_services[i]) for i in np.flatnonzero(found.live_services)} == {5: 2}
     assert {i: int(found.live_backends[i]) for i in np.flatnonzero(found.live_backends)} == {17: 2}
-    assert found.cells == {4: 10}
+    assert found.cells == {"4": 10}
 
 
 def test_both_families_are_swept(tables: FakeTables, cells: FakeFlowTable) -> None:
-    six = FakeFlowTable(6)
+    six = FakeFlowTable("6")
     old = {"seen": NOW - limit("reset_timeout") - 1, "state": consts.STATE_RESET}
     cells.add_flow(TCP, CLIENT, SERVICE, BACKEND, reply=old, **old)
     six.add_flow(TCP, ("fd00::9", 1), ("fd00:96::1", 80), ("fd00:1::1", 80), reply=old, **old)
@@ -250,7 +250,19 @@ def test_steps_are_short(
     for _ in range(50):
         flow(limit("reset_timeout") + 1, state=consts.STATE_RESET)
     most = before = 0
-    for _ in Sweep(tables, [cells]).run(0.0):
+    for _ in Sweep(tables, FakeFlows([cells])).run(0.0):
         most, before = max(most, len(cells.ended) - before), len(cells.ended)
     assert cells.rooms().used == 0
     assert 0 < most <= 4
+
+
+def test_a_sweep_over_tables_that_are_exchanged_comes_to_nothing(
+    tables: FakeTables, cells: FakeFlowTable, flow: Callable[..., list[int]]
+) -> None:
+    flow(limit("reset_timeout") + 1, state=consts.STATE_RESET)
+    flows = FakeFlows([cells])
+    steps = Sweep(tables, flows).run(5.0)
+    next(steps)
+    flows.flow_tables = (FakeFlowTable(),)
+    assert list(steps) == []
+    assert not cells.ended
