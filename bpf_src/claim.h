@@ -27,8 +27,9 @@ INLINE bool is_taken_in(bool own, u32 bank, u32 bucket, u32 tag, const struct fl
 {
 	u64 *word = control_at(own, bucket), z;
 
+	/* The other bank of these programs may be none yet, when the next ones' is there. */
 	if (!word)
-		return true;
+		return own;
 	z = LOAD(word) ^ tag * BYTES_ONE;
 	z = EVERY_ZERO(z);
 	ROLLED

@@ -99,10 +99,11 @@ enum flow_flag {
  * order is used. */
 enum cell_condition {
 	STATE_FREE,
-	STATE_CLAIMED, /* taken, and the tuple not yet written */
-	STATE_BUSY,    /* the tuple is there, but no flow yet */
-	STATE_DEAD,    /* ended, and about to be free */
-	STATE_SYN,     /* opening: a SYN was seen, and perhaps its answer */
+	STATE_CLAIMED,		/* taken, and the tuple not yet written */
+	STATE_BUSY,		/* the tuple is there, but no flow yet */
+	STATE_DEAD,		/* ended, and about to be free */
+	STATE_SYN,		/* opening: a SYN was seen, and perhaps its answer */
+	STATE_LIVE = STATE_SYN, /* the first in which a cell is found */
 	STATE_ESTABLISHED,
 	STATE_CLOSING,	 /* TCP, half closed; or it may be that a RST ended it */
 	STATE_FIN_WAIT,	 /* TCP, both FINs seen, or one that nobody acknowledged yet */
@@ -110,7 +111,6 @@ enum cell_condition {
 	STATE_TIME_WAIT, /* TCP finished; the tuple rests for a while */
 	STATE_DATAGRAM,	 /* UDP and SCTP, notes, ports of fragments */
 };
-#define STATE_LIVE STATE_SYN
 #define STATE_MASK 0x3f
 #define HEAD_MOVED 0x40 /* the flow's cell is in the other bank now, where `link` says */
 
@@ -147,6 +147,18 @@ enum cell_flag {
 #define LINK_FLAGS_SHIFT 24
 #define CELLS_PER_BUCKET 8
 #define RING_CELLS 4 /* at most */
+
+/* Where a table is in its growth, from one bank into the other; each is the next one's beginning.
+ * ebpf/growth.py takes it through them. */
+enum table_phase {
+	PHASE_A,       /* all is in bank a */
+	PHASE_A_LOOKS, /* programs that open in a begin to look in b */
+	PHASE_A_LEFT,  /* programs that open in b are put in place; then flows move */
+	PHASE_B,       /* the same with the banks' names exchanged */
+	PHASE_B_LOOKS,
+	PHASE_B_LEFT,
+	PHASE_MAX,
+};
 
 /* A flow's generation: a count, and the CPU that opened it. */
 #define GENERATION_SHIFT 10

@@ -126,7 +126,8 @@ struct table {
 	__u32 other_buckets; /* of the other bank; 0: not in use */
 	__u32 bank;	     /* 0 or PLACE_BANK */
 	__u32 share; /* cells that one source may hold and be like any other; 0: any number */
-	__u64 pad;
+	__u32 phase; /* enum table_phase, in bank a's record; for the agent alone */
+	__u32 pad;
 	__u64 evicted; /* flows that made room */
 	__u64 refused; /* ... and that got none */
 };

@@ -1,0 +1,132 @@
+"""Tables of flows of their own for tests: small, private, with the programs of table.c on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ebpf import flowtable, maps
+from ebpf.compile import compiler, source
+from ebpf.compile.source import Unit, family_unit
+from ebpf.flowtable import CELL, FlowTable
+from ebpf.layouts import Bundle
+from ebpf.maps.arrays import possible_cpus
+from ebpf.maps.base import Records
+from ebpf.programs import load
+
+BACKENDS = 64
+
+
+def table_bundle(family: str) -> Bundle:
+    """table.c, for one family."""
+    return compiler.bundle(units=[family_unit(family, "table.c")])
+
+
+def bundle_with(
+    file: str,
+    family: str,
+    directory: Path,
+    replaced: Mapping[str, tuple[str, str]] | None = None,
+    defines: tuple[tuple[str, str], ...] = (),
+) -> Bundle:
+    """A C file beside this one, compiled with the headers of bpf_src; `directory` is for both. In
+    the files named by `replaced`, the first text is replaced by the second."""
+    joined = directory / "bpf_src"
+    joined.mkdir(parents=True)
+    for path in (*source.source_dir().iterdir(), Path(__file__).with_name(file)):
+        text = path.read_text()
+        if replaced and path.name in replaced:
+            old, new = replaced[path.name]
+            assert text.count(old) == 1, f"{path.name} has this {text.count(old)} times: {old}"
+            text = text.replace(old, new)
+        (joined / path.name).write_text(text)
+    own = family_unit(family, file)
+    unit = Unit(own.name, file, (*own.defines, *defines), own.words)
+    both = family_unit(family, "table.c")
+    return compiler.bundle(directory=joined, units=[unit, both])
+
+
+class PrivateTable:
+    """Maps for one family's table of `buckets`, and every program of `bundle` on them."""
+
+    def __init__(self, bundle: Bundle, family: str, buckets: int) -> None:
+        self.enums, self.bundle, self.family = bundle.enums, bundle, family
+        sizes = {
+            f"control{family}a": buckets,
+            f"cells{family}a": 8 * buckets,
+            f"states{family}a": 8 * buckets,
+            f"cells{family}b": 8,
+            f"states{family}b": 8,
+            f"held{family}": 1 << bundle.enums["HOLDER_BITS"],
+            "cpus": possible_cpus(),
+            "backend_live": BACKENDS,
+            "service_counters": BACKENDS,
+            "threads": possible_cpus(),
+        }
+        self.maps = {
+            name: maps.create(spec, sizes.get(name, 1))
+            for name, spec in bundle.maps.items()
+            if spec.type != maps.PROG_ARRAY
+        }
+        flowtable.prepare(self.maps, self.enums)
+        fds = {name: made.fd for name, made in self.maps.items()}
+        self.programs = {name: load(program, fds) for name, program in bundle.programs.items()}
+        self.table = FlowTable(family, self.maps, self.enums, self.programs)
+
+    def records(self, name: str) -> Records:
+        return cast(maps.ArrayMap, self.maps[name]).records
+
+    def close(self) -> None:
+        for fd in self.programs.values():
+            os.close(fd)
+        for made in self.maps.values():
+            made.close()
+
+
+def address(number: int, family: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A client's or a backend's, by number."""
+    raw = number.to_bytes(4, "big")
+    head = b"\xfd" + bytes(11) if family == "6" else bytes(10) + b"\xff\xff"
+    return np.frombuffer(head + raw, np.uint8)
+
+
+def rings(
+    enums: Mapping[str, int],
+    family: str,
+    count: int,
+    length: int = 2,
+    state: str = "STATE_ESTABLISHED",
+    clients: int = 1,
+) -> Records:
+    """Flows for FlowTable.open, each from a port or an address of its own."""
+    made = np.zeros((count, length), CELL)
+    kinds = [
+        0,
+        enums["CELL_REPLY"],
+        enums["CELL_SIDE"] | enums["CELL_REPLY"],
+        enums["CELL_SIDE"],
+    ]
+    masqueraded = enums["CELL_MASQUERADED"] if length == 4 else 0
+    node, service, backend = (address(n, family) for n in (0x0A010101, 0x0A600001, 0x0AF40001))
+    for number in range(count):
+        client = address(0x0A000000 + number % clients, family)
+        port = 1024 + number // clients
+        ends = [
+            (client, port, service, 80, backend, 8080),
+            (backend, 8080, client, port, service, 80),
+            (client, port, backend, 8080, node, port),
+            (backend, 8080, node, port, client, port),
+        ]
+        for cell, kind, (src, sport, dst, dport, addr, to) in zip(
+            made[number], kinds, ends, strict=False
+        ):
+            cell["src"], cell["dst"], cell["sport"], cell["dport"] = src, dst, sport, dport
+            cell["addr"], cell["port"], cell["client_port"] = addr, to, port
+            cell["kind"] = kind | masqueraded
+    made["proto"], made["state"] = 6, enums[state]
+    made["backend"], made["service"], made["packets"], made["bytes"] = 5, 7, 3, 300
+    return made
