@@ -11,13 +11,15 @@ links/cgroup-HOOK        the same for sockets, see ebpf/hooks/cgroup.py
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebpf import flowtable, maps, trust
 from ebpf.errors import LayoutError, LbError
+from ebpf.flowtable import FlowTable
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared, meta, migrate
@@ -43,6 +45,8 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         self._open: dict[str, Map] = {}
         self._coming: dict[str, Map] = {}  # larger ones, that programs are loaded on
         self._former: dict[str, Map] = {}  # ... and those that they took the place of
+        self._flow_tables: tuple[FlowTable, ...] = ()
+        self._table_programs: PinnedPrograms | None = None
         self._replaced = Replaced(pin_dir, notes)
 
     @classmethod
@@ -106,6 +110,10 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         """The kernel's numbers of the same."""
         return {name: found.id for name, found in self._for_programs().items()}
 
+    def own_ids(self) -> dict[str, int]:
+        """Those of the maps that have their places already."""
+        return {name: self.map(name).id for name in self.map_names()}
+
     def enlarge(self, entries: Mapping[str, int]) -> None:
         """Larger maps for these names alone, empty: programs are loaded on them from now on. When
         that is done, `switch` them in; when those programs are everywhere, `finish`. Raises
@@ -128,6 +136,32 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
             self._adopt(new, path)
             self._former[name] = old
         self._coming = {}
+        self._forget_flow_tables()
+
+    @property
+    def flow_tables(self) -> tuple[FlowTable, ...]:
+        """Each family's flows, on the maps as they are; another tuple once those are others. Only
+        programs that are loaded end and open flows. Raises LayoutError for an earlier version's
+        instance."""
+        if not self._flow_tables:
+            note = self.meta.bundle()
+            key = self.generation_key(note.hash if note else "", self.own_ids())
+            self._table_programs = PinnedPrograms(self.pin_dir / "programs" / key)
+            self._flow_tables = tuple(
+                FlowTable(
+                    family,
+                    {name: self.map(name) for name in flowtable.maps_of(family)},
+                    self.enums,
+                    self._table_programs,
+                )
+                for family in flowtable.FAMILIES
+            )
+        return self._flow_tables
+
+    def generation_key(self, bundle_hash: str, map_ids: Mapping[str, int]) -> str:
+        """The name of the directory of a bundle's programs on maps of these numbers."""
+        ids = sorted(map_ids.items())
+        return hashlib.sha256(f"{bundle_hash} {ids}".encode()).hexdigest()[:16]
 
     def former(self) -> Former | None:
         written = [name for name in self._former if not declared.USES[name].filled]
@@ -164,6 +198,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def close(self) -> None:
         """Closes descriptors and lets go of the lock; what is pinned stays."""
+        self._forget_flow_tables()
         for opened in (self._open, self._coming, self._former):
             self._let_go(opened)
         self.meta.close()
@@ -178,6 +213,12 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def _for_programs(self) -> dict[str, Map]:
         return {name: self.map(name) for name in self.map_names()} | self._coming
+
+    def _forget_flow_tables(self) -> None:
+        self._flow_tables = ()
+        if self._table_programs is not None:
+            self._table_programs.close()
+            self._table_programs = None
 
     def _let_go(self, opened: dict[str, Map]) -> None:
         for one in opened.values():
@@ -223,6 +264,36 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         self.meta.note_map(new)
         bpffs.pin(new.fd, path)
         self._open[new.name] = new
+
+
+class PinnedPrograms(Mapping[str, int]):
+    """Programs of one generation by name, opened when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._fds: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> int:
+        if name not in self._fds:
+            path = self._directory / name
+            if not path.exists():
+                raise LayoutError(
+                    f"program {name} of this instance is not loaded",
+                    "The agent that starts loads it; else wait for it.",
+                )
+            self._fds[name] = libbpf.obj_get(str(path))
+        return self._fds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.name for path in self._directory.iterdir())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
 
 
 class Former(Maps[HashMap, ArrayMap, PerCpuArray]):

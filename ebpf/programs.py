@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Mapping
@@ -137,8 +136,7 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
 
 def generation_key(bundle: Bundle, instance: Instance) -> str:
     """The name of the directory of this bundle's programs on these maps."""
-    ids = sorted(instance.map_ids().items())
-    return hashlib.sha256(f"{bundle.hash} {ids}".encode()).hexdigest()[:16]
+    return instance.generation_key(bundle.hash, instance.map_ids())
 
 
 def drop_other_generations(bundle: Bundle, instance: Instance) -> int:

@@ -53,9 +53,10 @@ class Sizes(msgspec.Struct, frozen=True):
         """Those for this machine's memory."""
         return cls.automatic(memory_of_machine())
 
-    def at_first(self) -> Sizes:
-        """What an instance begins with that may become so large."""
+    def at_first(self, flows_there: int = 0) -> Sizes:
+        """What an instance begins with that may become so large, and has so many flows already."""
         services, endpoints, flows = _FIRST
+        flows = max(flows, 2 * _power_below(2 * flows_there))
         return msgspec.structs.replace(
             self,
             services=min(services, self.services),

@@ -11,6 +11,7 @@ from ebpf import programs
 from ebpf.instance import Instance
 from ebpf.layouts import Bundle
 from ebpf.programs import Generation
+from lbctl.agent.carrying import Carrying
 from lbctl.agent.interfaces import Interfaces
 from lbctl.agent.keeper import Keeper
 from lbctl.agent.sockets import SocketHooks
@@ -33,6 +34,7 @@ class LaterGeneration:
         interfaces: Interfaces,
         sockets: SocketHooks,
         keeper: Keeper,
+        carrying: Carrying,
     ) -> None:
         """Every map of `instance` must have been opened when it is begun."""
         # Called when larger maps took the place of others, and when those are gone.
@@ -41,11 +43,14 @@ class LaterGeneration:
         self._instance = instance
         self._interfaces = interfaces
         self._sockets = sockets
+        self._carrying = carrying
         self._wanted: float | None = None  # since when
         self._coming: Generation | None = None  # loaded, not everywhere yet
         self._given = False  # ... but on its way there
         self._placed: Generation | None = None
+        self._before: Generation | None = None  # what that took the place of
         self._reloading = False
+        self._finishing = False
         self.began: float | None = None
         self.failure: BaseException | None = None  # then there is nothing to go on for
         self._errand = keeper.errand("loading programs", LOADING_SECONDS)
@@ -69,7 +74,7 @@ class LaterGeneration:
     @property
     def settled(self) -> bool:
         """Whether those in place are on the maps as they are, and none are on their way."""
-        return self._placed is not None and not self._reloading
+        return self._placed is not None and not self._reloading and not self._finishing
 
     def attach(self) -> None:
         """From now on they are wanted in their places; `placed` says when they are."""
@@ -88,20 +93,23 @@ class LaterGeneration:
         if self._wanted is None:
             return None
         if self._coming is None:
-            # A load that failed has been told by its thread.
-            return 0.0 if self._reloading and not self._errand.busy else None
+            # What its thread did, or could not do, it has told.
+            waits = self._reloading or self._finishing
+            return 0.0 if waits and not self._errand.busy else None
         if not self._given:
             return 0.0
         return 0.0 if self._interfaces.placed is self._coming else None
 
     def step(self, now: float) -> None:
         """Hand them on, or let go of those before."""
-        loading = self._errand.busy  # asked first: what it loads is there when it is not
+        busy = self._errand.busy  # asked first: what it loads is there when it is not
         coming = self._coming
         if self._wanted is None:
             return
         if coming is None:
-            self._reloading = self._reloading and loading
+            if self._finishing and not busy:
+                self._finish()
+            self._reloading = self._reloading and busy
         elif not self._given:
             self._given = True
             self._instance.switch()
@@ -109,30 +117,42 @@ class LaterGeneration:
             self._sockets.attach(coming)
             self._interfaces.attach_all(coming)
         elif self._interfaces.placed is coming:
-            before, self._placed = self._placed, coming
+            self._before, self._placed = self._placed, coming
             self._coming, self._given, self._reloading = None, False, False
-            self._instance.finish()
-            self.maps_changed()
-            programs.drop_other_generations(self._bundle, self._instance)
-            if before is not None:
-                before.close()
+            self._finishing = True
+            self._errand.send(self._carry)
             structlog.get_logger().info(
                 "programs in place",
                 interfaces=self._interfaces.attached,
                 milliseconds=round((time.monotonic() - self._wanted) * 1000, 1),
             )
 
+    def _finish(self) -> None:
+        """Nothing runs any more but what is in place."""
+        self._finishing = False
+        self._instance.finish()
+        self.maps_changed()
+        programs.drop_other_generations(self._bundle, self._instance)
+        if self._before is not None:
+            self._before.close()
+            self._before = None
+
     def close(self) -> None:
         """Let go of the programs; what is pinned or linked lives on. Waits for the kernel."""
         if self._errand.join(_LEAVES):
-            for generation in (self._coming, self._placed):
+            for generation in (self._coming, self._placed, self._before):
                 if generation is not None:
                     generation.close()
 
     def _load(self) -> None:
         try:
-            self._coming = programs.load_generation(self._bundle, self._instance)
+            loaded = programs.load_generation(self._bundle, self._instance)
+            self._carrying.carry()
+            self._coming = loaded
         except BaseException as error:
             if self._placed is not None:
                 raise  # what is in place goes on; the errand says what happened
             self.failure = error
+
+    def _carry(self) -> None:
+        self._carrying.carry()

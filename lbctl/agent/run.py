@@ -19,8 +19,9 @@ from ebpf.compile import compiler
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
-from lbctl.agent import memory
+from lbctl.agent import carrying, memory
 from lbctl.agent.beat import Beat
+from lbctl.agent.carrying import Carrying
 from lbctl.agent.control import Control
 from lbctl.agent.facts import Facts
 from lbctl.agent.generation import LaterGeneration
@@ -108,14 +109,16 @@ class Agent:
         most = msgspec.structs.replace(
             options.sizes or Sizes.automatic_here(), sockets=settings.socket_lb != OFF
         )
-        instance = Instance.create_or_open(options.pin_dir, bundle, most.at_first())
+        first = most.at_first(carrying.count(options.pin_dir))
+        instance = Instance.create_or_open(options.pin_dir, bundle, first)
         undo.callback(instance.close)
         health.set_places(settings.healthz, (), settings.metrics)
         health.start()  # not before the instance is ours, and so the ports
         attacher = Attacher(options.pin_dir)
         interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces, keeper)
         sockets = SocketHooks(options.pin_dir, settings.socket_lb, options.cgroup)
-        programs = LaterGeneration(bundle, instance, interfaces, sockets, keeper)
+        carried = Carrying(bundle, instance)
+        programs = LaterGeneration(bundle, instance, interfaces, sockets, keeper, carried)
         undo.callback(programs.close)
         if interfaces.were_attached():
             # The kernel checks programs for a second: meanwhile the objects are listed and planned.
@@ -129,8 +132,9 @@ class Agent:
         asking = keeper.errand("kube-proxy's rules", takeover.ASKING_SECONDS)
         watcher = takeover.Watcher(settings.takeover, asking)
         facts = Facts(options.node_name, settings.node, interfaces.network)
-        room = readback.room_for(most.max_entries(bundle))
-        reconciler = Reconciler(instance, facts.current, instance.flow_tables, room)
+        entries = most.max_entries(bundle)
+        room, cells = readback.room_for(entries), entries["cells4a"]
+        reconciler = Reconciler(instance, facts.current, instance, room, cells)
         growth = Growth(bundle, instance, programs, reconciler, most)
         closing = keeper.errand("stale sockets", CLOSING_SECONDS)
         stale = StaleSockets(instance, reconciler, settings.socket_lb, closing)

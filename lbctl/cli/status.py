@@ -59,7 +59,8 @@ def _summary(found: InstanceStatus) -> list[str]:
         lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
     if found.thread_restarts:
         lines.append(f"threads     {found.thread_restarts} replaced that had ended or were stuck")
-    lines.append(f"memory      {size(sum(item.bytes for item in found.maps))} of the kernel, in maps")
+    memory = sum(item.bytes for item in found.maps)
+    lines.append(f"memory      {size(memory)} of the kernel's, in maps")
     if found.last_apply:
         took = f"{found.last_apply_seconds * 1000:.1f} ms"
         lines.append(f"last apply  {found.last_apply}, took {took}")

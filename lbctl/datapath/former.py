@@ -13,12 +13,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ebpf.flowtable import CELL
 from lbctl.datapath import clock, consts
 from lbctl.datapath.records import rows_as_bytes
 from lbctl.datapath.tables import Records
 
 # By family. Plain entries were TCP's alone, and went before those that could be forgotten.
-TABLES: Final = {4: ("flows4", "flows4_lru"), 6: ("flows6", "flows6_lru")}
+TABLES: Final = {"4": ("flows4", "flows4_lru"), "6": ("flows6", "flows6_lru")}
 _TICK_SECONDS: Final = (1 << 30) / 1e9
 
 _SIDE: Final = 7
@@ -57,10 +58,11 @@ class _Entries:
         return np.fromiter(found, np.int64, len(keys))
 
 
-def openings(
-    tables: Iterable[tuple[Records, Records]], dtype: np.dtype[Any], node_ports: Ports, tick: int
+def rings(
+    tables: Iterable[tuple[Records, Records]], node_ports: Ports, tick: int
 ) -> Records:
-    """The flows of one family whose entries are all there, as records of `openings` (`dtype`).
+    """The flows of one family whose entries are all there: a row of cells for each, for
+    `ebpf.flowtable.FlowTable.open`.
 
     `tables` are keys and values of each table, the one that counts first; `node_ports` the ports
     of flows that the node's own sockets begin; `tick` the clock of `seen` now.
@@ -76,24 +78,24 @@ def openings(
     sides = _sides(entries, forward)
     lost = (values["flags"][forward] & _MASQUERADED != 0) & (sides[:, 0] < 0)
     forward, reply, sides = forward[~lost], reply[~lost], sides[~lost]
-    found: Records = np.zeros(len(forward), dtype)
+    cells: Records = np.zeros((len(forward), 4), CELL)
     of_node = _in_range(values["client_port"][forward], node_ports)
-    age = _beats(values["seen"], tick)
-    cells = found["cells"]
+    seen = _beats(values["seen"], tick)
     for place, which in enumerate((forward, reply, sides[:, 0], sides[:, 1])):
         there = np.flatnonzero(which >= 0)
-        _fill(cells[:, place], there, keys[which[there]], values[which[there]], age[which[there]])
+        found = which[there]
+        cells[there, place] = _cells(keys[found], values[found], seen[found])
         cells["kind"][there, place] |= (consts.CELL_NODE * of_node[there]).astype(np.uint8)
-        found["count"][there] += 1
     masqueraded = values["flags"][forward] & _MASQUERADED != 0
     cells["kind"][masqueraded, 2:] |= consts.CELL_MASQUERADED
     replied = (values["flags"][forward] | values["flags"][reply]) & _REPLIED != 0
     cells["flags"][replied, 1] |= consts.CELL_REPLIED
-    found["state"] = [_STATES[number] for number in values["state"][forward].tolist()]
+    states = np.array([_STATES[number] for number in values["state"][forward].tolist()], np.uint8)
+    cells["state"] = states[:, None]
     direct = values["flags"][forward] & _DIRECT != 0
     for name in ("backend", "service"):
-        found[name] = np.where(direct, 0, values[name][forward])
-    return found
+        cells[name] = np.where(direct, 0, values[name][forward])[:, None]
+    return cells
 
 
 def _joined(tables: Iterable[tuple[Records, Records]]) -> _Entries:
@@ -162,30 +164,28 @@ def _sides(entries: _Entries, forward: npt.NDArray[np.int64]) -> npt.NDArray[np.
     return found
 
 
-def _fill(
-    cells: Records,
-    rows: npt.NDArray[np.int64],
-    keys: Records,
-    values: Records,
-    seen: npt.NDArray[np.uint32],
-) -> None:
-    """Cells of these rows, from entries."""
-    for name in ("src", "dst", "sport", "dport", "proto"):
-        cells["key"][name][rows] = keys[name]
-    for name in ("addr", "port", "client_port"):
-        cells[name][rows] = values[name]
-    cells["seen"][rows] = seen
+def _cells(keys: Records, values: Records, seen: npt.NDArray[np.uint32]) -> Records:
+    """Cells as these entries were."""
+    cells: Records = np.zeros(len(keys), CELL)
+    for name in ("src", "dst"):
+        cells[name] = _wide(keys[name])
+    for name in ("sport", "dport", "proto"):
+        cells[name] = keys[name]
+    cells["addr"] = _wide(values["addr"])
+    cells["port"], cells["client_port"] = values["port"], values["client_port"]
+    cells["seen"] = seen
     # The totals have all but those of the last moment.
-    cells["packets"][rows], cells["bytes"][rows] = values["tick_packets"], values["tick_bytes"]
+    cells["packets"], cells["bytes"] = values["tick_packets"], values["tick_bytes"]
     flags, side = values["flags"], values["state"] == _SIDE
     kind = consts.CELL_REPLY * (flags & _REPLY != 0) + consts.CELL_SIDE * side
     kind = kind + consts.CELL_MASQUERADED * (flags & _MASQUERADED != 0)
-    cells["kind"][rows] = kind + consts.CELL_DIRECT * (flags & _DIRECT != 0)
+    cells["kind"] = kind + consts.CELL_DIRECT * (flags & _DIRECT != 0)
     if "ack" in (values.dtype.names or ()):
-        cells["ack"][rows] = np.where(side, 0, values["ack"])
-        cells["flags"][rows] = sum(new * (flags & old != 0) for old, new in _FLAGS.items())
+        cells["ack"] = np.where(side, 0, values["ack"])
+        cells["flags"] = sum(new * (flags & old != 0) for old, new in _FLAGS.items())
     else:  # what the first ones acknowledged is known again with each direction's next packet
-        cells["flags"][rows] = sum(_FLAGS[old] * (flags & old != 0) for old in (_FIN, _FIRST))
+        cells["flags"] = sum(_FLAGS[old] * (flags & old != 0) for old in (_FIN, _FIRST))
+    return cells
 
 
 def _beats(seen: npt.NDArray[np.uint32], tick: int) -> npt.NDArray[np.uint32]:
@@ -204,6 +204,17 @@ def _in_range(ports: npt.NDArray[np.uint16], bounds: Ports) -> npt.NDArray[np.bo
 def _bytes(column: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     packed = np.ascontiguousarray(column)
     return packed.view(np.uint8).reshape(len(packed), packed.dtype.itemsize)
+
+
+def _wide(column: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """(n, 16) address bytes of IPv4 numbers or IPv6 addresses."""
+    narrow = _bytes(column)
+    if narrow.shape[1] == 16:
+        return narrow
+    wide = np.zeros((len(narrow), 16), np.uint8)
+    wide[:, 10:12] = 0xFF
+    wide[:, 12:] = narrow
+    return wide
 
 
 def _pieces(records: Records) -> list[bytes]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from ebpf.flowtable import FAMILIES, maps_of
 from ebpf.instance import Instance
 from ebpf.maps.buckets import BucketTable
 from ebpf.maps.hashes import HashMap
@@ -110,7 +111,7 @@ def reasons(instance: Instance) -> dict[str, int]:
 
 def _uses(instance: Instance, said: Mapping[str, status.TableUse]) -> Iterator[MapUse]:
     """Of each map, and of the flows of each family what all their maps are together."""
-    of_flows = {name for table in instance.flow_tables for name in table.map_names}
+    of_flows = {name for family in FAMILIES for name in maps_of(family)}
     for name in instance.map_names():
         if name not in of_flows:
             table = instance.map(name)
@@ -120,8 +121,8 @@ def _uses(instance: Instance, said: Mapping[str, status.TableUse]) -> Iterator[M
             )  # fmt: skip
     for flows in instance.flow_tables:
         name, rooms = f"flows{flows.family}", flows.rooms()
-        memory = sum(instance.map(part).memory_bytes for part in flows.map_names)
-        yield _use(said.get(name), name, "cells", rooms.used, rooms.now, memory)
+        memory = sum(instance.map(part).memory_bytes for part in maps_of(flows.family))
+        yield _use(said.get(name), name, "cells", rooms.used, rooms.cells, memory)
 
 
 def _use(

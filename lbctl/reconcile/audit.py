@@ -78,8 +78,8 @@ class Audit:
             del wrong[number]
         if sure:
             self.corrections += len(sure)
-            named = sure[:_MOST_NAMED]
-            self._log.warning("counts of live flows were wrong", kind=kind, ids=named, all=len(sure))
+            named, number = sure[:_MOST_NAMED], len(sure)
+            self._log.warning("counts of live flows were wrong", kind=kind, ids=named, all=number)
         return wrong
 
 

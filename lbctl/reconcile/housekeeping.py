@@ -135,7 +135,8 @@ class Housekeeper:
         self._doomed |= self._ending
 
     def _pause(self, found: Swept) -> float:
-        filling = any(r.used > BUSY_LOAD * r.cells for r in (t.rooms() for t in self._flows.flow_tables))
+        rooms = [table.rooms() for table in self._flows.flow_tables]
+        filling = any(room.used > BUSY_LOAD * room.cells for room in rooms)
         return BUSY_SWEEP_SECONDS if found.over or filling else SWEEP_SECONDS
 
     def _finish(self, found: Swept) -> bool:

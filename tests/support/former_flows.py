@@ -46,25 +46,6 @@ def value_dtype(family: int, ack: str = "ack") -> np.dtype[Any]:
     )
 
 
-def opening_dtype(family: int) -> np.dtype[Any]:
-    """struct opening of today."""
-    address: Any = "u4" if family == 4 else np.dtype([("w", "u4", (4,))])
-    cell: list[Any] = [
-        ("key", key_dtype(family)),
-        ("addr", address),
-        ("port", "u2"),
-        ("client_port", "u2"),
-        ("packets", "u4"),
-        ("ack", "u4"),
-        ("bytes", "u8"),
-        ("seen", "u4"),
-        ("kind", "u1"),
-        ("flags", "u1"),
-    ]
-    numbers = [(name, "u4") for name in ("count", "state", "backend", "service")]
-    return np.dtype([("cells", np.dtype(cell), (4,)), *numbers])
-
-
 class FormerFlows:
     """The table of one family."""
 
