@@ -14,7 +14,6 @@
 #include "stats.h"
 #include "tailcall.h"
 #include "flow.h"
-#include "select.h"
 #include "fragment.h"
 #include "icmp.h"
 

@@ -20,6 +20,7 @@
 #include "tailcall.h"
 #include "flow.h"
 #include "nat.h"
+#include "frontend.h"
 #include "select.h"
 #include "refuse.h"
 #include "owned.h"

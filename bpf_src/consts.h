@@ -41,7 +41,7 @@ enum frontend_flag {
 	FRONTEND_SOURCE_RANGES = 32,
 	FRONTEND_SHARED = 64,	/* the node itself has the address, or another proxy does */
 	FRONTEND_SOCKETS = 128, /* on loopback: for sockets of the node alone, never for packets */
-	FRONTEND_OUTER = 256,	/* port 0, protocol 0: ... or has frontends that are no ClusterIP's */
+	FRONTEND_OUTER = 256, /* port 0, protocol 0: ... or has frontends that are no ClusterIP's */
 	FRONTEND_ENDPOINT = 512, /* protocol 0: no frontend, but of some services an endpoint */
 };
 

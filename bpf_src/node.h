@@ -25,6 +25,7 @@
 #include "tailcall.h"
 #include "flow.h"
 #include "established.h"
+#include "frontend.h"
 #include "select.h"
 #include "refuse.h"
 #include "connect.h"

@@ -20,7 +20,6 @@
 #include "flow.h"
 #include "established.h"
 #include "nat.h"
-#include "select.h"
 
 /* Is it worth a look? The established packets of others' TCP have nothing to say here. */
 INLINE bool may_be_own(const struct packet *p)

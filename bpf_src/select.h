@@ -7,7 +7,6 @@
 #include "types.h"
 #include "maps.h"
 #include "address.h"
-#include "frontend.h"
 
 struct choice {
 	ip_addr addr;

@@ -21,6 +21,9 @@ from ebpf.errors import LayoutError, MapFull
 Words = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.intp]
 
+# First bucket, second bucket and tag, as columns.
+Hashed = tuple[Places, Places, npt.NDArray[np.uint8]]
+
 KEY_WORDS = 3
 _ELEMENT_WORDS = 4  # a key and its word
 _PER_BUCKET = 8
@@ -102,7 +105,7 @@ class BucketTable:
 
     def get(self, keys: Words) -> Words:
         """The payload of each, 0 for one that is not there."""
-        places = self._find(keys)
+        places = self._find(keys, self._hashed(keys))
         found = self._cells[places, KEY_WORDS] & _PAYLOAD
         return np.where(places < 0, np.uint64(0), found)
 
@@ -115,17 +118,20 @@ class BucketTable:
             return
         if not self._header[KEY_WORDS]:
             self._begin()
-        places = self._find(keys)
-        there = places >= 0
-        held = self._cells[places[there], KEY_WORDS]
-        self._store(places[there], held & ~_PAYLOAD | payloads[there])
-        self._insert(keys[~there], payloads[~there])
+        hashed = self._hashed(keys)
+        places = self._find(keys, hashed)
+        there = np.flatnonzero(places >= 0)
+        if len(there):
+            held = self._cells[places[there], KEY_WORDS]
+            self._store(places[there], held & ~_PAYLOAD | payloads[there])
+        if len(there) < len(keys):
+            self._insert(keys, payloads, hashed, np.flatnonzero(places < 0))
 
     def delete(self, keys: Words) -> int:
         """Take keys out; returns how many there were."""
         if not len(keys):
             return 0
-        places = self._find(keys)
+        places = self._find(keys, self._hashed(keys))
         places = places[places >= 0]
         self._vacate(places)
         return len(places)
@@ -140,20 +146,21 @@ class BucketTable:
 
     def _twice(self, places: Places, keys: Words) -> Places:
         """Which of these, being in the first bucket of their key, are in the second one too."""
-        first, second, tags = self._places_of(keys)
+        first, second, tags = self._hashed(keys)
         movable = np.flatnonzero((places // _PER_BUCKET == first) & (first != second))
         by_bucket = self._tags.reshape(-1, _PER_BUCKET)
         rows, columns = np.nonzero(by_bucket[second[movable]] == tags[movable, None])
         there = second[movable[rows]] * _PER_BUCKET + columns
         same = (self._cells[there, :KEY_WORDS] == keys[movable[rows]]).all(axis=1)
-        return movable[rows[same]]
+        found: Places = movable[rows[same]]
+        return found
 
     def _begin(self) -> None:
         """The secrets before the number of buckets, without which nothing is looked up."""
         self._header[:KEY_WORDS] = np.frombuffer(os.urandom(8 * KEY_WORDS), np.uint64)
         self._header[KEY_WORDS] = self._buckets
 
-    def _places_of(self, keys: Words) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
+    def _hashed(self, keys: Words) -> Hashed:
         """First bucket, second bucket and tag of each, as hash_frontend() in C has it."""
         secret = self._header[:KEY_WORDS]
         low = (keys & _LOW) + (secret & _LOW) & _LOW
@@ -169,9 +176,9 @@ class BucketTable:
         tags[tags == 0] = 1
         return first, second, tags
 
-    def _find(self, keys: Words) -> Places:
+    def _find(self, keys: Words, hashed: Hashed) -> Places:
         """The place of each, -1 for one that is not there."""
-        first, second, tags = self._places_of(keys)
+        first, second, tags = hashed
         by_bucket = self._tags.reshape(-1, _PER_BUCKET)
         found = np.full(len(keys), -1, np.intp)
         for bucket in (second, first):  # of a key that moves, readers find the first
@@ -181,39 +188,42 @@ class BucketTable:
             found[rows[same]] = places[same]
         return found
 
-    def _insert(self, keys: Words, payloads: Words) -> None:
-        """Keys that are not there, each into the emptier of its buckets; one of a bucket a time."""
-        first, second, tags = self._places_of(keys)
+    def _insert(self, keys: Words, payloads: Words, hashed: Hashed, left: Places) -> None:
+        """Those `left`, which are not there, each into the emptier of its buckets; of those that
+        want the same place one after the other."""
+        first, second, tags = hashed
         by_bucket = self._tags.reshape(-1, _PER_BUCKET)
-        left = np.arange(len(keys))
         refused = 0
         while len(left):
             one, two = first[left], second[left]
             free = (by_bucket[one] == 0).sum(axis=1), (by_bucket[two] == 0).sum(axis=1)
             bucket = np.where(free[0] >= free[1], one, two)
             full = np.maximum(*free) == 0
-            for index in np.flatnonzero(full).tolist():
-                if self._make_room(int(one[index]), int(two[index])):
-                    break  # others may have become free by that
-            else:
+            if full.any():
+                if self._make_some_room(one[full], two[full]):
+                    continue  # which places are free is to be looked at again
                 refused += int(full.sum())
                 left, bucket = left[~full], bucket[~full]
-                full = full[~full]
-            ready, bucket = left[~full], bucket[~full]
             place = bucket * _PER_BUCKET + (by_bucket[bucket] == 0).argmax(axis=1)
-            place, chosen = np.unique(place, return_index=True)
-            chosen = ready[chosen]
-            self._occupy(place, keys[chosen], payloads[chosen], tags[chosen])
-            left = left[~np.isin(left, chosen)]
+            chosen = np.arange(len(place))
+            if len(place) > 1:
+                place, chosen = np.unique(place, return_index=True)
+            which = left[chosen]
+            self._occupy(place, keys[which], payloads[which], tags[which])
+            left = np.delete(left, chosen)
         if refused:
             raise MapFull(self._array.name, self.room)
+
+    def _make_some_room(self, one: Places, two: Places) -> bool:
+        """For one of several keys, all of whose buckets are full."""
+        return any(self._make_room(*pair) for pair in zip(one.tolist(), two.tolist(), strict=True))
 
     def _make_room(self, *buckets: int) -> bool:
         """Move a key from one of these, which are full, to its second bucket. False if all are in
         theirs already, or that is full too."""
         for bucket in buckets:
             places = np.arange(bucket * _PER_BUCKET, (bucket + 1) * _PER_BUCKET)
-            first, second, tags = self._places_of(self._cells[places, :KEY_WORDS])
+            first, second, tags = self._hashed(self._cells[places, :KEY_WORDS])
             for index in np.flatnonzero((first == bucket) & (second != bucket)).tolist():
                 base = int(second[index]) * _PER_BUCKET
                 empty = np.flatnonzero(self._tags[base : base + _PER_BUCKET] == 0)

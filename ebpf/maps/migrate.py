@@ -139,8 +139,8 @@ def _carry(old: Records, new: Records, where: str) -> None:
 def copy(old: Map, new: Map) -> int:
     """Copies all that `old` holds; returns how many entries were written.
 
-    A hash with more entries than `new` has room for raises KernelError. A table in buckets is filled
-    anew, since a key's place depends on how many there are.
+    A hash with more entries than `new` has room for raises KernelError. A table in buckets is
+    filled anew, since a key's place depends on how many buckets there are.
     """
     if isinstance(new, ArrayMap) and isinstance(declared.use_of(new.spec).size, declared.Table):
         return _fill_table(old, BucketTable(new))

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ebpf.layouts import Field, MapSpec, Record
-from ebpf.maps.buckets import elements_for
+from ebpf.maps.buckets import BucketTable, elements_for
 from ebpf.maps.declared import USES, Maps
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.tables import PerCpuTable, Records
 from tests.support.fake_cells import FakeFlowTable
 
@@ -200,12 +202,27 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         setattr(self, table.name, table)
 
     def snapshot(self) -> dict[str, Any]:
-        """The bytes of everything."""
-        return {
+        """The bytes of everything; of the table of frontends what it says, wherever that lies."""
+        found: dict[str, Any] = {
             name: dict(table.entries) if isinstance(table, FakeHash) else table.records.tobytes()
             for name, table in vars(self).items()
             if isinstance(table, FakeHash | FakeArray)
         }
+        keys, words = BucketTable(self.frontends).read()
+        found["frontends"] = {k.tobytes(): w for k, w in zip(keys, words.tolist(), strict=True)}
+        return found
+
+    def frontend_entries(self) -> dict[bytes, tuple[int, int]]:
+        """Service and flags by key, of all but the endpoints."""
+        found = Frontends(self.frontends).read_all()
+        columns = found.keys, found.services.tolist(), found.flags.tolist()
+        return {key.tobytes(): (s, f) for key, s, f in zip(*columns, strict=True)}
+
+    def endpoint_entries(self) -> set[bytes]:
+        """Address and port of each."""
+        keys, words = BucketTable(self.frontends).read()
+        endpoints = words >> np.uint64(consts.FRONTEND_FLAGS_SHIFT) == consts.FRONTEND_ENDPOINT
+        return {key.tobytes()[:18] for key in keys[endpoints]}
 
     def hash_writes(self) -> int:
         """Updates and deletions of hash maps so far."""

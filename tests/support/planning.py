@@ -101,7 +101,8 @@ class Node:
             assert row["flags"] & consts.BACKEND_SERVING
             assert row["service"] == service
             endpoint = frontends.get(row["addr"].tobytes() + row["port"].tobytes() + b"\0")
-            assert endpoint and endpoint[1] == consts.FRONTEND_ENDPOINT
+            assert endpoint
+            assert endpoint[1] == consts.FRONTEND_ENDPOINT
             address_bytes = row["addr"].tobytes()
             number = int.from_bytes(row["port"].tobytes(), "big")
             found.append(f"{'.'.join(map(str, address_bytes[12:]))}:{number}")
