@@ -279,3 +279,5 @@ enum program {
 #define TICK_SHIFT 30
 /* A beat is about as long, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> 8. */
 #define BEAT_SHIFT 8
+/* An agent that has not said for so long that it lives is gone (config.agent_beat). */
+#define AGENT_GONE_TICKS 5

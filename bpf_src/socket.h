@@ -86,9 +86,9 @@ INLINE bool speaks_ipv4(const struct call *call)
 /* Nobody attaches programs to the interfaces of new pods while there is no agent. */
 INLINE bool agent_lives(const struct config *c)
 {
-	u32 until = c->agent_until, beat = bpf_jiffies64() >> BEAT_SHIFT;
+	u32 beat = c->agent_beat, tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
 
-	return until && (__s32)(until - beat) >= 0;
+	return beat && tick - beat <= AGENT_GONE_TICKS;
 }
 
 /* Is this socket one we serve? The node's own always, others when asked to, and while nobody else

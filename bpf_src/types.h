@@ -227,7 +227,6 @@ struct config {
 	__u32 closing_timeout;
 	__u32 reset_timeout;
 	__u32 time_wait_timeout;
-	__u32 fin_wait_timeout;
 	__u32 datagram_timeout;	       /* no reply yet */
 	__u32 datagram_stream_timeout; /* replied */
 	__u16 port_min;		       /* source ports that flows are given, host byte order */
@@ -243,9 +242,11 @@ struct config {
 	__u32 pod_cidr_count6;
 	struct cidr pod_cidr4[MAX_POD_CIDRS];
 	struct cidr pod_cidr6[MAX_POD_CIDRS];
-	__u32 agent_until;   /* beat until which there is an agent; 0: there is none */
+	__u32 agent_beat;    /* at which the agent last lived; 0: there is none */
 	__u16 node_port_max; /* the node's own flows have the ports from port_max to here */
 	__u16 pad;
+	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
+	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
 };
 
 /* Written by the programs; corrected by the agent's sweep. */

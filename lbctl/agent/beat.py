@@ -9,10 +9,8 @@ from typing import Final
 from lbctl.datapath import clock
 from lbctl.datapath.tables import ArrayTable
 
+# Less than half of what the programs wait for (AGENT_SECONDS): a turn of the loop may be late.
 BEAT_SECONDS: Final = 2.0
-# So long it counts as living without having said so again: more than twice as long, since a turn of
-# the loop may be late.
-GONE_SECONDS: Final = 5.0
 
 
 class Beat:
@@ -29,7 +27,7 @@ class Beat:
     def stop(self) -> None:
         """There is no agent any more."""
         self._next = None
-        self._config.records["agent_until"] = 0
+        self._config.records["agent_beat"] = 0
 
     def due(self) -> float | None:
         """When `step` has something to do, on the monotonic clock."""
@@ -38,6 +36,4 @@ class Beat:
     def step(self, now: float) -> None:
         """Say it once more."""
         self._next = now + BEAT_SECONDS
-        # One more, since this beat may be about to end; 0 says that there is none.
-        until = clock.later(clock.current_beat(), clock.beats(GONE_SECONDS) + 1)
-        self._config.records["agent_until"] = until or 1
+        self._config.records["agent_beat"] = clock.current_beat() or 1  # 0 says that there is none

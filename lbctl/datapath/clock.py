@@ -2,7 +2,6 @@
 
 from ebpf.kernel.clock import kernel_clock
 
-_MASK = 0xFFFFFFFF
 _MOST = 0x7FFFFFFF  # ages may be negative
 
 
@@ -14,11 +13,6 @@ def beats(seconds: float) -> int:
 def seconds(beats: int) -> float:
     """How long so many take."""
     return kernel_clock().seconds(beats)
-
-
-def later(beat: int, beats: int) -> int:
-    """The beat that comes so many after another."""
-    return (beat + beats) & _MASK
 
 
 def current_beat() -> int:

@@ -29,6 +29,8 @@ TIMEOUTS: Final = {
 }
 # `seen` is of a beat, which may have begun 2.6 s before: what is in use must not look idle.
 _LEAST_BEATS = 2
+# An agent that has not said for so long that it lives is gone.
+AGENT_SECONDS: Final = 5.0
 # Above the ports the kernel gives out by itself (32768-60999), and reserved besides.
 PORTS: Final = (61000, 64511)
 # Of flows that the node's own sockets begin on the wire (bpf_src/node.h): right behind the others.
@@ -49,7 +51,7 @@ class DataPathSettings:
 
 
 # Fields that others write: lbctl/agent/beat.py.
-_NOT_HERE: Final = ("agent_until",)
+_NOT_HERE: Final = ("agent_beat",)
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:
@@ -108,6 +110,7 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
     record["host_netns"] = settings.host_netns
     for name, seconds in (*TIMEOUTS.items(), *settings.timeouts):
         record[name] = max(_LEAST_BEATS, clock.beats(seconds)) if seconds else 0
+    record["agent_timeout"] = clock.beats(AGENT_SECONDS)
     record["port_min"], record["port_max"] = settings.ports
     record["node_port_max"] = settings.node_port_max
     for family in (IPV4, IPV6):

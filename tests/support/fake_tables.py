@@ -84,7 +84,7 @@ RANGE = Record(
 )
 CONFIG_NUMBERS = (
     "flags",
-    "fin_wait_timeout",
+    "flow_limit",
     "syn_timeout",
     "established_timeout",
     "closing_timeout",
@@ -95,7 +95,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    616,
+    624,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 36, 2, 0, "u16"),
@@ -111,9 +111,11 @@ CONFIG = Record(
         Field("pod_cidr_count6", 348, 4, 0, "u32"),
         Field("pod_cidr4", 352, 128, 4, "struct", CIDR),
         Field("pod_cidr6", 480, 128, 4, "struct", CIDR),
-        Field("agent_until", 608, 4, 0, "u32"),
+        Field("agent_beat", 608, 4, 0, "u32"),
         Field("node_port_max", 612, 2, 0, "u16"),
         Field("pad", 614, 2, 0, "u16"),
+        Field("fin_wait_timeout", 616, 4, 0, "u32"),
+        Field("agent_timeout", 620, 4, 0, "u32"),
     ),
 )
 

@@ -17,7 +17,7 @@ def contents(instance: Instance) -> dict[str, Any]:
         if isinstance(table, ArrayMap):
             records = table.records.copy()
             if name == "config":
-                records["agent_until"] = 0
+                records["agent_beat"] = 0
             found[name] = records.tobytes()
         elif isinstance(table, HashMap):
             found[name] = dict(table.items())

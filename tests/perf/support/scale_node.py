@@ -259,7 +259,7 @@ def _digest(found: Instance, name: str) -> str:
     assert isinstance(table, ArrayMap)
     records = table.records.copy()
     if name == "config":
-        records["agent_until"] = 0  # tells of time alone
+        records["agent_beat"] = 0  # tells of time alone
     return hashlib.sha256(records.tobytes()).hexdigest()
 
 
