@@ -58,9 +58,7 @@ class _Entries:
         return np.fromiter(found, np.int64, len(keys))
 
 
-def rings(
-    tables: Iterable[tuple[Records, Records]], node_ports: Ports, tick: int
-) -> Records:
+def rings(tables: Iterable[tuple[Records, Records]], node_ports: Ports, tick: int) -> Records:
     """The flows of one family whose entries are all there: a row of cells for each, for
     `ebpf.flowtable.FlowTable.open`.
 

@@ -69,11 +69,11 @@ class Counters(msgspec.Struct, frozen=True):
     that are open now."""
 
     connections: int
-    live: int
     packets_in: int
     bytes_in: int
     packets_out: int
     bytes_out: int
+    live: int
 
 
 class ServiceRow(msgspec.Struct, frozen=True):

@@ -49,9 +49,7 @@ class Leftovers:
             yield f"{len(self.lowered)} backends had left their sets but were marked as serving"
 
 
-def read(
-    tables: Tables, now: float, most: Need | None = None
-) -> tuple[Planner, Leftovers]:
+def read(tables: Tables, now: float, most: Need | None = None) -> tuple[Planner, Leftovers]:
     """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`.
     `most` is what the maps may hold when they have grown; None: they do not."""
     there = room_of(tables)

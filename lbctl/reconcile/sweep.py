@@ -100,9 +100,7 @@ class Sweep:
         gone = flows.take(heads, np.isin(flows.backend_ids(heads), doomed))
         yield from self._end(table, gone, consts.END_BACKEND, found)
 
-    def _end(
-        self, table: FlowTable, gone: Records, why: int, found: Swept
-    ) -> Iterator[None]:
+    def _end(self, table: FlowTable, gone: Records, why: int, found: Swept) -> Iterator[None]:
         for start in range(0, len(gone), _LISTED):
             part = gone[start : start + _LISTED]
             found.ended += table.end(part["place"], part["generation"], why)

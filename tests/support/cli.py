@@ -76,4 +76,3 @@ def populate(tables: Tables, *gone: str) -> dict[str, int]:
     counters["connections"], counters["packets_in"], counters["bytes_in"] = 3, 30, 3000
     counters["packets_out"], counters["bytes_out"] = 20, 200_000
     return ids
-
