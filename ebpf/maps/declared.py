@@ -74,8 +74,6 @@ class Part(msgspec.Struct, frozen=True):
 
 Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Part
 
-# Maps of earlier versions, from which nothing is carried over.
-FORMER = ("service_filter", "backend_filter")
 
 # Entries come from programs, all the time: a map that takes another's place gets late ones too.
 FILLED = "filled by programs"
@@ -166,6 +164,19 @@ def _declared() -> dict[str, Use]:
 
 
 USES = _declared()
+
+# Maps of earlier versions, which are let go once no program uses them.
+FORMER: Final = tuple(
+    name
+    for name in (
+        "service_filter",
+        "backend_filter",
+        "table_state",
+        *(f"{name}{family}" for name in ("answers", "ended", "fragments") for family in "46"),
+        *(f"flows{family}{kind}" for kind in ("", "_lru") for family in "46"),
+    )
+    if name not in USES
+)
 
 
 def use_of(spec: MapSpec) -> Use:

@@ -19,21 +19,21 @@ HASH, ARRAY = 1, 2
 ADDR = Field("addr", 0, 16, 0, "struct", (Field("w", 0, 16, 4, "u32"),))
 
 
-def _fields(*described: tuple[str, str]) -> tuple[tuple[Field, ...], int]:
+def fields(*described: tuple[str, str]) -> tuple[tuple[Field, ...], int]:
     """Members aligned as C does it, and the size of them all (the descriptions end aligned)."""
-    fields, offset = [], 0
+    found, offset = [], 0
     for name, kind in described:
         members = ADDR.fields if kind == "addr" else ()
         size = 16 if members else int(kind[1:]) // 8
         offset = -(-offset // (4 if members else size)) * (4 if members else size)
-        fields.append(Field(name, offset, size, 0, "struct" if members else kind, members))
+        found.append(Field(name, offset, size, 0, "struct" if members else kind, members))
         offset += size
-    return tuple(fields), offset
+    return tuple(found), offset
 
 
 def record(name: str, *described: tuple[str, str]) -> Record:
-    fields, size = _fields(*described)
-    return Record(name, size, fields)
+    members, size = fields(*described)
+    return Record(name, size, members)
 
 
 def number(kind: str) -> Record:
@@ -41,7 +41,7 @@ def number(kind: str) -> Record:
 
 
 FRONTEND_KEY = (
-    *_fields(("addr", "addr"), ("port", "u16"), ("proto", "u8"))[0],
+    *fields(("addr", "addr"), ("port", "u16"), ("proto", "u8"))[0],
     Field("pad", 19, 5, 5, "u8"),
 )
 FRONTEND = Record(

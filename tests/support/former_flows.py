@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
 
 import numpy as np
 
+from ebpf.layouts import HASH, LRU_HASH, Field, MapSpec, Record
 from lbctl.addresses import parse_address
 from lbctl.datapath.tables import Records
+from tests.support.fake_tables import fields
 
 TCP, UDP = 6, 17
 # Numbers of its bpf_src/consts.h.
@@ -19,31 +20,28 @@ NODE_PORTS = (64512, 65535)
 Place = tuple[str, int]
 
 
-def key_dtype(family: int) -> np.dtype[Any]:
-    address: Any = "u4" if family == 4 else np.dtype([("w", "u4", (4,))])
-    fields: list[Any] = [("src", address), ("dst", address)]
-    return np.dtype([*fields, ("sport", "u2"), ("dport", "u2"), ("proto", "u1"), ("pad", "u1", 3)])
-
-
-def value_dtype(family: int, ack: str = "ack") -> np.dtype[Any]:
-    """`ack` was "peer_fin" in the first layout."""
-    address: Any = "u4" if family == 4 else np.dtype([("w", "u4", (4,))])
-    words: list[Any] = [(name, "u4") for name in ("backend", "service", "seen", ack)]
-    return np.dtype(
-        [
-            ("addr", address),
-            ("port", "u2"),
-            ("client_port", "u2"),
-            *words,
-            ("state", "u1"),
-            ("flags", "u1"),
-            ("beat", "u2"),
-            ("tick_packets", "u4"),
-            ("tick_bytes", "u4"),
-            ("packets", "u4"),
-            ("bytes", "u8"),
-        ]
+def map_specs(family: int, ack: str = "ack") -> tuple[MapSpec, MapSpec]:
+    """The table of established TCP, and the one that forgot. `ack` was "peer_fin" in the first
+    layout."""
+    address = "u32" if family == 4 else "addr"
+    key, size = fields(
+        ("src", address), ("dst", address), ("sport", "u16"), ("dport", "u16"), ("proto", "u8")
     )
+    pad = Field("pad", size, 3, 3, "u8")
+    value, width = fields(
+        ("addr", address),
+        ("port", "u16"),
+        ("client_port", "u16"),
+        *((name, "u32") for name in ("backend", "service", "seen", ack)),
+        ("state", "u8"),
+        ("flags", "u8"),
+        ("beat", "u16"),
+        *((name, "u32") for name in ("tick_packets", "tick_bytes", "packets")),
+        ("bytes", "u64"),
+    )
+    records = Record("flow_key", size + 3, (*key, pad)), Record("flow", width, value)
+    plain, lru = f"flows{family}", f"flows{family}_lru"
+    return MapSpec(plain, HASH, 0, *records), MapSpec(lru, LRU_HASH, 0, *records)
 
 
 class FormerFlows:
@@ -51,12 +49,15 @@ class FormerFlows:
 
     def __init__(self, family: int = 4, ack: str = "ack") -> None:
         self.family = family
-        self.keys = np.zeros(0, key_dtype(family))
-        self.values = np.zeros(0, value_dtype(family, ack))
+        spec, _ = self._specs = map_specs(family, ack)
+        self.keys: Records = np.zeros(0, spec.key.dtype)
+        self.values: Records = np.zeros(0, spec.value.dtype)
 
     @property
     def entries(self) -> tuple[Records, Records]:
-        return self.keys, self.values
+        # Joining arrays closes the gaps between fields.
+        spec, _ = self._specs
+        return self.keys.astype(spec.key.dtype), self.values.astype(spec.value.dtype)
 
     def put(
         self, source: Place, to: Place, becomes: Place, port: int, proto: int, **values: int
