@@ -49,7 +49,7 @@ struct found {
 	u64 head;
 };
 
-INLINE const struct table *get_table(void)
+INLINE struct table *get_table(void)
 {
 	u32 zero = 0;
 
@@ -231,14 +231,16 @@ INLINE bool get_cell(u32 place, struct found *found)
 	return in_own(place) ? get_cell_in(true, place, found) : get_cell_in(false, place, found);
 }
 
-/* A cell that was left for the own bank: the one that it went to. While that one is being filled,
+/* A cell that was left for the own bank: the one that it went to. While that one is not there yet,
  * for some nanoseconds, the old one stands for it. False if the flow has ended since. */
-INLINE bool find_twin(struct found *found)
+INLINE bool find_twin(const struct table *t, struct found *found)
 {
+	u32 place = next_place(found->state);
 	struct found twin;
 
-	if (!get_cell_in(true, next_place(found->state), &twin) ||
-	    !same_generation(twin.head, found->head))
+	if ((place & PLACE_BANK) != t->bank)
+		return true;
+	if (!get_cell_in(true, place, &twin) || !same_generation(twin.head, found->head))
 		return false;
 	if (HEAD_STATE(twin.head) >= STATE_LIVE)
 		*found = twin;
@@ -258,7 +260,7 @@ INLINE bool find_cell(const struct flow_key *key, struct found *found)
 	if (find_on(true, t, hash, key, found))
 		return true;
 	return find_on(false, t, hash, key, found) &&
-	       (!(found->head & HEAD_MOVED) || find_twin(found));
+	       (!(found->head & HEAD_MOVED) || find_twin(t, found));
 }
 
 /* The next cell of the ring, a lone cell's is itself. False when the flow has ended meanwhile. What

@@ -46,7 +46,7 @@ INLINE bool is_taken_in(bool own, u32 bank, u32 bucket, u32 tag, const struct fl
 			continue;
 		head = LOAD(&cell->head);
 		ORDERED;
-		if (HEAD_STATE(head) < STATE_BUSY || HEAD_STATE(head) == STATE_DEAD)
+		if (HEAD_STATE(head) < STATE_BUSY)
 			return true;
 		if (has_key(cell, head, key) && !(head & HEAD_MOVED) &&
 		    HEAD_GENERATION(head) != generation)
@@ -127,7 +127,7 @@ INLINE void write_key(struct cell *cell, const struct flow_key *key, u64 head)
  * holds much already gets no more once the table fills. */
 INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 kind, u32 generation)
 {
-	const struct table *t = get_table();
+	struct table *t = get_table();
 	struct holder client;
 	struct cell *cell;
 	u32 place, greed;
@@ -143,8 +143,10 @@ INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 k
 	place = take_place(t, hash, room_for(greed));
 	if (place == CELL_FULL && evict(t, hash, greed))
 		place = take_place(t, hash, CELLS_PER_BUCKET);
-	if (place == CELL_FULL)
+	if (place == CELL_FULL) {
+		__sync_fetch_and_add(&t->refused, 1);
 		return CELL_FULL;
+	}
 	if (is_taken(t, hash, key, generation, place)) {
 		release(true, place, tag_of(hash));
 		return CELL_TAKEN;

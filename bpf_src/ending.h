@@ -65,13 +65,15 @@ INLINE void hint_state(bool own, const struct found *forward, u32 state)
 INLINE bool set_state(struct found *forward, u32 from, u32 to)
 {
 	u64 old = IN_STATE(forward->head, from), new = IN_STATE(forward->head, to);
-	struct cell_state *state = forward->state;
+	/* Before it, since the flow can end right after. */
+	u32 backend = LOAD(&forward->state->backend), service = LOAD(&forward->state->service);
 
+	ORDERED;
 	if (__sync_val_compare_and_swap(&forward->cell->head, old, new) != old)
 		return false;
 	forward->head = new;
 	if (is_over(from) != is_over(to))
-		add_live(state->backend, state->service, is_over(to) ? -1 : 1);
+		add_live(backend, service, is_over(to) ? -1 : 1);
 	if (in_own(forward->place))
 		hint_state(true, forward, to);
 	else

@@ -104,7 +104,7 @@ INLINE void rank_bucket(u32 bucket, const struct table *t, struct cpu *cpu, u32 
 }
 
 /* Makes room in one of a tuple's buckets, for somebody of this greed. */
-INLINE bool evict(const struct table *t, u64 hash, u32 greed)
+INLINE bool evict(struct table *t, u64 hash, u32 greed)
 {
 	u32 beat = bpf_jiffies64() >> BEAT_SHIFT;
 	struct cpu *cpu = this_cpu();
@@ -121,5 +121,8 @@ INLINE bool evict(const struct table *t, u64 hash, u32 greed)
 		return false;
 	if (worst.rank >> RANK_GREED_SHIFT < greed)
 		return false;
-	return end_flow(&at, END_EVICTED);
+	if (!end_flow(&at, END_EVICTED))
+		return false;
+	__sync_fetch_and_add(&t->evicted, 1);
+	return true;
 }

@@ -10,6 +10,7 @@
 #include "account.h"
 #include "claim.h"
 #include "ending.h"
+#include "moving.h"
 
 /* A list fits a page, which is what a test run takes for a frame. */
 #define MOST_LISTED 256
@@ -103,6 +104,46 @@ PROGRAM(FAMILY_NAME(publish_listed))
 	publish_cell(wanted->place, wanted->state);
 	if (is_forward(wanted->kind) && !is_over(wanted->state))
 		add_live(wanted->backend, wanted->service, 1);
+	own->done += 1;
+	return 0;
+}
+
+/* Moves a flow of the other bank to the own one. */
+PROGRAM(FAMILY_NAME(move_listed))
+{
+	struct work *own = get_work(skb);
+	struct table *t = get_table();
+	struct cpu *cpu = this_cpu();
+	struct listed_ring *wanted;
+
+	if (!own || !t || !cpu)
+		return 0;
+	wanted = next_record(skb, own, sizeof(*wanted));
+	if (!wanted)
+		return 0;
+	cpu->ring = *wanted;
+	if (move_ring(t, &cpu->ring))
+		own->done += 1;
+	*wanted = cpu->ring;
+	return 0;
+}
+
+/* Some time later: carries what its old cells still got, and frees them. */
+PROGRAM(FAMILY_NAME(carry_listed))
+{
+	struct work *own = get_work(skb);
+	struct cpu *cpu = this_cpu();
+	struct listed_ring *wanted;
+
+	if (!own || !cpu)
+		return 0;
+	wanted = next_record(skb, own, sizeof(*wanted));
+	if (!wanted)
+		return 0;
+	cpu->ring = *wanted;
+	ROLLED
+	for (u32 i = 0; i < RING_CELLS && i < cpu->ring.count; i++)
+		carry_cell(&cpu->ring, AT(&cpu->ring, i));
 	own->done += 1;
 	return 0;
 }

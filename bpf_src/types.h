@@ -132,15 +132,6 @@ struct table {
 	__u64 refused; /* ... and that got none */
 };
 
-/* What a CPU keeps for itself. */
-struct cpu {
-	__u32 opened;
-	__u32 pad;
-	__u64 random;
-	__u64 scratch;
-	__u64 spare[5];
-};
-
 /* What the agent gives a program of table.c as a frame, and gets back: this, then a list of records
  * of one kind. Each run takes the next. */
 struct work {
@@ -180,6 +171,35 @@ struct listed_cell {
 	__u8 state;	  /* enum cell_condition */
 	__u8 pad;
 };
+
+/* A flow that moves to the other bank: its old cells, what they had counted when they were copied,
+ * and their copies. */
+struct listed_old {
+	__u64 bytes;
+	__u32 packets;
+	__u32 place;
+	__u32 copy;
+	__u32 pad;
+};
+
+struct listed_ring {
+	__u32 generation;
+	__u32 count;
+	struct listed_old cells[RING_CELLS];
+};
+
+/* What a CPU keeps for itself. */
+struct cpu {
+	__u32 opened;
+	__u32 pad;
+	__u64 random;
+	__u64 scratch;
+	__u64 spare[5];
+	struct listed_ring ring;
+	__u64 more[3];
+};
+
+_Static_assert(sizeof(struct cpu) % 64 == 0, "no line is two CPUs'");
 
 /* TCP flows that ended a moment ago. */
 struct ended {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from ebpf.kernel import testrun
 from ebpf.maps import ArrayMap, Map, Records
 
 FAMILIES = ("4", "6")
+_BANKED = ("table", "control", "cells", "states")
 _STEP = 8192  # cells of one snapshot: some tenths of a millisecond
 _LISTED = 256  # MOST_LISTED of table.c
 
@@ -195,6 +196,45 @@ class FlowTable:
         self.end(items["place"][left], items["generation"][left], 0)
         return self._publish(items[whole], meant[whole])
 
+    def move(self, most: int = 1 << 16) -> Records:
+        """Moves up to so many flows of the other bank to the own one, and returns their rings, for
+        `carry`. Only with programs whose own bank is the one that `phase` says, all over."""
+        rings = self._forward_rings(self.banks[1], most)
+        moved, _ = self._run("move_listed", rings)
+        return moved[moved["count"] > 0]
+
+    def carry(self, rings: Records) -> None:
+        """Ends a move, once nobody is at the old cells any more (ebpf.kernel.grace): they are free
+        then, and nothing that packets wrote to them is lost."""
+        self._run("carry_listed", rings)
+
+    def abandoned(self) -> Records:
+        """Rings, for `carry`, of old cells that a move of another process left."""
+        bank = self.banks[1]
+        moved = bank.cells["head"] & np.uint64(self.enums["HEAD_MOVED"]) != 0
+        live = bank.cells["head"] & np.uint64(self.enums["STATE_MASK"]) >= self._live
+        index = np.nonzero(moved & live)[0]
+        rings = self._rings(bank, index)
+        rings["count"] = 1
+        rings["cells"]["packets"][:, 0] = bank.states["packets"][index]
+        rings["cells"]["bytes"][:, 0] = bank.states["bytes"][index]
+        return rings
+
+    def _forward_rings(self, bank: Bank, most: int) -> Records:
+        head = bank.cells["head"]
+        state = head & np.uint64(self.enums["STATE_MASK"])
+        others = self.enums["CELL_REPLY"] | self.enums["CELL_SIDE"]
+        excluded = others << self.enums["HEAD_KIND_SHIFT"] | self.enums["HEAD_MOVED"]
+        forward = (state >= self._live) & (head & np.uint64(excluded) == 0)
+        return self._rings(bank, np.nonzero(forward)[0][:most])
+
+    def _rings(self, bank: Bank, index: Records) -> Records:
+        rings = np.zeros(len(index), _LISTED_RING)
+        rings["cells"]["place"][:, 0] = index | bank.base
+        shift = np.uint64(self.enums["HEAD_GENERATION_SHIFT"])
+        rings["generation"] = bank.cells["head"][index] >> shift
+        return rings
+
     def _publish(self, items: Records, meant: Records) -> int:
         """The forward cells last: they make the flows."""
         opened = 0
@@ -293,6 +333,20 @@ def maps_of(family: str) -> tuple[str, ...]:
     return (*(f"{part}{family}{bank}" for part in parts for bank in "ab"), f"held{family}")
 
 
+def program_names(
+    names: Iterable[str], phases: Mapping[str, int], enums: Mapping[str, int]
+) -> dict[str, str]:
+    """Which map stands for which name when programs are loaded: they call their own bank a, and
+    which one that is follows from the table's phase, by family."""
+    swap = {"a": "b", "b": "a"}
+    taken = {}
+    for name in names:
+        part, family, letter = name[:-2], name[-2:-1], name[-1:]
+        swapped = part in _BANKED and own_is_b(phases.get(family, 0), enums)
+        taken[name] = f"{part}{family}{swap[letter]}" if swapped else name
+    return taken
+
+
 def own_is_b(phase: int, enums: Mapping[str, int]) -> bool:
     """Whether new flows go to bank b."""
     return phase in (enums["PHASE_A_LEFT"], enums["PHASE_B"], enums["PHASE_B_LOOKS"])
@@ -322,6 +376,10 @@ _WORK = np.dtype(
     [("frame", "u1", 16), ("next", "u4"), ("count", "u4"), ("done", "u4"), ("pad", "u4")]
 )
 _LISTED_FLOW = np.dtype([("place", "u4"), ("generation", "u4"), ("why", "u4"), ("pad", "u4")])
+_LISTED_OLD = np.dtype(
+    [("bytes", "u8"), ("packets", "u4"), ("place", "u4"), ("copy", "u4"), ("pad", "u4")]
+)
+_LISTED_RING = np.dtype([("generation", "u4"), ("count", "u4"), ("cells", _LISTED_OLD, 4)])
 _NO_PLACES = 0xFFFFFFFE  # CELL_TAKEN and CELL_FULL
 
 

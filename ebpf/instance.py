@@ -103,16 +103,36 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         return sorted(path.name for path in (self.pin_dir / "maps").iterdir())
 
     def map_fds(self) -> dict[str, int]:
-        """Every map's descriptor by name: what programs are loaded with."""
-        return {name: found.fd for name, found in self._for_programs().items()}
+        """Every map's descriptor by the name that programs have for it: to load them with."""
+        return {name: found.fd for name, found in self.program_maps().items()}
 
-    def map_ids(self) -> dict[str, int]:
-        """The kernel's numbers of the same."""
-        return {name: found.id for name, found in self._for_programs().items()}
+    def program_maps(self) -> dict[str, Map]:
+        """The maps by the names that programs know them by (see `flowtable.program_names`), larger
+        ones in the making included."""
+        names = self.map_names()
+        phases = {
+            family: int(self.map(f"table{family}a").records["phase"][0])  # type: ignore[attr-defined]
+            for family in flowtable.FAMILIES
+            if f"table{family}a" in names
+        }
+        taken = flowtable.program_names(names, phases, self.enums)
+        return {name: self._coming.get(other) or self.map(other) for name, other in taken.items()}
 
-    def own_ids(self) -> dict[str, int]:
-        """Those of the maps that have their places already."""
-        return {name: self.map(name).id for name in self.map_names()}
+    def generation_key(self, bundle_hash: str) -> str:
+        """The name of the directory of a bundle's programs on these maps."""
+        ids = sorted((name, found.id) for name, found in self.program_maps().items())
+        return hashlib.sha256(f"{bundle_hash} {ids}".encode()).hexdigest()[:16]
+
+    def resize(self, name: str, entries: int) -> None:
+        """An empty map in place of one that no program of use has anything in. Programs that were
+        loaded on the old one keep it."""
+        old = self.map(name)
+        if old.max_entries == entries:
+            return
+        path = self.pin_dir / "maps" / name
+        self._adopt(maps.create(old.spec, entries), path)
+        old.close()
+        self.forget_flow_tables()
 
     def enlarge(self, entries: Mapping[str, int]) -> None:
         """Larger maps for these names alone, empty: programs are loaded on them from now on. When
@@ -136,17 +156,15 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
             self._adopt(new, path)
             self._former[name] = old
         self._coming = {}
-        self._forget_flow_tables()
+        self.forget_flow_tables()
 
     @property
     def flow_tables(self) -> tuple[FlowTable, ...]:
         """Each family's flows, on the maps as they are; another tuple once those are others. Only
-        programs that are loaded end and open flows. Raises LayoutError for an earlier version's
-        instance."""
+        where programs are loaded can flows be ended or opened. Raises LayoutError for an earlier
+        version's instance."""
         if not self._flow_tables:
-            note = self.meta.bundle()
-            key = self.generation_key(note.hash if note else "", self.own_ids())
-            self._table_programs = PinnedPrograms(self.pin_dir / "programs" / key)
+            self._table_programs = PinnedPrograms(self.pin_dir / "programs")
             self._flow_tables = tuple(
                 FlowTable(
                     family,
@@ -158,10 +176,12 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
             )
         return self._flow_tables
 
-    def generation_key(self, bundle_hash: str, map_ids: Mapping[str, int]) -> str:
-        """The name of the directory of a bundle's programs on maps of these numbers."""
-        ids = sorted(map_ids.items())
-        return hashlib.sha256(f"{bundle_hash} {ids}".encode()).hexdigest()[:16]
+    def forget_flow_tables(self) -> None:
+        """Maps or programs are others now: `flow_tables` are made anew."""
+        self._flow_tables = ()
+        if self._table_programs is not None:
+            self._table_programs.close()
+            self._table_programs = None
 
     def former(self) -> Former | None:
         written = [name for name in self._former if not declared.USES[name].filled]
@@ -198,7 +218,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def close(self) -> None:
         """Closes descriptors and lets go of the lock; what is pinned stays."""
-        self._forget_flow_tables()
+        self.forget_flow_tables()
         for opened in (self._open, self._coming, self._former):
             self._let_go(opened)
         self.meta.close()
@@ -210,15 +230,6 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _for_programs(self) -> dict[str, Map]:
-        return {name: self.map(name) for name in self.map_names()} | self._coming
-
-    def _forget_flow_tables(self) -> None:
-        self._flow_tables = ()
-        if self._table_programs is not None:
-            self._table_programs.close()
-            self._table_programs = None
 
     def _let_go(self, opened: dict[str, Map]) -> None:
         for one in opened.values():
@@ -267,25 +278,27 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
 
 class PinnedPrograms(Mapping[str, int]):
-    """Programs of one generation by name, opened when first asked for."""
+    """The newest pinned programs by name, opened when first asked for."""
 
     def __init__(self, directory: Path) -> None:
+        """`directory` has one of each generation."""
         self._directory = directory
         self._fds: dict[str, int] = {}
 
     def __getitem__(self, name: str) -> int:
         if name not in self._fds:
-            path = self._directory / name
-            if not path.exists():
+            found = [path for path in self._directory.glob(f"*/{name}") if "~" not in str(path)]
+            if not found:
                 raise LayoutError(
                     f"program {name} of this instance is not loaded",
-                    "The agent that starts loads it; else wait for it.",
+                    "The agent loads it when it starts.",
                 )
-            self._fds[name] = libbpf.obj_get(str(path))
+            newest = max(found, key=lambda path: path.parent.stat().st_mtime_ns)
+            self._fds[name] = libbpf.obj_get(str(newest))
         return self._fds[name]
 
     def __iter__(self) -> Iterator[str]:
-        return (path.name for path in self._directory.iterdir())
+        return iter({path.name for path in self._directory.glob("*/*")})
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

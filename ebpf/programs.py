@@ -136,7 +136,7 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
 
 def generation_key(bundle: Bundle, instance: Instance) -> str:
     """The name of the directory of this bundle's programs on these maps."""
-    return instance.generation_key(bundle.hash, instance.map_ids())
+    return instance.generation_key(bundle.hash)
 
 
 def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
