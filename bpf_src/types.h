@@ -28,7 +28,7 @@ struct service {
 	__u64 cluster;	/* endpoints anywhere: base | length << 32 | REGION_DROP */
 	__u64 local;	/* endpoints on this node */
 	__u32 flags;	/* enum service_flag */
-	__u32 affinity; /* ticks */
+	__u32 affinity; /* beats */
 };
 
 struct slot {
@@ -295,7 +295,7 @@ struct affinity_key {
 
 struct affinity {
 	__u32 backend; /* id | generation << 24 */
-	__u32 seen;    /* tick of the last new flow */
+	__u32 seen;    /* beat of the last new flow */
 };
 
 /* For the longest prefix: 32 bits of service, then the client's address. */
