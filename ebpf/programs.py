@@ -156,6 +156,11 @@ def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
     return dropped
 
 
+def count_generations(instance: Instance) -> int:
+    """How many are pinned."""
+    return sum(1 for _ in (instance.pin_dir / "programs").iterdir())
+
+
 def _pinned_programs(directory: Path) -> set[int]:
     """Ids of the entry programs of one generation."""
     found = set()

@@ -82,7 +82,6 @@ FILLED = "filled by programs"
 COUNTED = "counted by programs"
 
 _FRAGMENTS = Fixed(8192)
-_ANSWERS = Fixed(16384)  # conversations of the node's own from ports that are also a service's
 _SOCKETS = Part("sockets", 65536)  # of the node's own processes that call by a name of ours
 
 
@@ -108,7 +107,6 @@ class Maps(Generic[Hash, Array, PerCpu]):
     backends: Annotated[Array, Share("endpoints", 2)]
     backend_live: Annotated[Array, Share("endpoints", 2), COUNTED]
     config: Annotated[Array, Fixed()]
-    table_state: Annotated[Array, Fixed()]
     counters: Annotated[PerCpu, Constant("REASON_MAX")]
     devices: Annotated[Hash, Fixed(4096)]
     affinity: Annotated[Hash, Share("flows"), FILLED]
@@ -131,16 +129,8 @@ class Maps(Generic[Hash, Array, PerCpu]):
     states6b: Annotated[Array, Buckets(False, 8)]
     held6: Annotated[Array, Power("HOLDER_BITS")]
     cpus: Annotated[Array, Cpus()]
-    flows4: Annotated[Hash, Share("flows", 2), FILLED]
-    flows4_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
-    ended4: Annotated[PerCpu, Fixed()]
-    answers4: Annotated[Hash, _ANSWERS, FILLED]
-    flows6: Annotated[Hash, Share("flows", 2), FILLED]
-    flows6_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]
-    ended6: Annotated[PerCpu, Fixed()]
-    answers6: Annotated[Hash, _ANSWERS, FILLED]
 
 
 class Use(msgspec.Struct, frozen=True):

@@ -89,7 +89,10 @@ class Replaced:
 def suits(old: Map, spec: MapSpec, entries: int, chosen: bool) -> bool:
     """Whether `old` can stay: of this layout, and of this size or larger. Where sizes were not
     `chosen`, one that follows a limit may keep a smaller size."""
-    nobody_cares = not chosen and declared.limit_of(spec.name) is not None
+    use = declared.USES.get(spec.name)
+    # A table of flows has the size that it has grown to.
+    of_flows = use is not None and isinstance(use.size, declared.Buckets)
+    nobody_cares = of_flows or (not chosen and declared.limit_of(spec.name) is not None)
     return old.spec == spec and (old.max_entries >= entries or nobody_cares)
 
 

@@ -3,12 +3,13 @@ and needs no interpreter for that; then put in place, for which nothing waits ei
 when maps got another size."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
 from ebpf import programs
 from ebpf.instance import Instance
+from ebpf.kernel import grace
 from ebpf.layouts import Bundle
 from ebpf.programs import Generation
 from lbctl.agent.carrying import Carrying
@@ -48,6 +49,7 @@ class LaterGeneration:
         self._coming: Generation | None = None  # loaded, not everywhere yet
         self._given = False  # ... but on its way there
         self._placed: Generation | None = None
+        self._coming_key = self._placed_key = ""
         self._before: Generation | None = None  # what that took the place of
         self._reloading = False
         self._finishing = False
@@ -70,6 +72,21 @@ class LaterGeneration:
     def placed(self) -> bool:
         """Whether programs are on interfaces and sockets, where that was possible."""
         return self._placed is not None
+
+    @property
+    def in_place(self) -> Mapping[str, int]:
+        """The entry programs that are in their places, by name."""
+        return self._placed.fds if self._placed is not None else {}
+
+    @property
+    def fit(self) -> bool:
+        """Whether those in place are for the maps as they are."""
+        return self._placed_key == programs.generation_key(self._bundle, self._instance)
+
+    def alone(self) -> bool:
+        """Whether no others run anywhere, on an interface that did not take these, say."""
+        programs.drop_other_generations(self._bundle, self._instance)
+        return programs.count_generations(self._instance) == 1
 
     @property
     def settled(self) -> bool:
@@ -118,6 +135,7 @@ class LaterGeneration:
             self._interfaces.attach_all(coming)
         elif self._interfaces.placed is coming:
             self._before, self._placed = self._placed, coming
+            self._placed_key = self._coming_key
             self._coming, self._given, self._reloading = None, False, False
             self._finishing = True
             self._errand.send(self._carry)
@@ -131,6 +149,7 @@ class LaterGeneration:
         """Nothing runs any more but what is in place."""
         self._finishing = False
         self._instance.finish()
+        self._instance.forget_flow_tables()
         self.maps_changed()
         programs.drop_other_generations(self._bundle, self._instance)
         if self._before is not None:
@@ -146,7 +165,9 @@ class LaterGeneration:
 
     def _load(self) -> None:
         try:
+            key = programs.generation_key(self._bundle, self._instance)
             loaded = programs.load_generation(self._bundle, self._instance)
+            self._coming_key = key
             self._carrying.carry()
             self._coming = loaded
         except BaseException as error:
@@ -155,4 +176,5 @@ class LaterGeneration:
             self.failure = error
 
     def _carry(self) -> None:
+        grace.wait()  # until nobody runs those before
         self._carrying.carry()

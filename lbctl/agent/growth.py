@@ -20,6 +20,7 @@ from ebpf.maps import declared
 from ebpf.maps.declared import Limit
 from ebpf.maps.sizes import Sizes
 from lbctl import advice
+from lbctl.agent.flowgrowth import FlowGrowth
 from lbctl.agent.generation import LaterGeneration
 from lbctl.plan.rooms import Need
 from lbctl.reconcile.growing import Growing, Room
@@ -34,7 +35,7 @@ _SLOTS: Final = 4
 
 
 class Growth:
-    """Looks once a second how full tables are."""
+    """Looks once a second how full tables are, and takes what grows a step further."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Growth:
         instance: Instance,
         programs: LaterGeneration,
         reconciler: Reconciler,
+        flows: FlowGrowth,
         most: Sizes,
     ) -> None:
         """`most` bounds all of them."""
@@ -49,9 +51,10 @@ class Growth:
         self._instance = instance
         self._programs = programs
         self._reconciler = reconciler
+        self._flows = flows
         self._most = most
         self._growing: dict[Limit, Growing] = {limit: Growing() for limit in declared.LIMITS}
-        self._tried: dict[Limit, int] | None = None
+        self._asked = False  # for programs on other maps
         self._next = 0.0
         self._log = structlog.get_logger()
 
@@ -70,33 +73,35 @@ class Growth:
         return self._next
 
     def step(self, now: float) -> None:
-        """Look, and begin to grow what is about to be full."""
+        """Look, and begin to grow what is about to be full. All that changes at once costs one
+        generation of programs."""
         self._next = now + LOOK_SECONDS
-        if not self._programs.settled:
+        if not self._programs.settled or self._flows.busy:
             return
-        there = self._there()
-        wanted = _wanted(self._growing, self._rooms(there, self._reconciler.waiting_for()), now)
-        if wanted == there:
-            self._tried = None
-        elif wanted == self._tried:  # the kernel did not take the programs; the log says why
-            self._rest(now)
-        else:
-            self._grow(wanted, now)
-
-    def _grow(self, wanted: dict[Limit, int], now: float) -> None:
+        if self._asked and not self._programs.fit:  # the log says why the kernel did not take them
+            self._asked, self._next = False, now + _REST_SECONDS
+            self._instance.enlarge({})
+            return
+        self._asked = False
         try:
-            self._instance.enlarge(self._entries(wanted))
+            self._flows.step(now)
+            self._grow(now)
         except LbError as error:
             self._log.error("tables do not grow", error=error.message, hint=advice.on(error))
-            self._rest(now)
-            return
-        if self._programs.reload():
-            self._tried = wanted
-            self._log.info("tables grow", sizes=dict(wanted))
+            self._next = now + _REST_SECONDS
+        if not self._programs.fit:
+            self._asked = self._programs.reload()
 
-    def _rest(self, now: float) -> None:
-        self._instance.enlarge({})
-        self._tried, self._next = None, now + _REST_SECONDS
+    def _grow(self, now: float) -> None:
+        """What is written by the agent."""
+        there = self._there()
+        wanted = _wanted(self._growing, self._rooms(there, self._reconciler.waiting_for()), now)
+        entries = self._flows.followers()
+        if wanted != there:
+            entries |= self._entries(wanted)
+            self._log.info("tables grow", sizes=dict(wanted))
+        if entries:
+            self._instance.enlarge(entries)
 
     def _there(self) -> dict[Limit, int]:
         """For how many of each there is room."""

@@ -24,6 +24,7 @@ from lbctl.agent.beat import Beat
 from lbctl.agent.carrying import Carrying
 from lbctl.agent.control import Control
 from lbctl.agent.facts import Facts
+from lbctl.agent.flowgrowth import MOVING_SECONDS, FlowGrowth
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.growth import Growth
 from lbctl.agent.interfaces import Interfaces
@@ -135,7 +136,9 @@ class Agent:
         entries = most.max_entries(bundle)
         room, cells = readback.room_for(entries), entries["cells4a"]
         reconciler = Reconciler(instance, facts.current, instance, room, cells)
-        growth = Growth(bundle, instance, programs, reconciler, most)
+        moving = keeper.errand("moving flows", MOVING_SECONDS)
+        flows = FlowGrowth(instance, programs, moving, most.flows)
+        growth = Growth(bundle, instance, programs, reconciler, flows, most)
         closing = keeper.errand("stale sockets", CLOSING_SECONDS)
         stale = StaleSockets(instance, reconciler, settings.socket_lb, closing)
         undo.callback(stale.stop)
