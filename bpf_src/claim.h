@@ -46,7 +46,7 @@ INLINE bool is_taken_in(bool own, u32 bank, u32 bucket, u32 tag, const struct fl
 			continue;
 		head = LOAD(&cell->head);
 		ORDERED;
-		if (HEAD_STATE(head) < STATE_BUSY || HEAD_STATE(head) == STATE_DEAD)
+		if (HEAD_STATE(head) < STATE_BUSY)
 			return true;
 		if (has_key(cell, head, key) && !(head & HEAD_MOVED) &&
 		    HEAD_GENERATION(head) != generation)

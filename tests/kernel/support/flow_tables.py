@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,17 +30,16 @@ def bundle_with(
     file: str,
     family: str,
     directory: Path,
-    replaced: Mapping[str, tuple[str, str]] | None = None,
+    replaced: Sequence[tuple[str, str, str]] = (),
     defines: tuple[tuple[str, str], ...] = (),
 ) -> Bundle:
-    """A C file beside this one, compiled with the headers of bpf_src; `directory` is for both. In
-    the files named by `replaced`, the first text is replaced by the second."""
+    """A C file beside this one, compiled with the headers of bpf_src; `directory` is for both.
+    `replaced`: files, a text that stands there once, and what takes its place."""
     joined = directory / "bpf_src"
     joined.mkdir(parents=True)
     for path in (*source.source_dir().iterdir(), Path(__file__).with_name(file)):
         text = path.read_text()
-        if replaced and path.name in replaced:
-            old, new = replaced[path.name]
+        for _, old, new in (change for change in replaced if change[0] == path.name):
             assert text.count(old) == 1, f"{path.name} has this {text.count(old)} times: {old}"
             text = text.replace(old, new)
         (joined / path.name).write_text(text)

@@ -91,6 +91,16 @@ def _violated(private: PrivateTable) -> bool:
     return any(threads[name].any() for name in VIOLATIONS)
 
 
+def noticed(private: PrivateTable, seconds: float) -> list[str]:
+    """What is wrong, as soon as something is; looked for at rest every now and then."""
+    stop = time.monotonic() + seconds
+    found: list[str] = []
+    while not found and time.monotonic() < stop:
+        run(private, min(0.3, seconds))
+        found = faults(private)
+    return found
+
+
 def totals(private: PrivateTable) -> dict[str, int]:
     """What both did."""
     threads = private.records("threads")
