@@ -12,6 +12,11 @@
 #include "claim.h"
 #include "ending.h"
 
+/* As if an interrupt had come here. */
+#ifndef LINGER
+#define LINGER
+#endif
+
 struct thread {
 	__u64 rng;
 	__u64 opened;
@@ -223,7 +228,12 @@ PROGRAM(stress)
 	key = w->key;
 	if (!find_cell(&key, &found)) {
 		t->misses++;
-	} else if (op < 16) {
+		return 0;
+	}
+	if (x >> 24 & 1) {
+		LINGER;
+	}
+	if (op < 16) {
 		if (end_flow(&found, END_CLOSED))
 			t->ended++;
 		else
