@@ -189,11 +189,16 @@ INLINE void change_one(struct thread *t, const struct found *found)
 	struct found forward;
 	u32 state;
 
+	LINGER;
+	LINGER;
+	LINGER;
+	LINGER;
 	if (!find_forward(found, &forward)) {
 		t->lost_end++;
 		return;
 	}
-	if (HEAD_KIND(forward.head) & (CELL_REPLY | CELL_SIDE))
+	if (HEAD_KIND(forward.head) & (CELL_REPLY | CELL_SIDE) ||
+	    !same_generation(forward.head, found->head))
 		t->apart++;
 	state = HEAD_STATE(forward.head);
 	t->changed += set_state(&forward, state,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
-from ebpf.kernel import testrun
+from ebpf.growth import Growth
+from ebpf.kernel import grace, testrun
 from tests.kernel.support.flow_tables import PrivateTable, address
 
-RUNS = 20_000  # steps of one system call
+RUNS = 5_000  # steps of one system call, some milliseconds
 VIOLATIONS = ("wrong", "duplicates", "apart")
 
 
@@ -66,24 +68,60 @@ def seed(private: PrivateTable, number: int | None = None) -> None:
     threads["rng"] = rng.integers(1, 1 << 63, len(threads), np.uint64)
 
 
-def run(private: PrivateTable, seconds: float, program: str = "stress") -> int:
+def run(private: PrivateTable, seconds: float) -> int:
     """Two CPUs for so long, or until one of them has seen a violation; returns the steps."""
     stop = time.monotonic() + seconds
+    with at_work(private) as steps:
+        while time.monotonic() < stop and not _violated(private):
+            time.sleep(0.02)
+    return sum(steps)
+
+
+@contextmanager
+def at_work(
+    private: PrivateTable, program: str = "stress", runs: int = RUNS
+) -> Iterator[list[int]]:
+    """Two CPUs run `program`, each time that of the generation loaded last, until the block ends;
+    gives the steps of each."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
-    steps = [0] * len(cpus)
+    steps, end = [0] * len(cpus), threading.Event()
 
     def work(number: int) -> None:
         os.sched_setaffinity(0, {cpus[number]})
-        while time.monotonic() < stop and not _violated(private):
-            testrun.run(private.programs[program], bytes(64), RUNS)
-            steps[number] += RUNS
+        while not end.is_set():
+            testrun.run(private.programs[program], bytes(64), runs)
+            steps[number] += runs
 
     workers = [threading.Thread(target=work, args=(n,)) for n in range(len(cpus))]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(steps)
+    try:
+        yield steps
+    finally:
+        end.set()
+        for worker in workers:
+            worker.join()
+
+
+def grow(private: PrivateTable, buckets: int) -> int:
+    """A whole growth, as the agent does it; returns how many flows moved."""
+    growth, moved = Growth(private, private.family), 0
+    growth.begin(buckets)
+    _put_in_place(private)
+    growth.leave()
+    _put_in_place(private)
+    while growth.left():
+        moved += growth.move(private.programs)
+    growth.finish()
+    _put_in_place(private)
+    return moved
+
+
+def _put_in_place(private: PrivateTable) -> None:
+    """Each CPU takes the new programs when it is done with what it is at."""
+    private.load()
+    time.sleep(0.02)
+    grace.wait()
 
 
 def _violated(private: PrivateTable) -> bool:
