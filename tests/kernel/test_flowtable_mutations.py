@@ -13,6 +13,7 @@ import pytest
 
 from tests.kernel.support import stress
 from tests.kernel.support.flow_tables import PrivateTable, bundle_with
+from tests.kernel.support.stress import SLOWLY
 
 pytestmark = [
     pytest.mark.kernel,
@@ -21,11 +22,6 @@ pytestmark = [
 PATIENCE = 20.0  # seconds; each is noticed within one or two
 KEYS, BUCKETS = 16, 3
 
-SLOWLY = (
-    '#define ORDERED asm volatile("" ::: "memory")',
-    '#define ORDERED asm volatile("" ::: "memory"); bpf_ktime_get_ns(); bpf_ktime_get_ns()\n'
-    "#define LINGER ORDERED; ORDERED; ORDERED; ORDERED; ORDERED; ORDERED; ORDERED; ORDERED",
-)
 MUTATIONS = {
     "no look after the claim": (
         "claim.h",

@@ -18,7 +18,7 @@ from ebpf.maps.arrays import possible_cpus
 from ebpf.maps.base import Map, Records
 from ebpf.programs import load
 
-BACKENDS = 64
+BACKENDS = 128
 
 
 def table_bundle(family: str) -> Bundle:
@@ -74,7 +74,7 @@ class PrivateTable:
         }
         flowtable.prepare(self.maps, self.enums)
         self.programs: dict[str, int] = {}
-        self._former: list[int] = []
+        self._loaded: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
         self.load()
 
     @property
@@ -85,9 +85,12 @@ class PrivateTable:
         """The programs, for the bank that is theirs now; those of before stay open."""
         phase = int(self.records(f"table{self.family}a")["phase"][0])
         names = flowtable.program_names(self.maps, {self.family: phase}, self.enums)
-        fds = {name: self.maps[taken].fd for name, taken in names.items()}
-        self._former += self.programs.values()
-        self.programs = {n: load(p, fds) for n, p in self.bundle.programs.items()}
+        taken = {name: self.maps[other] for name, other in names.items()}
+        key = tuple(sorted((name, found.id) for name, found in taken.items()))
+        if key not in self._loaded:
+            fds = {name: found.fd for name, found in taken.items()}
+            self._loaded[key] = {n: load(p, fds) for n, p in self.bundle.programs.items()}
+        self.programs = self._loaded[key]
 
     # What ebpf.growth asks of an instance.
 
@@ -99,6 +102,8 @@ class PrivateTable:
 
     def resize(self, name: str, entries: int) -> None:
         old = self.maps[name]
+        if old.max_entries == entries:
+            return
         self.maps[name] = maps.create(old.spec, entries)
         old.close()
 
@@ -106,7 +111,7 @@ class PrivateTable:
         return cast(maps.ArrayMap, self.maps[name]).records
 
     def close(self) -> None:
-        for fd in (*self.programs.values(), *self._former):
+        for fd in (fd for programs in self._loaded.values() for fd in programs.values()):
             os.close(fd)
         for made in self.maps.values():
             made.close()
