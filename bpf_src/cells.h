@@ -16,11 +16,7 @@
 #include "consts.h"
 #include "types.h"
 #include "maps.h"
-
-#define ROLLED _Pragma("clang loop unroll(disable)")
-/* The compiler moves no load or store across; x86 keeps their order itself. */
-#define ORDERED asm volatile("" ::: "memory")
-#define LOAD(p) (*(volatile __typeof__(*(p)) *)(p))
+#include "hash.h"
 
 #define HEAD_STATE(head) ((u32)(head)&STATE_MASK)
 #define HEAD_KIND(head) ((u32)((head) >> HEAD_KIND_SHIFT) & 0xff)
@@ -32,14 +28,9 @@
 	 (u64)(proto) << HEAD_PROTO_SHIFT | (u64)(generation) << HEAD_GENERATION_SHIFT)
 #define IN_STATE(head, state) (((head) & ~0xffULL) | (state))
 
-/* A word of eight bytes as a vector: which of them are zero? The first form is exact for the lowest
- * one alone, the second for each. */
-#define BYTES_ONE 0x0101010101010101ULL
-#define BYTES_HIGH 0x8080808080808080ULL
-#define LOWEST_ZERO(x) (((x)-BYTES_ONE) & ~(x)&BYTES_HIGH)
+/* Which bytes of a word are zero, exact for each; and how many those are. */
 #define EVERY_ZERO(x) (~((((x) & ~BYTES_HIGH) + ~BYTES_HIGH) | (x)) & BYTES_HIGH)
 #define HOW_MANY(z) ((u32)((((z) >> 7) * BYTES_ONE) >> 56))
-#define WHICH_BYTE(z) ((u32)(((((((z) & -(z)) >> 7) - 1) & BYTES_ONE) * BYTES_ONE) >> 56) & 7)
 
 /* A live cell that was found. What is copied from it counts only if unchanged() afterwards. */
 struct found {
@@ -95,10 +86,6 @@ INLINE u32 buckets_of(bool own, const struct table *t)
 {
 	return own ? t->buckets : t->other_buckets;
 }
-
-/* NH, the hash of UMAC: whatever tuples an attacker picks, without the secret two of them collide
- * with a probability of 2^-32. */
-#define NH(x, k) ((u64)(u32)((u32)(x) + (u32)(k)) * (u64)(u32)((u32)((x) >> 32) + (u32)((k) >> 32)))
 
 INLINE u64 hash_key(const struct flow_key *key, const struct table *t)
 {

@@ -123,9 +123,11 @@ INLINE void write_key(struct cell *cell, const struct flow_key *key, u64 head)
 }
 
 /* Claims a cell for the tuple: its place (IS_PLACE), CELL_FULL or CELL_TAKEN. `holder` is whose
- * flow it will be, the client's address. If there is no room, a flow that may go makes it; one that
- * holds much already gets no more once the table fills. */
-INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 kind, u32 generation)
+ * flow it will be, the client's address: one that holds much already gets no more once the table
+ * fills. `evicting`, a constant: if there is no room, a flow that may go makes it. That is much
+ * code, and has a program of its own where packets come by (room.h). */
+INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kind, u32 generation,
+		      bool evicting)
 {
 	struct table *t = get_table();
 	struct holder client;
@@ -142,7 +144,7 @@ INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 k
 	__builtin_memcpy(&client, holder, sizeof(client));
 	greed = greed_of(&client, t);
 	place = take_place(t, hash, room_for(greed));
-	if (place == CELL_FULL && evict(t, hash, greed))
+	if (evicting && place == CELL_FULL && evict(t, hash, greed))
 		place = take_place(t, hash, CELLS_PER_BUCKET);
 	if (place == CELL_FULL) {
 		__sync_fetch_and_add(&t->refused, 1);
@@ -157,6 +159,19 @@ INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 k
 		return CELL_FULL;
 	write_key(cell, key, MAKE_HEAD(0, kind, tag_of(hash), key->proto, generation));
 	return place;
+}
+
+/* ... whatever it takes. */
+INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 kind, u32 generation)
+{
+	return claim_cell(key, holder, kind, generation, true);
+}
+
+/* ... if there is room. */
+INLINE u32 reserve_free_cell(const struct flow_key *key, const ip_addr *holder, u32 kind,
+			     u32 generation)
+{
+	return claim_cell(key, holder, kind, generation, false);
 }
 
 /* The content of a reserved cell; `next` is the next cell of the ring, forward to reply to out to

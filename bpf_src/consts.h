@@ -28,6 +28,7 @@ enum reason {
 	REASON_ENDPOINT_IS_NODE, /* from the node's own socket, and no endpoint elsewhere: refused
 				  */
 	REASON_NODE_UNROUTED, /* from the node's own socket, and no route to the backend: dropped */
+	REASON_PORT_REUSED, /* masqueraded by a port that the backend may still hold: it may wait */
 	REASON_MAX,
 };
 
@@ -41,7 +42,16 @@ enum frontend_flag {
 	FRONTEND_SOURCE_RANGES = 32,
 	FRONTEND_SHARED = 64,	/* the node itself has the address, or another proxy does */
 	FRONTEND_SOCKETS = 128, /* on loopback: for sockets of the node alone, never for packets */
+	FRONTEND_OUTER = 256, /* port 0, protocol 0: ... or has frontends that are no ClusterIP's */
+	FRONTEND_ENDPOINT = 512, /* protocol 0: no frontend, but of some services an endpoint */
 };
+
+/* frontend_cell.word: what a key leads to. The generation is the place's, one more for each key
+ * that left it. Of an endpoint, how many elements of `backends` have it stands for the service. */
+#define FRONTEND_SERVICE_MASK 0xffffff
+#define FRONTEND_FLAGS_SHIFT 24
+#define FRONTEND_FLAGS_MASK 0xffff
+#define FRONTEND_GENERATION_SHIFT 40
 
 /* service.flags */
 enum service_flag {
@@ -202,10 +212,6 @@ enum notes {
 #define BACKEND_ID_MASK 0xffffff
 #define BACKEND_GENERATION_SHIFT 24
 
-/* Filters: one bit per hash of what has entries, so that other traffic pays no hash lookup. */
-#define SERVICE_FILTER_BITS 19 /* of an address: 64 KiB */
-#define BACKEND_FILTER_BITS 22 /* of address and port: 512 KiB */
-
 /* Where a packet comes from, which decides scope and masquerade. */
 enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define BARE_LINK 4 /* added to the origin: a device without link header */
@@ -225,20 +231,35 @@ enum handoff_word { HANDOFF_REASON, HANDOFF_SERVICE, HANDOFF_MASQUERADED };
 
 /* Slots of the program array: the parts a packet is handed to by tail call, per family. */
 enum program {
-	PROGRAM_FROM_POD4, /* a packet from a pod: whom does it concern? */
+	PROGRAM_FROM_POD4, /* from a pod: plain packets of flows that are known, and what is none of
+			      ours */
 	PROGRAM_FROM_POD6,
-	PROGRAM_TO_POD4, /* a packet to a pod */
+	PROGRAM_TO_POD4, /* to a pod, the same */
 	PROGRAM_TO_POD6,
-	PROGRAM_SERVICE4, /* from a pod to a service */
-	PROGRAM_SERVICE6,
-	PROGRAM_REPLY4, /* to a pod, perhaps from a service */
-	PROGRAM_REPLY6,
+	PROGRAM_FROM_NET4, /* from an uplink, the same */
+	PROGRAM_FROM_NET6,
+	PROGRAM_TO_NET4,
+	PROGRAM_TO_NET6,
+	PROGRAM_COMING_IN4, /* from a pod or an uplink: all that is not plain */
+	PROGRAM_COMING_IN6,
+	PROGRAM_GOING_OUT4,
+	PROGRAM_GOING_OUT6,
+	PROGRAM_FOLLOW4, /* of a flow that is known, and not plain */
+	PROGRAM_FOLLOW6,
 	PROGRAM_TRACK4, /* TCP packets that open or close a flow */
 	PROGRAM_TRACK6,
-	PROGRAM_UPKEEP4, /* datagram flows, once per beat */
-	PROGRAM_UPKEEP6,
+	PROGRAM_BEGIN_ANEW4, /* the packet's flow is over */
+	PROGRAM_BEGIN_ANEW6,
 	PROGRAM_CONNECT4, /* to a service, no flow yet */
 	PROGRAM_CONNECT6,
+	PROGRAM_OPEN4, /* ... and a backend was chosen */
+	PROGRAM_OPEN6,
+	PROGRAM_RETRY4, /* ... and another CPU may be opening it */
+	PROGRAM_RETRY6,
+	PROGRAM_MAKE_WAY4, /* ... and its reply tuple is taken */
+	PROGRAM_MAKE_WAY6,
+	PROGRAM_MAKE_ROOM4, /* ... and there is no room */
+	PROGRAM_MAKE_ROOM6,
 	PROGRAM_DIRECT4, /* straight to an address that is also a backend */
 	PROGRAM_DIRECT6,
 	PROGRAM_ICMP_FROM_POD4, /* errors about a flow */
@@ -249,19 +270,15 @@ enum program {
 	PROGRAM_REFUSE6,
 	PROGRAM_MASQUERADE4, /* a new flow whose backend is to see the node's address */
 	PROGRAM_MASQUERADE6,
-	PROGRAM_FROM_NET4, /* from an uplink */
-	PROGRAM_FROM_NET6,
-	PROGRAM_TO_NET4,
-	PROGRAM_TO_NET6,
+	PROGRAM_TAKE_PORT4, /* ... and no port is free */
+	PROGRAM_TAKE_PORT6,
+	PROGRAM_OPEN_MASQUERADED4, /* ... once it has a port */
+	PROGRAM_OPEN_MASQUERADED6,
 	PROGRAM_SCTP4, /* other ports for a packet whose checksum is a CRC */
 	PROGRAM_SCTP6,
-	PROGRAM_OPEN4, /* a masqueraded flow, once it has a port */
-	PROGRAM_OPEN6,
 	PROGRAM_OUTGOING4, /* from an address that is a service's or the node's, but no flow's */
 	PROGRAM_OUTGOING6,
-	PROGRAM_NODE4, /* from the node's own socket to a service's address */
-	PROGRAM_NODE6,
-	PROGRAM_NODE_OPEN4, /* ... no flow yet: chooses */
+	PROGRAM_NODE_OPEN4, /* from the node's own socket, no flow yet: chooses */
 	PROGRAM_NODE_OPEN6,
 	PROGRAM_NODE_FLOW4, /* ... chosen: opens it */
 	PROGRAM_NODE_FLOW6,

@@ -4,8 +4,9 @@
 #include <uapi/linux/bpf.h>
 #include "types.h"
 
-/* Address, port and protocol to service. Agent writes, programs read; nothing evicts. */
-BPF_F_TABLE("hash", struct frontend_key, struct frontend, frontends, 1, 0);
+/* Address, port and protocol to service; addresses and endpoints by themselves. One table, see
+ * frontend.h. Agent writes through mmap, programs read; nothing evicts. */
+BPF_F_TABLE("array", u32, struct frontend_cell, frontends, 1, BPF_F_MMAPABLE);
 
 /* By service id. Agent writes through mmap, programs read. */
 BPF_F_TABLE("array", u32, struct service, services, 1, BPF_F_MMAPABLE);
@@ -16,12 +17,6 @@ BPF_F_TABLE("array", u32, struct slot, slots, 1, BPF_F_MMAPABLE);
 /* By backend id. Agent writes through mmap, programs read; freed ids rest until no flow has them.
  */
 BPF_F_TABLE("array", u32, struct backend, backends, 1, BPF_F_MMAPABLE);
-
-/* Bits of addresses that have frontends or flows. Agent writes through mmap, programs read. */
-BPF_F_TABLE("array", u32, u64, service_filter, 1, BPF_F_MMAPABLE);
-
-/* Bits of backend addresses with ports. Agent writes through mmap, programs read. */
-BPF_F_TABLE("array", u32, u64, backend_filter, 1, BPF_F_MMAPABLE);
 
 /* TCP flows, both directions. Programs insert and delete, the agent's sweep deletes; nothing
  * evicts, and beyond config.flow_limit only established flows get in. */

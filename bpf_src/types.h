@@ -9,18 +9,18 @@ struct addr {
 	__u32 w[4];
 };
 
+/* Whole words: it is hashed and compared by them. */
 struct frontend_key {
 	struct addr addr;
 	__u16 port; /* network byte order, as every port in these records */
 	__u8 proto;
-	__u8 pad;
-};
+	__u8 pad[5];
+} __attribute__((aligned(8)));
 
-/* A reader may find the element reused for another key; `self` tells. */
-struct frontend {
-	struct frontend_key self;
-	__u32 service;
-	__u32 flags; /* enum frontend_flag */
+/* An element of the table of frontends, see frontend.h. */
+struct frontend_cell {
+	struct frontend_key key;
+	__u64 word; /* FRONTEND_SERVICE_MASK and the like; without flags the place is free */
 };
 
 /* One service port. The region words are switched by single 8-byte stores. */
@@ -28,7 +28,7 @@ struct service {
 	__u64 cluster;	/* endpoints anywhere: base | length << 32 | REGION_DROP */
 	__u64 local;	/* endpoints on this node */
 	__u32 flags;	/* enum service_flag */
-	__u32 affinity; /* ticks */
+	__u32 affinity; /* beats */
 };
 
 struct slot {
@@ -242,7 +242,7 @@ struct cidr {
 struct config {
 	__u32 flags;	   /* enum config_flag */
 	__u32 flow_limit;  /* TCP entries per family beyond which handshakes go to the LRU table */
-	__u32 syn_timeout; /* ticks, all of them */
+	__u32 syn_timeout; /* beats, all of them */
 	__u32 established_timeout;
 	__u32 closing_timeout;
 	__u32 reset_timeout;
@@ -262,9 +262,11 @@ struct config {
 	__u32 pod_cidr_count6;
 	struct cidr pod_cidr4[MAX_POD_CIDRS];
 	struct cidr pod_cidr6[MAX_POD_CIDRS];
-	__u32 agent_beat;    /* tick at which the agent last lived; 0: there is none */
+	__u32 agent_beat;    /* at which the agent last lived; 0: there is none */
 	__u16 node_port_max; /* the node's own flows have the ports from port_max to here */
 	__u16 pad;
+	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
+	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
 };
 
 /* Written by the programs; corrected by the agent's sweep. */
@@ -293,7 +295,7 @@ struct affinity_key {
 
 struct affinity {
 	__u32 backend; /* id | generation << 24 */
-	__u32 seen;    /* tick of the last new flow */
+	__u32 seen;    /* beat of the last new flow */
 };
 
 /* For the longest prefix: 32 bits of service, then the client's address. */

@@ -19,7 +19,7 @@ from ebpf import flowtable, maps, trust
 from ebpf.errors import LayoutError
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
-from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, meta, migrate
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared, meta, migrate
 from ebpf.maps.declared import Maps
 from ebpf.maps.meta import Meta
 from ebpf.maps.migrate import Replaced
@@ -142,6 +142,8 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         how many flows came. Does nothing when nothing was replaced. Counts that the old programs
         added after the copy (counters, service_counters) are lost: those of some seconds.
         """
+        for name in declared.FORMER:
+            (self.pin_dir / "maps" / name).unlink(missing_ok=True)
         carried = self._replaced.finish({name: self.map(name) for name in self.map_names()})
         self.meta.forget_maps({(name, self.map(name).id) for name in self.map_names()})
         return carried

@@ -33,10 +33,11 @@ class Constant(msgspec.Struct, frozen=True):
     name: str
 
 
-class Bits(msgspec.Struct, frozen=True):
-    """64-bit words for as many bits as a constant of consts.h is the logarithm of."""
+class Table(msgspec.Struct, frozen=True):
+    """Elements for a table in buckets (ebpf/maps/buckets.py) with as many keys as `shares` say
+    together."""
 
-    name: str
+    shares: tuple[Share, ...]
 
 
 class Power(msgspec.Struct, frozen=True):
@@ -63,7 +64,10 @@ class Fixed(msgspec.Struct, frozen=True):
     entries: int = 1
 
 
-Size = Share | Constant | Bits | Power | Cpus | Buckets | Fixed
+Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed
+
+# Maps of earlier versions, from which nothing is carried over.
+FORMER = ("service_filter", "backend_filter")
 
 # Entries come from programs, all the time: a map that takes another's place gets late ones too.
 FILLED = "filled by programs"
@@ -76,20 +80,19 @@ _SOCKETS = Fixed(65536)  # of the node's own processes that call by a name of ou
 class Maps(Generic[Hash, Array, PerCpu]):
     """Every map but the program array, which is a generation's.
 
-    A service port has one id and up to four frontends on average (an address of its own, a port of
-    the node, outer addresses). Slots and backends have room for the old set and the new one at
-    once, slots for two regions besides. A flow is two cells, or four, see `Buckets`.
+    A service port has one id and up to five frontends on average (an address of its own, a port of
+    the node, outer addresses, and each address by itself); the table of frontends has the endpoints
+    too. Slots and backends have room for the old set and the new one at once, slots for two regions
+    besides. A flow is two cells, or four, see `Buckets`.
     """
 
-    frontends: Annotated[Hash, Share("services", 4)]
+    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints", 2)))]
     source_ranges: Annotated[Hash, Share("services")]
     names: Annotated[Hash, Share("services")]
     services: Annotated[Array, Share("services")]
     service_counters: Annotated[Array, Share("services")]
     slots: Annotated[Array, Share("endpoints", 4)]
     backends: Annotated[Array, Share("endpoints", 2)]
-    service_filter: Annotated[Array, Bits("SERVICE_FILTER_BITS")]
-    backend_filter: Annotated[Array, Bits("BACKEND_FILTER_BITS")]
     config: Annotated[Array, Fixed()]
     table_state: Annotated[Array, Fixed()]
     counters: Annotated[PerCpu, Constant("REASON_MAX")]
@@ -162,5 +165,8 @@ def use_of(spec: MapSpec) -> Use:
 
 def limit_of(name: str) -> Limit | None:
     """Which chosen number a map's size follows, None if that of the machine or the code."""
-    use = USES.get(name)
-    return use.size.limit if use and isinstance(use.size, Share) else None
+    match (use := USES.get(name)) and use.size:
+        case Share(limit) | Table((Share(limit), *_)):
+            return limit
+        case _:
+            return None

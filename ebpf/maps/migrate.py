@@ -18,7 +18,8 @@ from ebpf import maps
 from ebpf.errors import LayoutError
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import MapSpec
-from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, Records, declared
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, Records, declared, former
+from ebpf.maps.buckets import BucketTable
 from ebpf.maps.meta import Meta
 
 
@@ -116,8 +117,11 @@ def _carry(old: Records, new: Records, where: str) -> None:
 def copy(old: Map, new: Map) -> int:
     """Copies all that `old` holds; returns how many entries were written.
 
-    A hash with more entries than `new` has room for raises KernelError.
+    A hash with more entries than `new` has room for raises KernelError. A table in buckets is
+    filled anew, since a key's place depends on how many buckets there are.
     """
+    if isinstance(new, ArrayMap) and isinstance(declared.use_of(new.spec).size, declared.Table):
+        return _fill_table(old, BucketTable(new))
     if isinstance(old, HashMap) and isinstance(new, HashMap):
         written = 0
         for keys, values in old.batches():
@@ -133,6 +137,17 @@ def copy(old: Map, new: Map) -> int:
         # What else CPUs keep for themselves is of the moment.
         return _copy_sums(old, new) if old.spec.value.size == new.spec.value.size == 8 else 0
     raise LayoutError(f"map {old.name} was a {old.type} and is a {new.type}")
+
+
+def _fill_table(old: Map, new: BucketTable) -> int:
+    if isinstance(old, ArrayMap):
+        keys, payloads = BucketTable(old).read()
+    elif isinstance(old, HashMap):
+        keys, payloads = former.frontends(old)
+    else:
+        raise LayoutError(f"map {old.name} was a {old.type} and is a table in an array")
+    new.put(keys, payloads)
+    return len(keys)
 
 
 def copy_later(old: HashMap, new: HashMap, known: Records | None) -> int:

@@ -8,9 +8,9 @@ import msgspec
 
 from ebpf.errors import LayoutError
 from ebpf.layouts import PROG_ARRAY, Bundle
-from ebpf.maps import declared
+from ebpf.maps import buckets, declared
 from ebpf.maps.arrays import possible_cpus
-from ebpf.maps.declared import Bits, Buckets, Constant, Cpus, Fixed, Power, Share
+from ebpf.maps.declared import Buckets, Constant, Cpus, Fixed, Power, Share, Table
 
 _SERVICES = 65536
 _ENDPOINTS = 262144
@@ -59,23 +59,26 @@ class Sizes(msgspec.Struct, frozen=True):
 
     def _entries(self, name: str, size: declared.Size, enums: Mapping[str, int]) -> int:
         match size:
-            case Share(limit, times):
-                chosen: int = getattr(self, limit)
-                return times * chosen
+            case Share():
+                return self._chosen(size)
+            case Table(shares):
+                return buckets.elements_for(sum(map(self._chosen, shares)))
             case Fixed(entries):
                 return entries
             case Cpus():
                 return possible_cpus()
             case Buckets(first, each):
                 return each * (buckets_for(self.flows) if first else 1)
-            case Constant(constant) | Bits(constant) | Power(constant) if constant not in enums:
+            case Constant(constant) | Power(constant) if constant not in enums:
                 raise LayoutError(f"map {name} is sized by {constant}, which consts.h lacks")
             case Constant(constant):
                 return enums[constant]
-            case Bits(constant):
-                return max(1, (1 << enums[constant]) // 64)
             case Power(constant):
                 return 1 << enums[constant]
+
+    def _chosen(self, share: Share) -> int:
+        chosen: int = getattr(self, share.limit)
+        return share.times * chosen
 
 
 def buckets_for(flows: int) -> int:

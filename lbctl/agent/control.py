@@ -215,11 +215,7 @@ class Control:
             self._log.info("data path configured", fields=changed)
 
     def _store_addresses(self) -> None:
-        """The bits of masqueraded flows' addresses come before the addresses."""
         parts, facts = self._parts, self._parts.facts.current
-        primary = (a for a in (facts.primary4, facts.primary6) if a)
-        own = tuple(sorted({*facts.addresses, *primary}))
-        parts.reconciler.housekeeper.set_node_addresses(own, time.monotonic())
         devices = device_addresses(parts.facts.network, facts)
         config.store_devices(parts.instance.devices, devices)
 

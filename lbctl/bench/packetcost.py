@@ -28,7 +28,8 @@ from ebpf.maps import ArrayMap, HashMap, ProgramArray
 from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation, load
 from lbctl.bench.records import PacketCost, Record, summary
-from lbctl.datapath import filters
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.records import frontend_key, marker_key
 
 DRIVER = Path(__file__).parent / "driver"
 CLIENT4, SERVICE4, BACKEND4 = "10.244.1.2", "10.96.0.10", "10.244.2.3"
@@ -112,18 +113,15 @@ class Bench:
         self.array("table_state").records["tcp_entries6"] = 0
 
 
-def _set_bit(array: ArrayMap, bit: int) -> None:
-    array.records[bit >> 6] |= np.uint64(1 << (bit & 63))
-
-
 def _populate(bench: Bench) -> None:
     """Service id 1 + family, one backend each."""
     enums = bench.bundle.enums
-    frontends = bench.hash("frontends")
+    frontends = Frontends(bench.array("frontends"))
+    cluster_ip, address = enums["FRONTEND_CLUSTER_IP"], enums["FRONTEND_ADDRESS"]
     for index, (service, backend) in enumerate(((SERVICE4, BACKEND4), (SERVICE6, BACKEND6)), 1):
-        for proto in (6, 17):
-            key = mapped(service) + struct.pack("!HBB", PORT, proto, 0)
-            frontends.put(key, key + struct.pack("=II", index, enums["FRONTEND_CLUSTER_IP"]))
+        keys = (frontend_key(mapped(service), PORT, proto) for proto in (6, 17))
+        frontends.put([(key, index, cluster_ip) for key in keys])
+        frontends.put([(marker_key(mapped(service)), 0, address)])
         record = bench.array("backends").records[index : index + 1]
         record["addr"]["w"] = np.frombuffer(mapped(backend), dtype=np.uint32)
         record["port"] = socket.htons(TARGET)
@@ -131,12 +129,7 @@ def _populate(bench: Bench) -> None:
         bench.array("slots").records["backend"][index] = index
         word = index | 1 << enums["REGION_LENGTH_SHIFT"]
         bench.array("services").store_word(index, "cluster", word)
-        served = np.frombuffer(mapped(service), dtype=np.uint8).reshape(1, 16)
-        serving = np.frombuffer(mapped(backend), dtype=np.uint8).reshape(1, 16)
-        target = np.array([socket.htons(TARGET)])
-        for kind in (0, 1):
-            _set_bit(bench.array("service_filter"), int(filters.address_bits(served, kind)[0]))
-        _set_bit(bench.array("backend_filter"), int(filters.endpoint_bits(serving, target)[0]))
+        frontends.hold(record)
     # As the sweep finds it on a node without direct traffic to endpoints.
     for family in "46":
         bench.array("table_state").records[f"notes{family}"] = enums["NOTES_NONE"]

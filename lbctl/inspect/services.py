@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol
@@ -12,7 +11,9 @@ import numpy as np
 
 from lbctl.addresses import Prefix, format_address, format_endpoint
 from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.ranges import ranges_of
+from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES
 from lbctl.datapath.regions import ArrayContents, region_of
 from lbctl.datapath.tables import ArrayTable, HashTable, Records
 from lbctl.errors import NotFound
@@ -39,7 +40,7 @@ class ServiceTables(Protocol):
     @property
     def names(self) -> HashTable: ...
     @property
-    def frontends(self) -> HashTable: ...
+    def frontends(self) -> ArrayTable: ...
     @property
     def services(self) -> ArrayTable: ...
     @property
@@ -209,19 +210,15 @@ def _policy(flags: int, local: int) -> str:
     return "Local" if flags & local else "Cluster"
 
 
-def _addresses(frontends: HashTable, wanted: Iterable[int]) -> dict[int, list[AddressRow]]:
-    """By service id, sorted. The map has no index by service, so this walks it, in batches."""
-    ids = np.fromiter(wanted, np.uint32)
+def _addresses(frontends: ArrayTable, wanted: Iterable[int]) -> dict[int, list[AddressRow]]:
+    """By service id, sorted."""
+    entries = Frontends(frontends).read_all()
+    chosen = np.flatnonzero(np.isin(entries.services, np.fromiter(wanted, np.int64)))
+    columns = entries.services[chosen].tolist(), entries.flags[chosen].tolist()
     found: dict[int, list[AddressRow]] = defaultdict(list)
-    for keys, values in frontends.batches():
-        marker = values["flags"] & FrontendKind.ADDRESS.value != 0
-        chosen = np.flatnonzero(np.isin(values["service"], ids) & ~marker)
-        keys, values = keys[chosen], values[chosen]
-        columns = (keys["port"], values["flags"], values["service"])
-        for address, port, flags, service in zip(
-            keys["addr"], *(column.tolist() for column in columns), strict=True
-        ):
-            found[service].append(_address(address.tobytes(), socket.ntohs(port), flags))
+    for key, service, flags in zip(entries.keys[chosen], *columns, strict=True):
+        address, port = key[:ADDRESS_BYTES].tobytes(), key[ADDRESS_BYTES:IDENTITY_BYTES].tobytes()
+        found[service].append(_address(address, int.from_bytes(port, "big"), flags))
     for rows in found.values():
         rows.sort()
     return found

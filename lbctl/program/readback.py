@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.addresses import Prefix
-from lbctl.datapath import consts, filters
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.ranges import ranges_of
-from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.records import ADDRESS_BYTES
 from lbctl.datapath.regions import UNKNOWN, ArrayContents
 from lbctl.datapath.tables import Records, Tables
 from lbctl.model.names import PortName
@@ -52,7 +53,8 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     room = Room(
         Need(
             services=min(tables.services.max_entries - 1, tables.names.max_entries),
-            frontends=tables.frontends.max_entries,
+            # Every backend may be an endpoint of its own.
+            frontends=Frontends(tables.frontends).room - tables.backends.max_entries,
             slots=tables.slots.max_entries,
             backends=tables.backends.max_entries - 1,
             source_ranges=tables.source_ranges.max_entries,
@@ -88,10 +90,11 @@ def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:
         key["service"] = number
         tables.names.delete_many(key)
     writes.delete_ranges(Plan(ranges_gone=leftovers.ranges), tables)
-    services, called = filters.frontend_bits(*planner.claims.columns())
-    stored += filters.set_bits(tables.service_filter, services)
-    endpoints = filters.backend_record_bits(tables.backends.records)
-    return stored + filters.set_bits(tables.backend_filter, np.concatenate([called, endpoints]))
+    frontends = Frontends(tables.frontends)
+    stored += frontends.repair(tables.backends.records)
+    unmarked = planner.claims.take_unmarked()
+    frontends.put([(key, 0, flags) for key, flags in unmarked])
+    return stored + len(unmarked)
 
 
 def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[int, PortState]:
@@ -233,23 +236,19 @@ def _rest_ids(
 def _read_frontends(
     tables: Tables, planner: Planner, by_id: dict[int, PortState], leftovers: Leftovers
 ) -> None:
-    keys, values = tables.frontends.read_all()
-    columns = address_columns(keys.dtype, "addr", "port", "proto")
-    raw_keys = rows_as_bytes(keys)
-    itself = rows_as_bytes(np.ascontiguousarray(values["self"]))
-    intact = (raw_keys == itself).all(axis=1).tolist() if len(keys) else []
-    raw = raw_keys[:, columns].tobytes()
-    width = len(columns)
+    entries = Frontends(tables.frontends).read_all()
+    width = entries.keys.shape[1]
+    raw = entries.keys.tobytes()
     found: dict[int, list[tuple[bytes, int]]] = {}
     markers: dict[bytes, int] = {}
     strays = []
-    entries = zip(intact, values["service"].tolist(), values["flags"].tolist(), strict=True)
-    for index, (good, service, flags) in enumerate(entries):
+    columns = zip(entries.services.tolist(), entries.flags.tolist(), strict=True)
+    for index, (service, flags) in enumerate(columns):
         key = raw[index * width : (index + 1) * width]
-        if good and service in by_id and not flags & consts.FRONTEND_ADDRESS:
+        if service in by_id:
             found.setdefault(service, []).append((key, flags))
             planner.claims.adopt(key, service, flags)
-        elif good and not service and flags & MARKER_FLAGS == flags:
+        elif not service and flags & MARKER_FLAGS == flags:
             markers[key[:ADDRESS_BYTES]] = flags
         else:
             strays.append(key)

@@ -1,19 +1,14 @@
-"""Between changes: sweeping, giving ids back, clearing filter bits, and how full each map is."""
+"""Between changes: sweeping, giving ids back, and how full each map is."""
 
-from collections import deque
 from collections.abc import Iterator
 
 import structlog
 
 from ebpf.errors import LbError
 from lbctl import advice
-from lbctl.datapath import filters
 from lbctl.datapath.tables import Tables
-from lbctl.plan.alloc import GRACE_SECONDS
-from lbctl.plan.changes import Plan
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
-from lbctl.reconcile.clearing import Clearing
 from lbctl.reconcile.sweep import Sweep, Swept
 from lbctl.status import TableUse
 
@@ -21,7 +16,6 @@ SWEEP_SECONDS = 10.0
 BUSY_SWEEP_SECONDS = 1.0  # while a TCP table is filling up
 BUSY_LOAD = 0.75
 _WARN_AT = (0.9, 0.8)
-_OVER = object()
 
 
 class Housekeeper:
@@ -33,47 +27,9 @@ class Housekeeper:
         self._sweep = Sweep(tables)
         self._running: Iterator[Swept | None] | None = None
         self._next = 0.0
-        self._clearing: Clearing | None = None
-        self._clear_steps: Iterator[None] = iter(())
         self._flows: dict[str, int] = {}  # entries by map, as of the last sweep
-        self._node_addresses: tuple[bytes, ...] = ()
-        # Those that the node had, and when it lost them: flows may use them, for the filters.
-        self._lost: deque[tuple[float, bytes]] = deque()
-        self._gone: deque[tuple[float, bytes]] = deque()  # frontends' keys, for the filters
-        self._filters_stale = True
         self._warned: dict[str, float] = {}
         self._log = structlog.get_logger()
-
-    def note(self, plan: Plan, now: float) -> None:
-        """A plan was carried out: what it removed has filter bits that may go one day."""
-        self._gone.extend((now, key) for key in plan.frontends_gone)
-        if self._clearing:
-            self._clearing.note(plan)
-        if plan.frontends_gone or plan.lowered:
-            self._filters_stale = True
-
-    def expect(self, plan: Plan) -> None:
-        """A plan will be carried out. Servers of its that run on the node itself may answer from
-        any of the node's addresses."""
-        bits = filters.served_by_node(plan.backend_identities, self._node_addresses)
-        filters.set_bits(self._tables.backend_filter, bits)
-
-    def set_node_addresses(self, addresses: tuple[bytes, ...], now: float) -> None:
-        """Addresses of the node, from which masqueraded packets, answers of its own servers and
-        its own flows come: they need their bits now."""
-        if addresses == self._node_addresses:
-            return
-        lost = [a for a in self._node_addresses if a not in addresses]
-        self._lost.extend((now, address) for address in lost)
-        self._filters_stale |= bool(lost)
-        self._node_addresses = addresses
-        tables = self._tables
-        filters.set_bits(tables.service_filter, filters.service_bits(addresses))
-        identities = filters.identities(tables.backends.records)
-        bits = filters.served_by_node(identities, addresses)
-        filters.set_bits(tables.backend_filter, bits)
-        if self._clearing:
-            self._clearing.note_addresses(addresses)
 
     def due(self) -> float:
         """When `step` has something to do: at once while it is not done with the last."""
@@ -81,10 +37,6 @@ class Housekeeper:
 
     def step(self, now: float) -> bool:
         """One short step (some ms). Returns whether a sweep ended and something was freed."""
-        if self._clearing:
-            if next(self._clear_steps, _OVER) is _OVER:
-                self._clearing = None
-            return False
         if self._running is None:
             if now < self._next:
                 return False
@@ -103,14 +55,14 @@ class Housekeeper:
         return self._finish(found)
 
     def running(self) -> bool:
-        """Whether a sweep or what follows it is under way."""
-        return self._running is not None or self._clearing is not None
+        """Whether a sweep is under way."""
+        return self._running is not None
 
     def tables(self) -> dict[str, TableUse]:
         """How full the maps are that can fill up; flows as of the last sweep."""
         planner, tables = self.planner, self._tables
         used = {
-            "frontends": (len(planner.claims), tables.frontends.max_entries),
+            "frontends": (len(planner.claims), planner.room.all.frontends),
             "services": (
                 planner.service_ids.in_use + planner.service_ids.resting,
                 tables.services.max_entries,
@@ -149,10 +101,6 @@ class Housekeeper:
         self._flows = found.entries
         freed = self.planner.recover(found.began, found.services, found.backends)
         writes.clear(freed, self._tables)
-        if freed.services or freed.backends:
-            self._filters_stale = True
-        if self._filters_stale:
-            self._clear_filters(found)
         self._log.debug(
             "swept",
             flows=found.entries,
@@ -161,15 +109,3 @@ class Housekeeper:
             freed_backends=len(freed.backends),
         )
         return bool(freed.services or freed.backends)
-
-    def _clear_filters(self, found: Swept) -> None:
-        """Only bits that a change or a flow has needed since the sweep began stay."""
-        while self._gone and self._gone[0][0] + GRACE_SECONDS <= found.began:
-            self._gone.popleft()
-        gone = [key for _, key in self._gone]
-        self._clearing = Clearing(self._tables, self.planner.claims, found, gone)
-        while self._lost and self._lost[0][0] + GRACE_SECONDS <= found.began:
-            self._lost.popleft()
-        lost = [address for _, address in self._lost]
-        self._clear_steps = self._clearing.run((*self._node_addresses, *lost))
-        self._filters_stale = bool(gone or lost)

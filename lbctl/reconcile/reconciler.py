@@ -224,13 +224,11 @@ class Reconciler:
         if queued:
             wanted = {name: port for name, port in changes.items() if name not in queued}
         plan = self.planner.plan(wanted, now, places.grades)
-        self.housekeeper.expect(plan)
         try:
             writes.apply(plan, self._tables)
         except LbError as error:
             self.start_over(error)
             return True
-        self.housekeeper.note(plan, now)
         self._left |= bool(plan.lowered)
         without = {**plan.failed, **queued}
         places.served(name for name in wanted if name not in without)

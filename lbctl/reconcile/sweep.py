@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.addresses import FAMILIES
-from lbctl.datapath import consts, filters, flows
+from lbctl.datapath import consts, flows
 from lbctl.datapath.consts import current_tick
 from lbctl.datapath.flows import STEP_ENTRIES, Mask
 from lbctl.datapath.tables import HashTable, Records, Tables
@@ -43,8 +43,6 @@ class Swept:
     began: float  # the agent's clock
     services: npt.NDArray[np.bool_]  # by service id: has flows
     backends: npt.NDArray[np.bool_]  # by backend id
-    addresses: npt.NDArray[np.bool_]  # by bit of service_filter: flows go to such an address
-    endpoints: npt.NDArray[np.bool_]  # by bit of backend_filter: ... and to such a port of it
     entries: dict[str, int] = field(default_factory=dict)  # by map name
     ended: int = 0  # entries deleted
 
@@ -63,8 +61,6 @@ class Sweep:
             began,
             np.zeros(tables.services.max_entries, bool),
             np.zeros(tables.backends.max_entries, bool),
-            np.zeros(1 << consts.SERVICE_FILTER_BITS, bool),
-            np.zeros(1 << consts.BACKEND_FILTER_BITS, bool),
         )
         for family in self._families:
             yield from self._sweep_family(family, found)
@@ -91,7 +87,7 @@ class Sweep:
                     yield from self._end_idle(family, table, keys[part], values[part], live, found)
                     living = keys[part][live], values[part][live]
                     found.entries[table.name] += len(living[0])
-                    _note(*living, found)
+                    _note(living[1], found)
                     _note_said(*living, seen, overflow=table is family.lru)
                     yield None
         for name, said in _SAID.items():
@@ -160,17 +156,11 @@ class Sweep:
         return gone
 
 
-def _note(keys: Records, values: Records, found: Swept) -> None:
+def _note(values: Records, found: Swept) -> None:
     """What these entries, which live on, still refer to."""
     found.services[values["service"][values["service"] < len(found.services)]] = True
     backends = values["backend"] & consts.BACKEND_ID_MASK
     found.backends[backends[backends < len(found.backends)]] = True
-    direct = values["flags"] & consts.FLOW_DIRECT != 0
-    from_pod = ~direct & ~flows.is_reply(values)
-    rows = flows.wide_addresses(keys["dst"][from_pod])
-    for kind in (0, 1):  # whether it was a ClusterIP is not known any more
-        found.addresses[filters.address_bits(rows, kind)] = True
-    found.endpoints[filters.endpoint_bits(rows, keys["dport"][from_pod])] = True
 
 
 def _note_said(keys: Records, values: Records, seen: dict[str, bool], overflow: bool) -> None:

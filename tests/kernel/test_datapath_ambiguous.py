@@ -280,7 +280,6 @@ def test_what_comes_from_no_endpoint_is_not_noted(world: World, shape: Shape) ->
         world.to_net(packets.frame(shape, peer, peer_port, pod, 5060 + number, b"x"))
     node = NODE[shape.family]
     world.add_service(node, 30080, shape.protocol, [(peer, peer_port)], cluster_ip=False)
-    world.mark_endpoint((node, 30080))  # a frontend, no endpoint
     world.to_pod(packets.frame(shape, node, 30080, pod, 5060, b"x"))
     assert world.flows() == []
 

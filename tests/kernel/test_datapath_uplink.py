@@ -139,20 +139,13 @@ def test_an_sctp_checksum_that_the_device_fills_in_is_left_alone(world: World, f
 def test_other_ports_of_the_node_are_its_own(world: World, shape: Shape) -> None:
     """Untouched, whether anyone listens there or not; also where masqueraded flows have theirs."""
     node_port(world, shape)
-    # The node's address is no ClusterIP, whatever else the tests' world makes of it.
-    row = world.array("service_filter").records.copy()
-    world.array("service_filter").records[:] = 0
-    world.mark_own_address(NODE[shape.family])
-    try:
-        for port in (22, NODE_PORT + 1, 61000, 61999):
-            frame = packets.frame(shape, OUTSIDE[shape.family], 40000, NODE[shape.family], port)
-            outcome = world.from_net(frame)
-            assert (outcome.verdict, outcome.frame) == (model.PASS, frame), port
-        assert world.flows() == []
-        frame = Passage(world, shape).request()
-        assert world.from_net(frame).frame != frame
-    finally:
-        world.array("service_filter").records[:] = row
+    for port in (22, NODE_PORT + 1, 61000, 61999):
+        frame = packets.frame(shape, OUTSIDE[shape.family], 40000, NODE[shape.family], port)
+        outcome = world.from_net(frame)
+        assert (outcome.verdict, outcome.frame) == (model.PASS, frame), port
+    assert world.flows() == []
+    frame = Passage(world, shape).request()
+    assert world.from_net(frame).frame != frame
 
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from ebpf.layouts import Field, MapSpec, Record
+from ebpf.maps.buckets import BucketTable, elements_for
 from ebpf.maps.declared import USES, Maps
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.tables import PerCpuTable, Records
 
 HASH, ARRAY = 1, 2
@@ -36,17 +39,14 @@ def number(kind: str) -> Record:
     return Record("", int(kind[1:]) // 8, (Field("", 0, int(kind[1:]) // 8, 0, kind),))
 
 
-FRONTEND_KEY = record(
-    "frontend_key", ("addr", "addr"), ("port", "u16"), ("proto", "u8"), ("pad", "u8")
+FRONTEND_KEY = (
+    *_fields(("addr", "addr"), ("port", "u16"), ("proto", "u8"))[0],
+    Field("pad", 19, 5, 5, "u8"),
 )
 FRONTEND = Record(
-    "frontend",
-    28,
-    (
-        Field("self", 0, 20, 0, "struct", FRONTEND_KEY.fields),
-        Field("service", 20, 4, 0, "u32"),
-        Field("flags", 24, 4, 0, "u32"),
-    ),
+    "frontend_cell",
+    32,
+    (Field("key", 0, 24, 0, "struct", FRONTEND_KEY), Field("word", 24, 8, 0, "u64")),
 )
 SERVICE = record(
     "service", ("cluster", "u64"), ("local", "u64"), ("flags", "u32"), ("affinity", "u32")
@@ -213,14 +213,12 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
     """The maps the control plane writes and reads, empty."""
 
     def __init__(self, services: int = 64, endpoints: int = 256, slots: int = 1024) -> None:
-        self.add(FakeHash("frontends", FRONTEND_KEY, FRONTEND, 8 * services))
+        self.add(FakeArray("frontends", FRONTEND, elements_for(8 * services + endpoints)))
         self.add(FakeHash("source_ranges", RANGE, number("u32"), services))
         self.add(FakeHash("names", NAME_KEY, NAME, services))
         self.add(FakeArray("services", SERVICE, services))
         self.add(FakeArray("slots", SLOT, slots))
         self.add(FakeArray("backends", BACKEND, endpoints))
-        self.add(FakeArray("service_filter", number("u64"), 1 << 13))
-        self.add(FakeArray("backend_filter", number("u64"), 1 << 16))
         self.add(FakeArray("service_counters", COUNTERS, services))
         self.add(FakeArray("config", CONFIG, 1))
         self.add(FakeArray("table_state", TABLE_STATE, 1))
@@ -236,11 +234,26 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         setattr(self, table.name, table)
 
     def snapshot(self) -> dict[str, Any]:
-        """The bytes of everything."""
-        return {
+        """The bytes of everything; of the table of frontends what it says, wherever that lies."""
+        found: dict[str, Any] = {
             name: dict(table.entries) if isinstance(table, FakeHash) else table.records.tobytes()
             for name, table in vars(self).items()
         }
+        keys, words = BucketTable(self.frontends).read()
+        found["frontends"] = {k.tobytes(): w for k, w in zip(keys, words.tolist(), strict=True)}
+        return found
+
+    def frontend_entries(self) -> dict[bytes, tuple[int, int]]:
+        """Service and flags by key, of all but the endpoints."""
+        found = Frontends(self.frontends).read_all()
+        columns = found.keys, found.services.tolist(), found.flags.tolist()
+        return {key.tobytes(): (s, f) for key, s, f in zip(*columns, strict=True)}
+
+    def endpoint_entries(self) -> set[bytes]:
+        """Address and port of each."""
+        keys, words = BucketTable(self.frontends).read()
+        endpoints = words >> np.uint64(consts.FRONTEND_FLAGS_SHIFT) == consts.FRONTEND_ENDPOINT
+        return {key.tobytes()[:18] for key in keys[endpoints]}
 
     def hash_writes(self) -> int:
         """Updates and deletions of hash maps so far."""

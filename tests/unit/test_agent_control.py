@@ -120,7 +120,7 @@ class Rig:
         """With what the maps hold at that moment."""
         self.events.append(
             f"{what}: config {'set' if self.configured else 'unset'}, "
-            f"{len(self.tables.frontends.entries)} frontends"
+            f"{len(self.tables.frontend_entries())} frontends"
         )
 
     def write(self, record: StatusRecord, hints: object, troubles: object) -> bool:
@@ -159,7 +159,7 @@ def test_nothing_is_written_or_attached_before_the_first_complete_list(rig: Rig)
     rig.control.follow_network(0.0)
     assert rig.events == []
     assert not rig.configured
-    assert not rig.tables.frontends.writes
+    assert not rig.tables.frontends.records["word"].any()
     assert not rig.written
 
 

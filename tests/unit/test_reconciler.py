@@ -8,7 +8,9 @@ import pytest
 
 from ebpf.errors import KernelError
 from lbctl.addresses import format_address, parse_address, parse_prefix
-from lbctl.datapath import consts, filters
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.records import frontend_key
 from lbctl.model.records import (
     Hints,
     Protocol,
@@ -64,7 +66,7 @@ def test_services_come_and_go(tables: FakeTables) -> None:
     reconciler.take(update(gone=["web"]))
     assert reconciler.apply(complete=True)
     assert (reconciler.services, reconciler.planner.backend_ids.in_use) == (1, 1)
-    assert len(tables.frontends.entries) == 2
+    assert len(tables.frontend_entries()) == 2
 
 
 def test_two_objects_whose_names_look_like_one_are_two(tables: FakeTables) -> None:
@@ -111,34 +113,30 @@ def test_a_restart_without_changes_writes_nothing(tables: FakeTables) -> None:
 
 def test_nothing_goes_before_the_list_is_complete(tables: FakeTables) -> None:
     synced(tables, WEB, DNS)
-    frontends = dict(tables.frontends.entries)
+    frontends = tables.frontend_entries()
     reconciler = Reconciler(tables, NODE)
     reconciler.take(update(WEB, complete=False))  # a manifest cannot be read yet
     reconciler.apply(complete=False)
-    assert tables.frontends.entries == frontends
+    assert tables.frontend_entries() == frontends
     reconciler.apply(complete=True)
-    assert len(tables.frontends.entries) == 2
+    assert len(tables.frontend_entries()) == 2
     assert list(reconciler.planner.services) == ["default/web/TCP/v4"]
 
 
 def test_frontends_of_nobody_go_with_the_first_complete_list(tables: FakeTables) -> None:
     synced(tables, WEB)
-    table = tables.frontends
-    stray = table.spec.key.pack(addr=parse_address("10.96.0.9"), port=80, proto=6)
-    value = np.zeros(1, table.spec.value.dtype)
-    value["self"] = np.frombuffer(stray, table.spec.key.dtype)
-    value["service"] = 60
-    table.put(stray, value.tobytes())
+    stray = frontend_key(parse_address("10.96.0.9"), 80, 6)
+    Frontends(tables.frontends).put([(stray, 60, consts.FRONTEND_CLUSTER_IP)])
     synced(tables, WEB)
-    assert stray not in table.entries
+    assert stray not in tables.frontend_entries()
 
 
 def flags_of(tables: FakeTables) -> dict[tuple[str, int], int]:
     """Of every frontend, by address and port."""
-    keys, values = tables.frontends.read_all()
-    places = zip(keys["addr"], keys["port"].byteswap().tolist(), strict=True)
-    named = [(format_address(address.tobytes()), port) for address, port in places]
-    return dict(zip(named, values["flags"].tolist(), strict=True))
+    return {
+        (format_address(key[:16]), int.from_bytes(key[16:18], "big")): flags
+        for key, (_, flags) in tables.frontend_entries().items()
+    }
 
 
 def test_a_cluster_ip_of_the_node_itself_is_shared_with_the_stack(tables: FakeTables) -> None:
@@ -178,52 +176,9 @@ def test_addresses_of_others_in_the_service_range_are_marked(tables: FakeTables)
     assert reconciler.apply(complete=True)
     marks = {("10.96.0.99", 0), ("10.96.0.53", 0)}
     assert flags_of(tables) == ours | dict.fromkeys(marks, consts.FRONTEND_SHARED)
-    assert bit_of(tables, "10.96.0.99")
     reconciler.take(update(gone=["other"]))
     assert reconciler.apply(complete=True)
     assert flags_of(tables) == ours | {("10.96.0.53", 0): consts.FRONTEND_SHARED}
-
-
-OWN_SERVER = objects("dns", "10.96.0.2", ["192.0.2.1"], port=53)  # listens on 8080
-
-
-def answers_from(tables: FakeTables, address: str) -> bool:
-    place = parse_address(address) + (8080).to_bytes(2, "big")
-    [bit] = filters.backend_bits([place]).tolist()
-    return bool(int(tables.backend_filter.records[bit >> 6]) >> (bit & 63) & 1)
-
-
-def test_servers_of_the_node_may_answer_from_any_of_its_addresses(tables: FakeTables) -> None:
-    """Their bits come with the endpoint and with the address."""
-    reconciler = Reconciler(tables, NODE)
-    addresses = tuple(map(parse_address, ("192.0.2.1", "10.244.1.1")))
-    reconciler.housekeeper.set_node_addresses(addresses, 0.0)
-    assert not answers_from(tables, "10.244.1.1")
-    reconciler.take(update(OWN_SERVER, WEB))
-    reconciler.apply(complete=True)
-    assert answers_from(tables, "10.244.1.1")
-    reconciler.housekeeper.set_node_addresses((*addresses, parse_address("10.9.9.9")), 0.0)
-    assert answers_from(tables, "10.9.9.9")
-
-
-def test_an_address_that_the_node_lost_keeps_its_bits_for_a_while(
-    tables: FakeTables, clock: Clock
-) -> None:
-    """A flow may have taken it after the sweep looked for flows that have it."""
-    reconciler = synced(tables, WEB, OWN_SERVER)
-    had = tuple(map(parse_address, ("192.0.2.1", "10.244.1.1")))
-    reconciler.housekeeper.set_node_addresses(had, clock.now)
-    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    clock.now += housekeeping.SWEEP_SECONDS
-    reconciler.housekeeper.set_node_addresses(had[:1], clock.now)
-    sweep(reconciler, clock, alloc.GRACE_SECONDS / 2)
-    assert bit_of(tables, "10.244.1.1")
-    for _ in range(2):
-        sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    assert not bit_of(tables, "10.244.1.1")
-    assert not answers_from(tables, "10.244.1.1")
-    assert bit_of(tables, "192.0.2.1")
-    assert answers_from(tables, "192.0.2.1")
 
 
 def test_equal_facts_about_the_node_cost_nothing(tables: FakeTables) -> None:
@@ -269,36 +224,27 @@ def test_a_failing_map_is_read_back_and_written_again(
     assert any("frontends" in warning for warning in reconciler.warnings())
     assert reconciler.retry_at() == clock.now + RETRY_SECONDS
     reconciler.apply(complete=True)
-    assert len(tables.frontends.entries) == 4
+    assert len(tables.frontend_entries()) == 4
     assert len(tables.names.entries) == 2
     assert reconciler.planner.backend_ids.in_use == 3
 
 
-def test_ids_and_filter_bits_return_after_a_sweep(tables: FakeTables, clock: Clock) -> None:
+def test_ids_and_endpoints_return_after_a_sweep(tables: FakeTables, clock: Clock) -> None:
     reconciler = synced(tables, WEB, DNS)
-    reconciler.housekeeper.set_node_addresses((parse_address("172.18.0.1"),), 0.0)
+    known = tables.endpoint_entries()
     reconciler.take(update(gone=["web"]))
     reconciler.apply(complete=True)
     sweep(reconciler, clock, 1.0)
-    assert bit_of(tables, "10.96.0.1")  # flows to it may have begun after the sweep passed
+    assert tables.endpoint_entries() == known  # flows to them may have begun after the sweep passed
     assert len(tables.names.entries) == 2
     sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    assert not bit_of(tables, "10.96.0.1")
-    assert bit_of(tables, "10.96.0.2")
-    assert bit_of(tables, "172.18.0.1")
     assert len(tables.names.entries) == 1
     used = tables.backends.records["port"] != 0
     assert np.count_nonzero(used) == 1
-    assert np.bitwise_count(tables.backend_filter.records).sum() == 1
+    assert len(tables.endpoint_entries()) == 1
 
 
-def bit_of(tables: FakeTables, address: str) -> bool:
-    rows = np.frombuffer(parse_address(address), np.uint8).reshape(1, 16)
-    [bit] = filters.address_bits(rows).tolist()
-    return bool(int(tables.service_filter.records[bit >> 6]) >> (bit & 63) & 1)
-
-
-def test_a_flow_keeps_its_ids_and_its_filter_bit(tables: FakeTables, clock: Clock) -> None:
+def test_a_flow_keeps_its_ids_and_its_endpoint(tables: FakeTables, clock: Clock) -> None:
     reconciler = synced(tables, WEB)
     flows = tables.flows4
     backend = next(iter(np.flatnonzero(tables.backends.records["port"])))
@@ -316,13 +262,13 @@ def test_a_flow_keeps_its_ids_and_its_filter_bit(tables: FakeTables, clock: Cloc
     reconciler.apply(complete=True)
     for _ in range(3):
         sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    assert bit_of(tables, "10.96.0.1")
+    assert len(tables.endpoint_entries()) == 1
     assert len(tables.names.entries) == 1
     assert tables.backends.records["port"][backend]
     flows.entries.clear()
     for _ in range(2):
         sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    assert not bit_of(tables, "10.96.0.1")
+    assert not tables.endpoint_entries()
     assert not tables.names.entries
 
 
