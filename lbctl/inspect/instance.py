@@ -10,6 +10,7 @@ import numpy as np
 from ebpf.instance import Instance
 from ebpf.maps.hashes import HashMap
 from lbctl import status
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.reasons import reason_names
 from lbctl.datapath.regions import region_of
 from lbctl.datapath.tables import HashTable
@@ -106,10 +107,10 @@ def reasons(instance: Instance) -> dict[str, int]:
 
 
 def _use(instance: Instance, name: str, flag: str) -> MapUse:
-    table = instance.map(name)
-    return MapUse(
-        name, table.type, _entries(instance, name), table.max_entries, table.memory_bytes, flag
-    )
+    table, most = instance.map(name), instance.map(name).max_entries
+    if name == "frontends":
+        most = Frontends(instance.frontends).room
+    return MapUse(name, table.type, _entries(instance, name), most, table.memory_bytes, flag)
 
 
 def _entries(instance: Instance, name: str) -> int | None:
@@ -124,6 +125,8 @@ def _entries(instance: Instance, name: str) -> int | None:
         return int(np.count_nonzero(instance.backends.records["port"]))
     if name == "slots":
         return _slots(instance)
+    if name == "frontends":
+        return len(Frontends(instance.frontends))
     table = instance.map(name)
     return _count(table) if isinstance(table, HashMap) else None
 
