@@ -10,6 +10,7 @@
 #include "consts.h"
 #include "types.h"
 #include "maps.h"
+#include "cpu.h"
 
 /* Who asks for a backend, and by which kind of address. */
 struct request {
@@ -53,7 +54,7 @@ INLINE bool endpoint_at(u32 set, u32 index, u32 within, u32 *id)
 /* Any of them, as likely as its weight says: all that most services need. */
 INLINE bool any_endpoint(u32 set, u32 length, u32 *id)
 {
-	u64 drawn = (u64)bpf_get_prandom_u32() * length;
+	u64 drawn = (u64)next_random() * length;
 
 	return endpoint_at(set, set + (u32)(drawn >> 32), (u32)drawn >> 16, id);
 }
@@ -73,7 +74,7 @@ INLINE u32 next_turn(u32 *turn, u32 length, u32 *within)
 /* The same by chance. */
 INLINE u32 any_place(u32 length, u32 *within)
 {
-	u64 drawn = (u64)bpf_get_prandom_u32() * length;
+	u64 drawn = (u64)next_random() * length;
 
 	*within = (u32)drawn >> 16;
 	return drawn >> 32;

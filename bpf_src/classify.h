@@ -7,122 +7,59 @@
 #include "consts.h"
 #include "types.h"
 #include "config.h"
-#include "filter.h"
+#include "frontend.h"
 #include "address.h"
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
 #include "tailcall.h"
 #include "flow.h"
-#include "select.h"
 #include "fragment.h"
 #include "stash.h"
 #include "icmp.h"
+#include "established.h"
+#include "plain.h"
 
 /* A packet that is not for a service. */
-INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct packet *p)
+INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
 {
-	if (in_service_range(c, &p->dst) && !(c->flags & CONFIG_PASS_MIDSTREAM)) {
-		count(skb, REASON_UNALLOCATED);
-		return DROP;
-	}
-#ifndef TRACE
-	if (p->origin == ORIGIN_POD && has_ports(p->proto) && p->fragment == WHOLE &&
-	    !parse_ports(skb, p) && maybe_endpoint(&p->dst, p->dport)) {
-		struct table_state *state = get_table_state();
-
-		if (p->proto != IPPROTO_TCP || starts_connection(p) ||
-		    (state && *has_direct(state))) {
-			save_packet(skb, p);
-			return hand_to(skb, FAMILY_PROGRAM(DIRECT));
-		}
-	}
-#endif
-	return PASS;
+	if (!in_service_range(c, &p->dst) || c->flags & CONFIG_PASS_MIDSTREAM)
+		return PASS;
+	count(skb, REASON_UNALLOCATED);
+	return DROP;
 }
 
-/* Ports for a packet to a service, also of fragments. 0 or a reason. */
-INLINE int ports_or_reason(struct __sk_buff *skb, struct packet *p)
+/* May its answers be taken for those of a flow through a service (direct.h)? */
+INLINE bool may_meet_flow(const struct packet *p)
 {
-	int reason = parse_ports(skb, p);
-
-	if (reason || p->fragment == WHOLE)
-		return reason;
-#ifndef TRACE
-	if (p->fragment == FRAGMENT_FIRST)
-		remember_fragment(p);
-	else if (!recall_fragment(p))
-		return REASON_FRAGMENT_UNMATCHED;
-#endif
-	return 0;
+	return p->fragment == WHOLE && has_ports(p->proto) &&
+	       (p->proto != IPPROTO_TCP || starts_connection(p)) && is_endpoint(&p->dst, p->dport);
 }
 
-/* Is this really a ClusterIP, or at least an address that only services have? The filter's bit may
- * be there by chance, and other traffic's broken packets and fragments are the stack's, as are
- * those for an address that the node itself or another proxy has. */
-INLINE bool is_cluster_ip(const struct config *c, const struct packet *p)
+INLINE bool is_to_frontend(const struct packet *p)
 {
 	struct frontend_key key;
-	struct frontend found;
 
-	if (!maybe_service(&p->dst, 1))
-		return false;
-	make_frontend_key(&key, &p->dst, 0, 0);
-	if (find_frontend(&key, &found))
-		return !(found.flags & FRONTEND_SHARED);
-	return in_service_range(c, &p->dst);
+	make_frontend_key(&key, &p->dst, p->dport, p->proto);
+	return frontend_word(&key);
 }
 
-/* A packet that comes in: whom does it concern? This and going_out() write nothing, so that traffic
- * that is none of ours is not copied for it. */
-INLINE int coming_in(struct __sk_buff *skb, u32 from)
+/* No flow has the tuple of a packet that comes in. Its ports are known. */
+INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, struct packet *p)
 {
-	const struct config *c = get_config();
-	struct packet p;
-	bool cluster_ip;
-	u32 early = 0;
-	int reason = parse_addresses(skb, &p, from);
+	u32 address = address_flags(&p->dst);
 
-	if (!c)
-		return PASS;
-	if (reason) {
-		/* If only extension headers are at fault, the addresses are known. */
-		bool ours = p.l4 && is_cluster_ip(c, &p);
-
-		if (ours || !p.l4)
-			count(skb, reason);
-		return ours ? DROP : PASS;
+	if (address & FRONTEND_ADDRESS || (address && is_to_frontend(p))) {
+		save_packet(skb, p);
+		return hand_to_connect(skb, p);
 	}
-	if (!maybe_service(&p.dst, 0))
-		return not_service(skb, c, &p);
-	cluster_ip = maybe_service(&p.dst, 1);
-	reason = ports_or_reason(skb, &p);
-	if (reason) {
-		bool ours = is_cluster_ip(c, &p);
-
-		if (reason == REASON_FRAGMENT_UNMATCHED && has_ports(p.proto)) {
-			early = ours ? EARLY_OURS : 0;
-			goto fragment;
-		}
-		/* An address that is also the node's own gets what the stack makes of it. */
-		count(skb, reason);
-		return ours ? DROP : PASS;
-	}
-	save_packet(skb, &p);
 #ifndef TRACE
-	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p))
-		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
+	if (may_meet_flow(p)) {
+		save_packet(skb, p);
+		return hand_to(skb, FAMILY_PROGRAM(DIRECT));
+	}
 #endif
-	if (!cluster_ip && !maybe_endpoint(&p.dst, p.dport) && !is_own_port(c, p.dport))
-		return PASS;
-#ifdef TRACE
-	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
-#else
-	if (p.fragment != FRAGMENT_FIRST)
-		return hand_to(skb, FAMILY_PROGRAM(SERVICE));
-#endif
-fragment:
-	return hand_fragment(skb, &p, early);
+	return address ? PASS : not_service(skb, c, p);
 }
 
 /* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
@@ -130,16 +67,191 @@ fragment:
 INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
 {
 	return skb->sk && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
-	       maybe_service(&p->dst, 0);
+	       address_flags(&p->dst);
 }
 
-/* A packet that goes out: may it be a reply, or one whose source is to change? */
-INLINE int going_out(struct __sk_buff *skb, u32 to)
+/* May it be from a service's port, an endpoint, or a server of the node's own that was asked by
+ * another address (outgoing.h)? The established packets of others' TCP have nothing to say. */
+INLINE bool may_be_answer(struct __sk_buff *skb, const struct packet *p)
 {
 	const struct config *c = get_config();
-	struct packet p;
+	struct frontend_key key;
+	ip_addr node;
 
-	if (!c || parse_addresses(skb, &p, to))
+	if (!c || (p->proto == IPPROTO_TCP && !starts_connection(p)))
+		return false;
+	make_frontend_key(&key, &p->src, p->sport, p->proto);
+	if (frontend_word(&key) || is_endpoint(&p->src, p->sport))
+		return true;
+	narrow(&node, NODE_ADDRESS(c));
+	return p->proto == IPPROTO_UDP && skb->sk && is_endpoint(&node, p->sport);
+}
+
+/* No flow has the tuple of a packet that goes out. */
+INLINE int goes_without_flow(struct __sk_buff *skb, struct packet *p)
+{
+	if (p->origin != ORIGIN_POD && calls_service(skb, p)) {
+		p->origin = ORIGIN_NODE;
+		save_packet(skb, p);
+		return hand_to_connect(skb, p);
+	}
+#ifndef TRACE
+	if (may_be_answer(skb, p)) {
+		save_packet(skb, p);
+		return hand_to(skb, FAMILY_PROGRAM(OUTGOING));
+	}
+#endif
+	return PASS;
+}
+
+#ifndef TRACE
+/* What almost every packet needs; NOT_PLAIN for the rest. A reply is translated where it goes out.
+ */
+INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 from)
+{
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+
+	if (!c || !parse_plain(skb, &p, from))
+		return NOT_PLAIN;
+	make_key(&key, &p);
+	if (!find_cell(&key, &f) || kind_of(&f) & CELL_NOTE)
+		return comes_without_flow(skb, c, &p);
+	return acts_coming_in(kind_of(&f)) ? plain(skb, &p, &f) : PASS;
+}
+
+INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
+{
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+
+	if (!parse_plain(skb, &p, to))
+		return NOT_PLAIN;
+	make_key(&key, &p);
+	if (!find_cell(&key, &f))
+		return goes_without_flow(skb, &p);
+	if (!acts_going_out(kind_of(&f)))
+		return PASS;
+	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f);
+}
+#endif
+
+/* The programs for what comes in and goes out. They write nothing where a packet is none of ours,
+ * so that it is not copied for that. */
+INLINE int come_in(struct __sk_buff *skb, u32 from)
+{
+#ifndef TRACE
+	int verdict = plain_coming_in(skb, get_config(), from);
+
+	if (verdict != NOT_PLAIN)
+		return verdict;
+#endif
+	handoff(skb)->from = from;
+	return hand_to(skb, FAMILY_PROGRAM(COMING_IN));
+}
+
+INLINE int go_out(struct __sk_buff *skb, u32 to)
+{
+#ifndef TRACE
+	int verdict = plain_going_out(skb, to);
+
+	if (verdict != NOT_PLAIN)
+		return verdict;
+#endif
+	handoff(skb)->from = to;
+	return hand_to(skb, FAMILY_PROGRAM(GOING_OUT));
+}
+
+/* Is this an address that only services have? Other traffic's broken packets and fragments are the
+ * stack's, as are those for an address that the node itself or another proxy has. */
+INLINE bool is_cluster_ip(u32 address)
+{
+	return address & FRONTEND_ADDRESS && !(address & FRONTEND_SHARED);
+}
+
+/* A packet that cannot be read. An address that is also the node's own gets what the stack makes of
+ * it. */
+INLINE int unreadable(struct __sk_buff *skb, const struct config *c, const struct packet *p,
+		      int reason)
+{
+	u32 address = address_flags(&p->dst);
+
+	if (!address)
+		return not_service(skb, c, p);
+	count(skb, reason);
+	return is_cluster_ip(address) ? DROP : PASS;
+}
+
+/* A later fragment that comes in, whose first was not seen. Who masquerades has the node's address:
+ * what answers there may be anybody's. */
+INLINE int early_coming_in(struct __sk_buff *skb, const struct config *c, const struct packet *p)
+{
+	u32 address = address_flags(&p->dst);
+	ip_addr node;
+
+	narrow(&node, NODE_ADDRESS(c));
+	if (!has_ports(p->proto) || (!address && !same_address(&p->dst, &node)))
+		return unreadable(skb, c, p, REASON_FRAGMENT_UNMATCHED);
+	return hand_fragment(skb, p, is_cluster_ip(address) ? EARLY_OURS : 0);
+}
+
+/* Any packet that comes in. */
+INLINE int coming_in(struct __sk_buff *skb)
+{
+	const struct config *c = get_config();
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+	u32 from = handoff(skb)->from;
+	int reason = parse_addresses(skb, &p, from);
+
+	if (!c)
+		return PASS;
+	if (reason) {
+		/* If only extension headers are at fault, the addresses are known. */
+		bool ours = p.l4 && is_cluster_ip(address_flags(&p.dst));
+
+		if (ours || !p.l4)
+			count(skb, reason);
+		return ours ? DROP : PASS;
+	}
+	reason = parse_ports(skb, &p);
+	if (reason)
+		return unreadable(skb, c, &p, reason);
+#ifndef TRACE
+	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
+		return early_coming_in(skb, c, &p);
+	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
+		save_packet(skb, &p);
+		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
+	}
+	make_key(&key, &p);
+	if (find_cell(&key, &f) && !(kind_of(&f) & CELL_NOTE)) {
+		if (!acts_coming_in(kind_of(&f)))
+			return PASS;
+		if (is_news(&p, from))
+			return hand_first(skb, &p, 0);
+		save_packet(skb, &p);
+		handoff(skb)->turn = 0;
+		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
+	}
+	if (is_news(&p, from) && address_flags(&p.dst))
+		return hand_first(skb, &p, 0);
+#endif
+	return comes_without_flow(skb, c, &p);
+}
+
+/* Any packet that goes out. */
+INLINE int going_out(struct __sk_buff *skb)
+{
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+	u32 to = handoff(skb)->from;
+
+	if (parse_addresses(skb, &p, to))
 		return PASS;
 	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
 		save_packet(skb, &p);
@@ -147,29 +259,22 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 	}
 	if (!has_ports(p.proto) || parse_ports(skb, &p))
 		return PASS;
-	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p)) {
-		/* What has a socket was cut here, in order. */
-		if (skb->sk || !maybe_endpoint(&p.src, 0))
-			return PASS;
-		goto fragment;
+	/* What has a socket was cut here, in order. */
+	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
+		return skb->sk ? PASS : hand_fragment(skb, &p, EARLY_GOING_OUT);
+	make_key(&key, &p);
+	if (!find_cell(&key, &f)) {
+		if (is_news(&p, to) && (is_endpoint(&p.src, p.sport) || address_flags(&p.dst)))
+			return hand_first(skb, &p, EARLY_GOING_OUT);
+		return goes_without_flow(skb, &p);
 	}
-	if (to != ORIGIN_POD && calls_service(skb, &p)) {
-		p.origin = ORIGIN_NODE;
-		save_packet(skb, &p);
-		if (p.fragment == FRAGMENT_FIRST)
-			remember_fragment(&p);
-		return hand_to(skb, FAMILY_PROGRAM(NODE));
-	}
-	if (!maybe_endpoint(&p.src, p.sport) && !is_own_port(c, p.sport) &&
-	    !same_address(&p.src, &p.dst))
+	if (!acts_going_out(kind_of(&f)))
 		return PASS;
-	if (p.fragment == FRAGMENT_FIRST) {
-		remember_fragment(&p);
-		if (!skb->sk)
-			goto fragment;
-	}
+	if (is_news(&p, to))
+		return hand_first(skb, &p, EARLY_GOING_OUT);
+	if (kind_of(&f) & CELL_NODE)
+		p.origin = ORIGIN_NODE;
 	save_packet(skb, &p);
-	return hand_to(skb, FAMILY_PROGRAM(REPLY));
-fragment:
-	return hand_fragment(skb, &p, EARLY_GOING_OUT);
+	handoff(skb)->turn = NO_TURN;
+	return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 }

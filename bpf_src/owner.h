@@ -2,20 +2,24 @@
  * the backend that the flow has goes on serving: then nothing else would move it. */
 #pragma once
 
+#include <linux/in.h>
 #include "unit.h"
-#include "consts.h"
 #include "types.h"
-#include "select.h"
+#include "consts.h"
+#include "parse.h"
+#include "frontend.h"
+#include "flow.h"
 
 /* Asked once per beat. An address that nobody has any more is left to its backends, which stop
  * serving with their service. */
-INLINE bool has_new_owner(const struct flow_key *key, const struct flow *f)
+INLINE bool has_new_owner(const struct packet *p, const struct found *f)
 {
-	struct frontend_key frontend_key;
-	struct frontend frontend;
+	struct frontend_key key;
+	struct frontend owner;
 
-	if (f->state != FLOW_DATAGRAM || f->flags & (FLOW_REPLY | FLOW_DIRECT))
+	if (p->proto == IPPROTO_TCP ||
+	    kind_of(f) & (CELL_REPLY | CELL_DIRECT | CELL_SIDE | CELL_NOTE))
 		return false;
-	make_frontend_key(&frontend_key, &key->dst, key->dport, key->proto);
-	return find_frontend(&frontend_key, &frontend) && frontend.service != f->service;
+	make_frontend_key(&key, &p->dst, p->dport, p->proto);
+	return find_frontend(&key, &owner) && owner.service != f->state->service;
 }

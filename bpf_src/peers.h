@@ -7,7 +7,7 @@
 #include "consts.h"
 #include "types.h"
 #include "maps.h"
-#include "filter.h"
+#include "frontend.h"
 #include "select.h"
 #include "socket.h"
 
@@ -50,7 +50,7 @@ INLINE void asked_directly(struct bpf_sock_addr *ctx, const struct call *call)
 	struct socket_peer *peer;
 	struct socket_key key;
 
-	if (!maybe_endpoint(&call->addr, call->port))
+	if (!is_endpoint(&call->addr, call->port))
 		return;
 	make_socket_key(&key, call->cookie, &call->addr, call->port);
 	peer = socket_peers.lookup(&key);
@@ -88,7 +88,7 @@ INLINE bool find_peer(struct call *call, struct choice *choice)
 	struct socket_peer *peer;
 	struct socket_key key;
 
-	if (!maybe_endpoint(&call->addr, call->port))
+	if (!is_endpoint(&call->addr, call->port))
 		return false;
 	make_socket_key(&key, call->cookie, &call->addr, call->port);
 	peer = socket_peers.lookup(&key);

@@ -8,6 +8,8 @@
 #include "maps.h"
 #include "address.h"
 #include "algorithm.h"
+#include "cpu.h"
+#include "beat.h"
 
 struct choice {
 	ip_addr addr;
@@ -15,36 +17,9 @@ struct choice {
 	__u16 client_port; /* what the backend sees, if not the client's own */
 	__u32 backend;	   /* id | generation << 24 */
 	__u32 service;
-	__u32 flags; /* enum flow_flag, for the entries to make */
+	__u32 kind;  /* enum cell_kind, of the flow to make */
 	__u32 local; /* on this node */
 };
-
-/* A hash element can be reused under its reader, and a walk over the bucket can be led astray: the
- * value must name its own key, and a miss is believed when it comes twice. */
-INLINE bool find_frontend(struct frontend_key *key, struct frontend *out)
-{
-#pragma unroll
-	for (int i = 0; i < 3; i++) {
-		struct frontend *f = frontends.lookup(key);
-
-		if (!f)
-			continue;
-		*out = *f;
-		if (out->self.addr.w[3] == key->addr.w[3] && out->self.port == key->port &&
-		    out->self.proto == key->proto && out->self.addr.w[2] == key->addr.w[2] &&
-		    out->self.addr.w[1] == key->addr.w[1] && out->self.addr.w[0] == key->addr.w[0])
-			return true;
-	}
-	return false;
-}
-
-INLINE void make_frontend_key(struct frontend_key *key, const ip_addr *addr, u16 port, u8 proto)
-{
-	widen(&key->addr, addr);
-	key->port = port;
-	key->proto = proto;
-	key->pad = 0;
-}
 
 INLINE bool uses_local_set(const struct service *s, const struct request *r)
 {
@@ -81,26 +56,26 @@ INLINE void take_backend(struct choice *choice, const struct backend *b, u32 ref
 INLINE bool affine_backend(const struct service *s, struct affinity_key *key, bool local,
 			   struct choice *choice)
 {
-	u32 tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT, id;
+	u32 beat = now(), id;
 	struct affinity *had = affinity.lookup(key);
 	struct backend *b;
 
-	if (!had || tick - had->seen > s->affinity)
+	if (!had || is_older(beat, had->seen, s->affinity))
 		return false;
 	id = had->backend & BACKEND_ID_MASK;
 	b = backends.lookup(&id);
-	if (!b || !current(b, had->backend) || b->flags & BACKEND_CLOSED ||
+	if (!b || !current(b, had->backend) || b->service != key->service ||
+	    b->flags & BACKEND_CLOSED ||
 	    !(b->flags & (local ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER)))
 		return false;
-	had->seen = tick;
+	had->seen = beat;
 	take_backend(choice, b, had->backend, key->service);
 	return true;
 }
 
 INLINE void remember_affinity(struct affinity_key *key, u32 reference)
 {
-	struct affinity value = {.backend = reference,
-				 .seen = bpf_ktime_get_coarse_ns() >> TICK_SHIFT};
+	struct affinity value = {.backend = reference, .seen = now()};
 
 	affinity.update(key, &value);
 }
@@ -169,11 +144,11 @@ INLINE bool picks_up(u32 service)
 	return s && s->flags & SERVICE_PICKS_UP;
 }
 
-/* May the backend of this flow still carry it? */
-INLINE bool still_serving(const struct flow *f)
+/* May the backend of a flow of this service still carry it? */
+INLINE bool still_serving(u32 reference, u32 service)
 {
-	u32 id = f->backend & BACKEND_ID_MASK;
+	u32 id = reference & BACKEND_ID_MASK;
 	struct backend *b = backends.lookup(&id);
 
-	return b && current(b, f->backend);
+	return b && current(b, reference) && b->service == service;
 }

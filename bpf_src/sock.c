@@ -10,8 +10,8 @@
 #include "maps.h"
 #include "address.h"
 #include "config.h"
-#include "filter.h"
 #include "algorithm.h"
+#include "frontend.h"
 #include "select.h"
 #include "owned.h"
 #include "socket.h"
@@ -110,11 +110,13 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	struct frontend_key key;
 	struct frontend frontend;
 	struct socket_key kept;
+	u32 address;
 	int reason;
 
 	if (!c)
 		return NOT_OURS;
-	if (!maybe_service(&call->addr, 0)) {
+	address = address_flags(&call->addr);
+	if (!address) {
 		asked_directly(ctx, call);
 		return NOT_OURS;
 	}
@@ -122,9 +124,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		return NOT_OURS;
 	make_frontend_key(&key, &call->addr, call->port, call->proto);
 	if (!find_frontend(&key, &frontend)) {
-		make_frontend_key(&key, &call->addr, 0, 0);
-		if (find_frontend(&key, &frontend) && frontend.flags & FRONTEND_ADDRESS &&
-		    !(frontend.flags & FRONTEND_SHARED))
+		if (address & FRONTEND_ADDRESS && !(address & FRONTEND_SHARED))
 			return deny(call, REASON_UNKNOWN_PORT, ECONNREFUSED);
 		asked_directly(ctx, call);
 		return NOT_OURS;
@@ -137,7 +137,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
 	/* No port is known yet, nor needed: the socket keeps the backend it is told. */
-	request.ports = bpf_get_prandom_u32();
+	request.ports = next_random();
 	identify(&request, call, c);
 	reason = choose_backend(&request, true, choice);
 	if (reason == REASON_NO_ENDPOINT)

@@ -13,7 +13,6 @@
 #include "consts.h"
 #include "types.h"
 #include "maps.h"
-#include "filter.h"
 #include "address.h"
 #include "parse.h"
 #include "handoff.h"
@@ -28,7 +27,8 @@ enum stash_state { STASH_FREE, STASH_WRITING, STASH_WAITING, STASH_COPY };
 #define STASH_TAG(head) ((u32)(head) & ~3)
 #define STASH_TICK(head) ((u32)((head) >> 32))
 #define STASH_HEAD(state, tag, tick) ((u64)(tick) << 32 | (tag) | (state))
-#define STASH_TICKS 1 /* how many a fragment waits at least */
+#define STASH_TICK_SHIFT 30 /* of nanoseconds: a tick is about a second */
+#define STASH_TICKS 1	    /* how many a fragment waits at least */
 
 /* What is known of a fragment that is handed over. */
 enum early {
@@ -55,14 +55,30 @@ INLINE void make_stash_key(struct stash_key *key, const struct __sk_buff *skb,
 	key->going_out = going_out;
 }
 
+INLINE u32 mix_address(const ip_addr *a)
+{
+#if FAMILY == 4
+	return *a * 0x9e3779b1;
+#else
+	return a->w[0] * 0x85ebca6b + a->w[1] * 0xc2b2ae35 + a->w[2] * 0x27d4eb2f +
+	       a->w[3] * 0x9e3779b1;
+#endif
+}
+
 INLINE void find_place(struct stash_place *place, const struct packet *p)
 {
-	u32 h = (filter_hash(&p->src, p->proto) ^ p->id) * 0x85ebca6b ^ filter_hash(&p->dst, 0);
+	u32 h = (mix_address(&p->src) ^ p->id) * 0x85ebca6b ^ mix_address(&p->dst) ^ p->proto;
 
 	h ^= h >> 15;
 	h *= 0x2c1b3c6d;
+	h ^= h >> 16;
 	place->bucket = h % STASH_BUCKETS;
 	place->tag = h & ~3;
+}
+
+INLINE u32 stash_tick(void)
+{
+	return bpf_ktime_get_coarse_ns() >> STASH_TICK_SHIFT;
 }
 
 INLINE bool same_datagram(const struct stash_key *a, const struct stash_key *b)
@@ -101,6 +117,18 @@ INLINE int hand_fragment(struct __sk_buff *skb, const struct packet *p, u32 earl
 	handoff(skb)->early = early;
 	handoff(skb)->fragment_id = p->id;
 	return hand_to(skb, FAMILY_PROGRAM(FRAGMENT));
+}
+
+/* A first fragment that was not looked at by fragment() yet? */
+INLINE bool is_news(const struct packet *p, u32 from)
+{
+	return p->fragment == FRAGMENT_FIRST && !(from & FRAGMENT_SEEN);
+}
+
+INLINE int hand_first(struct __sk_buff *skb, const struct packet *p, u32 early)
+{
+	remember_fragment(p);
+	return hand_fragment(skb, p, early);
 }
 
 /* The place to put a fragment: free, else of the one that waits longest. One that is being written
@@ -173,7 +201,7 @@ INLINE bool fill_slot(struct __sk_buff *skb, struct stash_slot *slot, const stru
 /* Lets a fragment wait. Where its head is, and what that says; 0 if there was no place for it. */
 INLINE u64 *put_fragment(struct __sk_buff *skb, const struct packet *p, u32 early, u64 *head)
 {
-	u32 chosen, n, tick = now();
+	u32 chosen, n, tick = stash_tick();
 	struct stash_bucket *bucket;
 	struct stash_place place;
 	struct stash_slot *slot;
@@ -199,14 +227,14 @@ INLINE u64 *put_fragment(struct __sk_buff *skb, const struct packet *p, u32 earl
 	return kept ? &bucket->heads[chosen] : 0;
 }
 
-/* Through the hook's programs from the beginning. */
-INLINE int begin_again(struct __sk_buff *skb, const struct packet *p, bool going_out)
+/* Through the hook's programs from the beginning. `seen`: FRAGMENT_SEEN, or 0. */
+INLINE int begin_again(struct __sk_buff *skb, const struct packet *p, bool going_out, u32 seen)
 {
 	u32 bare = p->l3 ? 0 : BARE_LINK;
 
-	handoff(skb)->from = p->origin | bare;
-	return going_out ? hand_to(skb, FAMILY_PROGRAM(TO_NET))
-			 : hand_to(skb, FAMILY_PROGRAM(FROM_NET));
+	handoff(skb)->from = p->origin | bare | seen;
+	return going_out ? hand_to(skb, FAMILY_PROGRAM(GOING_OUT))
+			 : hand_to(skb, FAMILY_PROGRAM(COMING_IN));
 }
 
 /* What becomes of a fragment that is early. Where the address may be somebody else's as well, it
@@ -221,7 +249,7 @@ INLINE int stash_fragment(struct __sk_buff *skb, struct packet *p, u32 early)
 		count(skb, REASON_FRAGMENT_UNMATCHED);
 	/* The first one may have come meanwhile, and not have seen this one. */
 	if (place && recall_fragment(p) && swap_head(place, head, STASH_FREE))
-		return begin_again(skb, p, early & EARLY_GOING_OUT);
+		return begin_again(skb, p, early & EARLY_GOING_OUT, 0);
 	return ours ? DROP : PASS;
 }
 
@@ -239,7 +267,7 @@ INLINE bool become(struct __sk_buff *skb, const struct stash_slot *slot, u32 l3)
  * is to fill in: that field is in the first one alone. */
 INLINE int release_fragments(struct __sk_buff *skb, const struct packet *p, bool going_out)
 {
-	u32 i, ifindex = skb->ifindex, tick = now();
+	u32 i, ifindex = skb->ifindex, tick = stash_tick();
 	u64 flags = going_out ? 0 : BPF_F_INGRESS;
 	struct stash_bucket *bucket;
 	struct stash_place place;
@@ -280,8 +308,7 @@ INLINE int release_fragments(struct __sk_buff *skb, const struct packet *p, bool
 	if (sent)
 		return DROP; /* all that it carried is under way */
 alone:
-	return going_out ? hand_to(skb, FAMILY_PROGRAM(REPLY))
-			 : hand_to(skb, FAMILY_PROGRAM(SERVICE));
+	return begin_again(skb, p, going_out, FRAGMENT_SEEN);
 }
 
 INLINE int fragment(struct __sk_buff *skb)

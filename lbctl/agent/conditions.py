@@ -90,7 +90,7 @@ class Conditions:
         yield from self._interfaces()
         for text in parts.sockets.problems:
             yield Trouble("sockets", "sockets", text)
-        if not parts.programs.loaded:
+        if parts.programs.began is not None and not parts.programs.loaded:
             yield Trouble(
                 "programs",
                 "programs",

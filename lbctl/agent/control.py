@@ -31,6 +31,7 @@ class Control:
         self._announced = False
         self._beating = False
         self._log = structlog.get_logger()
+        parts.programs.maps_changed = self._follow_maps
 
     @property
     def settings(self) -> Settings:
@@ -132,13 +133,19 @@ class Control:
         if reconciler.housekeeper.step(now) and reconciler.freed():
             self._apply()
 
+    def _follow_maps(self) -> None:
+        """Maps are larger: who waited for room may have it now."""
+        self._parts.reconciler.grown()
+        if self._parts.reconciler.freed():
+            self._apply()
+
     def _apply(self) -> None:
         reconciler, health = self._parts.reconciler, self._parts.health
         first, full = not reconciler.synced, reconciler.complete_pass
         began = time.monotonic()
         health.queued()
         if first:
-            self._store_config()
+            self._begin()
         try:
             wrote = reconciler.apply(self._complete)
         except Exception as error:  # noqa: BLE001 - one object must not end the agent
@@ -156,6 +163,13 @@ class Control:
             self._log.debug("applied", milliseconds=round(spent * 1000, 2))
         if first:
             self._first_sync(spent)
+
+    def _begin(self) -> None:
+        """The first list is there."""
+        if not self._attached:
+            self._parts.growth.fit()
+        self._parts.programs.begin()
+        self._store_config()
 
     def _first_sync(self, spent: float) -> None:
         """The maps are complete."""
@@ -219,7 +233,6 @@ class Control:
         parts, facts = self._parts, self._parts.facts.current
         settings = DataPathSettings(
             parts.takeover.present,
-            parts.instance.flows4.max_entries,
             socket_flags=parts.sockets.flags,
             host_netns=parts.sockets.host_netns,
             masquerade_by_device=features.ROUTE_SOURCE in features.masked(),
@@ -232,12 +245,8 @@ class Control:
         return [*changed, *(["devices"] if devices else [])]
 
     def _store_addresses(self) -> int:
-        """Returns how many devices were others. The bits of masqueraded flows' addresses come
-        before the addresses."""
+        """Returns how many devices were others."""
         parts, facts = self._parts, self._parts.facts.current
-        primary = (a for a in (facts.primary4, facts.primary6) if a)
-        own = tuple(sorted({*facts.addresses, *primary}))
-        parts.reconciler.housekeeper.set_node_addresses(own, time.monotonic())
         devices = device_addresses(parts.facts.network, facts)
         return config.store_devices(parts.instance.devices, devices)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ebpf import maps
+from ebpf import flowtable, maps
 from ebpf.compile import compiler
 from ebpf.compile.source import Unit
 from ebpf.kernel import libbpf, testrun
@@ -28,7 +28,8 @@ from ebpf.maps import ArrayMap, HashMap, ProgramArray
 from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation, load
 from lbctl.bench.records import PacketCost, Record, summary
-from lbctl.datapath import filters
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.records import frontend_key, marker_key
 
 DRIVER = Path(__file__).parent / "driver"
 CLIENT4, SERVICE4, BACKEND4 = "10.244.1.2", "10.96.0.10", "10.244.2.3"
@@ -105,25 +106,20 @@ class Bench:
         return testrun.run(self.generation.fds[name], frame).retval
 
     def clear_flows(self) -> None:
-        for name in ("flows4", "flows6", "flows4_lru", "flows6_lru"):
-            table = self.hash(name)
-            table.delete_many(table.read_all()[0])
-        self.array("table_state").records["tcp_entries4"] = 0
-        self.array("table_state").records["tcp_entries6"] = 0
-
-
-def _set_bit(array: ArrayMap, bit: int) -> None:
-    array.records[bit >> 6] |= np.uint64(1 << (bit & 63))
+        for name, table in self.tables.items():
+            if name.startswith(("control", "cells", "states")) and isinstance(table, ArrayMap):
+                table.records[:] = np.zeros(1, table.records.dtype)
 
 
 def _populate(bench: Bench) -> None:
     """Service id 1 + family, one backend each."""
     enums = bench.bundle.enums
-    frontends = bench.hash("frontends")
+    frontends = Frontends(bench.array("frontends"))
+    cluster_ip, address = enums["FRONTEND_CLUSTER_IP"], enums["FRONTEND_ADDRESS"]
     for index, (service, backend) in enumerate(((SERVICE4, BACKEND4), (SERVICE6, BACKEND6)), 1):
-        for proto in (6, 17):
-            key = mapped(service) + struct.pack("!HBB", PORT, proto, 0)
-            frontends.put(key, key + struct.pack("=II", index, enums["FRONTEND_CLUSTER_IP"]))
+        keys = (frontend_key(mapped(service), PORT, proto) for proto in (6, 17))
+        frontends.put([(key, index, cluster_ip) for key in keys])
+        frontends.put([(marker_key(mapped(service)), 0, address)])
         record = bench.array("backends").records[index : index + 1]
         record["addr"]["w"] = np.frombuffer(mapped(backend), dtype=np.uint32)
         record["port"] = socket.htons(TARGET)
@@ -131,17 +127,9 @@ def _populate(bench: Bench) -> None:
         bench.array("slots").records["backend"][index] = index
         word = index | 1 << enums["REGION_LENGTH_SHIFT"]
         bench.array("services").store_word(index, "cluster", word)
-        served = np.frombuffer(mapped(service), dtype=np.uint8).reshape(1, 16)
-        serving = np.frombuffer(mapped(backend), dtype=np.uint8).reshape(1, 16)
-        target = np.array([socket.htons(TARGET)])
-        for kind in (0, 1):
-            _set_bit(bench.array("service_filter"), int(filters.address_bits(served, kind)[0]))
-        _set_bit(bench.array("backend_filter"), int(filters.endpoint_bits(serving, target)[0]))
-    # As the sweep finds it on a node without direct traffic to endpoints.
-    for family in "46":
-        bench.array("table_state").records[f"notes{family}"] = enums["NOTES_NONE"]
+        frontends.hold(record)
+    flowtable.prepare(bench.tables, enums)
     config = bench.array("config").records
-    config["flow_limit"] = FLOWS * 2
     config["established_timeout"] = config["syn_timeout"] = 1 << 20
     config["closing_timeout"] = config["datagram_timeout"] = 1 << 20
     config["datagram_stream_timeout"] = 1 << 20

@@ -49,7 +49,7 @@ def list_command(namespace: str, output: str, pin_dir: Path) -> None:
     lbctl service list -o ipvsadm
     """
     with open_instance(pin_dir) as instance:
-        rows = services.list_services(instance, namespace)
+        rows = services.list_services(instance, namespace, instance.flow_tables)
         if output == IPVSADM:
             click.echo("\n".join(_as_ipvsadm(instance, rows)))
             return
@@ -85,7 +85,7 @@ def show(service: str, output: str, pin_dir: Path) -> None:
     """
     with open_instance(pin_dir) as instance:
         hints, troubles = status.read_hints(pin_dir), status.read_troubles(pin_dir)
-        rows = services.show(instance, service, hints, troubles)
+        rows = services.show(instance, service, hints, troubles, instance.flow_tables)
     if write_data(rows, output):
         return
     click.echo("\n\n".join(describe(row, wide=output == "wide") for row in rows))
@@ -104,7 +104,7 @@ def describe(row: ServiceRow, *, wide: bool = False) -> str:
         f"  choice    {_choice(row)}",
         *_conditions(row),
         f"  hints     {_hints(row)}",
-        f"  traffic   {counters.connections} connections",
+        f"  traffic   {counters.connections} connections, {counters.live} of them open",
         f"            {counters.packets_in} packets, {size(counters.bytes_in)} bytes to backends",
         f"            {counters.packets_out} packets, {size(counters.bytes_out)} bytes to clients",
     ]
@@ -155,7 +155,7 @@ def _share(backend: BackendRow, row: ServiceRow) -> str:
         parts.append(f"{backend.shares['cluster']:.1%} of new flows")
     if "local" in backend.shares and LOCAL in (row.internal_policy, row.external_policy):
         parts.append(f"{backend.shares['local']:.1%} under Local")
-    return ", ".join([*parts, f"{backend.flows} now"])
+    return ", ".join([*parts, f"{backend.flows} open"])
 
 
 def _conditions(row: ServiceRow) -> list[str]:
@@ -189,6 +189,7 @@ COLUMNS: list[Column[ServiceRow]] = [
     Column("EXTERNAL", lambda row: row.external_policy, wide=True),
     Column("ALGORITHM", lambda row: row.algorithm, wide=True),
     Column("AFFINITY", lambda row: f"{row.affinity_seconds}s", wide=True, number=True),
+    Column("OPEN", lambda row: count(row.counters.live), number=True),
     Column("CONNS", lambda row: count(row.counters.connections), number=True),
     Column(
         "PACKETS",

@@ -63,6 +63,8 @@ def _summary(found: InstanceStatus) -> list[str]:
         counts = (f"{kind} {number}" for kind, number in found.audit.corrections.items())
         lines.append(f"corrected   {', '.join(counts)}")
         lines += [f"            {text}" for text in found.audit.lately[-_CORRECTIONS:]]
+    memory = sum(item.bytes for item in found.maps)
+    lines.append(f"memory      {size(memory)} of the kernel's, in maps")
     if found.last_apply:
         took = f"{found.last_apply_seconds * 1000:.1f} ms"
         lines.append(f"last apply  {found.last_apply}, took {took}")
@@ -87,7 +89,7 @@ SOCKETS = {
 
 
 def _full(item: MapUse) -> str:
-    return "" if item.entries is None else f"{item.entries / item.capacity:.0%}"
+    return "" if item.entries is None else f"{item.entries / item.most:.0%}"
 
 
 COLUMNS: list[Column[MapUse]] = [
@@ -96,7 +98,8 @@ COLUMNS: list[Column[MapUse]] = [
     Column(
         "ENTRIES", lambda item: "-" if item.entries is None else count(item.entries), number=True
     ),
-    Column("CAPACITY", lambda item: count(item.capacity), number=True),
+    Column("ROOM", lambda item: count(item.capacity), number=True),
+    Column("AT MOST", lambda item: count(item.most), number=True),
     Column("FULL", _full, number=True),
     Column("MEMORY", lambda item: size(item.bytes), number=True),
     Column("FOR MORE", lambda item: item.flag, wide=True),

@@ -16,15 +16,20 @@ from lbctl.inspect import names
 from lbctl.model.names import PortName
 
 
-class BackendTables(Protocol):
-    """The maps this module reads."""
+class BackendArrays(Protocol):
+    """The arrays by backend id."""
 
-    @property
-    def names(self) -> HashTable: ...
     @property
     def backends(self) -> ArrayTable: ...
     @property
     def backend_live(self) -> ArrayTable: ...
+
+
+class BackendTables(BackendArrays, Protocol):
+    """The maps this module reads."""
+
+    @property
+    def names(self) -> HashTable: ...
 
 
 class BackendRow(msgspec.Struct, frozen=True):
@@ -41,7 +46,7 @@ class BackendRow(msgspec.Struct, frozen=True):
     here: bool  # runs on this node
     sets: tuple[str, ...]  # of cluster, local
     weight: int
-    flows: int  # that it has now
+    flows: int  # that are open now, TCP connections and others
     # By set, how likely it is to get the next new flow; only where a service is shown.
     shares: dict[str, float] = {}
 
@@ -58,13 +63,13 @@ def list_backends(tables: BackendTables, query: str = "") -> list[BackendRow]:
 
 
 def rows_of(
-    tables: BackendTables, ids: Sequence[int], known: dict[int, PortName]
+    tables: BackendArrays, ids: Sequence[int], known: dict[int, PortName]
 ) -> list[BackendRow]:
     """The records with these ids, in their order; `known` names the services they belong to."""
-    records = tables.backends.records[list(ids)]
-    live = tables.backend_live.records[list(ids)].tolist()
+    ids = list(ids)
+    records, live = tables.backends.records[ids], tables.backend_live.records[ids].tolist()
     rows = []
-    for backend, record, count in zip(ids, records, live, strict=True):
+    for backend, record, flows in zip(ids, records, live, strict=True):
         service, flags = int(record["service"]), int(record["flags"])
         port = socket.ntohs(int(record["port"]))
         address = record["addr"].tobytes()
@@ -81,7 +86,7 @@ def rows_of(
                 here=bool(flags & consts.BACKEND_LOCAL),
                 sets=tuple(name for name, flag in sets if flags & flag),
                 weight=int(record["weight"]),
-                flows=count,
+                flows=flows,
             )
         )
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol
@@ -11,14 +10,18 @@ import msgspec
 import numpy as np
 
 from lbctl.addresses import Prefix, format_address, format_endpoint
-from lbctl.datapath import consts
+from lbctl.datapath import clock, consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.likelihood import Kind, odds
 from lbctl.datapath.ranges import ranges_of
+from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES
 from lbctl.datapath.regions import ArrayContents, region_of
-from lbctl.datapath.tables import ArrayTable, HashTable, Records
+from lbctl.datapath.tables import ArrayTable, FlowTable, HashTable, Records
+from lbctl.datapath.ticks import TICK_SECONDS
 from lbctl.errors import NotFound
 from lbctl.inspect import names
 from lbctl.inspect.backends import BackendRow, rows_of
+from lbctl.inspect.traffic import totals
 from lbctl.model.names import PortName
 from lbctl.resolve.hints import NO_HINTS
 from lbctl.resolve.ports import FrontendKind
@@ -30,7 +33,6 @@ _ALGORITHMS = {
     consts.ALGORITHM_MAGLEV: "maglev",
     consts.ALGORITHM_SOURCE_HASH: "source-hash",
 }
-TICK_SECONDS = (1 << consts.TICK_SHIFT) / 1e9
 
 # Kind of address to what people call it; the other flags of a frontend are not kinds.
 KINDS = {
@@ -47,7 +49,7 @@ class ServiceTables(Protocol):
     @property
     def names(self) -> HashTable: ...
     @property
-    def frontends(self) -> HashTable: ...
+    def frontends(self) -> ArrayTable: ...
     @property
     def services(self) -> ArrayTable: ...
     @property
@@ -60,6 +62,8 @@ class ServiceTables(Protocol):
     def hash_tables(self) -> ArrayTable: ...
     @property
     def service_counters(self) -> ArrayTable: ...
+    @property
+    def backend_live(self) -> ArrayTable: ...
     @property
     def source_ranges(self) -> HashTable: ...
 
@@ -75,13 +79,15 @@ class AddressRow(msgspec.Struct, frozen=True, order=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """Since the service port was first programmed. "in" is to the backends."""
+    """Since the service port was first programmed. "in" is to the backends; `live` are connections
+    that are open now."""
 
     connections: int
     packets_in: int
     bytes_in: int
     packets_out: int
     bytes_out: int
+    live: int
 
 
 class ServiceRow(msgspec.Struct, frozen=True):
@@ -115,8 +121,11 @@ class ServiceRow(msgspec.Struct, frozen=True):
     backends: tuple[BackendRow, ...] = ()
 
 
-def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow]:
-    """All service ports, or those of one namespace, by name. Their `backends` are left out.
+def list_services(
+    tables: ServiceTables, namespace: str = "", flow_tables: Iterable[FlowTable] = ()
+) -> list[ServiceRow]:
+    """All service ports, or those of one namespace, by name. Their `backends` are left out. What
+    is in `flow_tables` counts too.
 
     A service that was removed keeps its name as long as flows may refer to it; without addresses it
     is no service any more, and is not listed.
@@ -124,7 +133,7 @@ def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow
     known = names.all_names(tables.names)
     if namespace:
         known = {service: name for service, name in known.items() if name.namespace == namespace}
-    return _rows(tables, known)
+    return _rows(tables, known, flow_tables)
 
 
 def show(
@@ -132,6 +141,7 @@ def show(
     query: str,
     hints: dict[str, str] | None = None,
     troubles: dict[str, tuple[str, ...]] | None = None,
+    flow_tables: Iterable[FlowTable] = (),
 ) -> list[ServiceRow]:
     """The service ports that `query` means, with all that is known. Raises NotFound.
 
@@ -140,7 +150,8 @@ def show(
     """
     said = troubles or {}
     known = _find(tables.names, query, said)
-    rows = _rows(tables, known, {i for i, n in known.items() if str(n.owner) in said})
+    always = {number for number, name in known.items() if str(name.owner) in said}
+    rows = _rows(tables, known, flow_tables, always)
     if not rows:
         message = f"service {query!r} is being removed"
         if hints is None:  # no agent that could say
@@ -174,13 +185,16 @@ def _find(
 
 
 def _rows(
-    tables: ServiceTables, known: dict[int, PortName], always: Collection[int] = ()
+    tables: ServiceTables,
+    known: dict[int, PortName],
+    flow_tables: Iterable[FlowTable],
+    always: Collection[int] = (),
 ) -> list[ServiceRow]:
     """Of those that have addresses, and of `always`."""
     addresses = _addresses(tables.frontends, known)
     ids = sorted(known, key=known.__getitem__)
     records = _by_name(tables.services.records[ids])
-    counters = _by_name(tables.service_counters.records[ids])
+    counters = _by_name(totals(tables.service_counters.records, flow_tables)[ids])
     return [
         _row(service, known[service], addresses.get(service, ()), record, counted)
         for service, record, counted in zip(ids, records, counters, strict=True)
@@ -209,7 +223,7 @@ def _row(
         addresses=tuple(addresses),
         internal_policy=_policy(flags, consts.SERVICE_INTERNAL_LOCAL),
         external_policy=_policy(flags, consts.SERVICE_EXTERNAL_LOCAL),
-        affinity_seconds=round(affinity * TICK_SECONDS) if flags & consts.SERVICE_AFFINITY else 0,
+        affinity_seconds=int(clock.seconds(affinity)) if flags & consts.SERVICE_AFFINITY else 0,
         algorithm=_ALGORITHMS.get(record["algorithm"], str(record["algorithm"])),
         slow_start_seconds=round(record["slow_start"] * TICK_SECONDS),
         near=record["near"],
@@ -235,19 +249,15 @@ def _policy(flags: int, local: int) -> str:
     return "Local" if flags & local else "Cluster"
 
 
-def _addresses(frontends: HashTable, wanted: Iterable[int]) -> dict[int, list[AddressRow]]:
-    """By service id, sorted. The map has no index by service, so this walks it, in batches."""
-    ids = np.fromiter(wanted, np.uint32)
+def _addresses(frontends: ArrayTable, wanted: Iterable[int]) -> dict[int, list[AddressRow]]:
+    """By service id, sorted."""
+    entries = Frontends(frontends).read_all()
+    chosen = np.flatnonzero(np.isin(entries.services, np.fromiter(wanted, np.int64)))
+    columns = entries.services[chosen].tolist(), entries.flags[chosen].tolist()
     found: dict[int, list[AddressRow]] = defaultdict(list)
-    for keys, values in frontends.batches():
-        marker = values["flags"] & FrontendKind.ADDRESS.value != 0
-        chosen = np.flatnonzero(np.isin(values["service"], ids) & ~marker)
-        keys, values = keys[chosen], values[chosen]
-        columns = (keys["port"], values["flags"], values["service"])
-        for address, port, flags, service in zip(
-            keys["addr"], *(column.tolist() for column in columns), strict=True
-        ):
-            found[service].append(_address(address.tobytes(), socket.ntohs(port), flags))
+    for key, service, flags in zip(entries.keys[chosen], *columns, strict=True):
+        address, port = key[:ADDRESS_BYTES].tobytes(), key[ADDRESS_BYTES:IDENTITY_BYTES].tobytes()
+        found[service].append(_address(address, int.from_bytes(port, "big"), flags))
     for rows in found.values():
         rows.sort()
     return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbctl.datapath import consts
+from lbctl.datapath import clock, consts
 from lbctl.datapath.regions import Contents, region_of
 from lbctl.datapath.shares import Shape
+from lbctl.datapath.ticks import tick_at, ticks
 from lbctl.model.records import ALGORITHMS, ObjectKey
 from lbctl.plan import shares
 from lbctl.plan.alloc import Exhausted
@@ -54,8 +55,8 @@ class Balancer:
         now: float,
     ) -> None:
         """What is written before the sets are switched."""
-        slow_start = min(consts.ticks(port.choice.slow_start), 0xFFFF)
-        warmth = Warmth(slow_start, consts.tick_at(now))
+        slow_start = min(ticks(port.choice.slow_start), 0xFFFF)
+        warmth = Warmth(slow_start, tick_at(now))
         # When all are new, nobody is there to spare them anything.
         starts = slow_start and any(identity in sets.held for identity in wanted.flags)
         since = max(warmth.tick, 1) if starts else 0
@@ -89,7 +90,7 @@ class Balancer:
         self, plan: Plan, state: PortState, port: ResolvedPort, wanted: WantedSets, new: bool
     ) -> None:
         """What the service's record says besides."""
-        choice, affinity = port.choice, consts.ticks(port.affinity_seconds)
+        choice, affinity = port.choice, clock.beats(port.affinity_seconds)
         number = NUMBERS[choice.algorithm]
         closed = (state.cluster | state.local) & consts.REGION_CLOSED
         flags = (
@@ -104,10 +105,10 @@ class Balancer:
             flags,
             affinity,
             number,
-            min(consts.ticks(choice.slow_start), 0xFFFF),
+            min(ticks(choice.slow_start), 0xFFFF),
             wanted.near,
             round(choice.spill_over * consts.SPILL_UNIT) if wanted.near else 0,
-            0 if choice.flows_leave is None else consts.ticks(choice.flows_leave) + 1,
+            0 if choice.flows_leave is None else ticks(choice.flows_leave) + 1,
         )
         if settings != state.settings:
             state.settings = settings
@@ -120,7 +121,7 @@ class Balancer:
 
     def warm(self, plan: Plan, now: float) -> None:
         """Shares of new endpoints as they are by now: at most a store per slot of their sets."""
-        tick = consts.tick_at(now)
+        tick = tick_at(now)
         for name, state in list(self.warming.items()):
             warmth = Warmth(state.settings.slow_start, tick)
             cluster = Placed(state.cluster, self._contents.region(state.cluster))

@@ -20,7 +20,7 @@ class Settings(NamedTuple):
     """Fields of struct service by their names, all but the words."""
 
     flags: int = 0
-    affinity: int = 0  # ticks
+    affinity: int = 0  # beats
     algorithm: int = 0
     slow_start: int = 0  # ticks
     near: int = 0

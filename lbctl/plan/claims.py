@@ -2,8 +2,9 @@
 
 Rank decides, so that every node comes to the same, whatever it heard of first and however often it
 was started: a ClusterIP goes before all other kinds of address, then the older object before the
-younger. The others wait. Each ClusterIP also has a marker, by which packets to its unknown ports
-are told from packets to an address that nobody has; and so has an address that is somebody else's.
+younger. The others wait. Each address also has a marker, which says whether it is a ClusterIP, to
+whose unknown ports nobody else answers, or has only frontends of other kinds; what is no service's
+at all is told from it by one look. An address that is somebody else's has a marker that says that.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from lbctl.datapath import consts
 from lbctl.datapath.records import ADDRESS_BYTES, marker_key
 
 # What a marker may say; it is of service 0, which is nobody's id.
-MARKER_FLAGS = consts.FRONTEND_ADDRESS | consts.FRONTEND_SHARED
+MARKER_FLAGS = consts.FRONTEND_ADDRESS | consts.FRONTEND_OUTER | consts.FRONTEND_SHARED
 
 # Sorts by age: whether nobody says how old the object is, its seniority, then names. None of one
 # that is programmed and was not seen yet: it keeps what it has until it is.
@@ -31,6 +32,7 @@ class Claims:
         "_changed",
         "_foreign",
         "_markers",
+        "_outer",
         "_own",
         "_owner",
         "_waiting",
@@ -46,6 +48,7 @@ class Claims:
         self._owner: dict[bytes, int] = {}
         self._waiting: dict[bytes, list[int]] = {}
         self._markers: dict[bytes, int] = {}  # address -> services with it as ClusterIP
+        self._outer: dict[bytes, int] = {}  # ... and as another kind of address
         self._changed: dict[bytes, int | None] = {}  # key -> what the kernel has
         self._own: frozenset[bytes] = frozenset()  # the node's, see `share`
         self._foreign: frozenset[bytes] = frozenset()
@@ -86,9 +89,8 @@ class Claims:
         """A frontend that is programmed already, with a service that is known."""
         self._owner[key] = self.pack(service, flags)
         self.entries += 1
-        if flags & consts.FRONTEND_CLUSTER_IP:
-            address = key[:ADDRESS_BYTES]
-            self._markers[address] = self._markers.get(address, 0) + 1
+        counts, address = self._kind(flags), key[:ADDRESS_BYTES]
+        counts[address] = counts.get(address, 0) + 1
 
     def adopt_markers(self, programmed: Mapping[bytes, int], strays: Iterable[bytes]) -> None:
         """After all `adopt`: the flags of each address with a marker, and keys of nobody.
@@ -99,7 +101,7 @@ class Claims:
         shared = {a for a, flags in programmed.items() if flags & consts.FRONTEND_SHARED}
         self._own = frozenset(shared & self._markers.keys())
         self._foreign = frozenset(shared - self._markers.keys())
-        for address in self._markers.keys() | programmed.keys():
+        for address in self._markers.keys() | self._outer.keys() | programmed.keys():
             key, wanted, found = marker_key(address), self._marker(address), programmed.get(address)
             if wanted is not None:
                 self._owner[key] = wanted
@@ -108,6 +110,18 @@ class Claims:
         for key in strays:
             self.entries += 1
             self._changed[key] = -1
+
+    def take_unmarked(self) -> list[tuple[bytes, int]]:
+        """Markers of the adopted frontends that are missing or wrong, and their flags. They are
+        programmed from now on."""
+        found = []
+        for key, programmed in list(self._changed.items()):
+            wanted = self._owner.get(key)
+            if wanted is not None:
+                self.entries += programmed is None
+                found.append((key, wanted))
+                del self._changed[key]
+        return found
 
     def share(self, own: frozenset[bytes], foreign: frozenset[bytes]) -> bool:
         """Addresses whose unknown ports are not ours to refuse: the node's own, which matters where
@@ -122,13 +136,8 @@ class Claims:
     def missing(self, frontends: Iterable[tuple[bytes, int]]) -> set[bytes]:
         """Keys, markers too, that these would add to the map."""
         found = set()
-        for key, flags in frontends:
-            if key not in self._owner:
-                found.add(key)
-            if flags & consts.FRONTEND_CLUSTER_IP:
-                marker = marker_key(key[:ADDRESS_BYTES])
-                if marker not in self._owner:
-                    found.add(marker)
+        for key, _ in frontends:
+            found.update({key, marker_key(key[:ADDRESS_BYTES])} - self._owner.keys())
         return found
 
     def drop(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> None:
@@ -145,8 +154,7 @@ class Claims:
                 waiting[:] = [w for w in waiting if w != heir and w >> 16 != service]
                 if not waiting:
                     del self._waiting[key]
-            if flags & consts.FRONTEND_CLUSTER_IP:
-                self._unmark(key[:ADDRESS_BYTES])
+            self._unmark(self._kind(flags), key[:ADDRESS_BYTES])
 
     def add(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> None:
         """The service asks for these, and gets those that nobody before it in rank asks for."""
@@ -157,8 +165,7 @@ class Claims:
             elif owner >> 16 != service:
                 self._waiting.setdefault(key, []).append(self.pack(service, flags))
                 self._elect(key)
-            if flags & consts.FRONTEND_CLUSTER_IP:
-                self._mark(key[:ADDRESS_BYTES])
+            self._mark(self._kind(flags), key[:ADDRESS_BYTES])
 
     def change(self, service: int, key: bytes, old: int, new: int) -> None:
         """The flags of what the service already asks for differ now."""
@@ -168,8 +175,8 @@ class Claims:
             waiting = self._waiting[key]
             waiting[waiting.index(self.pack(service, old))] = self.pack(service, new)
         if (old ^ new) & consts.FRONTEND_CLUSTER_IP:
-            mark = self._mark if new & consts.FRONTEND_CLUSTER_IP else self._unmark
-            mark(key[:ADDRESS_BYTES])
+            self._mark(self._kind(new), key[:ADDRESS_BYTES])
+            self._unmark(self._kind(old), key[:ADDRESS_BYTES])
             self._elect(key)
 
     def aged(self, frontends: Iterable[tuple[bytes, int]]) -> None:
@@ -215,18 +222,22 @@ class Claims:
         else:
             self._owner[key] = owner
 
-    def _mark(self, address: bytes) -> None:
-        count = self._markers.get(address, 0)
-        self._markers[address] = count + 1
+    def _kind(self, flags: int) -> dict[bytes, int]:
+        """The counts by address that a frontend with these flags belongs to."""
+        return self._markers if flags & consts.FRONTEND_CLUSTER_IP else self._outer
+
+    def _mark(self, counts: dict[bytes, int], address: bytes) -> None:
+        count = counts.get(address, 0)
+        counts[address] = count + 1
         if not count:
             self._remark(address)
 
-    def _unmark(self, address: bytes) -> None:
-        count = self._markers[address] - 1
+    def _unmark(self, counts: dict[bytes, int], address: bytes) -> None:
+        count = counts[address] - 1
         if count:
-            self._markers[address] = count
+            counts[address] = count
         else:
-            del self._markers[address]
+            del counts[address]
             self._remark(address)
 
     def _remark(self, address: bytes) -> None:
@@ -234,7 +245,11 @@ class Claims:
 
     def _marker(self, address: bytes) -> int | None:
         """The flags of an address's marker; None if it needs none."""
-        if address not in self._markers:
-            return consts.FRONTEND_SHARED if address in self._foreign else None
-        shared = address in self._own or address in self._foreign
-        return consts.FRONTEND_ADDRESS | consts.FRONTEND_SHARED * shared
+        cluster = address in self._markers
+        shared = address in self._foreign or (cluster and address in self._own)
+        flags = (
+            consts.FRONTEND_ADDRESS * cluster
+            | consts.FRONTEND_OUTER * (address in self._outer)
+            | consts.FRONTEND_SHARED * shared
+        )
+        return flags or None

@@ -14,6 +14,7 @@ from lbctl import advice
 from lbctl.addresses import Prefix
 from lbctl.datapath import consts
 from lbctl.datapath.regions import Contents, region_of
+from lbctl.datapath.ticks import tick_at
 from lbctl.model.names import shortened
 from lbctl.model.records import ObjectKey
 from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
@@ -31,9 +32,12 @@ class Planner:
     """Keeps ids, regions and frontends of all service ports, and plans their changes."""
 
     def __init__(self, contents: Contents, room: Room, table_places: int) -> None:
-        """`table_places` are those of `hash_tables`."""
+        """`room` is what the maps may hold in the end, see `grow`; `table_places` are those of
+        `hash_tables`."""
         self._contents = contents
         self.room = room
+        self.now = room.all  # what they hold
+        self._spare = room.spare
         self.services: dict[str, PortState] = {}
         self.retired: dict[str, PortState] = {}  # gone, but flows may still have the id
         self._states: list[PortState | None] = [None] * (room.all.services + 1)  # by id
@@ -49,6 +53,16 @@ class Planner:
         self._used = list(NOTHING)  # what the ports ask for that are served
         self._adding: set[bytes] = set()  # frontends of the plan in the making
         self.range_entries = 0
+
+    def grow(self, now: Need, contents: Contents, table_places: int) -> None:
+        """The maps hold this from now on, which may be less than they will."""
+        self.now, self._contents = now, contents
+        self.tables.grow(contents, table_places)
+        self._balancer.grow(contents)
+        self._spare = Room(now, self.room.name_bytes).spare
+        self.service_ids.capacity = now.services + 1
+        self.backend_ids.capacity = now.backends + 1
+        self.regions.capacity = now.slots
 
     def stored_name(self, name: str) -> str:
         """The text that stands for a service port in `names`, and by which it is known here."""
@@ -183,7 +197,7 @@ class Planner:
         need_before = need_of_state(state) if before else NOTHING
         need = need_of_sets(len(port.source_ranges), frontends, wanted)
         self._check_share(need, need_before, self.room.for_large if large else self.room.all)
-        spare = self.room.spare if large else NOTHING
+        spare = self._spare if large else NOTHING
         adding = self._check_room(state, len(fresh), frontends, port.source_ranges, spare)
         placement = self._placing.place(wanted, sets, fresh, spare, now)
         if not state.id:
@@ -230,7 +244,7 @@ class Planner:
     ) -> set[bytes]:
         """Keys that the frontends add to the map. Raises `Exhausted`, with nothing taken, unless
         every map has the entries that are written before others are deleted, and `spare`."""
-        limit = self.room.all
+        limit = self.now
         adding: set[bytes] = set()
         if frontends != state.frontends:
             adding = self.claims.missing(frontends)
@@ -271,7 +285,7 @@ class Planner:
     def _retire(self, plan: Plan, number: int, flags: int, state: PortState, now: float) -> None:
         ending = state.settings.flows_leave
         if ending:
-            plan.ending.append((number, consts.tick_at(now) + ending - 1))
+            plan.ending.append((number, tick_at(now) + ending - 1))
         left = flags & consts.BACKEND_LOCAL | (consts.BACKEND_ENDING if ending else 0)
         plan.lowered.append((number, left))
         self.backend_ids.release(number, now)

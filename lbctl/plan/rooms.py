@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lbctl.datapath import consts
+from lbctl.datapath.records import ADDRESS_BYTES
 from lbctl.datapath.regions import region_of
 from lbctl.model.records import ObjectKey
 from lbctl.plan.changes import PortState
@@ -134,7 +134,7 @@ def need_of(port: ResolvedPort) -> Need:
         both = len({*port.cluster, *port.local})
         if not cluster == local == both:
             slots += local
-    marked = any(f.kind & FrontendKind.CLUSTER_IP for f in port.frontends)
+    marked = len({f.address for f in port.frontends if not f.kind & FrontendKind.NODE_PORT})
     return Need(1, len(port.frontends) + marked, slots, both, len(port.source_ranges))
 
 
@@ -142,19 +142,21 @@ def need_of_sets(ranges: int, frontends: Sequence[tuple[bytes, int]], wanted: Wa
     """The same of one whose sets are known."""
     cluster, local, both = len(wanted.cluster), len(wanted.local), len(wanted.flags)
     slots = cluster if cluster == local == both else cluster + local
-    return Need(1, len(frontends) + _is_marked(frontends), slots, both, ranges)
+    return Need(1, len(frontends) + _marked(frontends), slots, both, ranges)
 
 
 def need_of_state(state: PortState) -> Need:
     """The same of a port as it is programmed."""
     cluster, local = region_of(state.cluster), region_of(state.local)
     slots = cluster[1] + (0 if local == cluster else local[1])
-    frontends = len(state.frontends) + _is_marked(state.frontends)
+    frontends = len(state.frontends) + _marked(state.frontends)
     return Need(1, frontends, slots, state.endpoints, len(state.ranges))
 
 
-def _is_marked(frontends: Sequence[tuple[bytes, int]]) -> bool:
-    return any(flags & consts.FRONTEND_CLUSTER_IP for _, flags in frontends)
+def _marked(frontends: Sequence[tuple[bytes, int]]) -> int:
+    """How many addresses have a marker of their own. Those of the node, which all node ports share,
+    are few."""
+    return len({k[:ADDRESS_BYTES] for k, flags in frontends if not flags & FrontendKind.NODE_PORT})
 
 
 @dataclass(frozen=True, slots=True)

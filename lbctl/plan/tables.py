@@ -23,6 +23,11 @@ class HashTables:
         self._contents = contents
         self.regions = RegionPool("hash_tables", capacity, advice.flag_of("hash_tables"))
 
+    def grow(self, contents: Contents, capacity: int) -> None:
+        """The map is another one, of so many places."""
+        self._contents = contents
+        self.regions.capacity = capacity
+
     def set(
         self,
         plan: Plan,

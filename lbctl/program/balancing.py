@@ -10,6 +10,7 @@ import numpy.typing as npt
 from lbctl.datapath import consts
 from lbctl.datapath.regions import UNKNOWN
 from lbctl.datapath.tables import Tables
+from lbctl.datapath.ticks import tick_at
 from lbctl.model.records import DEFAULT_WEIGHT
 from lbctl.plan.changes import TABLES, PortState
 from lbctl.plan.planner import Planner
@@ -28,7 +29,7 @@ def _read_weights(
     tables: Tables, planner: Planner, by_id: Mapping[int, PortState], now: float
 ) -> None:
     """Which services are not as plain as most."""
-    backends, tick = tables.backends.records, consts.tick_at(now)
+    backends, tick = tables.backends.records, tick_at(now)
     used = backends["port"] != 0
     slots = tables.slots.records
     owners = [

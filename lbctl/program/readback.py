@@ -4,17 +4,19 @@ What does not add up (a frontend of a service without a name, a region with fore
 left in place and remembered as unknown: the first complete plan replaces it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ebpf.maps import buckets
 from lbctl.addresses import Prefix
-from lbctl.datapath import consts, filters
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.ranges import ranges_of
-from lbctl.datapath.records import ADDRESS_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.records import ADDRESS_BYTES
 from lbctl.datapath.regions import UNKNOWN, ArrayContents, table_places
 from lbctl.datapath.tables import Records, Tables
 from lbctl.model.names import PortName
@@ -46,21 +48,14 @@ class Leftovers:
             yield f"{len(self.lowered)} backends had left their sets but were marked as serving"
 
 
-def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
-    """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`."""
-    room = Room(
-        Need(
-            services=min(tables.services.max_entries - 1, tables.names.max_entries),
-            frontends=tables.frontends.max_entries,
-            slots=tables.slots.max_entries,
-            backends=tables.backends.max_entries - 1,
-            source_ranges=tables.source_ranges.max_entries,
-        ),
-        name_bytes=tables.names.spec.value.field("text").size - 1,
-    )
-    hashed = tables.hash_tables.records
-    contents = ArrayContents(tables.slots.records, tables.backends.records, hashed)
-    planner = Planner(contents, room, table_places(hashed).size)
+def read(tables: Tables, now: float, most: Need | None = None) -> tuple[Planner, Leftovers]:
+    """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`.
+    `most` is what the maps may hold when they have grown; None: they do not."""
+    there = room_of(tables)
+    name_bytes = tables.names.spec.value.field("text").size - 1
+    contents, places = contents_of(tables), table_places(tables.hash_tables.records).size
+    planner = Planner(contents, Room(most or there, name_bytes), places)
+    planner.grow(there, contents, places)
     leftovers = Leftovers()
     by_id = _read_names(tables, planner, leftovers)
     _read_services(tables, by_id)
@@ -70,6 +65,29 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     _read_frontends(tables, planner, by_id, leftovers)
     _read_ranges(tables, planner, by_id, leftovers)
     return planner, leftovers
+
+
+def room_of(tables: Tables) -> Need:
+    """What the maps hold as they are."""
+    names = ("services", "names", "frontends", "slots", "backends", "source_ranges")
+    return room_for({name: getattr(tables, name).max_entries for name in names})
+
+
+def room_for(entries: Mapping[str, int]) -> Need:
+    """What maps of so many entries hold, by name."""
+    return Need(
+        services=min(entries["services"] - 1, entries["names"]),
+        # Every backend may be an endpoint of its own.
+        frontends=buckets.keys_for(entries["frontends"]) - entries["backends"],
+        slots=entries["slots"],
+        backends=entries["backends"] - 1,
+        source_ranges=entries["source_ranges"],
+    )
+
+
+def contents_of(tables: Tables) -> ArrayContents:
+    """What regions and backends are in them."""
+    return ArrayContents(tables.slots.records, tables.backends.records, tables.hash_tables.records)
 
 
 def count_services(tables: Tables) -> int:
@@ -89,10 +107,11 @@ def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:
         key["service"] = number
         tables.names.delete_many(key)
     writes.delete_ranges(Plan(ranges_gone=leftovers.ranges), tables)
-    services, called = filters.frontend_bits(*planner.claims.columns())
-    stored += filters.set_bits(tables.service_filter, services)
-    endpoints = filters.backend_record_bits(tables.backends.records)
-    return stored + filters.set_bits(tables.backend_filter, np.concatenate([called, endpoints]))
+    frontends = Frontends(tables.frontends)
+    stored += frontends.repair(tables.backends.records)
+    unmarked = planner.claims.take_unmarked()
+    frontends.put([(key, 0, flags) for key, flags in unmarked])
+    return stored + len(unmarked)
 
 
 def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[int, PortState]:
@@ -207,23 +226,19 @@ def _rest_ids(
 def _read_frontends(
     tables: Tables, planner: Planner, by_id: dict[int, PortState], leftovers: Leftovers
 ) -> None:
-    keys, values = tables.frontends.read_all()
-    columns = address_columns(keys.dtype, "addr", "port", "proto")
-    raw_keys = rows_as_bytes(keys)
-    itself = rows_as_bytes(np.ascontiguousarray(values["self"]))
-    intact = (raw_keys == itself).all(axis=1).tolist() if len(keys) else []
-    raw = raw_keys[:, columns].tobytes()
-    width = len(columns)
+    entries = Frontends(tables.frontends).read_all()
+    width = entries.keys.shape[1]
+    raw = entries.keys.tobytes()
     found: dict[int, list[tuple[bytes, int]]] = {}
     markers: dict[bytes, int] = {}
     strays = []
-    entries = zip(intact, values["service"].tolist(), values["flags"].tolist(), strict=True)
-    for index, (good, service, flags) in enumerate(entries):
+    columns = zip(entries.services.tolist(), entries.flags.tolist(), strict=True)
+    for index, (service, flags) in enumerate(columns):
         key = raw[index * width : (index + 1) * width]
-        if good and service in by_id and not flags & consts.FRONTEND_ADDRESS:
+        if service in by_id:
             found.setdefault(service, []).append((key, flags))
             planner.claims.adopt(key, service, flags)
-        elif good and not service and flags & MARKER_FLAGS == flags:
+        elif not service and flags & MARKER_FLAGS == flags:
             markers[key[:ADDRESS_BYTES]] = flags
         else:
             strays.append(key)

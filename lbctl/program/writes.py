@@ -11,20 +11,22 @@ from typing import Final
 
 import numpy as np
 
-from lbctl.datapath import filters
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.ranges import range_keys
 from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
 from lbctl.datapath.regions import table_places
-from lbctl.datapath.tables import ArrayTable, HashTable, Records, Tables
+from lbctl.datapath.tables import ArrayTable, Records, Tables
 from lbctl.plan.changes import Freed, Plan, Settings
-
-_KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol
 
 
 def apply(plan: Plan, tables: Tables) -> None:
-    """Carry out `plan`. Raises KernelError if a map update fails; what came before it is done."""
-    for step in STEPS:
-        step(plan, tables)
+    """Carry out `plan`. Raises KernelError if a map update fails; what came before it is done.
+
+    While maps are exchanged for larger ones, programs in place still go by the former ones.
+    """
+    for one in _in_use(tables):
+        for step in STEPS:
+            step(plan, one)
 
 
 def clear(freed: Freed, tables: Tables) -> None:
@@ -32,8 +34,19 @@ def clear(freed: Freed, tables: Tables) -> None:
 
     A backend keeps its generation, which the next one with this id must not repeat.
     """
+    for one in _in_use(tables):
+        _clear(freed, one)
+
+
+def _in_use(tables: Tables) -> Sequence[Tables]:
+    former = tables.former()
+    return (tables,) if former is None else (former, tables)
+
+
+def _clear(freed: Freed, tables: Tables) -> None:
     if freed.backends:
         records = tables.backends.records
+        Frontends(tables.frontends).release(records[freed.backends])
         blank = np.zeros(len(freed.backends), records.dtype)
         blank["generation"] = records["generation"][freed.backends]
         records[freed.backends] = blank
@@ -75,20 +88,13 @@ def write_backends(plan: Plan, tables: Tables) -> None:
         new["weight"] = plan.backend_weights
         new["since"] = plan.backend_since
         new["generation"] = records["generation"][ids] + 1  # a u8, and meant to wrap
+        # Before a packet can be for them, or come from them.
+        Frontends(tables.frontends).hold(new)
         records[ids] = new
     if plan.reweighted:
         ids, weights = (list(column) for column in zip(*plan.reweighted, strict=True))
         records["weight"][ids] = weights
     _set_flags(plan.raised, tables.backends)
-
-
-def set_filter_bits(plan: Plan, tables: Tables) -> None:
-    """Before the first packet can be for these addresses, or come from them."""
-    keys, flags = [key for key, _, _ in plan.frontends], [flags for _, _, flags in plan.frontends]
-    services, endpoints = filters.frontend_bits(keys, flags)
-    filters.set_bits(tables.service_filter, services)
-    filters.set_bits(tables.backend_filter, endpoints)
-    filters.set_bits(tables.backend_filter, filters.backend_bits(plan.backend_identities))
 
 
 def write_slots(plan: Plan, tables: Tables) -> None:
@@ -135,20 +141,14 @@ def delete_ranges(plan: Plan, tables: Tables) -> None:
 
 def put_frontends(plan: Plan, tables: Tables) -> None:
     """Addresses lead to services that are complete by now."""
-    if not plan.frontends:
-        return
-    keys = _frontend_keys([key for key, _, _ in plan.frontends], tables.frontends)
-    values = np.zeros(len(keys), tables.frontends.spec.value.dtype)
-    values["self"] = keys
-    values["service"] = [service for _, service, _ in plan.frontends]
-    values["flags"] = [flags for _, _, flags in plan.frontends]
-    tables.frontends.put_many(keys, values)
+    if plan.frontends:
+        Frontends(tables.frontends).put(plan.frontends)
 
 
 def delete_frontends(plan: Plan, tables: Tables) -> None:
     """Addresses go while what they led to is still whole."""
     if plan.frontends_gone:
-        tables.frontends.delete_many(_frontend_keys(plan.frontends_gone, tables.frontends))
+        Frontends(tables.frontends).delete(plan.frontends_gone)
 
 
 def empty_services(plan: Plan, tables: Tables) -> None:
@@ -169,7 +169,6 @@ STEPS: Final[tuple[Callable[[Plan, Tables], None], ...]] = (
     put_names,
     set_up_services,
     write_backends,
-    set_filter_bits,
     write_slots,
     write_tables,
     switch,
@@ -197,13 +196,6 @@ def _set_flags(flags: Sequence[tuple[int, int]], backends: ArrayTable) -> None:
     if flags:
         ids, values = (list(column) for column in zip(*flags, strict=True))
         backends.records["flags"][ids] = values
-
-
-def _frontend_keys(keys: list[bytes], frontends: HashTable) -> Records:
-    out = np.zeros(len(keys), frontends.spec.key.dtype)
-    columns = address_columns(out.dtype, "addr", "port", "proto")
-    rows_as_bytes(out)[:, columns] = _matrix(keys, _KEY_BYTES)
-    return out
 
 
 def _matrix(pieces: list[bytes], width: int) -> Records:

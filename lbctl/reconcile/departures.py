@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import structlog
 
-from ebpf.errors import LbError
-from lbctl import advice
 from lbctl.datapath import consts
 from lbctl.datapath.tables import Tables
+from lbctl.datapath.ticks import TICK_SECONDS, tick_at
 from lbctl.plan.changes import Plan
 
-TICK_SECONDS = (1 << consts.TICK_SHIFT) / 1e9
-
-# Ends all flows with these references to backends (id and generation), in short steps.
-EndFlows = Callable[[set[int]], Iterator[None]]
+# Ends all flows of these backends, by id.
+EndFlows = Callable[[Collection[int]], None]
 
 
 class Departures:
@@ -25,10 +22,9 @@ class Departures:
     knows what this one did: a backend that left has its deadline in its record."""
 
     def __init__(self, tables: Tables, end_flows: EndFlows) -> None:
-        self._backends = tables.backends
+        self._tables = tables
         self._end_flows = end_flows
         self._deadlines: list[tuple[int, int]] = []  # tick, backend id
-        self._running: Iterator[None] | None = None
         self._log = structlog.get_logger()
         records = tables.backends.records
         left = np.flatnonzero(records["flags"] & consts.BACKEND_ENDING)
@@ -40,37 +36,22 @@ class Departures:
 
     def due(self) -> float | None:
         """When `step` has something to do."""
-        if self._running:
-            return 0.0
         return self._deadlines[0][0] * TICK_SECONDS if self._deadlines else None
 
     def step(self, now: float) -> None:
-        """Some milliseconds of work."""
-        try:
-            if self._running is None:
-                self._begin(now)
-            elif next(self._running, self) is self:
-                self._running = None
-        except LbError as error:
-            self._running = None
-            self._log.error(
-                "flows of endpoints that left go on", error=error.message, hint=advice.on(error)
-            )
+        """Have the flows ended whose time has come."""
+        tick = tick_at(now)
+        left = set()
+        while self._deadlines and self._deadlines[0][0] <= tick:
+            _, number = heapq.heappop(self._deadlines)
+            record = self._tables.backends.records[number]
+            # Its id may be somebody else's by now, and then it has no flows any more.
+            if record["flags"] & consts.BACKEND_ENDING and int(record["since"]) <= tick:
+                left.add(number)
+        if left:
+            self._log.info("ending flows of endpoints that left", endpoints=len(left))
+            self._end_flows(left)
 
     def _add(self, ending: Iterable[tuple[int, int]]) -> None:
         for number, tick in ending:
             heapq.heappush(self._deadlines, (tick, number))
-
-    def _begin(self, now: float) -> None:
-        tick = consts.tick_at(now)
-        references = set()
-        while self._deadlines and self._deadlines[0][0] <= tick:
-            _, number = heapq.heappop(self._deadlines)
-            record = self._backends.records[number]
-            # Its id may be somebody else's by now, and then it has no flows any more.
-            if record["flags"] & consts.BACKEND_ENDING and int(record["since"]) <= tick:
-                generation = int(record["generation"])
-                references.add(number | generation << consts.BACKEND_GENERATION_SHIFT)
-        if references:
-            self._log.info("ending flows of endpoints that left", endpoints=len(references))
-            self._running = self._end_flows(references)

@@ -294,7 +294,7 @@ def _is_small(port: ResolvedPort, small: Need) -> bool:
         small.services > 0
         and endpoints <= small.backends
         and endpoints <= small.slots
-        and len(port.frontends) < small.frontends
+        and 2 * len(port.frontends) <= small.frontends
         and len(port.source_ranges) <= small.source_ranges
     )
 
@@ -303,7 +303,7 @@ def _bound(ports: Sequence[ResolvedPort]) -> Need:
     """As much as these may ask for at most, quickly."""
     frontends = endpoints = ranges = 0
     for port in ports:
-        frontends += len(port.frontends) + 1
+        frontends += 2 * len(port.frontends)
         endpoints += len(port.cluster) + len(port.local)
         ranges += len(port.source_ranges)
     return Need(len(ports), frontends, endpoints, endpoints, ranges)

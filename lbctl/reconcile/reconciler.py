@@ -2,22 +2,21 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
 from itertools import chain
 from types import MappingProxyType
 
 import structlog
 
 from ebpf.errors import LbError
-from lbctl.datapath.tables import Tables
+from lbctl.datapath.tables import Flows, Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
+from lbctl.plan.rooms import NOTHING, Need, sum_of
 from lbctl.program import readback, writes
 from lbctl.reconcile.audit import Audit, Corrections
 from lbctl.reconcile.departures import Departures
-from lbctl.reconcile.ending import end_flows
-from lbctl.reconcile.housekeeping import Housekeeper
+from lbctl.reconcile.housekeeping import NO_FLOWS, Housekeeper
 from lbctl.reconcile.notes import Notes
 from lbctl.reconcile.places import Places, target_of, trimmed
 from lbctl.reconcile.reserved import Reserved
@@ -42,8 +41,18 @@ NO_ONE: Mapping[str, Exhausted] = MappingProxyType({})
 class Reconciler:
     """Keeps the maps equal to the objects. Nothing is written before the first complete list."""
 
-    def __init__(self, tables: Tables, node: NodeFacts) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        node: NodeFacts,
+        flows: Flows = NO_FLOWS,
+        most: Need | None = None,
+        most_cells: int = 0,
+    ) -> None:
+        """`most` is what the maps may hold when they have grown (None: they do not grow), and
+        `most_cells` each table of `flows`."""
         self._tables = tables
+        self._most = most
         self._node = node
         self._log = structlog.get_logger()
         self._objects: dict[ObjectKey, ServiceObjects] = {}
@@ -60,14 +69,14 @@ class Reconciler:
         self._look_again = 0.0  # ... and when it will be, though nothing changed
         self.synced = False
         self.complete_pass = True  # the next `apply` looks at every service
-        self.planner, leftovers = readback.read(tables, time.monotonic())
+        self.planner, leftovers = readback.read(tables, time.monotonic(), most)
         readback.repair(self.planner, leftovers, tables)
         for sentence in leftovers.describe():
             self._log.warning("what an earlier agent left is put right", what=sentence)
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
-        self.housekeeper = Housekeeper(tables, self.planner)
+        self.housekeeper = Housekeeper(tables, self.planner, flows, most_cells)
         self.audit = Audit(tables, Corrections())
-        self.departures = Departures(tables, partial(end_flows, tables))
+        self.departures = Departures(tables, self.housekeeper.end_flows)
         self._warmed = 0.0  # when shares were last made to grow
         self.had_services = bool(self._unclaimed)
         self._touched: set[ObjectKey] = set()  # since `take_touched`
@@ -127,6 +136,22 @@ class Reconciler:
     def waiting(self) -> bool:
         """Whether ports wait for room."""
         return bool(self._places.waiting)
+
+    def waiting_for(self) -> Need:
+        """What those ask for together that wait for room."""
+        return sum_of(found.need for found in self._places.waiting.values())
+
+    def expected(self) -> Need:
+        """About what all objects ask for that are known, before any is resolved; rather more."""
+        needs = (_about(objects) for objects in self._objects.values())
+        return sum_of(needs)
+
+    def grown(self) -> None:
+        """Maps were exchanged for larger ones. While programs are in place that use the former
+        ones, there is no more room than in those."""
+        now = self._tables.former() or self._tables
+        places = table_places(now.hash_tables.records).size
+        self.planner.grow(readback.room_of(now), readback.contents_of(self._tables), places)
 
     def freed(self) -> bool:
         """Something was freed; returns whether `apply` has to look who can have it."""
@@ -261,7 +286,6 @@ class Reconciler:
         if queued:
             wanted = {name: port for name, port in changes.items() if name not in queued}
         plan = self.planner.plan(wanted, now, places.grades if grades is None else grades)
-        self.housekeeper.expect(plan)
         try:
             writes.apply(plan, self._tables)
         except LbError as error:
@@ -385,8 +409,9 @@ class Reconciler:
     def read_back(self) -> None:
         """Take what the maps say for what is programmed; `apply` plans all anew."""
         now = time.monotonic()
-        self.planner, leftovers = readback.read(self._tables, now)
+        self.planner, leftovers = readback.read(self._tables, now, self._most)
         readback.repair(self.planner, leftovers, self._tables)
+        self.grown()
         self.housekeeper.planner = self.planner
         self._places.start_over()
         self._told = -1, -1, -1
@@ -396,6 +421,18 @@ class Reconciler:
         self._unclaimed.update(self.planner.services.keys() - wanted)
         self._dirty.update(dict.fromkeys(self._objects))
         self.complete_pass = True
+
+
+def _about(objects: ServiceObjects) -> Need:
+    """What a service may ask for: each of its ports at each of its addresses."""
+    service = objects.service
+    if service is None or service.left_alone:
+        return NOTHING
+    endpoints = sum(len(part.ports) * len(part.endpoints) for part in objects.slices)
+    addresses = len(service.cluster_ips) + len(service.external_ips) + len(service.ingress_ips)
+    ports = len(service.ports) * max(1, len(service.cluster_ips))
+    frontends = len(service.ports) * (addresses + 2) + addresses
+    return Need(ports, frontends, 2 * endpoints, endpoints, 0)
 
 
 def _affected(before: ServiceObjects | None, after: ServiceObjects) -> set[Target] | None:

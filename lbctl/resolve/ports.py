@@ -15,7 +15,8 @@ Target = tuple[int, str, int]
 
 class FrontendKind(IntFlag):
     """What an address is to its service: `enum frontend_flag` of bpf_src/consts.h, without the
-    prefix. ADDRESS marks a live ClusterIP itself (port 0, protocol 0); planning adds those."""
+    prefix. ADDRESS marks a live ClusterIP itself (port 0, protocol 0), OUTER any other address;
+    planning adds those, and what writes backends ENDPOINT."""
 
     CLUSTER_IP = 1
     NODE_PORT = 2
@@ -25,6 +26,8 @@ class FrontendKind(IntFlag):
     SOURCE_RANGES = 32
     SHARED = 64
     SOCKETS = 128  # on loopback
+    OUTER = 256
+    ENDPOINT = 512
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):

@@ -8,19 +8,17 @@ import sys
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from ebpf import __main__ as entry
 from ebpf import maps
-from ebpf.compile import compiler, constants, source
-from ebpf.compile.source import Unit, family_unit
+from ebpf.compile import compiler, constants
+from ebpf.compile.source import Unit
 from ebpf.errors import CompileError, KernelError
 from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
 from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation, load
-from lbctl.datapath import consts, filters
 from tests.kernel.support.programs import SOURCES, UNITS, small_bundle
 
 pytestmark = pytest.mark.kernel
@@ -236,37 +234,6 @@ def test_a_program_of_the_enum_that_does_not_exist(cache: Path, sources: Path) -
     bundle = compiler.bundle(directory=sources, units=UNITS)
     with pytest.raises(CompileError, match="names x"):
         Generation.load(bundle, {})
-
-
-@pytest.mark.parametrize("family", ["4", "6"])
-def test_the_filters_hash_is_that_of_the_programs(cache: Path, tmp_path: Path, family: str) -> None:
-    """The real filter.h, run on addresses of both families."""
-    directory = Path(shutil.copytree(source.source_dir(), tmp_path / "bpf_src"))
-    (directory / "probe.c").write_text(
-        """
-        #include "filter.h"
-        int probe(struct __sk_buff *skb)
-        {
-            ip_addr a;
-            u16 port;
-            bpf_skb_load_bytes(skb, 14, &a, sizeof(a));
-            bpf_skb_load_bytes(skb, 30, &port, 2);
-            return filter_hash(&a, port);
-        }
-        """
-    )
-    bundle = compiler.bundle(directory=directory, units=(family_unit(family, "probe.c"),))
-    fd = load(bundle.programs["probe"], {})
-    random = np.random.default_rng(7)
-    size = 4 if family == "4" else 16
-    for _ in range(50):
-        address, port = random.bytes(size), random.bytes(2)
-        result = testrun.run(fd, bytes(14) + address.ljust(16, b"\0") + port + bytes(32))
-        wide = address if size == 16 else bytes(10) + b"\xff\xff" + address
-        rows = np.frombuffer(wide, np.uint8).reshape(1, 16)
-        (bit,) = filters.endpoint_bits(rows, np.frombuffer(port, np.uint16))
-        assert (result.retval & 0xFFFFFFFF) >> (32 - consts.BACKEND_FILTER_BITS) == bit
-    os.close(fd)
 
 
 @pytest.mark.parametrize("variant", ["live", "trace"])

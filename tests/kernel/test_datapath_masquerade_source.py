@@ -83,7 +83,6 @@ def passage(node: RoutedNode, shape: Shape, source: str, sport: int = 40000) -> 
 
 def prepare(node: RoutedNode, shape: Shape, by_device: bool) -> None:
     node_port(node.world, shape)
-    node.world.mark_own_address(OVERLAY[shape.family])
     if by_device:
         node.by_device(node4=OVERLAY[4], node6=OVERLAY[6])
 
@@ -120,24 +119,6 @@ def test_a_flow_outlives_the_address_and_the_next_takes_another(
     second.down("SA")
 
 
-@WAYS
-@pytest.mark.parametrize("shape", PLAIN, ids=str)
-def test_an_address_whose_replies_would_not_be_seen_is_not_taken(
-    node: RoutedNode, shape: Shape, by_device: bool
-) -> None:
-    """So new that the agent has not heard of it."""
-    prepare(node, shape, by_device)
-    row = node.world.array("service_filter").records.copy()
-    try:
-        node.world.array("service_filter").records[:] = 0
-        node.world._mark_address(NODE[shape.family])
-        talk = passage(node, shape, NODE[shape.family])
-        talk.up("S")
-        talk.down("SA")
-    finally:
-        node.world.array("service_filter").records[:] = row
-
-
 @pytest.mark.parametrize("shape", PLAIN, ids=str)
 def test_a_device_of_which_nothing_is_said(node: RoutedNode, shape: Shape) -> None:
     """Its address of the other family alone, and then a device that is not in the map."""
@@ -157,7 +138,6 @@ def test_the_routes_own_source_goes_before_the_devices(node: RoutedNode, shape: 
     length, nodad = ("/32", []) if shape.family == 4 else ("/128", ["nodad"])
     node.space.ip("addr", "add", chosen + length, "dev", "lo", *nodad)
     node.space.ip("route", "replace", REMOTE[shape.family][0], "dev", "left", "src", chosen)
-    node.world.mark_own_address(chosen)
     talk = passage(node, shape, chosen)
     talk.up("S")
     talk.down("SA")

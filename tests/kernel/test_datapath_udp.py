@@ -87,7 +87,6 @@ def test_moves_on_when_its_backend_id_has_another_owner(world: World, shape: Sha
     assert talk.backend
     other = ({4: "10.9.9.9", 6: "fd00:9::9"}[shape.family], talk.backend[1])
     world.reuse_backend_id(service, talk.backend, other)
-    world.mark_endpoint(other)
     talk.forget()
     assert talk.up(payload=b"x").reasons == {"forwarded": 1, "flow_moved": 1}
     assert talk.backend == other

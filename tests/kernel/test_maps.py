@@ -165,14 +165,6 @@ def test_arrays_are_memory(bundle: Bundle) -> None:
     again.close()
 
 
-def test_arrays_of_words_are_plain(bundle: Bundle) -> None:
-    words = cast(ArrayMap, maps.create(bundle.maps["service_filter"], 4))
-    words.records[:] = [1, 2, 3, 1 << 63]
-    assert words.records.dtype == np.uint64
-    assert words.records.sum() == 6 + (1 << 63)
-    words.close()
-
-
 def test_an_array_that_is_not_mapped_says_so(bundle: Bundle) -> None:
     spec = bundle.maps["services"]
     with pytest.raises(LayoutError, match="services cannot be mapped"):

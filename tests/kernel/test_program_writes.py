@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +12,10 @@ from ebpf.compile import compiler
 from ebpf.instance import Instance, Sizes
 from ebpf.kernel import bpffs
 from ebpf.maps import ArrayMap
+from ebpf.maps.buckets import BucketTable
 from ebpf.maps.hashes import HashMap
-from lbctl.datapath import consts, filters
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.regions import region_of
 from lbctl.model.records import ObjectKey
 from lbctl.plan.changes import Plan
@@ -95,19 +96,24 @@ def test_layouts_of_the_unit_tests_are_those_of_the_programs() -> None:
 def test_what_is_programmed_is_what_was_planned(tables: Instance) -> None:
     planner, _ = start(tables)
     writes.apply(planner.plan(everything(), 1.0), tables)
-    keys, values = tables.frontends.read_all()
-    assert len(keys) == 2 * SERVICES
-    assert (values["self"] == keys).all()
-    own = values[values["flags"] == consts.FRONTEND_CLUSTER_IP]
-    for value in own[:: SERVICES // 50]:
-        check_service(tables, value)
+    assert len(Frontends(tables.frontends).read_all().keys) == 2 * SERVICES
+    for key, service in own_frontends(tables)[:: SERVICES // 50]:
+        check_service(tables, key, service)
 
 
-def check_service(tables: Instance, value: Any) -> None:
+def own_frontends(tables: Instance) -> list[tuple[bytes, int]]:
+    """Key and service of each ClusterIP."""
+    found = Frontends(tables.frontends).read_all()
+    own = found.flags == consts.FRONTEND_CLUSTER_IP
+    keys = [key.tobytes() for key in found.keys[own]]
+    return list(zip(keys, found.services[own].tolist(), strict=True))
+
+
+def check_service(tables: Instance, key: bytes, number: int) -> None:
     """One service's sets, found the way a packet finds them."""
-    wanted = port(int.from_bytes(value["self"]["addr"].tobytes()[14:], "big"))
-    service = tables.services.records[value["service"]]
-    assert value["self"]["port"].tobytes() == b"\0\x50"
+    wanted = port(int.from_bytes(key[14:16], "big"))
+    service = tables.services.records[number]
+    assert key[16:] == b"\0\x50\6"
     assert bool(service["flags"] & consts.SERVICE_INTERNAL_LOCAL) == wanted.internal_local
     for field, members in (("cluster", wanted.cluster), ("local", wanted.local)):
         base, length = region_of(int(service[field]))
@@ -116,9 +122,9 @@ def check_service(tables: Instance, value: Any) -> None:
         rows = tables.backends.records[ids]
         assert [r["addr"].tobytes() for r in rows] == [e.address for e in members]
         assert {r["port"].tobytes() for r in rows} == {(8080).to_bytes(2, "big")}
-        assert (rows["service"] == value["service"]).all()
+        assert (rows["service"] == number).all()
         assert (rows["flags"] & consts.BACKEND_SERVING).all()
-    name = tables.names.get(tables.names.spec.key.pack(service=int(value["service"])))
+    name = tables.names.get(tables.names.spec.key.pack(service=number))
     assert name is not None
     assert name.rstrip(b"\0").decode() == wanted.name
 
@@ -160,10 +166,12 @@ def test_one_changed_endpoint_costs_its_service_alone(
     # The local set lost and won nothing: endpoints 3, 6 and 9 stayed.
     assert stores == {"backends": 1, "backend flags": 1, "slots": 10, "region words": 1}
     differing = {name for name, old in before.items() if contents(tables)[name] != old}
-    assert differing == {"services", "backends", "slots", "backend_filter"}
+    assert differing == {"services", "backends", "slots", "frontends"}
     assert changed_elements(before["services"], tables.services) == 1
     assert changed_elements(before["backends"], tables.backends) == 2
     assert changed_elements(before["slots"], tables.slots) == 10
+    # The new endpoint, its byte in a control word, and the count of none: the old one rests.
+    assert changed_elements(before["frontends"], tables.frontends) <= 2
 
 
 def changed_elements(before: bytes, table: ArrayMap) -> int:
@@ -177,13 +185,14 @@ def test_everything_goes_and_ids_come_back(tables: Instance) -> None:
     planner, _ = start(tables)
     writes.apply(planner.plan(everything(100), 1.0), tables)
     writes.apply(planner.plan(dict.fromkeys(everything(100)), 2.0), tables)
-    assert not list(tables.frontends.items())
+    assert not len(Frontends(tables.frontends).read_all().keys)
     nothing = np.zeros(0, bool)
     freed = planner.recover(10.0, nothing, nothing)
     assert (len(freed.services), len(freed.backends)) == (100, 100 * ENDPOINTS)
     writes.clear(freed, tables)
     assert not list(tables.names.items())
-    assert not filters.backend_record_bits(tables.backends.records).size
+    assert not tables.backends.records["port"].any()
+    assert not len(BucketTable(tables.frontends))
     assert not any(tables.services.records.tobytes())
     # Started again, all ids are free at once, and generations go on.
     planner, _ = start(tables, 11.0)
@@ -212,13 +221,12 @@ def test_a_kill_between_any_two_steps_is_repaired(tables: Instance) -> None:
         readback.repair(planner, leftovers, tables)
         everyone: dict[str, ResolvedPort | None] = dict.fromkeys(planner.services)
         writes.apply(planner.plan(everyone | changes, now + 1), tables)
-        _, values = tables.frontends.read_all()
-        own = values[values["flags"] == consts.FRONTEND_CLUSTER_IP]
+        own = own_frontends(tables)
         assert len(own) == 20 - number
         serving = np.count_nonzero(tables.backends.records["flags"] & consts.BACKEND_SERVING)
         assert serving == (20 - number) * ENDPOINTS
-        for value in own:
-            base, length = region_of(int(tables.services.records["cluster"][value["service"]]))
+        for _, service in own:
+            base, length = region_of(int(tables.services.records["cluster"][service]))
             rows = tables.backends.records[tables.slots.records["backend"][base : base + length]]
             first = 1 + number
             last_bytes = [int(r["addr"].tobytes()[15]) for r in rows]

@@ -16,6 +16,7 @@ from ebpf.instance import Instance
 from ebpf.kernel import bpffs
 from lbctl import status
 from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.host.removal import survey
 from tests.lab.support.agent_process import BOUND, ROOT, SERVICE, Node, ip, slice_of
 from tests.support.waiting import wait_until
@@ -92,7 +93,7 @@ def test_what_changed_meanwhile_is_applied_by_the_next_agent(node: Node) -> None
     node.publish()
     wait_until(lambda: (s := node.status()) and s.services == 0, BOUND)
     with Instance.open(node.pin_dir) as opened:
-        assert not list(opened.frontends.items())
+        assert not len(Frontends(opened.frontends).read_all().keys)
 
 
 def test_a_second_agent_says_who_holds_the_instance(node: Node) -> None:
@@ -196,7 +197,7 @@ def test_a_broken_manifest_removes_nothing_and_is_reported(node: Node) -> None:
     process = node.start()
     wait_until(lambda: (s := node.status()) and s.pid == process.pid and s.synced, BOUND)
     with Instance.open(node.pin_dir) as opened:
-        assert len(list(opened.frontends.items())) == 2
+        assert len(Frontends(opened.frontends).read_all().keys) == 2
 
 
 def test_a_path_that_is_not_there_is_an_error_at_once(node: Node) -> None:

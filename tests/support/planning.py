@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from lbctl.addresses import parse_address
-from lbctl.datapath import consts, filters
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.records import frontend_key, marker_key
 from lbctl.datapath.regions import region_of, table_places
 from lbctl.datapath.shares import Shape, likelihood
 from lbctl.datapath.tables import Records
@@ -126,19 +128,13 @@ class Node:
 
     def lookup(self, address: str, port: int = 80, field: str = "cluster") -> list[str] | str:
         """What the programs would find: endpoints as text, or "miss", "refuse", "drop"."""
-        key = self.tables.frontends.spec.key.pack(
-            addr=parse_address(address), port=int.from_bytes(port.to_bytes(2, "big"), "little"),
-            proto=TCP,
-        )  # fmt: skip
-        value = self.tables.frontends.get(key)
-        if value is None:
+        frontends = Frontends(self.tables.frontends)
+        entry = frontends.get(frontend_key(parse_address(address), port, TCP))
+        if entry is None:
             return "miss"
-        entry = self.tables.frontends.spec.value.unpack(value)
-        assert entry["self"] == key
-        assert has_bits(
-            self.tables.service_filter.records, filters.service_bits([entry["self"][:16]])
-        )
-        word = int(self.tables.services.records[field][entry["service"]])
+        service, _ = entry
+        assert frontends.get(marker_key(parse_address(address)))
+        word = int(self.tables.services.records[field][service])
         base, length = region_of(word)
         if not length:
             return "drop" if word == consts.REGION_DROP else "refuse"
@@ -146,19 +142,14 @@ class Node:
         for backend in self.tables.slots.records["backend"][base : base + length]:
             row = self.tables.backends.records[backend]
             assert row["flags"] & consts.BACKEND_SERVING
-            assert row["service"] == entry["service"]
-            assert has_bits(
-                self.tables.backend_filter.records,
-                filters.backend_bits([row["addr"].tobytes() + row["port"].tobytes()]),
-            )
+            assert row["service"] == service
+            endpoint = frontends.get(row["addr"].tobytes() + row["port"].tobytes() + b"\0")
+            assert endpoint
+            assert endpoint[1] == consts.FRONTEND_ENDPOINT
             address_bytes = row["addr"].tobytes()
             number = int.from_bytes(row["port"].tobytes(), "big")
             found.append(f"{'.'.join(map(str, address_bytes[12:]))}:{number}")
         return found
-
-
-def has_bits(words: Records, bits: filters.Bits) -> bool:
-    return bool(((words[bits >> 6] >> (bits & 63).astype(np.uint64)) & np.uint64(1)).all())
 
 
 WEB = frontend("10.96.0.1")

@@ -98,7 +98,7 @@ def test_a_removed_service_is_gone_but_its_id_and_name_rest(node: Node) -> None:
     node.apply(resolved("a/web", endpoints("10.0.0.1"), (WEB,)))
     node.apply(gone=["a/web"])
     assert node.lookup("10.96.0.1") == "miss"
-    assert not node.tables.frontends.entries  # the marker too
+    assert not node.tables.frontend_entries()  # the marker too
     assert len(node.tables.names.entries) == 1
     assert node.planner.recover(node.now + 1, NONE_SEEN, NONE_SEEN).services == []
     seen = np.ones(64, bool)
@@ -247,9 +247,8 @@ def test_markers_are_counted_by_address(node: Node) -> None:
 
 def markers(node: Node) -> dict[str, int]:
     """Flags by address, as the map has them."""
-    keys, values = node.tables.frontends.read_all()
-    found = zip(keys["addr"], keys["port"].tolist(), values["flags"].tolist(), strict=True)
-    return {format_address(a.tobytes()): flags for a, port, flags in found if not port}
+    found = node.tables.frontend_entries().items()
+    return {format_address(k[:16]): flags for k, (_, flags) in found if k[16:] == bytes(3)}
 
 
 def test_markers_say_whose_else_an_address_is(node: Node) -> None:
@@ -280,8 +279,29 @@ def test_markers_say_whose_else_an_address_is(node: Node) -> None:
 def test_changed_flags_of_an_address_are_written(node: Node) -> None:
     node.apply(resolved("a/web", (), (frontend("10.96.0.1", 80),)))
     plan = node.apply(resolved("a/web", (), (frontend("10.96.0.1", 80, FrontendKind(8)),)))
-    assert [(service, flags) for _, service, flags in plan.frontends] == [(1, 8)]
-    assert plan.frontends_gone == [marker_key(parse_address("10.96.0.1"))]
+    own, marker = frontend_key(parse_address("10.96.0.1"), 80, TCP), marker_key(WEB.address)
+    assert sorted(plan.frontends) == [(marker, 0, consts.FRONTEND_OUTER), (own, 1, 8)]
+    assert not plan.frontends_gone
+
+
+def test_an_outer_address_is_marked_as_no_cluster_ip(node: Node) -> None:
+    """Until the last of its frontends goes; and a ClusterIP may be both."""
+    outer, both = consts.FRONTEND_OUTER, consts.FRONTEND_OUTER | consts.FRONTEND_ADDRESS
+    ports = [
+        resolved(f"a/{n}", (), (frontend("192.0.2.1", n, FrontendKind.EXTERNAL_IP),))
+        for n in (80, 81)
+    ]
+    node.apply(*ports)
+    assert markers(node) == {"192.0.2.1": outer}
+    node.apply(resolved("a/web", (), (frontend("192.0.2.1", 82),)), gone=["a/80"])
+    assert markers(node) == {"192.0.2.1": both}
+    node.restart()
+    assert node.planner.claims.share(frozenset(), frozenset()) is False
+    assert node.apply(*ports[1:]).writes() == {}
+    node.apply(gone=["a/81"])
+    assert markers(node) == {"192.0.2.1": consts.FRONTEND_ADDRESS}
+    node.apply(gone=["a/web"])
+    assert markers(node) == {}
 
 
 def test_source_ranges_come_before_the_address_and_go_after_it(node: Node) -> None:

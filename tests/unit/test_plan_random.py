@@ -3,10 +3,9 @@
 import random
 
 import msgspec
-import numpy as np
 import pytest
 
-from lbctl.datapath import consts, filters
+from lbctl.datapath import consts
 from lbctl.datapath.records import frontend_key
 from lbctl.program import writes
 from lbctl.resolve.ports import AT_RANDOM, Choice, Endpoint, FrontendKind, ResolvedPort
@@ -104,13 +103,12 @@ def check(node: Node, wanted: dict[str, ResolvedPort]) -> None:
             key = frontend_key(claimed.address, claimed.port, claimed.protocol)
             owner = node.planner.claims.owner(key)
             assert owner in {s.id for s in node.planner.services.values()}
-    bits = filters.backend_record_bits(node.tables.backends.records)
-    assert (
-        node.tables.backend_filter.records[bits >> 6] >> (bits & 63).astype(np.uint64) & 1
-    ).all()
-    keys, values = node.tables.frontends.read_all()
-    assert len(keys) == len(node.planner.claims)
-    assert (values["self"] == keys).all()
+    used = node.tables.backends.records[node.tables.backends.records["port"] != 0]
+    identities = {row["addr"].tobytes() + row["port"].tobytes() for row in used}
+    assert node.tables.endpoint_entries() == identities
+    owned = dict(zip(*node.planner.claims.columns(), strict=True))
+    programmed = {key: node.planner.claims.unpack(owner) for key, owner in owned.items()}
+    assert node.tables.frontend_entries() == programmed
 
 
 def check_choice(node: Node, port: ResolvedPort) -> None:

@@ -5,6 +5,8 @@ import pytest
 
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.records import frontend_key, marker_key
 from lbctl.plan.planner import Planner
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import ResolvedPort
@@ -36,19 +38,16 @@ def test_services_are_counted_not_their_ports(node: Node) -> None:
 def test_a_foreign_frontend_is_replaced_or_removed(node: Node) -> None:
     ports = full(node)
     before = node.tables.snapshot()
-    table = node.tables.frontends
-    stray = table.spec.key.pack(addr=parse_address("10.96.0.9"), port=80, proto=TCP)
-    web = next(key for key in table.entries if key[18] and key[15] == 1)
-    values = np.zeros(2, table.spec.value.dtype)
-    values["service"] = 77, 1
-    values["flags"] = 1
-    values["self"] = np.frombuffer(stray + stray, table.spec.key.dtype)  # not web's own
-    table.put_many(np.frombuffer(stray + web, table.spec.key.dtype), values)
-    marker = next(key for key in table.entries if not key[18])
-    table.delete(marker)
+    stray, web = (
+        frontend_key(parse_address("10.96.0.9"), 80, TCP),
+        frontend_key(WEB.address, 80, TCP),
+    )
+    frontends = Frontends(node.tables.frontends)
+    frontends.put([(stray, 77, 1), (web, 78, 1)])
+    frontends.delete([marker_key(WEB.address)])
     node.restart()
     assert node.leftovers.strays == 2
-    assert stray in table.entries  # nothing is deleted at start
+    assert frontends.get(stray)  # nothing is deleted at start
     node.apply(*ports)
     assert node.tables.snapshot() == before
 
@@ -99,11 +98,17 @@ def test_two_ids_of_one_name_become_one(node: Node) -> None:
     assert len(names.entries) == 2
 
 
-def test_missing_filter_bits_are_set_at_start(node: Node) -> None:
+def test_endpoints_and_addresses_that_are_missing_are_put_back_at_start(node: Node) -> None:
+    """What the layout of an earlier version has not."""
     full(node)
-    node.tables.backend_filter.records[:] = 0
-    node.tables.service_filter.records[:] = 0
-    assert node.restart() == 10  # an endpoint has two: with its port and without
+    known = node.tables.snapshot()
+    frontends, backends = Frontends(node.tables.frontends), node.tables.backends.records
+    frontends.release(backends)
+    frontends.hold(backends[2:3])
+    frontends.hold(backends[2:3])
+    frontends.delete([marker_key(WEB.address)])
+    assert node.restart() == 4
+    assert node.tables.snapshot() == known
     assert node.restart() == 0
 
 

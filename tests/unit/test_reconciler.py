@@ -8,7 +8,9 @@ import pytest
 
 from ebpf.errors import KernelError
 from lbctl.addresses import format_address, parse_address, parse_prefix
-from lbctl.datapath import consts, filters
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.records import frontend_key
 from lbctl.model.records import (
     Hints,
     Protocol,
@@ -41,7 +43,7 @@ def tables(clock: Clock) -> FakeTables:
 
 
 def synced(tables: FakeTables, *found: ServiceObjects) -> Reconciler:
-    reconciler = Reconciler(tables, NODE)
+    reconciler = Reconciler(tables, NODE, tables)
     reconciler.take(update(*found))
     reconciler.apply(complete=True)
     return reconciler
@@ -64,7 +66,7 @@ def test_services_come_and_go(tables: FakeTables) -> None:
     reconciler.take(update(gone=["web"]))
     assert reconciler.apply(complete=True)
     assert (reconciler.services, reconciler.planner.backend_ids.in_use) == (1, 1)
-    assert len(tables.frontends.entries) == 2
+    assert len(tables.frontend_entries()) == 2
 
 
 def test_two_objects_whose_names_look_like_one_are_two(tables: FakeTables) -> None:
@@ -111,34 +113,30 @@ def test_a_restart_without_changes_writes_nothing(tables: FakeTables) -> None:
 
 def test_nothing_goes_before_the_list_is_complete(tables: FakeTables) -> None:
     synced(tables, WEB, DNS)
-    frontends = dict(tables.frontends.entries)
+    frontends = tables.frontend_entries()
     reconciler = Reconciler(tables, NODE)
     reconciler.take(update(WEB, complete=False))  # a manifest cannot be read yet
     reconciler.apply(complete=False)
-    assert tables.frontends.entries == frontends
+    assert tables.frontend_entries() == frontends
     reconciler.apply(complete=True)
-    assert len(tables.frontends.entries) == 2
+    assert len(tables.frontend_entries()) == 2
     assert list(reconciler.planner.services) == ["default/web/TCP/v4"]
 
 
 def test_frontends_of_nobody_go_with_the_first_complete_list(tables: FakeTables) -> None:
     synced(tables, WEB)
-    table = tables.frontends
-    stray = table.spec.key.pack(addr=parse_address("10.96.0.9"), port=80, proto=6)
-    value = np.zeros(1, table.spec.value.dtype)
-    value["self"] = np.frombuffer(stray, table.spec.key.dtype)
-    value["service"] = 60
-    table.put(stray, value.tobytes())
+    stray = frontend_key(parse_address("10.96.0.9"), 80, 6)
+    Frontends(tables.frontends).put([(stray, 60, consts.FRONTEND_CLUSTER_IP)])
     synced(tables, WEB)
-    assert stray not in table.entries
+    assert stray not in tables.frontend_entries()
 
 
 def flags_of(tables: FakeTables) -> dict[tuple[str, int], int]:
     """Of every frontend, by address and port."""
-    keys, values = tables.frontends.read_all()
-    places = zip(keys["addr"], keys["port"].byteswap().tolist(), strict=True)
-    named = [(format_address(address.tobytes()), port) for address, port in places]
-    return dict(zip(named, values["flags"].tolist(), strict=True))
+    return {
+        (format_address(key[:16]), int.from_bytes(key[16:18], "big")): flags
+        for key, (_, flags) in tables.frontend_entries().items()
+    }
 
 
 def test_a_cluster_ip_of_the_node_itself_is_shared_with_the_stack(tables: FakeTables) -> None:
@@ -178,52 +176,9 @@ def test_addresses_of_others_in_the_service_range_are_marked(tables: FakeTables)
     assert reconciler.apply(complete=True)
     marks = {("10.96.0.99", 0), ("10.96.0.53", 0)}
     assert flags_of(tables) == ours | dict.fromkeys(marks, consts.FRONTEND_SHARED)
-    assert bit_of(tables, "10.96.0.99")
     reconciler.take(update(gone=["other"]))
     assert reconciler.apply(complete=True)
     assert flags_of(tables) == ours | {("10.96.0.53", 0): consts.FRONTEND_SHARED}
-
-
-OWN_SERVER = objects("dns", "10.96.0.2", ["192.0.2.1"], port=53)  # listens on 8080
-
-
-def answers_from(tables: FakeTables, address: str) -> bool:
-    place = parse_address(address) + (8080).to_bytes(2, "big")
-    [bit] = filters.identity_bits([place]).tolist()
-    return bool(int(tables.backend_filter.records[bit >> 6]) >> (bit & 63) & 1)
-
-
-def test_servers_of_the_node_may_answer_from_any_of_its_addresses(tables: FakeTables) -> None:
-    """Their bits come with the endpoint and with the address."""
-    reconciler = Reconciler(tables, NODE)
-    addresses = tuple(map(parse_address, ("192.0.2.1", "10.244.1.1")))
-    reconciler.housekeeper.set_node_addresses(addresses, 0.0)
-    assert not answers_from(tables, "10.244.1.1")
-    reconciler.take(update(OWN_SERVER, WEB))
-    reconciler.apply(complete=True)
-    assert answers_from(tables, "10.244.1.1")
-    reconciler.housekeeper.set_node_addresses((*addresses, parse_address("10.9.9.9")), 0.0)
-    assert answers_from(tables, "10.9.9.9")
-
-
-def test_an_address_that_the_node_lost_keeps_its_bits_for_a_while(
-    tables: FakeTables, clock: Clock
-) -> None:
-    """A flow may have taken it after the sweep looked for flows that have it."""
-    reconciler = synced(tables, WEB, OWN_SERVER)
-    had = tuple(map(parse_address, ("192.0.2.1", "10.244.1.1")))
-    reconciler.housekeeper.set_node_addresses(had, clock.now)
-    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    clock.now += housekeeping.SWEEP_SECONDS
-    reconciler.housekeeper.set_node_addresses(had[:1], clock.now)
-    sweep(reconciler, clock, alloc.GRACE_SECONDS / 2)
-    assert bit_of(tables, "10.244.1.1")
-    for _ in range(2):
-        sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    assert not bit_of(tables, "10.244.1.1")
-    assert not answers_from(tables, "10.244.1.1")
-    assert bit_of(tables, "192.0.2.1")
-    assert answers_from(tables, "192.0.2.1")
 
 
 def test_equal_facts_about_the_node_cost_nothing(tables: FakeTables) -> None:
@@ -269,72 +224,109 @@ def test_a_failing_map_is_read_back_and_written_again(
     assert any("frontends" in warning for warning in reconciler.warnings())
     assert reconciler.retry_at() == clock.now + RETRY_SECONDS
     reconciler.apply(complete=True)
-    assert len(tables.frontends.entries) == 4
+    assert len(tables.frontend_entries()) == 4
     assert len(tables.names.entries) == 2
     assert reconciler.planner.backend_ids.in_use == 3
 
 
-def test_ids_and_filter_bits_return_after_a_sweep(tables: FakeTables, clock: Clock) -> None:
+def test_ids_and_endpoints_return_after_a_sweep(tables: FakeTables, clock: Clock) -> None:
     reconciler = synced(tables, WEB, DNS)
-    reconciler.housekeeper.set_node_addresses((parse_address("172.18.0.1"),), 0.0)
+    known = tables.endpoint_entries()
     reconciler.take(update(gone=["web"]))
     reconciler.apply(complete=True)
     sweep(reconciler, clock, 1.0)
-    assert bit_of(tables, "10.96.0.1")  # flows to it may have begun after the sweep passed
+    assert tables.endpoint_entries() == known  # flows to them may have begun after the sweep passed
     assert len(tables.names.entries) == 2
     sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    assert not bit_of(tables, "10.96.0.1")
-    assert bit_of(tables, "10.96.0.2")
-    assert bit_of(tables, "172.18.0.1")
     assert len(tables.names.entries) == 1
     used = tables.backends.records["port"] != 0
     assert np.count_nonzero(used) == 1
-    assert np.bitwise_count(tables.backend_filter.records).sum() == 2  # with its port and without
+    assert len(tables.endpoint_entries()) == 1
 
 
-def bit_of(tables: FakeTables, address: str) -> bool:
-    rows = np.frombuffer(parse_address(address), np.uint8).reshape(1, 16)
-    [bit] = filters.address_bits(rows).tolist()
-    return bool(int(tables.service_filter.records[bit >> 6]) >> (bit & 63) & 1)
-
-
-def test_a_flow_keeps_its_ids_and_its_filter_bit(tables: FakeTables, clock: Clock) -> None:
+def test_a_flow_keeps_its_ids_and_its_endpoint(tables: FakeTables, clock: Clock) -> None:
     reconciler = synced(tables, WEB)
-    flows = tables.flows4
-    backend = next(iter(np.flatnonzero(tables.backends.records["port"])))
-    key = flows.spec.key.pack(
-        src=1, dst=int.from_bytes(bytes([10, 96, 0, 1]), "little"), sport=1, dport=2, proto=6
-    )
-    flows.entries[key] = flows.spec.value.pack(
-        service=1,
-        backend=int(backend),
-        state=consts.FLOW_ESTABLISHED,
-        seen=time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> consts.TICK_SHIFT,
-    )
+    backend = int(np.flatnonzero(tables.backends.records["port"])[0])
+    four, _ = tables.flow_tables
+    ends = ("10.1.0.7", 4000), ("10.96.0.1", 80), ("10.0.0.1", 8080)
+    places = four.add_flow(6, *ends, service=1, backend=backend)
     tables.config.records["established_timeout"] = 1000
     reconciler.take(update(gone=["web"]))
     reconciler.apply(complete=True)
     for _ in range(3):
         sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    assert bit_of(tables, "10.96.0.1")
+    assert len(tables.endpoint_entries()) == 1
     assert len(tables.names.entries) == 1
     assert tables.backends.records["port"][backend]
-    flows.entries.clear()
+    four.cells["state"][places] = consts.STATE_FREE
     for _ in range(2):
         sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
-    assert not bit_of(tables, "10.96.0.1")
+    assert not tables.endpoint_entries()
     assert not tables.names.entries
 
 
-def test_full_maps_are_named_with_their_flag(tables: FakeTables, clock: Clock) -> None:
+def test_ids_rest_while_flows_are_counted(tables: FakeTables, clock: Clock) -> None:
+    """One may have been opened behind the sweep's back."""
     reconciler = synced(tables, WEB)
+    backend = int(np.flatnonzero(tables.backends.records["port"])[0])
+    tables.backend_live.records[backend] = tables.service_counters.records["live"][1] = 1
+    tables.service_counters.records["connections"] += 1  # keeps the audit from setting it right
+    reconciler.take(update(gone=["web"]))
+    reconciler.apply(complete=True)
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert tables.backends.records["port"][backend]
+    assert len(tables.names.entries) == 1
+    tables.backend_live.records[backend] = tables.service_counters.records["live"][1] = 0
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert not tables.backends.records["port"].any()
+    assert not tables.names.entries
+
+
+def test_flows_of_backends_are_ended_when_asked(tables: FakeTables, clock: Clock) -> None:
+    reconciler = synced(tables, WEB)
+    four, _ = tables.flow_tables
+    ends = ("10.1.0.7", 4000), ("10.96.0.1", 80), ("10.0.0.1", 8080)
+    four.add_flow(6, *ends, service=1, backend=2)
+    tables.config.records["established_timeout"] = 1000
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
     keeper = reconciler.housekeeper
-    assert keeper.warnings() == []
-    for i in range(3300):
-        tables.flows4.entries[i.to_bytes(16, "big")] = bytes(tables.flows4.spec.value.size)
-    tables.config.records["datagram_timeout"] = 1 << 30
-    sweep(reconciler, clock, 20)
-    [warning] = keeper.warnings()
-    assert "flows4" in warning
-    assert "--flows" in warning
-    assert "3,300 of 4,096" in warning
+    assert keeper.due() > clock.now
+    keeper.end_flows([2])
+    assert keeper.due() <= clock.now
+    sweep(reconciler, clock, 0.0)
+    assert not four.rooms().used
+    assert [end.why for end in four.ended] == [consts.END_BACKEND]
+    assert keeper.due() > clock.now
+
+
+def test_sweeps_follow_each_other_while_flows_wait_for_their_end(
+    tables: FakeTables, clock: Clock
+) -> None:
+    reconciler = synced(tables, WEB)
+    four, _ = tables.flow_tables
+    tables.config.records["time_wait_timeout"] = 1000
+    ends = ("10.1.0.7", 4000), ("10.96.0.1", 80), ("10.0.0.1", 8080)
+    rests = {"flags": consts.CELL_FIRST}
+    places = four.add_flow(6, *ends, state=consts.STATE_TIME_WAIT, reply=rests)
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert reconciler.housekeeper.due() == clock.now + housekeeping.BUSY_SWEEP_SECONDS
+    four.cells["state"][places] = consts.STATE_FREE
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert reconciler.housekeeper.due() == clock.now + housekeeping.SWEEP_SECONDS
+
+
+def test_full_tables_are_named_with_their_flag_unless_they_grow(
+    tables: FakeTables, clock: Clock
+) -> None:
+    four, _ = tables.flow_tables
+    for may_grow_to, said in ((0, True), (8192, False)):
+        keeper = Reconciler(tables, NODE, tables, most_cells=may_grow_to).housekeeper
+        four.cells["state"][:3300] = consts.STATE_FREE
+        assert keeper.warnings() == []
+        four.cells["state"][:3300] = consts.STATE_ESTABLISHED
+        warnings = keeper.warnings()
+        assert bool(warnings) == said
+        for warning in warnings:
+            assert "flows4" in warning
+            assert "--flows" in warning
+            assert "3,300 of 4,096" in warning

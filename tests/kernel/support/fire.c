@@ -15,6 +15,7 @@
 #include "maps.h"
 #include "parse.h"
 #include "address.h"
+#include "frontend.h"
 #include "select.h"
 
 /* Written by the updater: a set's number is in the address of each of its backends. */

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ebpf.compile.source import Unit
 from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
 from ebpf.programs import load
+from lbctl.datapath.records import frontend_key
 from tests.kernel.support.world import Service, World, mapped
 
 STRIDE = 8  # slots and backends of one region: sets have 1 to 8 members
@@ -98,26 +98,22 @@ class Updater:
 
 
 class Neighbours:
-    """Other frontends in the same few buckets, coming and going: hash elements are reused."""
+    """Other frontends in the same few buckets, coming and going: places are reused, and others
+    give way to them."""
 
     def __init__(self, world: World) -> None:
-        self.table = world.hash("frontends")
-        spec = self.table.spec
-        self.entries: list[tuple[bytes, bytes]] = []
+        self.table = world.frontends
         self.numbers = itertools.count()
-        for number in range(_NEIGHBOURS * 8):
-            address = mapped(f"10.97.{number // 250}.{number % 250}")
-            key = spec.key.pack(addr=address, port=socket.htons(80), proto=6)
-            value = np.zeros(1, spec.value.dtype)
-            value["self"] = np.frombuffer(key, value["self"].dtype)
-            value["service"] = 60
-            self.entries.append((key, value.tobytes()))
+        self.keys = [
+            frontend_key(mapped(f"10.97.{number // 250}.{number % 250}"), 80, 6)
+            for number in range(_NEIGHBOURS * 8)
+        ]
 
     def step(self) -> None:
         """One comes, and one goes."""
-        number, count = next(self.numbers), len(self.entries)
-        self.table.put(*self.entries[number % count])
-        self.table.delete(self.entries[(number - _NEIGHBOURS) % count][0])
+        number, count = next(self.numbers), len(self.keys)
+        self.table.put([(self.keys[number % count], 60, 1)])
+        self.table.delete([self.keys[(number - _NEIGHBOURS) % count]])
 
 
 @contextmanager
@@ -160,9 +156,9 @@ class Range:
 
     def aim(self, service: Service) -> None:
         """The service whose frontend is looked up from now on, and counters at 0."""
-        key = self.world.frontend_key(service.addresses[0], service.port, service.protocol)
+        key = frontend_key(mapped(service.addresses[0]), service.port, service.protocol)
         field = self.epochs.records["frontend"]
-        field[0] = np.frombuffer(key, field.dtype)[0]
+        field[0] = np.frombuffer(key.ljust(field.dtype.itemsize, b"\0"), field.dtype)[0]
         self.epochs.records["service"][0] = service.id
         self.counters.records[:] = np.zeros(1, self.counters.records.dtype)
 

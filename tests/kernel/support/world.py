@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
-from ebpf import maps
+from ebpf import flowtable, maps
 from ebpf.compile import compiler
-from ebpf.kernel import testrun
+from ebpf.flowtable import FlowTable
+from ebpf.kernel import clock, testrun
 from ebpf.layouts import Bundle
+from ebpf.maps.buckets import elements_for
 from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation
-from lbctl.datapath import filters
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.records import frontend_key, marker_key
 from tests.kernel.support.flows import Flow, Flows
 
 NODE = {4: "192.0.2.1", 6: "fd00:192::1"}
@@ -29,21 +31,21 @@ SERVICE_RANGES = ("10.96.0.0/16", "fd00:96::/112")
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # By map, where they are not those of `Sizes`.
 SIZES = {
-    "frontends": 64,
-    "flows4": 4096,
-    "flows6": 4096,
-    "flows4_lru": 4096,
-    "flows6_lru": 4096,
-    "answers4": 512,
-    "answers6": 512,
+    "frontends": elements_for(128),
+    "control4a": 1024,
+    "cells4a": 8192,
+    "control6a": 1024,
+    "cells6a": 8192,
+    "states6a": 8192,
     "fragments4": 256,
     "fragments6": 256,
 }
-# In ticks. Each its own, and all so long that nothing ages while a test runs.
+# In beats. Each its own, and all so long that nothing ages while a test runs.
 TIMEOUTS = {
     "syn_timeout": 300,
     "established_timeout": 9000,
     "closing_timeout": 500,
+    "fin_wait_timeout": 170,
     "reset_timeout": 200,
     "time_wait_timeout": 400,
     "datagram_timeout": 250,
@@ -100,9 +102,8 @@ class World:
             if name.startswith("REASON_") and name != "REASON_MAX"
         }
         self._counted: dict[str, int] | None = None  # read after the last packet
-        self.flow_table = Flows(
-            enums, {n: self.hash(n) for n in self.maps if n.startswith("flows")}
-        )
+        arrays = {n: m for n, m in self.maps.items() if isinstance(m, maps.ArrayMap)}
+        self.flow_table = Flows(enums, arrays)
         self.reset()
 
     def close(self) -> None:
@@ -127,11 +128,10 @@ class World:
                 made.delete_many(made.read_all()[0])
             elif isinstance(made, maps.ArrayMap):
                 made.records[:] = np.zeros(1, made.records.dtype)
-        for family in NODE:
-            cast(maps.PerCpuArray, self.maps[f"ended{family}"]).clear()
+        flowtable.prepare(self.maps, self.bundle.enums)
         self._next_service = self._next_backend = 1
         self._next_slot = 0
-        self.configure(flow_limit=3 * self.maps["flows4"].max_entries // 4, **TIMEOUTS)
+        self.configure(**TIMEOUTS)
         self.configure(
             port_min=PORT_MIN,
             port_max=PORT_MAX,
@@ -153,8 +153,6 @@ class World:
         """The node's primary address; None when the agent knows none."""
         raw = mapped(address) if address else bytes(16)
         self.array("config").records[f"node{family}"]["w"][0] = np.frombuffer(raw, np.uint32)
-        if address:
-            self._mark_address(address)
 
     # ── services ──────────────────────────────────────────────────────────────────────────────
 
@@ -182,12 +180,11 @@ class World:
         self.array("services").records["flags"][service.id] = flags
         self.set_backends(service, backends, local, drop=drop)
         kind = self.flag("FRONTEND_CLUSTER_IP" if cluster_ip else "FRONTEND_EXTERNAL_IP")
+        marker = self.flag("FRONTEND_ADDRESS" if cluster_ip else "FRONTEND_OUTER")
         both = self.flag("FRONTEND_SHARED") if shared else 0
         for address in addresses:
-            self._mark_address(address)
             self._put_frontend(address, port, service.protocol, service.id, kind | both)
-            if cluster_ip:
-                self._put_frontend(address, 0, 0, 0, self.flag("FRONTEND_ADDRESS") | both)
+            self._mark_address(address, marker | both if cluster_ip else marker)
         return service
 
     def set_backends(
@@ -226,38 +223,34 @@ class World:
         """Frontends, then regions, then backends, as the agent does."""
         for address in service.addresses:
             self.remove_frontend(address, service.port, service.protocol)
-            self.hash("frontends").delete(self.frontend_key(address, 0, 0))
+            self.frontends.delete([marker_key(mapped(address))])
         for name in ("cluster", "local"):
             self.array("services").store_word(service.id, name, 0)
         for endpoint in service.backends:
             self.stop_serving(service, endpoint)
 
     def remove_frontend(self, address: str, port: int, protocol: int) -> None:
-        assert self.hash("frontends").delete(self.frontend_key(address, port, protocol))
-
-    def frontend_key(self, address: str, port: int, protocol: int) -> bytes:
-        spec = self.hash("frontends").spec.key
-        return spec.pack(addr=mapped(address), port=socket.htons(port), proto=protocol)
+        assert self.frontends.delete([frontend_key(mapped(address), port, protocol)])
 
     def give_away(self, address: str) -> None:
         """The address is another proxy's, or the node's without a service."""
-        self.mark_own_address(address)
-        self._put_frontend(address, 0, 0, 0, self.flag("FRONTEND_SHARED"))
+        self._mark_address(address, self.flag("FRONTEND_SHARED"))
+
+    @property
+    def frontends(self) -> Frontends:
+        """The table of frontends as the agent writes it."""
+        return Frontends(self.array("frontends"))
 
     def _put_frontend(
         self, address: str, port: int, protocol: int, service: int, flags: int
     ) -> None:
-        key = self.frontend_key(address, port, protocol)
-        value = np.zeros(1, self.hash("frontends").spec.value.dtype)
-        value["self"] = np.frombuffer(key, value["self"].dtype)
-        value["service"], value["flags"] = service, flags
-        self.hash("frontends").put(key, value.tobytes())
+        self.frontends.put([(frontend_key(mapped(address), port, protocol), service, flags)])
 
     def _add_backend(self, endpoint: Endpoint, service: Service) -> int:
         number = self._next_backend
         self._next_backend += 1
         self._write_backend(number, endpoint, service, 1)
-        self.mark_endpoint(endpoint)
+        self.frontends.hold(self.array("backends").records[number : number + 1])
         return number
 
     def _write_backend(
@@ -283,25 +276,21 @@ class World:
         word = base | len(ids) << self.flag("REGION_LENGTH_SHIFT")
         return word | (self.flag("REGION_DROP") if drop and not ids else 0)
 
-    def _mark_address(self, address: str) -> None:
-        row = np.frombuffer(mapped(address), np.uint8).reshape(1, 16)
-        for kind in (0, 1):
-            self._set_bit("service_filter", int(filters.address_bits(row, kind)[0]))
-
     def mark_endpoint(self, endpoint: Endpoint) -> None:
-        row = np.frombuffer(mapped(endpoint[0]), np.uint8).reshape(1, 16)
-        port = np.array([socket.htons(endpoint[1])], np.uint16)
-        for number in (port, np.zeros(1, np.uint16)):  # fragments have none
-            self._set_bit("backend_filter", int(filters.endpoint_bits(row, number)[0]))
+        """Some service has this endpoint."""
+        address, port = endpoint
+        record = np.zeros(1, self.array("backends").records.dtype)
+        record["addr"]["w"] = np.frombuffer(mapped(address), np.uint32)
+        record["port"] = socket.htons(port)
+        self.frontends.hold(record)
 
-    def mark_own_address(self, address: str) -> None:
-        """An address that is no ClusterIP: of its ports, only those with an endpoint's bit or of
-        the masquerading range are looked up."""
-        row = np.frombuffer(mapped(address), np.uint8).reshape(1, 16)
-        self._set_bit("service_filter", int(filters.address_bits(row, 0)[0]))
+    def mark_address(self, address: str) -> None:
+        """Some service has frontends there that are no ClusterIP's."""
+        self._mark_address(address, self.flag("FRONTEND_OUTER"))
 
-    def _set_bit(self, name: str, bit: int) -> None:
-        self.array(name).records[bit // 64] |= np.uint64(1 << bit % 64)
+    def _mark_address(self, address: str, flags: int) -> None:
+        had = self.frontends.get(marker_key(mapped(address)))
+        self.frontends.put([(marker_key(mapped(address)), 0, flags | (had[1] if had else 0))])
 
     # ── packets ───────────────────────────────────────────────────────────────────────────────
 
@@ -350,32 +339,55 @@ class World:
         return {name: int(sums[value]) for value, name in self.reasons.items()}
 
     def service_counts(self, service: Service) -> dict[str, int]:
+        """What flows that ended have carried, and what those that live did so far."""
         row = self.array("service_counters").records[service.id]
-        return {name: int(row[name]) for name in row.dtype.names}
+        counts = {name: int(row[name]) for name in row.dtype.names}
+        for flow in self.flows():
+            if flow.service == service.id and flow.state != "side":
+                direction = "out" if flow.reply else "in"
+                counts[f"packets_{direction}"] += flow.packets
+                counts[f"bytes_{direction}"] += flow.bytes
+        return counts
 
     # ── flows ─────────────────────────────────────────────────────────────────────────────────
 
     def flows(self, family: int | None = None) -> list[Flow]:
-        """Every entry of the flow tables, of both families unless one is given."""
-        return self.flow_table.read(family)
+        """The cells of every flow, of both families unless one is given."""
+        return [flow for flow in self.flow_table.read(family) if "note" not in flow.flags]
 
-    def age(self, ticks: int) -> None:
-        """As if every flow had been idle that much longer."""
-        for flow in self.flows():
-            seen, beat = (flow.seen - ticks) & 0xFFFFFFFF, flow.beat ^ 0x8000
-            self.flow_table.write(flow, seen=seen, beat=beat)
-        for family in NODE:
-            keys, values = self.hash(f"answers{family}").read_all()
-            self.hash(f"answers{family}").put_many(keys, (values - ticks).astype(values.dtype))
+    def notes(self, family: int | None = None) -> list[Flow]:
+        """What is known of conversations that are no flows, and of tuples that rest."""
+        return [flow for flow in self.flow_table.read(family) if "note" in flow.flags]
 
     def noted(self) -> int:
         """How many conversations of the node's own are known."""
-        return sum(len(self.hash(f"answers{family}").read_all()[0]) for family in NODE)
+        tcp = PROTOCOLS["tcp"]
+        return sum(n.protocol == tcp or "replied" in n.flags for n in self.notes())
+
+    def age(self, beats: int) -> None:
+        """As if everything had been seen that much earlier."""
+        self.flow_table.age(beats)
+
+    def sweep(self) -> None:
+        """Ends what is over and has no tuple that must rest, as the agent does a moment later."""
+        for family in NODE:
+            cells = self.flow_table.read(family)
+            by_place = {cell.place: cell for cell in cells}
+            ended = [
+                (cell.place, cell.generation)
+                for cell in cells
+                if cell.state == "time_wait"
+                and not cell.reply
+                and "first" not in by_place[cell.next].flags
+            ]
+            places, generations = np.array(ended, np.uint32).reshape(-1, 2).T
+            table = FlowTable(str(family), self.maps, self.bundle.enums, self.programs.fds)
+            assert table.end(places, generations, self.flag("END_CLOSED")) == len(ended)
 
 
-def tick() -> int:
+def beat() -> int:
     """Now, in the unit of flow.seen."""
-    return time.monotonic_ns() >> 30
+    return clock.kernel_clock().beat()
 
 
 def mapped(address: str) -> bytes:

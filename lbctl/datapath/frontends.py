@@ -1,0 +1,117 @@
+"""The table of frontends: what address, port and protocol lead to, which addresses services have,
+and which endpoints there are. Words of it are packed and unpacked here alone."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ebpf.maps.buckets import KEY_WORDS, BucketTable, Words
+from lbctl.datapath import consts
+from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.tables import ArrayTable, Records
+
+_KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol; then zeros
+_FLAGS = np.uint64(consts.FRONTEND_FLAGS_SHIFT)
+_SERVICE = np.uint64(consts.FRONTEND_SERVICE_MASK)
+_ENDPOINT = np.uint64(consts.FRONTEND_ENDPOINT << consts.FRONTEND_FLAGS_SHIFT)
+
+
+class Entries(NamedTuple):
+    """Frontends and addresses, as columns in one order."""
+
+    keys: npt.NDArray[np.uint8]  # (n, 19): address, port, protocol
+    services: npt.NDArray[np.int64]
+    flags: npt.NDArray[np.int64]
+
+    def addresses(self) -> list[bytes]:
+        """The address of each."""
+        return [row.tobytes() for row in self.keys[:, :ADDRESS_BYTES]]
+
+
+class Frontends:
+    """The table in its map. Keys are those of datapath/records.py."""
+
+    def __init__(self, table: ArrayTable) -> None:
+        self._table = BucketTable(table)
+
+    @property
+    def room(self) -> int:
+        """How many entries there may be, endpoints too."""
+        return self._table.room
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def get(self, key: bytes) -> tuple[int, int] | None:
+        """Service and flags, None if there is no such entry."""
+        word = int(self._table.get(_words([key]))[0])
+        if not word:
+            return None
+        return word & consts.FRONTEND_SERVICE_MASK, word >> consts.FRONTEND_FLAGS_SHIFT
+
+    def put(self, entries: Sequence[tuple[bytes, int, int]]) -> None:
+        """Key, service and flags of each, no key twice. Raises MapFull."""
+        services = np.array([service for _, service, _ in entries], np.uint64)
+        flags = np.array([flags for _, _, flags in entries], np.uint64)
+        self._table.put(_words([key for key, _, _ in entries]), services | flags << _FLAGS)
+
+    def delete(self, keys: Iterable[bytes]) -> int:
+        """Returns how many there were."""
+        return self._table.delete(_words(list(keys)))
+
+    def read_all(self) -> Entries:
+        """All but the endpoints."""
+        keys, words = self._table.read()
+        chosen = words & _ENDPOINT == 0
+        rows = np.ascontiguousarray(keys[chosen]).view(np.uint8).reshape(-1, 8 * KEY_WORDS)
+        services, flags = words[chosen] & _SERVICE, words[chosen] >> _FLAGS
+        return Entries(rows[:, :_KEY_BYTES], services.astype(np.int64), flags.astype(np.int64))
+
+    def hold(self, backends: Records) -> None:
+        """As many more of `backends` have each of these endpoints. Raises MapFull."""
+        keys, counts = _counted(backends)
+        had = self._table.get(keys)
+        self._table.put(keys, (had | _ENDPOINT) + counts)
+
+    def release(self, backends: Records) -> None:
+        """As many fewer have them; an endpoint that none has any more goes."""
+        keys, counts = _counted(backends)
+        had = self._table.get(keys)
+        left = (had & _SERVICE) > counts
+        self._table.put(keys[left], had[left] - counts[left])
+        self._table.delete(keys[~left])
+
+    def repair(self, backends: Records) -> int:
+        """Make the table whole after a writer that was killed: endpoints are those of `backends`,
+        and what it moved is in one place. Returns how many entries had to be written."""
+        stored = self._table.tidy()
+        keys, words = self._table.read()
+        keys, words = keys[words & _ENDPOINT != 0], words[words & _ENDPOINT != 0]
+        wanted, counts = _counted(backends)
+        wrong = self._table.get(wanted) != counts | _ENDPOINT
+        self._table.put(wanted[wrong], counts[wrong] | _ENDPOINT)
+        gone = keys[~np.isin(_as_strings(keys), _as_strings(wanted))]
+        return stored + int(wrong.sum()) + self._table.delete(gone)
+
+
+def _words(keys: Sequence[bytes]) -> Words:
+    raw = np.zeros((len(keys), 8 * KEY_WORDS), np.uint8)
+    raw[:, :_KEY_BYTES] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, _KEY_BYTES)
+    return raw.view(np.uint64)
+
+
+def _counted(backends: Records) -> tuple[Words, Words]:
+    """Keys of the endpoints of those elements that hold one, each once, and how many do."""
+    used = np.ascontiguousarray(backends[backends["port"] != 0])
+    raw = np.zeros((len(used), 8 * KEY_WORDS), np.uint8)
+    columns = address_columns(used.dtype, "addr", "port")
+    raw[:, :IDENTITY_BYTES] = rows_as_bytes(used)[:, columns]
+    # A view as one item per row, since numpy sorts single items far quicker than rows.
+    keys, counts = np.unique(_as_strings(raw.view(np.uint64)), return_counts=True)
+    return keys.view(np.uint64).reshape(-1, KEY_WORDS), counts.astype(np.uint64)
+
+
+def _as_strings(keys: Words) -> npt.NDArray[np.void]:
+    return np.ascontiguousarray(keys).view(f"V{8 * KEY_WORDS}").reshape(-1)
