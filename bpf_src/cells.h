@@ -290,3 +290,19 @@ INLINE bool find_forward(const struct found *any, struct found *forward)
 	}
 	return false;
 }
+
+/* The same for one whose flow is in the own bank, where it moves no more. */
+INLINE bool find_own_forward(const struct found *any, struct found *forward)
+{
+	*forward = *any;
+	ROLLED
+	for (u32 i = 0; i < RING_CELLS; i++) {
+		if (is_forward(HEAD_KIND(forward->head)))
+			return true;
+		if (!get_cell_in(true, next_place(forward->state), forward) ||
+		    !same_generation(forward->head, any->head) ||
+		    HEAD_STATE(forward->head) < STATE_LIVE)
+			return false;
+	}
+	return false;
+}

@@ -138,7 +138,8 @@ INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kin
 	if (!t)
 		return CELL_FULL;
 	hash = hash_key(key, t);
-	if (is_taken(t, hash, key, generation, NO_PLACE))
+	/* So that nobody is evicted for nothing; what counts is the look after the claim. */
+	if (is_taken_on(true, t, hash, key, generation, NO_PLACE))
 		return CELL_TAKEN;
 	__builtin_memcpy(&client, holder, sizeof(client));
 	greed = greed_of(&client, t);

@@ -219,6 +219,7 @@ INLINE int coming_in(struct __sk_buff *skb)
 		if (p.fragment == FRAGMENT_FIRST)
 			remember_fragment(&p);
 		save_packet(skb, &p);
+		handoff(skb)->turn = 0;
 		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 	}
 	if (p.fragment == FRAGMENT_FIRST && address_flags(&p.dst))
@@ -258,5 +259,6 @@ INLINE int going_out(struct __sk_buff *skb)
 	if (kind_of(&f) & CELL_NODE)
 		p.origin = ORIGIN_NODE;
 	save_packet(skb, &p);
+	handoff(skb)->turn = NO_TURN;
 	return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 }

@@ -29,11 +29,11 @@
 #include "outgoing.h"
 
 #define CONNECT_TURNS 5 /* until a flow is open: another CPU is at it, there is no room, ... */
-#define RETRY_LOOKS 4	/* per turn */
+#define RETRY_LOOKS 4	/* per turn, with a pause before each: some hundred nanoseconds */
+#define RETRY_PAUSE 200
 
 /* handoff.turn: how often it was tried, and the client port as the backend is to see it (network
  * byte order; 0: its own). */
-#define TURN_MASK 0xff
 #define TURN_PORT_SHIFT 16
 
 INLINE u16 port_of(u32 turn)
@@ -229,15 +229,19 @@ INLINE int retry(struct __sk_buff *skb)
 	struct flow_key key;
 	struct packet p;
 	struct found f;
-	int i;
+	int i, pause;
 
 	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
 	handoff(skb)->turn &= TURN_MASK;
 	ROLLED
-	for (i = 0; i < RETRY_LOOKS && !known; i++)
+	for (i = 0; i < RETRY_LOOKS && !known; i++) {
+		ROLLED
+		for (pause = 0; i && pause < RETRY_PAUSE; pause++)
+			ORDERED;
 		known = find_cell(&key, &f);
+	}
 	if (known && kind_of(&f) & CELL_NOTE)
 		end_flow(&f, END_REPLACED);
 	else if (known && !(kind_of(&f) & CELL_REPLY))

@@ -113,34 +113,47 @@ INLINE bool is_evictable(u32 state)
 	return state == STATE_SYN || state >= STATE_RESET;
 }
 
-/* Ends the flow that a cell belongs to; of all who try, one gets true. `why` is an enum end_reason;
+/* Of all who try, one gets true: its is what else there is to do. */
+INLINE bool mark_dead(struct found *forward, u32 why)
+{
+	u64 head = forward->head;
+
+	ROLLED
+	for (u32 i = 0; i < STATE_TRIES; i++) {
+		u64 was;
+
+		if (!same_generation(head, forward->head) || HEAD_STATE(head) < STATE_LIVE ||
+		    head & HEAD_MOVED || (why == END_EVICTED && !is_evictable(HEAD_STATE(head))))
+			return false;
+		was = __sync_val_compare_and_swap(&forward->cell->head, head,
+						  IN_STATE(head, STATE_DEAD));
+		if (was == head) {
+			forward->head = head;
+			return true;
+		}
+		head = was;
+	}
+	return false;
+}
+
+/* Accounts for a flow that this CPU has marked dead; its head is what it was before. */
+INLINE void uncount(const struct found *forward)
+{
+	add_held(forward->cell, HEAD_KIND(forward->head), -1);
+	if (!is_over(HEAD_STATE(forward->head)))
+		add_live(forward->state->backend, forward->state->service, -1);
+}
+
+/* Ends the flow that a cell belongs to; exactly one caller gets true. `why` is an enum end_reason;
  * with END_EVICTED, only a flow that may make room goes. */
 INLINE bool end_flow(const struct found *any, u32 why)
 {
 	struct found forward;
-	bool won = false;
-	u64 head;
 
-	if (!find_forward(any, &forward))
+	if (!find_forward(any, &forward) || !mark_dead(&forward, why))
 		return false;
-	head = forward.head;
-	ROLLED
-	for (u32 i = 0; i < STATE_TRIES && !won; i++) {
-		u64 was;
-
-		if (!same_generation(head, forward.head) || HEAD_STATE(head) < STATE_LIVE ||
-		    head & HEAD_MOVED || (why == END_EVICTED && !is_evictable(HEAD_STATE(head))))
-			return false;
-		was = __sync_val_compare_and_swap(&forward.cell->head, head,
-						  IN_STATE(head, STATE_DEAD));
-		won = was == head;
-		head = was;
-	}
-	if (!won)
-		return false;
-	add_held(forward.cell, HEAD_KIND(head), -1);
-	if (!is_over(HEAD_STATE(head)))
-		add_live(forward.state->backend, forward.state->service, -1);
+	uncount(&forward);
+	/* All cells of a flow are in one bank. */
 	if (in_own(forward.place))
 		free_ring(true, &forward);
 	else

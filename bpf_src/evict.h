@@ -109,7 +109,7 @@ INLINE bool evict(struct table *t, u64 hash, u32 greed)
 	u32 beat = bpf_jiffies64() >> BEAT_SHIFT;
 	struct cpu *cpu = this_cpu();
 	struct victim worst = {.place = NO_VICTIM};
-	struct found at;
+	struct found at, forward;
 
 	if (!cpu)
 		return false;
@@ -121,8 +121,10 @@ INLINE bool evict(struct table *t, u64 hash, u32 greed)
 		return false;
 	if (worst.rank >> RANK_GREED_SHIFT < greed)
 		return false;
-	if (!end_flow(&at, END_EVICTED))
+	if (!find_own_forward(&at, &forward) || !mark_dead(&forward, END_EVICTED))
 		return false;
+	uncount(&forward);
+	free_ring(true, &forward);
 	__sync_fetch_and_add(&t->evicted, 1);
 	return true;
 }

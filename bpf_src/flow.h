@@ -140,6 +140,9 @@ INLINE bool is_idle(const struct found *any, u32 beat)
 	       is_older(beat, reply.state->seen, timeout);
 }
 
+/* What a note counts from the start: it is no less to be kept than a flow that was answered. */
+#define NOTE_PACKETS 2
+
 /* A tuple that others are to keep away from. Not if somebody has it, or there is no room. */
 INLINE void add_note(const struct flow_key *key, u32 state, const struct ends *ends, u8 flags,
 		     u32 beat)
@@ -150,7 +153,10 @@ INLINE void add_note(const struct flow_key *key, u32 state, const struct ends *e
 	if (!IS_PLACE(place))
 		return;
 	fill_cell(place, &ends->addr, ends->port, ends->client_port, 0, 0, place, beat);
-	if (flags && get_cell(place, &note))
+	if (!get_cell_in(true, place, &note))
+		return;
+	note.state->packets = NOTE_PACKETS;
+	if (flags)
 		set_flags(note.state, flags);
 	publish_cell(place, state);
 }

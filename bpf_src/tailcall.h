@@ -17,6 +17,18 @@ INLINE int hand_to(struct __sk_buff *skb, u32 program)
 	return PASS;
 }
 
+/* handoff.turn, where a packet may find no flow any more: of one that goes out, which begins none. */
+#define TURN_MASK 0xff
+#define NO_TURN TURN_MASK
+
+/* A flow was there, and has ended this very moment: what comes in begins another. */
+INLINE int ended_meanwhile(struct __sk_buff *skb)
+{
+	if ((handoff(skb)->turn & TURN_MASK) == NO_TURN)
+		return DROP;
+	return hand_to(skb, FAMILY_PROGRAM(RETRY));
+}
+
 /* A flow is over, and its packet begins another. */
 INLINE int hand_to_begin_anew(struct __sk_buff *skb, u32 generation)
 {

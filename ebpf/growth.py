@@ -15,20 +15,34 @@ that run at once, each looks where the other one opens; that is all that the pro
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from ebpf import flowtable
 from ebpf.errors import LbError
 from ebpf.flowtable import FlowTable
-from ebpf.instance import Instance
 from ebpf.kernel import grace
-from ebpf.maps import ArrayMap
+from ebpf.maps import ArrayMap, Map
 
 _PARTS = (("control", 1), ("cells", 8), ("states", 8))
+
+
+class Holder(Protocol):
+    """Who has the maps: an Instance."""
+
+    @property
+    def enums(self) -> dict[str, int]: ...
+
+    def map(self, name: str) -> Map: ...
+
+    def map_names(self) -> list[str]: ...
+
+    def resize(self, name: str, entries: int) -> None: ...
 
 
 class Growth:
     """One family's table. `programs` for `move` are those of the generation in place."""
 
-    def __init__(self, instance: Instance, family: str) -> None:
+    def __init__(self, instance: Holder, family: str) -> None:
         self._instance = instance
         self._family = family
         self._enums = instance.enums

@@ -41,6 +41,9 @@ class Frontends:
         """How many entries there may be, endpoints too."""
         return self._table.room
 
+    def __len__(self) -> int:
+        return len(self._table)
+
     def get(self, key: bytes) -> tuple[int, int] | None:
         """Service and flags, None if there is no such entry."""
         word = int(self._table.get(_words([key]))[0])

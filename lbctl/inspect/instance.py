@@ -10,9 +10,9 @@ import numpy as np
 
 from ebpf.flowtable import FAMILIES, maps_of
 from ebpf.instance import Instance
-from ebpf.maps.buckets import BucketTable
 from ebpf.maps.hashes import HashMap
 from lbctl import status
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.reasons import reason_names
 from lbctl.datapath.regions import region_of
 from lbctl.datapath.tables import HashTable
@@ -114,9 +114,11 @@ def _uses(instance: Instance, said: Mapping[str, status.TableUse]) -> Iterator[M
     of_flows = {name for family in FAMILIES for name in maps_of(family)}
     for name in instance.map_names():
         if name not in of_flows:
-            table = instance.map(name)
+            table, room = instance.map(name), instance.map(name).max_entries
+            if name == "frontends":
+                room = Frontends(instance.frontends).room
             yield _use(
-                said.get(name), name, table.type, _entries(instance, name), table.max_entries,
+                said.get(name), name, table.type, _entries(instance, name), room,
                 table.memory_bytes,
             )  # fmt: skip
     for flows in instance.flow_tables:
@@ -146,7 +148,7 @@ def _entries(instance: Instance, name: str) -> int | None:
     if name == "slots":
         return _slots(instance)
     if name == "frontends":
-        return len(BucketTable(instance.frontends))
+        return len(Frontends(instance.frontends))
     table = instance.map(name)
     return _count(table) if isinstance(table, HashMap) else None
 

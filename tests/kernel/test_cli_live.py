@@ -157,7 +157,7 @@ def test_status_without_an_agent(pin_dir: Path) -> None:
     uses = {use["name"]: use for use in found["maps"]}
     assert (uses["services"]["entries"], uses["services"]["capacity"]) == (4, 64)
     assert (uses["backends"]["entries"], uses["flows4_lru"]["entries"]) == (4, 2)
-    assert uses["service_filter"]["entries"] is None
+    assert uses["config"]["entries"] is None
     # Two endpoints of web and one of them local, one of web over IPv6, one of DNS; equal sets of
     # the last two share a region.
     assert uses["slots"]["entries"] == 5

@@ -13,6 +13,7 @@ import pytest
 
 from tests.kernel.support import stress
 from tests.kernel.support.flow_tables import PrivateTable, bundle_with
+from tests.kernel.support.stress import SLOWLY
 
 pytestmark = [
     pytest.mark.kernel,
@@ -21,10 +22,6 @@ pytestmark = [
 PATIENCE = 20.0  # seconds; each is noticed within one or two
 KEYS, BUCKETS = 16, 3
 
-SLOWLY = (
-    '#define ORDERED asm volatile("" ::: "memory")',
-    '#define ORDERED asm volatile("" ::: "memory"); bpf_ktime_get_ns(); bpf_ktime_get_ns()',
-)
 MUTATIONS = {
     "no look after the claim": (
         "claim.h",
@@ -53,14 +50,15 @@ MUTATIONS = {
     ),
     "the next cell of whatever flow": (
         "cells.h",
-        "		    !same_generation(forward->head, any->head) ||\n",
-        "",
+        "		if (!get_cell(next_place(forward->state), forward) ||\n"
+        "		    !same_generation(forward->head, any->head) ||",
+        "		if (!get_cell(next_place(forward->state), forward) ||",
     ),
     "an end by a plain store": (
         "ending.h",
-        "was = __sync_val_compare_and_swap(&forward.cell->head, head,\n"
+        "was = __sync_val_compare_and_swap(&forward->cell->head, head,\n"
         "						  IN_STATE(head, STATE_DEAD));",
-        "was = head; forward.cell->head = IN_STATE(head, STATE_DEAD);",
+        "was = head; forward->cell->head = IN_STATE(head, STATE_DEAD);",
     ),
     "a tag taken off by a plain store": (
         "ending.h",
@@ -90,13 +88,14 @@ MUTATIONS = {
     "whose connection it was, asked too late": (
         "ending.h",
         "add_live(backend, service, is_over(to) ? -1 : 1);",
-        "add_live(LOAD(&forward->state->backend), LOAD(&forward->state->service), "
+        "LINGER; add_live(LOAD(&forward->state->backend), LOAD(&forward->state->service), "
         "is_over(to) ? -1 : 1);",
     ),
     "the forward cell first": (
         "stress.c",
         "	publish_cell(t->places[1], STATE_SYN);\n	publish_cell(t->places[0], STATE_SYN);",
-        "	publish_cell(t->places[0], STATE_SYN);\n	publish_cell(t->places[1], STATE_SYN);",
+        "	publish_cell(t->places[0], STATE_SYN);\n	LINGER;\n"
+        "	publish_cell(t->places[1], STATE_SYN);",
     ),
 }
 

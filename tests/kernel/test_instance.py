@@ -17,13 +17,16 @@ from ebpf.compile import compiler
 from ebpf.errors import InUseError, KernelError, LayoutError, LbError, MissingFeature
 from ebpf.instance import Instance, Sizes
 from ebpf.kernel import bpffs, libbpf, testrun
-from ebpf.layouts import Bundle, MapSpec
+from ebpf.layouts import ARRAY, F_MMAPABLE, HASH, Bundle, Field, MapSpec, Record
+from ebpf.maps import declared
 from ebpf.programs import drop_other_generations, load_generation
+from lbctl.datapath.frontends import Frontends
 from tests.kernel.support.programs import MACHINE_BPFFS, small_bundle, unique
 
 pytestmark = pytest.mark.kernel
 
 SMALL = Sizes(16, 16, 64)
+WORD = Record("", 4, (Field("", 0, 4, 0, "u32"),))
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +310,67 @@ def test_flows_of_the_first_version_are_taken_over(pin_dir: Path, name: str) -> 
         keys, values = getattr(made, name).read_all()
         assert (keys["sport"], values["port"], values["bytes"]) == (7, 8, 9)
         assert (values["ack"], values["state"]) == (0, bundle.enums["FLOW_ESTABLISHED"])
+
+
+def hashed_frontends() -> MapSpec:
+    """`frontends` as earlier versions had it."""
+    addr = Field("addr", 0, 16, 0, "struct", (Field("w", 0, 16, 4, "u32"),))
+    rest = (Field("port", 16, 2, 0, "u16"), Field("proto", 18, 1, 0, "u8"))
+    key = Record("frontend_key", 20, (addr, *rest, Field("pad", 19, 1, 0, "u8")))
+    itself = Field("self", 0, 20, 0, "struct", key.fields)
+    numbers = (Field("service", 20, 4, 0, "u32"), Field("flags", 24, 4, 0, "u32"))
+    return MapSpec("frontends", HASH, 0, key, Record("frontend", 28, (itself, *numbers)))
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed before the switch"])
+def test_frontends_of_earlier_versions_are_taken_over(pin_dir: Path, killed: bool) -> None:
+    """Before programs are put on the table. An element that was being reused is left out; the
+    filters go once nobody looks at them."""
+    bundle = compiler.bundle()
+    word = Record("", 8, (Field("", 0, 8, 0, "u64"),))
+    maps_then = {
+        "frontends": hashed_frontends(),
+        **{n: MapSpec(n, ARRAY, F_MMAPABLE, WORD, word) for n in declared.FORMER},
+    }
+    key = maps_then["frontends"].key.pack(addr=bytes(range(16)), port=80, proto=6)
+    other = maps_then["frontends"].key.pack(addr=bytes(16), port=81, proto=17)
+    with Instance.create_or_open(pin_dir, bundle, SMALL) as old:
+        for name, spec in maps_then.items():
+            (pin_dir / "maps" / name).unlink(missing_ok=True)
+            made = maps.create(spec, 64)
+            old.meta.note_map(made)
+            bpffs.pin(made.fd, pin_dir / "maps" / name)
+            if isinstance(made, maps.HashMap):
+                made.put(key, key + np.array([7, 33], np.uint32).tobytes())
+                made.put(other, key + np.array([8, 1], np.uint32).tobytes())
+            made.close()
+    if killed:
+        Instance.create_or_open(pin_dir, bundle, SMALL).close()
+    with Instance.create_or_open(pin_dir, bundle, SMALL) as new:
+        assert {*declared.FORMER} <= {*new.map_names()}
+        found = Frontends(new.frontends).read_all()
+        assert [k.tobytes() for k in found.keys] == [key[:19]]
+        assert (found.services.tolist(), found.flags.tolist()) == ([7], [33])
+        assert Frontends(new.frontends).get(key[:19]) == (7, 33)
+        new.finish()
+        assert not {*declared.FORMER} & {*new.map_names()}
+        new.require(bundle)
+    assert not (pin_dir / "old").exists()
+
+
+def test_a_larger_table_of_frontends_is_filled_anew(pin_dir: Path) -> None:
+    """A key's place depends on how many there are: what was at one place is at another."""
+    bundle = compiler.bundle()
+    entries = [(bytes([10, n]).ljust(19, b"\1"), n + 1, 1) for n in range(40)]
+    with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
+        Frontends(made.frontends).put(entries)
+        before, room = made.frontends.id, Frontends(made.frontends).room
+    with Instance.create_or_open(pin_dir, bundle, Sizes(160, 160, 64)) as made:
+        assert made.frontends.id != before
+        larger = Frontends(made.frontends)
+        assert larger.room > 9 * room
+        assert [larger.get(k) for k, _, _ in entries] == [(s, f) for _, s, f in entries]
+        assert len(larger.read_all().keys) == 40
 
 
 def test_what_ended_meanwhile_does_not_come_back(

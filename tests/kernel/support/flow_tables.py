@@ -15,10 +15,10 @@ from ebpf.compile.source import Unit, family_unit
 from ebpf.flowtable import CELL, FlowTable
 from ebpf.layouts import Bundle
 from ebpf.maps.arrays import possible_cpus
-from ebpf.maps.base import Records
+from ebpf.maps.base import Map, Records
 from ebpf.programs import load
 
-BACKENDS = 64
+BACKENDS = 128
 
 
 def table_bundle(family: str) -> Bundle:
@@ -73,15 +73,45 @@ class PrivateTable:
             if spec.type != maps.PROG_ARRAY
         }
         flowtable.prepare(self.maps, self.enums)
-        fds = {name: made.fd for name, made in self.maps.items()}
-        self.programs = {name: load(program, fds) for name, program in bundle.programs.items()}
-        self.table = FlowTable(family, self.maps, self.enums, self.programs)
+        self.programs: dict[str, int] = {}
+        self._loaded: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
+        self.load()
+
+    @property
+    def table(self) -> FlowTable:
+        return FlowTable(self.family, self.maps, self.enums, self.programs)
+
+    def load(self) -> None:
+        """The programs, for the bank that is theirs now; those of before stay open."""
+        phase = int(self.records(f"table{self.family}a")["phase"][0])
+        names = flowtable.program_names(self.maps, {self.family: phase}, self.enums)
+        taken = {name: self.maps[other] for name, other in names.items()}
+        key = tuple(sorted((name, found.id) for name, found in taken.items()))
+        if key not in self._loaded:
+            fds = {name: found.fd for name, found in taken.items()}
+            self._loaded[key] = {n: load(p, fds) for n, p in self.bundle.programs.items()}
+        self.programs = self._loaded[key]
+
+    # What ebpf.growth asks of an instance.
+
+    def map(self, name: str) -> Map:
+        return self.maps[name]
+
+    def map_names(self) -> list[str]:
+        return list(self.maps)
+
+    def resize(self, name: str, entries: int) -> None:
+        old = self.maps[name]
+        if old.max_entries == entries:
+            return
+        self.maps[name] = maps.create(old.spec, entries)
+        old.close()
 
     def records(self, name: str) -> Records:
         return cast(maps.ArrayMap, self.maps[name]).records
 
     def close(self) -> None:
-        for fd in self.programs.values():
+        for fd in (fd for programs in self._loaded.values() for fd in programs.values()):
             os.close(fd)
         for made in self.maps.values():
             made.close()

@@ -12,6 +12,16 @@
 #include "claim.h"
 #include "ending.h"
 
+/* Flows KEYS .. KEYS + LASTING - 1 are always there, established, and only used. */
+#ifndef LASTING
+#define LASTING 0
+#endif
+
+/* As if an interrupt had come here. */
+#ifndef LINGER
+#define LINGER
+#endif
+
 struct thread {
 	__u64 rng;
 	__u64 opened;
@@ -25,9 +35,9 @@ struct thread {
 	__u64 wrong;	  /* ... and that was not noticed */
 	__u64 duplicates; /* two live cells of one tuple */
 	__u64 apart;	  /* a ring that leads elsewhere */
+	__u64 lost;	  /* a flow that lasts was not found */
 	__u64 changed;
 	__u32 places[RING_CELLS];
-	__u64 pad;
 };
 
 /* A cell as it has to be. Written by Python: cell `i` of flow `n` is at 4 * n + i. Its backend says
@@ -121,8 +131,9 @@ INLINE void open_one(struct thread *t, u32 n, u32 count)
 	t->opened++;
 }
 
-/* Live cells of this tuple in a bucket, but for the one at `place`. */
-INLINE u32 twins_in(struct table *own, u32 bucket, const struct flow_key *key, u32 place)
+/* Live cells of this tuple in a bucket, but for those of the flow itself: where it moves, there may
+ * be two for a moment. */
+INLINE u32 twins_in(struct table *own, u32 bucket, const struct flow_key *key, u64 head)
 {
 	u32 found = 0;
 
@@ -131,7 +142,7 @@ INLINE u32 twins_in(struct table *own, u32 bucket, const struct flow_key *key, u
 		struct found at;
 
 		if (!get_cell_in(true, own->bank | (bucket * CELLS_PER_BUCKET + i), &at) ||
-		    at.place == place || HEAD_STATE(at.head) < STATE_LIVE ||
+		    same_generation(at.head, head) || HEAD_STATE(at.head) < STATE_LIVE ||
 		    !has_key(at.cell, at.head, key))
 			continue;
 		ORDERED;
@@ -140,7 +151,7 @@ INLINE u32 twins_in(struct table *own, u32 bucket, const struct flow_key *key, u
 	return found;
 }
 
-INLINE u32 twins(const struct flow_key *key, u32 place)
+INLINE u32 twins(const struct flow_key *key, u64 head)
 {
 	struct table *own = get_table();
 	u32 one, two, found;
@@ -151,8 +162,8 @@ INLINE u32 twins(const struct flow_key *key, u32 place)
 	hash = hash_key(key, own);
 	one = first_bucket(hash, own->buckets);
 	two = second_bucket(hash, own->buckets);
-	found = twins_in(own, one, key, place);
-	return one == two ? found : found + twins_in(own, two, key, place);
+	found = twins_in(own, one, key, head);
+	return one == two ? found : found + twins_in(own, two, key, head);
 }
 
 /* Is what was found as it has to be, and alone? */
@@ -172,27 +183,34 @@ INLINE void judge(struct thread *t, const struct found *f, const struct flow_key
 	    service != 1 + ((backend - 1) >> 2) || w->kind != HEAD_KIND(f->head) ||
 	    w->key.sport != key->sport || w->key.dport != key->dport)
 		t->wrong++;
-	if (twins(key, f->place) && LOAD(&f->cell->head) == f->head)
+	if (twins(key, f->head) && LOAD(&f->cell->head) == f->head)
 		t->duplicates++;
 	if (which & 1)
 		f->state->packets++;
 }
 
 /* From SYN to where flows stay, and out of it, so that some can be evicted and some not. */
-INLINE void change_one(struct thread *t, const struct found *found)
+INLINE void change_one(struct thread *t, const struct found *found, bool lasting)
 {
 	struct found forward;
 	u32 state;
 
+	LINGER;
+	LINGER;
+	LINGER;
+	LINGER;
 	if (!find_forward(found, &forward)) {
 		t->lost_end++;
 		return;
 	}
-	if (HEAD_KIND(forward.head) & (CELL_REPLY | CELL_SIDE))
+	if (HEAD_KIND(forward.head) & (CELL_REPLY | CELL_SIDE) ||
+	    !same_generation(forward.head, found->head))
 		t->apart++;
 	state = HEAD_STATE(forward.head);
 	t->changed += set_state(&forward, state,
-				state == STATE_ESTABLISHED ? STATE_RESET : STATE_ESTABLISHED);
+				state != STATE_ESTABLISHED ? STATE_ESTABLISHED
+				: lasting		   ? STATE_CLOSING
+							   : STATE_RESET);
 }
 
 PROGRAM(stress)
@@ -209,6 +227,12 @@ PROGRAM(stress)
 	n = x & (KEYS - 1);
 	op = x >> 8 & 31;
 	which = x >> 16 & 3;
+#if LASTING
+	if (x >> 25 & 1) {
+		n = KEYS + (x >> 26 & (LASTING - 1));
+		op = 16 | (op & 15);
+	}
+#endif
 	w = get_wanted(n, 0);
 	if (!w)
 		return 0;
@@ -223,13 +247,19 @@ PROGRAM(stress)
 	key = w->key;
 	if (!find_cell(&key, &found)) {
 		t->misses++;
-	} else if (op < 16) {
+		t->lost += n >= KEYS;
+		return 0;
+	}
+	if (x >> 24 & 1) {
+		LINGER;
+	}
+	if (op < 16) {
 		if (end_flow(&found, END_CLOSED))
 			t->ended++;
 		else
 			t->lost_end++;
 	} else if (op < 18) {
-		change_one(t, &found);
+		change_one(t, &found, n >= KEYS);
 	} else {
 		judge(t, &found, &key, which);
 	}

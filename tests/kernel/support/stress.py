@@ -9,24 +9,35 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
-from ebpf.kernel import testrun
+from ebpf.flowtable import CELL
+from ebpf.growth import Growth
+from ebpf.kernel import grace, testrun
+from ebpf.maps.base import Records
 from tests.kernel.support.flow_tables import PrivateTable, address
 
-RUNS = 20_000  # steps of one system call
-VIOLATIONS = ("wrong", "duplicates", "apart")
+RUNS = 5_000  # steps of one system call, some milliseconds
+# A replacement in cells.h, by which what happens in nanoseconds takes longer.
+SLOWLY = (
+    '#define ORDERED asm volatile("" ::: "memory")',
+    '#define ORDERED asm volatile("" ::: "memory"); bpf_ktime_get_ns(); bpf_ktime_get_ns()\n'
+    "#define LINGER ORDERED; ORDERED; ORDERED; ORDERED; ORDERED; ORDERED; ORDERED; ORDERED",
+)
+VIOLATIONS = ("wrong", "duplicates", "apart", "lost")
 
 
-def write_wanted(private: PrivateTable, keys: int) -> None:
+def write_wanted(private: PrivateTable, keys: int, lasting: int = 0) -> None:
     """The flows that stress.c plays with. Pairs have one client and backend, and differ in the
-    service alone; every fourth is masqueraded."""
+    service alone, but for those that last; every fourth is masqueraded."""
     enums, family, records = private.enums, private.family, private.records("wanted")
     reply, side = enums["CELL_REPLY"], enums["CELL_SIDE"]
-    for flow in range(keys):
-        pair, cells = flow >> 1, 4 if flow & 3 == 3 else 2
+    for flow in range(keys + lasting):
+        pair = flow >> 1 if flow < keys else 256 + flow
+        cells = 4 if flow & 3 == 3 else 2
         client, backend, node, service = (
             address(base + number, family)
             for base, number in (
@@ -58,6 +69,34 @@ def _set_address(field: np.ndarray, value: np.ndarray, family: str) -> None:  # 
         field[0] = value[12:].view(np.uint32)[0]
 
 
+def open_lasting(private: PrivateTable, first: int, count: int) -> None:
+    """Flows that stress.c uses, and never ends."""
+    enums, wanted = private.enums, private.records("wanted")
+    for flow in range(first, first + count):
+        rows = wanted[4 * flow : 4 * flow + int(wanted["cells"][4 * flow])]
+        ring = np.zeros((1, len(rows)), CELL)
+        for name in ("src", "dst"):
+            ring[name][0] = _wide(rows["key"][name], private.family)
+        ring["addr"][0] = _wide(rows["addr"], private.family)
+        for name in ("sport", "dport", "proto"):
+            ring[name][0] = rows["key"][name]
+        for name in ("port", "client_port", "kind"):
+            ring[name][0] = rows[name]
+        ring["backend"], ring["service"] = 1 + flow, 1 + (flow >> 2)
+        ring["state"] = enums["STATE_ESTABLISHED"]
+        assert private.table.open(ring) == 1
+
+
+def _wide(addresses: Records, family: str) -> Records:
+    out = np.zeros((len(addresses), 16), np.uint8)
+    if family == "6":
+        out[:] = np.ascontiguousarray(addresses["w"]).view(np.uint8).reshape(-1, 16)
+    else:
+        out[:, 10:12] = 0xFF
+        out[:, 12:] = np.ascontiguousarray(addresses).view(np.uint8).reshape(-1, 4)
+    return out
+
+
 def seed(private: PrivateTable, number: int | None = None) -> None:
     """Fresh counters, and another course of things."""
     threads = private.records("threads")
@@ -66,27 +105,72 @@ def seed(private: PrivateTable, number: int | None = None) -> None:
     threads["rng"] = rng.integers(1, 1 << 63, len(threads), np.uint64)
 
 
-def run(private: PrivateTable, seconds: float, program: str = "stress") -> int:
+def run(private: PrivateTable, seconds: float) -> int:
     """Two CPUs for so long, or until one of them has seen a violation; returns the steps."""
     stop = time.monotonic() + seconds
+    with at_work(private) as steps:
+        while time.monotonic() < stop and not violated(private):
+            time.sleep(0.02)
+    return sum(steps)
+
+
+@contextmanager
+def at_work(
+    private: PrivateTable, program: str = "stress", runs: int = RUNS
+) -> Iterator[list[int]]:
+    """Two CPUs run `program`, each time that of the generation loaded last, until the block ends;
+    gives the steps of each."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
-    steps = [0] * len(cpus)
+    steps, end = [0] * len(cpus), threading.Event()
 
     def work(number: int) -> None:
         os.sched_setaffinity(0, {cpus[number]})
-        while time.monotonic() < stop and not _violated(private):
-            testrun.run(private.programs[program], bytes(64), RUNS)
-            steps[number] += RUNS
+        while not end.is_set():
+            testrun.run(private.programs[program], bytes(64), runs)
+            steps[number] += runs
 
     workers = [threading.Thread(target=work, args=(n,)) for n in range(len(cpus))]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(steps)
+    try:
+        yield steps
+    finally:
+        end.set()
+        for worker in workers:
+            worker.join()
 
 
-def _violated(private: PrivateTable) -> bool:
+class Keeping(Growth):
+    """Keeps the bank that was left, so that the programs for the next time are there already."""
+
+    def tidy(self) -> None:
+        pass
+
+
+def grow(private: PrivateTable, buckets: int, keep: bool = False) -> int:
+    """A whole growth, as the agent does it; returns how many flows moved."""
+    growth, moved = (Keeping if keep else Growth)(private, private.family), 0
+    growth.begin(buckets)
+    _put_in_place(private)
+    growth.leave()
+    _put_in_place(private)
+    for _ in range(1000):
+        if not growth.left():
+            break
+        moved += growth.move(private.programs)
+    growth.finish()
+    _put_in_place(private)
+    return moved
+
+
+def _put_in_place(private: PrivateTable) -> None:
+    """Each CPU takes the new programs when it is done with what it is at."""
+    private.load()
+    time.sleep(0.01)
+    grace.wait()
+
+
+def violated(private: PrivateTable) -> bool:
     threads = private.records("threads")
     return any(threads[name].any() for name in VIOLATIONS)
 
@@ -108,11 +192,16 @@ def totals(private: PrivateTable) -> dict[str, int]:
     return {name: int(threads[name].sum()) for name in names}
 
 
-def faults(private: PrivateTable) -> list[str]:
+def faults(private: PrivateTable, lasting: int = 0) -> list[str]:
     """What is not as it has to be, now that nobody changes anything; empty if all is."""
     done = totals(private)
     said = [f"{name}: {done[name]}" for name in VIOLATIONS if done[name]]
-    return [*said, *_control_faults(private), *_ring_faults(private), *_count_faults(private, done)]
+    return [
+        *said,
+        *_control_faults(private),
+        *_ring_faults(private),
+        *_count_faults(private, done, lasting),
+    ]
 
 
 def _control_faults(private: PrivateTable) -> list[str]:
@@ -159,7 +248,7 @@ def _ring_faults(private: PrivateTable) -> list[str]:
     return said[:5]
 
 
-def _count_faults(private: PrivateTable, done: dict[str, int]) -> list[str]:
+def _count_faults(private: PrivateTable, done: dict[str, int], lasting: int) -> list[str]:
     """Opened is ended, evicted or there; live counts are those of the flows that are there."""
     enums = private.enums
     found = private.table.view()
@@ -167,7 +256,7 @@ def _count_faults(private: PrivateTable, done: dict[str, int]) -> list[str]:
         (found["kind"] & (enums["CELL_REPLY"] | enums["CELL_SIDE"]) == 0) & ~found["moved"]
     ]
     said = []
-    left = done["opened"] - done["ended"] - private.table.evicted()
+    left = lasting + done["opened"] - done["ended"] - private.table.evicted()
     if left != len(forward):
         said.append(f"{left} flows should be there, and {len(forward)} are")
     current = forward[~np.isin(forward["state"], _over(enums))]
