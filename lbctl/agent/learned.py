@@ -1,5 +1,5 @@
-"""Maps that programs fill, of which nobody can say how large they have to be: sockets, clients of
-services with affinity. The least recently used entry goes when one is full, so it doubles before."""
+"""Maps that programs fill, of which nobody can say how large they have to be: of sockets, of clients
+of services with affinity. The least recently used entry goes when one is full: it doubles before."""
 
 from typing import Final
 
