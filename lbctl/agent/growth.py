@@ -33,6 +33,9 @@ _REST_SECONDS: Final = 60.0  # after a failure: there is no memory, say
 _FRONTENDS: Final = 5
 _BACKENDS: Final = 2
 _SLOTS: Final = 4
+# These are large, and are filled evenly: that is for both the old and the new of every change.
+_FULL: Final = 0.75
+_STEP: Final = 1.5
 
 
 class Growth:
@@ -56,7 +59,9 @@ class Growth:
         self._flows = flows
         self._learned = learned
         self._most = most
-        self._growing: dict[Limit, Growing] = {limit: Growing() for limit in declared.LIMITS}
+        self._growing: dict[Limit, Growing] = {
+            limit: Growing(_FULL, _STEP) for limit in declared.LIMITS
+        }
         self._asked = False  # for programs on other maps
         self.problem = ""  # why tables do not grow though they should
         self._next = 0.0
@@ -110,7 +115,7 @@ class Growth:
         """What is written by the agent."""
         there = self._there()
         wanted = _wanted(self._growing, self._rooms(there, self._reconciler.waiting_for()), now)
-        entries = self._learned.wanted()
+        entries = dict(self._learned.wanted())
         if wanted != there:
             entries |= self._entries(wanted)
         if entries:
