@@ -84,7 +84,6 @@ RANGE = Record(
 )
 CONFIG_NUMBERS = (
     "flags",
-    "flow_limit",
     "syn_timeout",
     "established_timeout",
     "closing_timeout",
