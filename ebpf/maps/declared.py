@@ -68,7 +68,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     besides. A flow is two entries.
     """
 
-    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints", 2)))]
+    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints")))]
     source_ranges: Annotated[Hash, Share("services")]
     names: Annotated[Hash, Share("services")]
     services: Annotated[Array, Share("services")]

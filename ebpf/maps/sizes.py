@@ -43,7 +43,7 @@ class Sizes(msgspec.Struct, frozen=True):
 
     def estimated_bytes(self) -> int:
         """Kernel memory of all maps: measured per entry on x86-64 (Linux 6.18), plus the fixed."""
-        return 800 * self.services + 80 * self.endpoints + 890 * self.flows + 7_000_000
+        return 550 * self.services + 130 * self.endpoints + 890 * self.flows + 6_400_000
 
     def max_entries(self, bundle: Bundle) -> dict[str, int]:
         """Entries by map, for every map of `bundle` but the program array.

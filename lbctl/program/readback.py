@@ -53,8 +53,8 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     room = Room(
         Need(
             services=min(tables.services.max_entries - 1, tables.names.max_entries),
-            # Every backend may be an endpoint of its own.
-            frontends=Frontends(tables.frontends).room - tables.backends.max_entries,
+            # Every backend in use may be an endpoint of its own.
+            frontends=Frontends(tables.frontends).room - tables.backends.max_entries // 2,
             slots=tables.slots.max_entries,
             backends=tables.backends.max_entries - 1,
             source_ranges=tables.source_ranges.max_entries,
