@@ -5,12 +5,12 @@ What opens maps derives from `Maps` and has them as attributes, typed by what it
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Generic, Literal, Protocol, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from ebpf.errors import LayoutError
-from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, MapSpec
+from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, RINGBUF, MapSpec
 
 # A number that a person can choose; see `Sizes`.
 Limit = Literal["services", "endpoints", "flows"]
@@ -18,6 +18,12 @@ Limit = Literal["services", "endpoints", "flows"]
 Hash = TypeVar("Hash", covariant=True)
 Array = TypeVar("Array", covariant=True)
 PerCpu = TypeVar("PerCpu", covariant=True)
+
+
+class Records(Protocol):
+    """What programs tell, one record after the other: ebpf.maps.ring.Ring."""
+
+    def read(self) -> list[bytes]: ...
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -116,6 +122,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     states6a: Annotated[Array, Buckets(True, 8)]
     states6b: Annotated[Array, Buckets(False, 8)]
     held6: Annotated[Array, Power("HOLDER_BITS")]
+    flow_events: Annotated[Records, Fixed(1 << 18)]
     backend_live: Annotated[Array, Share("endpoints", 2)]
     cpus: Annotated[Array, Cpus()]
     flows4: Annotated[Hash, Share("flows", 2), FILLED]
@@ -138,7 +145,12 @@ class Use(msgspec.Struct, frozen=True):
     filled: bool
 
 
-_KINDS = {Hash: (HASH, LRU_HASH, LPM_TRIE), Array: (ARRAY,), PerCpu: (PERCPU_ARRAY,)}
+_KINDS = {
+    Hash: (HASH, LRU_HASH, LPM_TRIE),
+    Array: (ARRAY,),
+    PerCpu: (PERCPU_ARRAY,),
+    Records: (RINGBUF,),
+}
 
 
 def _declared() -> dict[str, Use]:

@@ -87,7 +87,7 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_without_a_safeguard_it_is_noticed(tmp_path: Path, name: str) -> None:
-    private = growing_table(tmp_path, "4", [("cells.h", *SLOWLY), MUTATIONS[name]])
+    private = growing_table(tmp_path, "4", [("hash.h", *SLOWLY), MUTATIONS[name]])
     found: list[str] = []
     stop = time.monotonic() + PATIENCE
     try:
