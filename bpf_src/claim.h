@@ -9,6 +9,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "cells.h"
 #include "account.h"
 #include "ending.h"
@@ -190,7 +191,7 @@ INLINE void fill_cell(u32 place, const ip_addr *addr, u16 port, u16 client_port,
 	own.state->seen = beat;
 	own.state->packets = 0;
 	own.state->ack = 0;
-	own.state->bytes = 0;
+	own.state->bytes = opened_bits(HEAD_KIND(own.head), beat);
 	own.state->backend = backend;
 	own.state->service = service;
 }

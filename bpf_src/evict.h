@@ -9,6 +9,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "cpu.h"
 #include "cells.h"
 #include "account.h"
@@ -124,7 +125,7 @@ INLINE bool evict(struct table *t, u64 hash, u32 greed)
 	if (!find_own_forward(&at, &forward) || !mark_dead(&forward, END_EVICTED))
 		return false;
 	uncount(&forward);
-	free_ring(true, &forward);
+	free_ring(true, &forward, END_EVICTED);
 	__sync_fetch_and_add(&t->evicted, 1);
 	return true;
 }

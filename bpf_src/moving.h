@@ -12,6 +12,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "cells.h"
 #include "account.h"
 #include "claim.h"

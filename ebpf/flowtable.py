@@ -46,6 +46,7 @@ CELL = np.dtype(
         ("packets", "u4"),
         ("ack", "u4"),
         ("bytes", "u8"),
+        ("opened", "u4"),
         ("backend", "u4"),
         ("service", "u4"),
     ]
@@ -307,8 +308,24 @@ class FlowTable:
         out["flags"] = states["link"] >> np.uint32(self.enums["LINK_FLAGS_SHIFT"])
         for name in _STATE_FIELDS:
             out[name] = states[name]
+        out["bytes"] &= np.uint64(self.enums["BYTES_MASK"])
+        out["opened"] = self._opened(out["next"], states["bytes"], out["kind"])
         out[~same] = np.zeros((), CELL)
         return out
+
+    def _opened(self, following: Records, own: Records, kind: Records) -> Records:
+        """The beat that each cell's flow was opened in: half of it is in the next cell."""
+        other = np.zeros(len(own), np.uint64)
+        for bank in (self._a, self._b):
+            here = following & np.uint32(self.enums["PLACE_BANK"]) == bank.base
+            index = following & np.uint32(self.enums["PLACE_INDEX_MASK"])
+            here &= index < len(bank.states)
+            other[here] = bank.states["bytes"][index[here]]
+        shift = np.uint64(self.enums["OPENED_SHIFT"])
+        upper = (kind & self.enums["CELL_REPLY"] != 0) != (kind & self.enums["CELL_SIDE"] != 0)
+        low, high = np.where(upper, (other, own), (own, other)) >> shift
+        opened: Records = low | high << np.uint64(16)
+        return opened
 
     def _widen(self, addresses: Records) -> Records:
         out = np.zeros((len(addresses), 16), np.uint8)

@@ -21,7 +21,7 @@ from ebpf.maps.base import Records
 from tests.kernel.support.flow_tables import PrivateTable, address
 
 RUNS = 5_000  # steps of one system call, some milliseconds
-# A replacement in cells.h, by which what happens in nanoseconds takes longer.
+# A replacement in hash.h, by which what happens in nanoseconds takes longer.
 SLOWLY = (
     '#define ORDERED asm volatile("" ::: "memory")',
     '#define ORDERED asm volatile("" ::: "memory"); bpf_ktime_get_ns(); bpf_ktime_get_ns()\n'
