@@ -61,16 +61,9 @@ INLINE bool is_taken_on(bool own, const struct table *t, u64 hash, const struct 
 {
 	u32 bank = bank_of(own, t), buckets = buckets_of(own, t), tag = tag_of(hash);
 
-	if (!buckets)
-		return false;
-	ROLLED
-	for (u32 i = 0; i < 2; i++) {
-		u32 bucket = i ? second_bucket(hash, buckets) : first_bucket(hash, buckets);
-
-		if (is_taken_in(own, bank, bucket, tag, key, generation, mine))
-			return true;
-	}
-	return false;
+	return buckets &&
+	       (is_taken_in(own, bank, first_bucket(hash, buckets), tag, key, generation, mine) ||
+		is_taken_in(own, bank, second_bucket(hash, buckets), tag, key, generation, mine));
 }
 
 /* Looks in both banks: first in that which flows leave, so that one which moves meanwhile is
