@@ -159,10 +159,15 @@ class FlowTable:
         items["place"], items["generation"], items["why"] = places, generations, why
         return self._run("end_listed", items)[1]
 
-    def open(self, rings: Records, holders: Records | None = None) -> int:
+    def open(self, rings: Records, at_once: int = 32) -> int:
         """Opens flows: a row of `rings` (dtype CELL, two dimensions) is one, its cells in the order
-        of the ring; those of kind 0 behind the first are none. Returns how many there was room
-        for. `holders`: the clients, else who sends by the first cell."""
+        of the ring; those of kind 0 behind the first are none. Who sends by the first cell is the
+        client. Returns how many there was room for. `at_once`: flows that are half open meanwhile.
+        """
+        parts = (rings[start : start + at_once] for start in range(0, len(rings), at_once))
+        return sum(self._open(part) for part in parts)
+
+    def _open(self, rings: Records) -> int:
         count, length = rings.shape
         items = np.zeros(rings.shape, self._item)
         for name in ("port", "client_port", "kind", "flags", "state", *_STATE_FIELDS):
@@ -172,8 +177,7 @@ class FlowTable:
         for name in ("src", "dst"):
             items["key"][name] = self._narrow(rings[name])
         items["addr"] = self._narrow(rings["addr"])
-        holders = rings["src"][:, 0] if holders is None else holders
-        items["holder"] = self._narrow(holders)[:, None]
+        items["holder"] = self._narrow(rings["src"][:, 0])[:, None]
         meant = np.ones(rings.shape, bool)
         meant[:, 1:] = rings["kind"][:, 1:] != 0
         reserved = np.zeros(rings.shape, bool)
