@@ -29,11 +29,11 @@
 #include "outgoing.h"
 
 #define CONNECT_TURNS 5 /* until a flow is open: another CPU is at it, there is no room, ... */
-#define RETRY_LOOKS 4	/* per turn */
+#define RETRY_LOOKS 4	/* per turn, with a pause before each: some hundred nanoseconds */
+#define RETRY_PAUSE 200
 
 /* handoff.turn: how often it was tried, and the client port as the backend is to see it (network
  * byte order; 0: its own). */
-#define TURN_MASK 0xff
 #define TURN_PORT_SHIFT 16
 
 INLINE u16 port_of(u32 turn)
@@ -179,10 +179,10 @@ INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, const struc
 		return hand_to_make_room(skb, turn, &key);
 	if (way)
 		return hand_to_turn(skb, turn, sides ? FAMILY_PROGRAM(RETRY) : way);
-	if (port_of(turn) && !sides && p->origin != ORIGIN_NODE)
+	if (port_of(turn) && !sides && choice->kind != CELL_NODE)
 		count(skb, REASON_SOURCE_TRANSLATED);
 	count(skb, REASON_FORWARDED);
-	return send_on(skb, p,
+	return send_on(skb, choice->kind,
 		       translate(skb, p, false, &choice->addr, choice->port, choice->client_port));
 }
 
@@ -194,16 +194,16 @@ INLINE bool restore_choice(struct choice *choice, const struct packet *p, u32 re
 	u32 id = reference & BACKEND_ID_MASK;
 	struct backend *b = backends.lookup(&id);
 
+	choice->kind = p->origin == ORIGIN_NODE ? CELL_NODE : 0;
 	if (!id) {
 		choice->addr = p->dst;
 		choice->port = p->dport;
-		choice->kind = CELL_DIRECT;
+		choice->kind |= CELL_DIRECT;
 		return true;
 	}
 	if (!b)
 		return false;
 	take_backend(choice, b, reference, service);
-	choice->kind = p->origin == ORIGIN_NODE ? CELL_NODE : 0;
 	return true;
 }
 
@@ -229,17 +229,21 @@ INLINE int retry(struct __sk_buff *skb)
 	struct flow_key key;
 	struct packet p;
 	struct found f;
-	int i;
+	int i, pause;
 
 	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
 	handoff(skb)->turn &= TURN_MASK;
 	ROLLED
-	for (i = 0; i < RETRY_LOOKS && !known; i++)
+	for (i = 0; i < RETRY_LOOKS && !known; i++) {
+		ROLLED
+		for (pause = 0; i && pause < RETRY_PAUSE; pause++)
+			ORDERED;
 		known = find_cell(&key, &f);
+	}
 	if (known && kind_of(&f) & CELL_NOTE)
-		end_flow(&f, END_REPLACED);
+		end_flow(&f, END_REPLACED); /* a client goes before */
 	else if (known && !(kind_of(&f) & CELL_REPLY))
 		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 	return hand_to(skb, p.origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)

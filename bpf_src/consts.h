@@ -68,34 +68,6 @@ enum backend_flag {
 	BACKEND_IN_LOCAL = 8,
 };
 
-/* flow.state */
-enum flow_state {
-	FLOW_SYN = 1,	  /* opening: a SYN was seen, nothing else */
-	FLOW_ESTABLISHED, /* TCP after the handshake */
-	FLOW_CLOSING,	  /* TCP, half closed; or it may be that a RST ended it */
-	FLOW_RESET,	  /* TCP, RST seen */
-	FLOW_TIME_WAIT,	  /* TCP finished; the tuple rests for a while */
-	FLOW_DATAGRAM,	  /* UDP and SCTP */
-	FLOW_SIDE,     /* helper entry of a masqueraded flow: translates, has no state of its own */
-	FLOW_FIN_WAIT, /* TCP, both FINs seen, or one that nobody acknowledged yet */
-};
-
-/* How long FLOW_FIN_WAIT lasts without a packet, in ticks: three minutes. TCP sends a FIN again at
- * least every two. */
-#define FIN_WAIT_TICKS 168
-
-/* flow.flags */
-enum flow_flag {
-	FLOW_FIN = 1,	       /* this direction sent a FIN */
-	FLOW_FIRST = 2,	       /* ... not knowing of the other's: it will hold TIME_WAIT */
-	FLOW_RST = 4,	       /* this direction's RST is why the state is FLOW_RESET */
-	FLOW_ACKED = 8,	       /* this direction acknowledged the other's FIN */
-	FLOW_REPLY = 16,       /* of packets to the client: writes the source, else destination */
-	FLOW_MASQUERADED = 32, /* the backend sees the node's address, see masquerade.h */
-	FLOW_DIRECT = 64,      /* no service: only the client's port is changed, see direct.h */
-	FLOW_REPLIED = 128,    /* the backend has answered */
-};
-
 /* The state of a cell, the lowest byte of cell.head; of a flow, that of its forward cell. Their
  * order is used. */
 enum cell_condition {
@@ -200,14 +172,6 @@ enum config_flag {
 	CONFIG_EVENTS = 64,		  /* somebody listens to the ends of flows */
 };
 
-/* table_state.notes: may TCP conversations that go straight to a backend be noted (direct.h)? As of
- * table_state.overflowed and .direct, 2 is the agent's doubt while it looks; programs take it for
- * yes, and write their own value over it. */
-enum notes {
-	NOTES_POSSIBLE, /* there are some, or nobody has looked yet */
-	NOTES_NONE,	/* the agent found none, and no program has made one since */
-};
-
 /* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */
 #define REGION_LENGTH_SHIFT 32
 #define REGION_LENGTH_MASK 0xffffff
@@ -226,8 +190,8 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
+#define HANDSHAKE_BEATS 4 /* before one that nobody goes on with gives its port away: 1 to 10 s */
 #define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
-#define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
 
 /* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words
  * of it (handoff.h). */
@@ -292,9 +256,5 @@ enum program {
 	PROGRAM_MAX,
 };
 
-/* A tick is the unit of flow.seen and of every timeout: ktime >> 30, about 1.07 s. */
-#define TICK_SHIFT 30
-/* A beat is about as long, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> 8. */
+/* The unit of time of all that is kept: a beat is 256 jiffies, 0.25 to 2.6 s by the kernel's HZ. */
 #define BEAT_SHIFT 8
-/* An agent that has not said for so long that it lives is gone (config.agent_beat). */
-#define AGENT_GONE_TICKS 5

@@ -81,9 +81,9 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, const struct fou
 	if (is_remarkable(p, f))
 		return hand_to(skb, FAMILY_PROGRAM(TRACK));
 	if (!read_ends(f, &ends))
-		return DROP; /* it ended this very moment */
+		return ended_meanwhile(skb);
 	follow(p, f, skb->len - p->l3, beat);
-	return send_on(skb, p, translate_by(skb, p, kind_of(f), &ends));
+	return send_on(skb, kind_of(f), translate_by(skb, p, kind_of(f), &ends));
 }
 
 /* The program for packets of a flow that are not plain. */
@@ -96,5 +96,5 @@ INLINE int follow_any(struct __sk_buff *skb)
 	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
-	return find_cell(&key, &f) ? established(skb, &p, &f) : DROP; /* it ended just now */
+	return find_cell(&key, &f) ? established(skb, &p, &f) : ended_meanwhile(skb);
 }

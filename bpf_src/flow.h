@@ -17,14 +17,21 @@
 #include "cpu.h"
 #include "ending.h"
 
+/* In whole words, as the table reads them: a load that spans several stores waits for them. */
 INLINE void make_key(struct flow_key *key, const struct packet *p)
 {
-	__builtin_memset(key, 0, sizeof(*key));
-	key->src = p->src;
-	key->dst = p->dst;
-	key->sport = p->sport;
-	key->dport = p->dport;
-	key->proto = p->proto;
+	u64 *words = (u64 *)key, rest = p->sport | (u32)p->dport << 16 | (u64)p->proto << 32;
+
+#if FAMILY == 4
+	words[0] = p->src | (u64)p->dst << 32;
+	words[1] = rest;
+#else
+	words[0] = p->src.w[0] | (u64)p->src.w[1] << 32;
+	words[1] = p->src.w[2] | (u64)p->src.w[3] << 32;
+	words[2] = p->dst.w[0] | (u64)p->dst.w[1] << 32;
+	words[3] = p->dst.w[2] | (u64)p->dst.w[3] << 32;
+	words[4] = rest;
+#endif
 }
 
 /* The tuple of what comes back for a packet that goes there. */
@@ -140,6 +147,9 @@ INLINE bool is_idle(const struct found *any, u32 beat)
 	       is_older(beat, reply.state->seen, timeout);
 }
 
+/* What a note counts from the start: it is no less to be kept than a flow that was answered. */
+#define NOTE_PACKETS 2
+
 /* A tuple that others are to keep away from. Not if somebody has it, or there is no room. */
 INLINE void add_note(const struct flow_key *key, u32 state, const struct ends *ends, u8 flags,
 		     u32 beat)
@@ -150,7 +160,10 @@ INLINE void add_note(const struct flow_key *key, u32 state, const struct ends *e
 	if (!IS_PLACE(place))
 		return;
 	fill_cell(place, &ends->addr, ends->port, ends->client_port, 0, 0, place, beat);
-	if (flags && get_cell(place, &note))
+	if (!get_cell_in(true, place, &note))
+		return;
+	note.state->packets = NOTE_PACKETS;
+	if (flags)
 		set_flags(note.state, flags);
 	publish_cell(place, state);
 }

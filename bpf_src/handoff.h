@@ -14,7 +14,7 @@
  * names, the program that is called tells which one holds. */
 struct handoff {
 	union {
-		__u32 turn; /* to connect and what it leads to, see there */
+		__u32 turn; /* to follow, connect and what they lead to, see connect.h */
 		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded:
 				     of its cells */
 		__u32 reason; /* in the trace variant, which follows no flows: for the caller */

@@ -21,7 +21,6 @@
 #define WAY_SHIFT 24
 #define WAY_AGE_MASK ((1 << WAY_SHIFT) - 1)
 enum way { KEEPS_PORT, BACKEND_HOLDS, NO_HANDSHAKE, HOLDS_NOTHING };
-#define HANDSHAKE_BEATS 4 /* one to ten seconds, depending on the kernel's HZ */
 
 INLINE u32 gives_way(const struct found *held, u32 beat)
 {

@@ -265,15 +265,15 @@ INLINE int track(struct __sk_buff *skb)
 		return DROP;
 	make_key(&key, &p);
 	if (!find_cell(&key, &f))
-		return DROP; /* it ended this very moment */
+		return ended_meanwhile(skb);
 	kind = kind_of(&f);
 	if (starts_over(&p, &f, now()))
 		return hand_to_begin_anew(skb, HEAD_GENERATION(f.head));
 	if (!read_ends(&f, &ends))
-		return DROP;
+		return ended_meanwhile(skb);
 	if (kind & CELL_NOTE)
 		track_note(&p, &f);
 	else if (find_pair(&f, &pair))
 		track_tcp(skb, &p, &pair);
-	return send_on(skb, &p, translate_by(skb, &p, kind, &ends));
+	return send_on(skb, kind, translate_by(skb, &p, kind, &ends));
 }

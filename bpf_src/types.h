@@ -62,26 +62,6 @@ struct flow_key {
 	__u8 pad[3];
 };
 
-struct flow {
-	ip_addr addr;	   /* becomes the destination, or the source in a FLOW_REPLY entry */
-	__u16 port;	   /* its port */
-	__u16 client_port; /* becomes the port of the other side */
-	__u32 backend;	   /* id | generation << 24 */
-	__u32 service;
-	__u32 seen;	    /* tick of the last packet, or of one a beat before it */
-	__u32 ack;	    /* TCP, see tcp.h; of a flow that lingers, its number in struct ended */
-	__u8 state;	    /* enum flow_state */
-	__u8 flags;	    /* enum flow_flag */
-	__u16 beat;	    /* when `seen` was set, see stats.h */
-	__u32 tick_packets; /* since `seen` last changed; not yet in the totals */
-	__u32 tick_bytes;
-	__u32 packets;
-	__u64 bytes;
-};
-
-_Static_assert(sizeof(struct flow) == 44 + sizeof(ip_addr) / 16 * 4 + sizeof(ip_addr),
-	       "grows for a million flows");
-
 /* One tuple of a flow: what is compared, and what is written into its packets. Content changes only
  * while `head` says CLAIMED or BUSY, with a new generation. */
 struct cell_state {
@@ -222,16 +202,6 @@ struct cpu {
 
 _Static_assert(sizeof(struct cpu) % 64 == 0, "no line is two CPUs'");
 
-/* TCP flows that ended a moment ago. */
-struct ended {
-	__u32 count;
-	__u32 oldest; /* place */
-	struct {
-		struct flow_key key;
-		__u32 number; /* flow.ack, unless the tuple had another flow since */
-	} flows[LINGERING];
-};
-
 struct fragment_key {
 	ip_addr src;
 	ip_addr dst;
@@ -262,7 +232,6 @@ struct cidr {
 /* What a running system changes. Written by the agent through mmap. */
 struct config {
 	__u32 flags;	   /* enum config_flag */
-	__u32 flow_limit;  /* TCP entries per family beyond which handshakes go to the LRU table */
 	__u32 syn_timeout; /* beats, all of them */
 	__u32 established_timeout;
 	__u32 closing_timeout;
@@ -288,18 +257,6 @@ struct config {
 	__u16 pad;
 	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
 	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
-};
-
-/* Written by the programs; corrected by the agent's sweep. */
-struct table_state {
-	__u64 tcp_entries4; /* in the plain TCP table */
-	__u64 tcp_entries6;
-	__u32 overflowed4; /* not zero: TCP flows may also be in the LRU table */
-	__u32 overflowed6;
-	__u32 direct4; /* not zero: FLOW_DIRECT entries may exist */
-	__u32 direct6;
-	__u32 notes4; /* enum notes */
-	__u32 notes6;
 };
 
 /* What the node is called on a device: its first address there of each family, or zero. */

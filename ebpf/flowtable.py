@@ -152,6 +152,15 @@ class FlowTable:
         """All snapshots as one."""
         return np.concatenate(list(self.snapshots(least=least)))
 
+    def at(self, places: Records) -> Records:
+        """Copies of the cells (dtype CELL) at these places now; of one that was left for the other
+        bank, the cell that it went to."""
+        found = self._at(places)
+        moved = np.nonzero(found["moved"])[0]
+        if len(moved):
+            found[moved] = self._at(found["next"][moved])
+        return found
+
     def end(self, places: Records, generations: Records, why: int) -> int:
         """Ends the flows that these cells are of, unless somebody else did; returns how many this
         call ended. `why` is an enum end_reason. Cells that were only reserved are given back."""
@@ -267,20 +276,30 @@ class FlowTable:
         state = bank.cells["head"][start:stop] & np.uint64(self.enums["STATE_MASK"])
         return start + np.nonzero(state >= least)[0]
 
+    def _at(self, places: Records) -> Records:
+        out = np.zeros(len(places), CELL)
+        for bank in (self._a, self._b):
+            rows = np.nonzero(places & self.enums["PLACE_BANK"] == bank.base)[0]
+            index = places[rows] & self.enums["PLACE_INDEX_MASK"]
+            there = index < len(bank.cells)
+            out[rows[there]] = self._copy(bank, index[there])
+        return out
+
     def _snapshot(self, bank: Bank, least: int, start: int, stop: int) -> Records:
-        index = self._indexes(bank, least, start, stop)
+        found = self._copy(bank, self._indexes(bank, least, start, stop))
+        return found[found["state"] >= least]
+
+    def _copy(self, bank: Bank, index: Records) -> Records:
+        """Copies of these cells; of one that changed hands meanwhile all is zero."""
         before = bank.cells["head"][index]
         cells, states = bank.cells[index], bank.states[index]
         after = bank.cells["head"][index]
         same = (before ^ after) >> np.uint64(self.enums["HEAD_GENERATION_SHIFT"]) == 0
         head = after
-        state = head & np.uint64(self.enums["STATE_MASK"])
-        kept = same & (state >= least)
-        out = np.zeros(int(np.count_nonzero(kept)), CELL)
-        cells, states, head = cells[kept], states[kept], head[kept]
-        out["place"] = index[kept] | bank.base
+        out = np.zeros(len(index), CELL)
+        out["place"] = index | bank.base
         out["generation"] = head >> np.uint64(self.enums["HEAD_GENERATION_SHIFT"])
-        out["state"] = state[kept]
+        out["state"] = head & np.uint64(self.enums["STATE_MASK"])
         out["kind"] = head >> np.uint64(self.enums["HEAD_KIND_SHIFT"]) & np.uint64(0xFF)
         out["proto"] = head >> np.uint64(self.enums["HEAD_PROTO_SHIFT"]) & np.uint64(0xFF)
         out["moved"] = head & np.uint64(self.enums["HEAD_MOVED"]) != 0
@@ -297,6 +316,7 @@ class FlowTable:
             out[name] = states[name]
         out["bytes"] &= np.uint64(self.enums["BYTES_MASK"])
         out["opened"] = self._opened(out["next"], states["bytes"], out["kind"])
+        out[~same] = np.zeros((), CELL)
         return out
 
     def _opened(self, following: Records, own: Records, kind: Records) -> Records:
@@ -328,6 +348,12 @@ class FlowTable:
             return whole
         narrow: Records = np.ascontiguousarray(whole[..., 12:]).view(np.uint32)[..., 0]
         return narrow
+
+
+def maps_of(family: str) -> tuple[str, ...]:
+    """Names of the maps that a family's table is in."""
+    parts = ("table", "control", "cells", *(("states",) if family == "6" else ()))
+    return (*(f"{part}{family}{bank}" for part in parts for bank in "ab"), f"held{family}")
 
 
 def program_names(

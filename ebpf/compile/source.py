@@ -29,11 +29,7 @@ class Unit(msgspec.Struct, frozen=True):
 def family_unit(family: str, file: str = "tc.c") -> Unit:
     """`file` for one address family, "4" or "6", with the names of that family's maps."""
     words = (
-        ("FLOWS", f"flows{family}"),
-        ("FLOWS_LRU", f"flows{family}_lru"),
         ("FRAGMENTS", f"fragments{family}"),
-        ("ENDED", f"ended{family}"),
-        ("ANSWERS", f"answers{family}"),
         ("HELD", f"held{family}"),
         ("TABLE", f"table{family}a"),
         ("CONTROL", f"control{family}a"),

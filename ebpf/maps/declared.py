@@ -5,7 +5,16 @@ What opens maps derives from `Maps` and has them as attributes, typed by what it
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, Protocol, TypeVar, get_args, get_type_hints
+from typing import (
+    Annotated,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -14,6 +23,7 @@ from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, RINGBUF,
 
 # A number that a person can choose; see `Sizes`.
 Limit = Literal["services", "endpoints", "flows"]
+LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 Hash = TypeVar("Hash", covariant=True)
 Array = TypeVar("Array", covariant=True)
@@ -70,17 +80,25 @@ class Fixed(msgspec.Struct, frozen=True):
     entries: int = 1
 
 
-Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed
+class Learned(msgspec.Struct, frozen=True):
+    """Few entries at first, doubled as programs fill them, up to `most`; one while that `part` of
+    the data path is not used, see `Sizes`."""
 
-# Maps of earlier versions, from which nothing is carried over.
-FORMER = ("service_filter", "backend_filter")
+    most: int
+    part: Literal["", "sockets"] = ""
+
+
+Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Learned
+
 
 # Entries come from programs, all the time: a map that takes another's place gets late ones too.
 FILLED = "filled by programs"
+# Programs add to numbers that are there: what they add to a map whose place another took is added
+# to that one.
+COUNTED = "counted by programs"
 
 _FRAGMENTS = Fixed(8192)
-_ANSWERS = Fixed(16384)  # conversations of the node's own from ports that are also a service's
-_SOCKETS = Fixed(65536)  # of the node's own processes that call by a name of ours
+_SOCKETS = Learned(65536, "sockets")  # of the node's own processes that call by a name of ours
 
 
 class Maps(Generic[Hash, Array, PerCpu]):
@@ -92,18 +110,22 @@ class Maps(Generic[Hash, Array, PerCpu]):
     besides. A flow is two cells, or four, see `Buckets`.
     """
 
-    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints", 2)))]
+    def former(self) -> Maps[Hash, Array, PerCpu] | None:
+        """The maps as programs see them that are still in place, if those are others."""
+        return None
+
+    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints")))]
     source_ranges: Annotated[Hash, Share("services")]
     names: Annotated[Hash, Share("services")]
     services: Annotated[Array, Share("services")]
-    service_counters: Annotated[Array, Share("services")]
+    service_counters: Annotated[Array, Share("services"), COUNTED]
     slots: Annotated[Array, Share("endpoints", 4)]
     backends: Annotated[Array, Share("endpoints", 2)]
+    backend_live: Annotated[Array, Share("endpoints", 2), COUNTED]
     config: Annotated[Array, Fixed()]
-    table_state: Annotated[Array, Fixed()]
     counters: Annotated[PerCpu, Constant("REASON_MAX")]
     devices: Annotated[Hash, Fixed(4096)]
-    affinity: Annotated[Hash, Share("flows"), FILLED]
+    affinity: Annotated[Hash, Learned(131072), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]
     table4a: Annotated[Array, Fixed()]
@@ -123,18 +145,9 @@ class Maps(Generic[Hash, Array, PerCpu]):
     states6b: Annotated[Array, Buckets(False, 8)]
     held6: Annotated[Array, Power("HOLDER_BITS")]
     flow_events: Annotated[Records, Fixed(1 << 18)]
-    backend_live: Annotated[Array, Share("endpoints", 2)]
     cpus: Annotated[Array, Cpus()]
-    flows4: Annotated[Hash, Share("flows", 2), FILLED]
-    flows4_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
-    ended4: Annotated[PerCpu, Fixed()]
-    answers4: Annotated[Hash, _ANSWERS, FILLED]
-    flows6: Annotated[Hash, Share("flows", 2), FILLED]
-    flows6_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]
-    ended6: Annotated[PerCpu, Fixed()]
-    answers6: Annotated[Hash, _ANSWERS, FILLED]
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -143,6 +156,7 @@ class Use(msgspec.Struct, frozen=True):
     kinds: tuple[int, ...]
     size: Size
     filled: bool
+    counted: bool
 
 
 _KINDS = {
@@ -157,11 +171,24 @@ def _declared() -> dict[str, Use]:
     found = {}
     for name, hint in get_type_hints(Maps, include_extras=True).items():
         kind, size, *rest = get_args(hint)
-        found[name] = Use(_KINDS[kind], size, FILLED in rest)
+        found[name] = Use(_KINDS[kind], size, FILLED in rest, COUNTED in rest)
     return found
 
 
 USES = _declared()
+
+# Maps of earlier versions, which are let go once no program uses them.
+FORMER: Final = tuple(
+    name
+    for name in (
+        "service_filter",
+        "backend_filter",
+        "table_state",
+        *(f"{name}{family}" for name in ("answers", "ended", "fragments") for family in "46"),
+        *(f"flows{family}{kind}" for kind in ("", "_lru") for family in "46"),
+    )
+    if name not in USES
+)
 
 
 def use_of(spec: MapSpec) -> Use:
@@ -173,6 +200,18 @@ def use_of(spec: MapSpec) -> Use:
     if spec.type not in use.kinds:
         raise LayoutError(f"map {spec.name} is declared as another kind than {spec.type}", where)
     return use
+
+
+def limits_of(name: str) -> set[Limit]:
+    """Which chosen numbers a map's size follows, none if that of the machine or the code."""
+    use = USES.get(name)
+    match use and use.size:
+        case Share(limit):
+            return {limit}
+        case Table(shares):
+            return {share.limit for share in shares}
+        case _:
+            return set()
 
 
 def limit_of(name: str) -> Limit | None:

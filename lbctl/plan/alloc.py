@@ -19,9 +19,13 @@ GRACE_SECONDS = 2.0
 
 
 class Exhausted(LbError):
-    """A map has no free place for this; `resting` places will come back by themselves."""
+    """A map has no free place for this; `resting` places will come back by themselves. `for_good`:
+    a larger map would have none either."""
 
-    def __init__(self, map_name: str, capacity: int, resting: int, flag: str) -> None:
+    def __init__(
+        self, map_name: str, capacity: int, resting: int, flag: str, *, for_good: bool = False
+    ) -> None:
+        self.for_good = for_good
         self.map_name = map_name
         self.resting = resting
         self.capacity = capacity
@@ -57,6 +61,11 @@ class IdPool:
     def resting(self) -> int:
         """Ids that were released and are not yet free."""
         return len(self._resting)
+
+    @property
+    def taken(self) -> int:
+        """Ids that are not free."""
+        return self._next - 1 - len(self._free)
 
     @property
     def in_use(self) -> int:
@@ -172,6 +181,11 @@ class RegionPool:
     def resting(self) -> int:
         """Slots of freed regions that rest."""
         return self._resting_slots
+
+    @property
+    def taken(self) -> int:
+        """Slots that are not free."""
+        return self._top - self._free_slots
 
     @property
     def in_use(self) -> int:

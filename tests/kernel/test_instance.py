@@ -10,20 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec import structs
 
 from ebpf import instance, maps, programs
 from ebpf.compile import compiler
 from ebpf.errors import InUseError, KernelError, LayoutError, LbError, MissingFeature
 from ebpf.instance import Instance, Sizes
 from ebpf.kernel import bpffs, libbpf, testrun
-from ebpf.layouts import Bundle, MapSpec
+from ebpf.layouts import ARRAY, F_MMAPABLE, HASH, Bundle, Field, MapSpec, Record
+from ebpf.maps import declared
 from ebpf.programs import drop_other_generations, load_generation
-from tests.kernel.support.programs import MACHINE_BPFFS, small_bundle, unique
+from lbctl.datapath.frontends import Frontends
+from tests.kernel.support.programs import MACHINE_BPFFS, flows4, small_bundle, unique
 
 pytestmark = pytest.mark.kernel
 
 SMALL = Sizes(16, 16, 64)
+WORD = Record("", 4, (Field("", 0, 4, 0, "u32"),))
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +49,16 @@ def pin_dir() -> Iterator[Path]:
 
 
 def add_flows(made: Instance, first: int, count: int) -> None:
-    keys = np.zeros(count, made.flows4.spec.key.dtype)
-    values = np.zeros(count, made.flows4.spec.value.dtype)
+    keys = np.zeros(count, flows4(made).spec.key.dtype)
+    values = np.zeros(count, flows4(made).spec.value.dtype)
     keys["src"] = np.arange(first, first + count)
     values["addr"] = keys["src"]
     values["mac"] = [1, 2, 3, 4, 5, 6]
-    made.flows4.put_many(keys, values)
+    flows4(made).put_many(keys, values)
 
 
 def flows(made: Instance) -> list[int]:
-    keys, values = made.flows4.read_all()
+    keys, values = flows4(made).read_all()
     assert (keys["src"] == values["addr"]).all()
     assert (values["mac"] == [1, 2, 3, 4, 5, 6]).all()
     return sorted(int(number) for number in keys["src"])
@@ -81,13 +83,13 @@ def test_readers_need_no_bundle_and_write_nothing(pin_dir: Path, bundle: Bundle)
         with Instance.open(pin_dir) as reader:
             assert flows(reader) == [0, 1]
             assert reader.enums == bundle.enums
-            assert reader.flows4.spec == bundle.maps["flows4"]
+            assert flows4(reader).spec == bundle.maps["flows4"]
             reader.require(bundle)
             made.services.store_word(1, "cluster", 42)
             assert reader.services.records["cluster"][1] == 42
             assert reader.counters.read_sum().tolist() == [0, 0]
             with pytest.raises(KernelError, match="opened for reading"):
-                reader.flows4.delete(bytes(8))
+                flows4(reader).delete(bytes(8))
             with pytest.raises(ValueError, match="read-only"):
                 reader.services.records["cluster"] = 1
             with pytest.raises(TypeError):
@@ -136,7 +138,7 @@ def test_a_pin_that_was_exchanged_is_noticed(pin_dir: Path, bundle: Bundle) -> N
     foreign = libbpf.map_create(maps.HASH, "foreign", 4, 4, 10)
     bpffs.pin(foreign, pin_dir / "maps" / "flows4")
     with Instance.open(pin_dir) as reader, pytest.raises(LayoutError, match="flows4"):
-        _ = reader.flows4
+        _ = flows4(reader)
     with pytest.raises(LayoutError, match="flows4"):
         Instance.create_or_open(pin_dir, bundle, SMALL)
 
@@ -237,10 +239,10 @@ def test_a_new_layout_keeps_the_flows(pin_dir: Path, bundle: Bundle, wide: Bundl
         add_flows(old, 0, 30)
         old.services.records[2] = (7, 8, 9)
         generation = load_generation(bundle, old)
-        old_id = old.flows4.id
+        old_id = flows4(old).id
     with Instance.create_or_open(pin_dir, wide, SMALL) as made:
-        assert made.flows4.id != old_id
-        assert made.flows4.spec == wide.maps["flows4"]
+        assert flows4(made).id != old_id
+        assert flows4(made).spec == wide.maps["flows4"]
         assert flows(made) == list(range(30))
         assert made.services.records[2].tolist() == (7, 8, 9)
         # The old programs still run, on the old map.
@@ -264,49 +266,65 @@ def test_a_new_layout_keeps_the_flows(pin_dir: Path, bundle: Bundle, wide: Bundl
         assert flows(reader) == [*range(30), 100]
 
 
-def test_a_table_state_with_other_names_is_taken_over(pin_dir: Path) -> None:
-    """As the first agents pinned it: `notes` was `no_notes`. What is not known is 'possible'."""
-    bundle = compiler.bundle()
-    spec = bundle.maps["table_state"]
-    fields = tuple(
-        structs.replace(field, name=field.name.replace("notes", "no_notes"))
-        for field in spec.value.fields
-    )
-    assert {"no_notes4", "no_notes6"} <= {field.name for field in fields}
-    before = structs.replace(spec, value=structs.replace(spec.value, fields=fields))
-    former = structs.replace(bundle, maps={**bundle.maps, "table_state": before})
-    with Instance.create_or_open(pin_dir, former, SMALL) as old:
-        state = old.table_state.records
-        state["tcp_entries4"], state["overflowed6"], state["direct4"] = 7, 1, 1
-        state["no_notes4"] = state["no_notes6"] = 1
-    with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
-        state = made.table_state.records[0]
-        assert (state["tcp_entries4"], state["overflowed6"], state["direct4"]) == (7, 1, 1)
-        assert state["notes4"] == state["notes6"] == bundle.enums["NOTES_POSSIBLE"]
+def hashed_frontends() -> MapSpec:
+    """`frontends` as earlier versions had it."""
+    addr = Field("addr", 0, 16, 0, "struct", (Field("w", 0, 16, 4, "u32"),))
+    rest = (Field("port", 16, 2, 0, "u16"), Field("proto", 18, 1, 0, "u8"))
+    key = Record("frontend_key", 20, (addr, *rest, Field("pad", 19, 1, 0, "u8")))
+    itself = Field("self", 0, 20, 0, "struct", key.fields)
+    numbers = (Field("service", 20, 4, 0, "u32"), Field("flags", 24, 4, 0, "u32"))
+    return MapSpec("frontends", HASH, 0, key, Record("frontend", 28, (itself, *numbers)))
 
 
-@pytest.mark.parametrize("name", ["flows4", "flows6"])
-def test_flows_of_the_first_version_are_taken_over(pin_dir: Path, name: str) -> None:
-    """They had `peer_fin` where `ack` is: what was acknowledged last is known again with each
-    direction's next packet."""
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed before the switch"])
+def test_frontends_of_earlier_versions_are_taken_over(pin_dir: Path, killed: bool) -> None:
+    """Before programs are put on the table. An element that was being reused is left out; the
+    filters go once nobody looks at them."""
     bundle = compiler.bundle()
-    spec = bundle.maps[name]
-    fields = tuple(
-        structs.replace(field, name="peer_fin" if field.name == "ack" else field.name)
-        for field in spec.value.fields
-    )
-    before = structs.replace(spec, value=structs.replace(spec.value, fields=fields))
-    former = structs.replace(bundle, maps={**bundle.maps, name: before})
-    with Instance.create_or_open(pin_dir, former, SMALL) as old:
-        table = getattr(old, name)
-        keys, values = (np.zeros(1, part.dtype) for part in (table.spec.key, table.spec.value))
-        keys["sport"], values["port"], values["bytes"] = 7, 8, 9
-        values["peer_fin"], values["state"] = 77, bundle.enums["FLOW_ESTABLISHED"]
-        table.put_many(keys, values)
+    word = Record("", 8, (Field("", 0, 8, 0, "u64"),))
+    maps_then = {
+        "frontends": hashed_frontends(),
+        **{n: MapSpec(n, ARRAY, F_MMAPABLE, WORD, word) for n in declared.FORMER},
+    }
+    key = maps_then["frontends"].key.pack(addr=bytes(range(16)), port=80, proto=6)
+    other = maps_then["frontends"].key.pack(addr=bytes(16), port=81, proto=17)
+    with Instance.create_or_open(pin_dir, bundle, SMALL) as old:
+        for name, spec in maps_then.items():
+            (pin_dir / "maps" / name).unlink(missing_ok=True)
+            made = maps.create(spec, 64)
+            old.meta.note_map(made)
+            bpffs.pin(made.fd, pin_dir / "maps" / name)
+            if isinstance(made, maps.HashMap):
+                made.put(key, key + np.array([7, 33], np.uint32).tobytes())
+                made.put(other, key + np.array([8, 1], np.uint32).tobytes())
+            made.close()
+    if killed:
+        Instance.create_or_open(pin_dir, bundle, SMALL).close()
+    with Instance.create_or_open(pin_dir, bundle, SMALL) as new:
+        assert {*declared.FORMER} <= {*new.map_names()}
+        found = Frontends(new.frontends).read_all()
+        assert [k.tobytes() for k in found.keys] == [key[:19]]
+        assert (found.services.tolist(), found.flags.tolist()) == ([7], [33])
+        assert Frontends(new.frontends).get(key[:19]) == (7, 33)
+        new.finish()
+        assert not {*declared.FORMER} & {*new.map_names()}
+        new.require(bundle)
+    assert not (pin_dir / "old").exists()
+
+
+def test_a_larger_table_of_frontends_is_filled_anew(pin_dir: Path) -> None:
+    """A key's place depends on how many there are: what was at one place is at another."""
+    bundle = compiler.bundle()
+    entries = [(bytes([10, n]).ljust(19, b"\1"), n + 1, 1) for n in range(40)]
     with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
-        keys, values = getattr(made, name).read_all()
-        assert (keys["sport"], values["port"], values["bytes"]) == (7, 8, 9)
-        assert (values["ack"], values["state"]) == (0, bundle.enums["FLOW_ESTABLISHED"])
+        Frontends(made.frontends).put(entries)
+        before, room = made.frontends.id, Frontends(made.frontends).room
+    with Instance.create_or_open(pin_dir, bundle, Sizes(160, 160, 64)) as made:
+        assert made.frontends.id != before
+        larger = Frontends(made.frontends)
+        assert larger.room > 9 * room
+        assert [larger.get(k) for k, _, _ in entries] == [(s, f) for _, s, f in entries]
+        assert len(larger.read_all().keys) == 40
 
 
 def test_what_ended_meanwhile_does_not_come_back(
@@ -315,8 +333,8 @@ def test_what_ended_meanwhile_does_not_come_back(
     with Instance.create_or_open(pin_dir, bundle, SMALL) as old:
         add_flows(old, 0, 10)
     with Instance.create_or_open(pin_dir, wide, SMALL) as made:
-        keys, _ = made.flows4.read_all()
-        assert made.flows4.delete_many(keys[keys["src"] < 3]) == 3
+        keys, _ = flows4(made).read_all()
+        assert flows4(made).delete_many(keys[keys["src"] < 3]) == 3
         assert made.finish() == 0
         assert flows(made) == list(range(3, 10))
 
@@ -340,7 +358,7 @@ def test_a_larger_size_keeps_the_flows(pin_dir: Path, bundle: Bundle) -> None:
         with pytest.raises(KernelError, match="is full"):
             add_flows(made, 128, 1)
     with Instance.create_or_open(pin_dir, bundle, Sizes(16, 16, 1000)) as made:
-        assert made.flows4.max_entries == 2000
+        assert flows4(made).max_entries == 2000
         assert made.finish() == 0
         add_flows(made, 128, 100)
         assert flows(made) == list(range(228))
@@ -348,10 +366,10 @@ def test_a_larger_size_keeps_the_flows(pin_dir: Path, bundle: Bundle) -> None:
 
 def test_smaller_or_unnamed_sizes_change_nothing(pin_dir: Path, bundle: Bundle) -> None:
     with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
-        before = made.flows4.id
+        before = flows4(made).id
     for sizes in (Sizes(1, 1, 1), None):
         with Instance.create_or_open(pin_dir, bundle, sizes) as made:
-            assert made.flows4.id == before
+            assert flows4(made).id == before
 
 
 def test_a_start_killed_before_the_switch_loses_nothing(

@@ -16,6 +16,7 @@ import numpy as np
 
 from ebpf import flowtable, maps
 from ebpf.compile import compiler
+from ebpf.flowtable import FlowTable
 from ebpf.kernel import clock, testrun
 from ebpf.layouts import Bundle
 from ebpf.maps.buckets import elements_for
@@ -340,8 +341,15 @@ class World:
         return {name: int(sums[value]) for value, name in self.reasons.items()}
 
     def service_counts(self, service: Service) -> dict[str, int]:
+        """What flows that ended have carried, and what those that live did so far."""
         row = self.array("service_counters").records[service.id]
-        return {name: int(row[name]) for name in row.dtype.names}
+        counts = {name: int(row[name]) for name in row.dtype.names}
+        for flow in self.flows():
+            if flow.service == service.id and flow.state != "side":
+                direction = "out" if flow.reply else "in"
+                counts[f"packets_{direction}"] += flow.packets
+                counts[f"bytes_{direction}"] += flow.bytes
+        return counts
 
     # ── flows ─────────────────────────────────────────────────────────────────────────────────
 
@@ -353,9 +361,30 @@ class World:
         """What is known of conversations that are no flows, and of tuples that rest."""
         return [flow for flow in self.flow_table.read(family) if "note" in flow.flags]
 
+    def noted(self) -> int:
+        """How many conversations of the node's own are known."""
+        tcp = PROTOCOLS["tcp"]
+        return sum(n.protocol == tcp or "replied" in n.flags for n in self.notes())
+
     def age(self, beats: int) -> None:
         """As if everything had been seen that much earlier."""
         self.flow_table.age(beats)
+
+    def sweep(self) -> None:
+        """Ends what is over and has no tuple that must rest, as the agent does a moment later."""
+        for family in NODE:
+            cells = self.flow_table.read(family)
+            by_place = {cell.place: cell for cell in cells}
+            ended = [
+                (cell.place, cell.generation)
+                for cell in cells
+                if cell.state == "time_wait"
+                and not cell.reply
+                and "first" not in by_place[cell.next].flags
+            ]
+            places, generations = np.array(ended, np.uint32).reshape(-1, 2).T
+            table = FlowTable(str(family), self.maps, self.bundle.enums, self.programs.fds)
+            assert table.end(places, generations, self.flag("END_CLOSED")) == len(ended)
 
 
 def beat() -> int:

@@ -33,7 +33,7 @@ POLL = 0.0005
 # What the agent alone writes: no start without a change may touch a byte of it.
 _WRITTEN_BY_AGENT = (
     *("frontends", "services", "slots", "backends", "names"),
-    *("service_filter", "backend_filter", "source_ranges", "config"),
+    *("source_ranges", "config"),
 )
 
 M = TypeVar("M", bound=msgspec.Struct)

@@ -4,5 +4,4 @@
 enum program { PROGRAM_TAIL4, PROGRAM_TAIL6, PROGRAM_MAX };
 enum reason { REASON_SEEN, REASON_TAIL, REASON_MAX };
 
-#define SERVICE_FILTER_BITS 8
 #define MASK ((1ULL << 40) - 1)

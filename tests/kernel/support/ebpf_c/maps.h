@@ -31,7 +31,6 @@ struct prefix {
 BPF_F_TABLE("hash", struct flow_key, struct flow, flows4, 1, 0);
 BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows4_lru, 1, 0);
 BPF_F_TABLE("array", u32, struct service, services, 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, service_filter, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("percpu_array", u32, u64, counters, 1, 0);
 BPF_F_TABLE("lpm_trie", struct prefix, u32, source_ranges, 1, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("prog", u32, u32, programs, 1, 0);
