@@ -370,6 +370,12 @@ def program_names(
     return taken
 
 
+def share_of(buckets: int) -> int:
+    """Cells that one source may hold and be like any other: a sixteenth. With twice as many it gets
+    nothing of the last quarter, see bpf_src/evict.h."""
+    return buckets * 8 // 16
+
+
 def own_is_b(phase: int, enums: Mapping[str, int]) -> bool:
     """Whether new flows go to bank b."""
     return phase in (enums["PHASE_A_LEFT"], enums["PHASE_B"], enums["PHASE_B_LOOKS"])
@@ -385,6 +391,7 @@ def prepare(maps: Mapping[str, Map], enums: Mapping[str, int]) -> None:
         if not a["secret"][0].any():
             a["secret"][0] = _numbers(len(a["secret"][0]))
             a["buckets"][0] = _array(maps, f"control{family}a").max_entries
+            a["share"][0] = share_of(int(a["buckets"][0]))
             b["secret"][0] = a["secret"][0]
             b["bank"][0] = enums["PLACE_BANK"]
     if "cpus" not in maps:

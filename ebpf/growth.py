@@ -62,7 +62,7 @@ class Growth:
         own, other = self._letters()
         self._resize(other, buckets)
         ours, theirs = self._table(own).records, self._table(other).records
-        theirs["secret"][0], theirs["share"][0] = ours["secret"][0], ours["share"][0]
+        theirs["secret"][0], theirs["share"][0] = ours["secret"][0], flowtable.share_of(buckets)
         theirs["bank"][0] = self._enums["PLACE_BANK"] if other == "b" else 0
         theirs["buckets"][0], theirs["other_buckets"][0] = buckets, ours["buckets"][0]
         ours["other_buckets"][0] = buckets
