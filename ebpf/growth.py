@@ -46,6 +46,7 @@ class Growth:
         self._instance = instance
         self._family = family
         self._enums = instance.enums
+        self._alone = False  # only programs run that were there when this was made
 
     @property
     def phase(self) -> int:
@@ -77,8 +78,10 @@ class Growth:
         milliseconds, most of them waiting."""
         table = self._flow_table(programs)
         left = table.abandoned()
-        if len(left):
+        if len(left) or not self._alone:
+            # Nobody may be at those cells, nor open flows in the old bank.
             grace.wait()
+            self._alone = True
             table.carry(left)
         rings = table.move(most)
         if len(rings):
