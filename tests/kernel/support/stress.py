@@ -62,7 +62,7 @@ def write_wanted(private: PrivateTable, keys: int, lasting: int = 0) -> None:
             row["kind"] = kind | (enums["CELL_MASQUERADED"] if cells == 4 else 0)
 
 
-def _set_address(field: np.ndarray, value: np.ndarray, family: str) -> None:  # type: ignore[type-arg]
+def _set_address(field: np.ndarray, value: np.ndarray, family: str) -> None:
     if family == "6":
         field["w"][0] = value.view(np.uint32)
     else:
