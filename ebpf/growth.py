@@ -63,7 +63,8 @@ class Growth:
         own, other = self._letters()
         self._resize(other, buckets)
         ours, theirs = self._table(own).records, self._table(other).records
-        theirs["secret"][0], theirs["share"][0] = ours["secret"][0], flowtable.share_of(buckets)
+        theirs["secret"][0] = ours["secret"][0]
+        theirs["share"][0] = flowtable.share_of(buckets) if ours["share"][0] else 0
         theirs["bank"][0] = self._enums["PLACE_BANK"] if other == "b" else 0
         theirs["buckets"][0], theirs["other_buckets"][0] = buckets, ours["buckets"][0]
         ours["other_buckets"][0] = buckets
