@@ -147,10 +147,8 @@ INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kin
 	place = take_place(t, hash, room_for(greed));
 	if (evicting && place == CELL_FULL && evict(t, hash, greed))
 		place = take_place(t, hash, CELLS_PER_BUCKET);
-	if (place == CELL_FULL) {
-		__sync_fetch_and_add(&t->refused, 1);
+	if (place == CELL_FULL)
 		return CELL_FULL;
-	}
 	if (is_taken(t, hash, key, generation, place)) {
 		release(true, place, tag_of(hash));
 		return CELL_TAKEN;

@@ -201,3 +201,34 @@ def test_what_packets_count_while_a_flow_moves_is_not_lost() -> None:
         assert (int(counters["packets_in"]), int(counters["bytes_in"])) == (8, 1300)
     finally:
         private.close()
+
+
+MILLION = 1_000_000
+
+
+def test_from_the_smallest_to_a_million(tmp_path: Path) -> None:
+    """Two CPUs open flows, as many as a table that is never more than two thirds full has room for,
+    use those that there are, and open and end others; the table grows under them. Every flow is
+    found every time, and the counts are exact."""
+    private = PrivateTable(bundle_with("churn.c", "4", tmp_path), "4", 4)
+    try:
+        stress.seed(private)
+        threads = private.records("threads")
+        with stress.at_work(private, "churn", 500, 0.001):
+            while threads["kept"].sum() < MILLION:
+                assert not stress.violated(private)
+                rooms = private.table.rooms()
+                threads["wanted"] = min(MILLION // 2, rooms.cells // 6)
+                if 2 * rooms.used > rooms.cells:
+                    stress.grow(private, max(16, rooms.cells // 8 * 4))
+                time.sleep(0.005)
+        print({name: int(threads[name].sum()) for name in threads.dtype.names or ()})
+        assert not stress.violated(private)
+        assert recounted(private) == (MILLION,) * 4
+        assert private.table.rooms().used == 2 * MILLION
+        assert private.table.evicted() == 0
+        cells = private.table.view()
+        assert int(cells["packets"].sum()) <= int(threads["used"].sum())
+        assert int(threads["ended"].sum()) > MILLION // 2
+    finally:
+        private.close()
