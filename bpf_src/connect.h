@@ -79,7 +79,7 @@ INLINE void note_first(struct __sk_buff *skb, const struct packet *p, u32 forwar
 	if (!get_cell_in(true, forward, &own) || !get_cell_in(true, reply, &other))
 		return;
 	own.state->packets = 1;
-	own.state->bytes = skb->len - p->l3;
+	own.state->bytes += skb->len - p->l3;
 	if (p->proto == IPPROTO_TCP && read_tcp_seq(skb, p, &seq))
 		other.state->ack = htonl(ntohl(seq) + 1);
 }
@@ -266,8 +266,7 @@ INLINE bool needs_masquerade(const struct config *c, const struct packet *p, u32
 	return p->origin == ORIGIN_NET && POD_CIDR_COUNT(c) && !in_pod_range(c, &p->src);
 }
 
-INLINE int connect_service(struct __sk_buff *skb, struct packet *p,
-			   const struct frontend *frontend)
+INLINE int connect_service(struct __sk_buff *skb, struct packet *p, const struct frontend *frontend)
 {
 	struct request request = {.service = frontend->service, .frontend_flags = frontend->flags};
 	const struct config *c = get_config();

@@ -116,7 +116,7 @@ INLINE bool ends_handshake(const struct packet *p, const struct tcphdr *tcp,
 	if (pair->reply || !(p->tcp_flags & TCP_ACK))
 		return false;
 	return !(flags_of(pair->other) & CELL_REPLIED) ||
-	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= pair->other->bytes;
+	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= bytes_of(pair->other);
 }
 
 /* In the handshake a RST acknowledges the SYN (RFC 9293, 3.10.7.3), or stands where the other side
@@ -127,7 +127,7 @@ INLINE bool resets_handshake(const struct packet *p, const struct tcphdr *tcp,
 	if (tcp->seq == pair->other->ack && (!pair->reply || flags_of(pair->own) & CELL_REPLIED))
 		return true;
 	return pair->reply && p->tcp_flags & TCP_ACK &&
-	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= pair->other->bytes;
+	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= bytes_of(pair->other);
 }
 
 /* The state after a RST. It counts if it stands right behind what the other side has acknowledged
@@ -146,8 +146,7 @@ INLINE u32 state_of_reset(const struct packet *p, const struct tcphdr *tcp, cons
 		return STATE_FIN_WAIT;
 	if (!ahead)
 		return STATE_RESET;
-	if (ahead < PLAUSIBLE_WINDOW &&
-	    !((flags_of(pair->own) | flags_of(pair->other)) & CELL_FIN))
+	if (ahead < PLAUSIBLE_WINDOW && !((flags_of(pair->own) | flags_of(pair->other)) & CELL_FIN))
 		return STATE_CLOSING;
 	return state;
 }

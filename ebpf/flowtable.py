@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from ebpf.maps import ArrayMap, Map, Records
 
 FAMILIES = ("4", "6")
 _BANKED = ("table", "control", "cells", "states")
-_STEP = 8192  # cells of one snapshot: some tenths of a millisecond
+_STEP = 2048  # cells of one snapshot: some tenths of a millisecond
 _LISTED = 256  # MOST_LISTED of table.c
 
 Places = np.ndarray[Any, np.dtype[np.uint32]]
@@ -46,6 +47,7 @@ CELL = np.dtype(
         ("packets", "u4"),
         ("ack", "u4"),
         ("bytes", "u8"),
+        ("opened", "u4"),
         ("backend", "u4"),
         ("service", "u4"),
     ]
@@ -255,14 +257,15 @@ class FlowTable:
         size = items.dtype.itemsize
         # As many as fit a page together with what the kernel adds.
         step = min(_LISTED, 3000 // size)
-        for start in range(0, len(items), step):
-            part = out[start : start + step]
-            work = np.zeros(1, _WORK)
-            work["count"] = len(part)
-            frame = work.tobytes() + part.tobytes()
-            frame = _run_undisturbed(fd, frame, len(part))
-            done += int(np.frombuffer(frame, _WORK, 1)["done"][0])
-            out[start : start + step] = np.frombuffer(frame, items.dtype, len(part), _WORK.itemsize)
+        with _undisturbed():
+            for start in range(0, len(items), step):
+                part = out[start : start + step]
+                work = np.zeros(1, _WORK)
+                work["count"] = len(part)
+                frame = work.tobytes() + part.tobytes()
+                frame = testrun.run(fd, frame, repeat=len(part)).packet
+                done += int(np.frombuffer(frame, _WORK, 1)["done"][0])
+                part[:] = np.frombuffer(frame, items.dtype, len(part), _WORK.itemsize)
         return out, done
 
     def _indexes(self, bank: Bank, least: int, start: int, stop: int) -> Records:
@@ -307,8 +310,24 @@ class FlowTable:
         out["flags"] = states["link"] >> np.uint32(self.enums["LINK_FLAGS_SHIFT"])
         for name in _STATE_FIELDS:
             out[name] = states[name]
+        out["bytes"] &= np.uint64(self.enums["BYTES_MASK"])
+        out["opened"] = self._opened(out["next"], states["bytes"], out["kind"])
         out[~same] = np.zeros((), CELL)
         return out
+
+    def _opened(self, following: Records, own: Records, kind: Records) -> Records:
+        """The beat that each cell's flow was opened in: half of it is in the next cell."""
+        other = np.zeros(len(own), np.uint64)
+        for bank in (self._a, self._b):
+            here = following & np.uint32(self.enums["PLACE_BANK"]) == bank.base
+            index = following & np.uint32(self.enums["PLACE_INDEX_MASK"])
+            here &= index < len(bank.states)
+            other[here] = bank.states["bytes"][index[here]]
+        shift = np.uint64(self.enums["OPENED_SHIFT"])
+        upper = (kind & self.enums["CELL_REPLY"] != 0) != (kind & self.enums["CELL_SIDE"] != 0)
+        low, high = np.where(upper, (other, own), (own, other)) >> shift
+        opened: Records = low | high << np.uint64(16)
+        return opened
 
     def _widen(self, addresses: Records) -> Records:
         out = np.zeros((len(addresses), 16), np.uint8)
@@ -408,11 +427,12 @@ def _listed_cell(family: str) -> np.dtype[Any]:
     return np.dtype(fields)
 
 
-def _run_undisturbed(fd: int, frame: bytes, count: int) -> bytes:
-    """A signal would end the runs half-way, and what was done would not be told."""
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A signal would end test runs half-way, and what was done would not be told."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        return testrun.run(fd, frame, repeat=count).packet
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

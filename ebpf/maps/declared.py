@@ -5,12 +5,21 @@ What opens maps derives from `Maps` and has them as attributes, typed by what it
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import (
+    Annotated,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 import msgspec
 
 from ebpf.errors import LayoutError
-from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, MapSpec
+from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, RINGBUF, MapSpec
 
 # A number that a person can choose; see `Sizes`.
 Limit = Literal["services", "endpoints", "flows"]
@@ -19,6 +28,12 @@ LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 Hash = TypeVar("Hash", covariant=True)
 Array = TypeVar("Array", covariant=True)
 PerCpu = TypeVar("PerCpu", covariant=True)
+
+
+class Records(Protocol):
+    """What programs tell, one record after the other: ebpf.maps.ring.Ring."""
+
+    def read(self) -> list[bytes]: ...
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -129,6 +144,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     states6a: Annotated[Array, Buckets(True, 8)]
     states6b: Annotated[Array, Buckets(False, 8)]
     held6: Annotated[Array, Power("HOLDER_BITS")]
+    flow_events: Annotated[Records, Fixed(1 << 18)]
     cpus: Annotated[Array, Cpus()]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]
@@ -143,7 +159,12 @@ class Use(msgspec.Struct, frozen=True):
     counted: bool
 
 
-_KINDS = {Hash: (HASH, LRU_HASH, LPM_TRIE), Array: (ARRAY,), PerCpu: (PERCPU_ARRAY,)}
+_KINDS = {
+    Hash: (HASH, LRU_HASH, LPM_TRIE),
+    Array: (ARRAY,),
+    PerCpu: (PERCPU_ARRAY,),
+    Records: (RINGBUF,),
+}
 
 
 def _declared() -> dict[str, Use]:

@@ -16,6 +16,7 @@ from ebpf.layouts import (
     LRU_HASH,
     PERCPU_ARRAY,
     PROG_ARRAY,
+    RINGBUF,
     Bundle,
     Field,
     MapSpec,
@@ -33,6 +34,7 @@ TYPES = {
     "array": ARRAY,
     "percpu_array": PERCPU_ARRAY,
     "prog": PROG_ARRAY,
+    "ringbuf": RINGBUF,
 }
 WORD = Record("", 4, (Field("", 0, 4, 0, "u32"),))
 SIZES = Sizes(10, 20, 30)
@@ -44,6 +46,7 @@ def bundle() -> Bundle:
     text = (source.source_dir() / "maps.h").read_text()
     found = re.findall(r'^BPF_F_TABLE\("(\w+)", [^,]+, [^,]+, (\w+), 1, [^)]+\);', text, re.M)
     assert len(found) == text.count("BPF_F_TABLE(")
+    found += [("ringbuf", name) for name in re.findall(r"^BPF_RINGBUF_OUTPUT\((\w+)", text, re.M)]
     maps = {name: MapSpec(name, TYPES[kind], 0, WORD, WORD) for kind, name in found}
     enums = constants.constants((source.source_dir() / "consts.h").read_text())
     return Bundle("", "live", {}, maps, enums)

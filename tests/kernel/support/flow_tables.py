@@ -62,6 +62,7 @@ class PrivateTable:
             f"states{family}b": 8,
             f"held{family}": 1 << bundle.enums["HOLDER_BITS"],
             "cpus": possible_cpus(),
+            "flow_events": 1 << 16,
             "backend_live": BACKENDS,
             "service_counters": BACKENDS,
             "threads": possible_cpus(),
