@@ -56,10 +56,11 @@ INLINE bool is_from_service(const struct packet *p)
 	       !(p->proto == IPPROTO_TCP && frontend.flags & FRONTEND_SHARED);
 }
 
-/* A conversation that begins, or goes on, from a port that is also a service's: what comes back is
- * noted. What a client of the service has begun goes before. Only what leaves this node gets here,
- * so nobody outside can take a tuple from a client. */
-INLINE void note_conversation(const struct packet *p, u32 beat)
+/* A conversation that begins, or goes on, from a port that is also a service's, or with an endpoint:
+ * what comes back is noted. What a client of the service has begun goes before. Only what leaves
+ * this node gets here, so nobody outside can take a tuple from a client. If it is the tuple by which
+ * a backend answers a masqueraded flow, this one gets another port, as node.h's have. */
+INLINE int note_conversation(struct __sk_buff *skb, struct packet *p, u32 beat)
 {
 	struct ends ends = {.addr = p->dst, .port = p->dport, .client_port = p->sport};
 	bool tcp = p->proto == IPPROTO_TCP;
@@ -67,11 +68,29 @@ INLINE void note_conversation(const struct packet *p, u32 beat)
 	struct found held;
 
 	make_key_back(&back, p);
-	if (!find_cell(&back, &held))
-		add_note(&back, tcp ? STATE_ESTABLISHED : STATE_DATAGRAM, &ends,
-			 tcp ? 0 : CELL_REPLIED, beat);
-	else if (kind_of(&held) == CELL_NOTE)
-		held.state->seen = beat;
+	if (find_cell(&back, &held)) {
+		if (kind_of(&held) & CELL_NOTE) {
+			held.state->seen = beat;
+			return PASS;
+		}
+		if (!(kind_of(&held) & CELL_SIDE))
+			return PASS;
+		if (!is_idle(&held, beat) && state_of(&held) != STATE_TIME_WAIT) {
+			handoff(skb)->turn = 0;
+			handoff(skb)->backend = 0;
+			handoff(skb)->service = 0;
+			p->origin = ORIGIN_NODE;
+			save_packet(skb, p);
+			return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
+		}
+		end_flow(&held, END_REPLACED);
+	}
+	/* Of a socket the kernel tells whoever looks for a port (masquerade.h). */
+	if (skb->sk && !is_from_service(p))
+		return PASS;
+	add_note(&back, tcp ? STATE_ESTABLISHED : STATE_DATAGRAM, &ends, tcp ? 0 : CELL_REPLIED,
+		 beat);
+	return PASS;
 }
 
 /* A datagram to a pod that belongs to no flow, from what is also some service's endpoint: if the
@@ -120,9 +139,8 @@ INLINE int outgoing(struct __sk_buff *skb)
 		return translate(skb, &p, true, &ends.addr, ends.port, ends.client_port);
 	}
 	/* A server of the node may be an endpoint that calls somebody, as a pod may. */
-	if (is_from_service(&p))
-		note_conversation(&p, beat);
-	else
-		note_incoming(&p, beat);
+	if (is_from_service(&p) || is_endpoint(&p.dst, p.dport))
+		return note_conversation(skb, &p, beat);
+	note_incoming(&p, beat);
 	return PASS;
 }

@@ -275,5 +275,5 @@ INLINE int track(struct __sk_buff *skb)
 		track_note(&p, &f);
 	else if (find_pair(&f, &pair))
 		track_tcp(skb, &p, &pair);
-	return send_on(skb, &p, translate_by(skb, &p, kind, &ends));
+	return send_on(skb, kind, translate_by(skb, &p, kind, &ends));
 }

@@ -114,7 +114,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
         """The maps as programs see them that are still in place, if those are others."""
         return None
 
-    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints", 2)))]
+    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints")))]
     source_ranges: Annotated[Hash, Share("services")]
     names: Annotated[Hash, Share("services")]
     services: Annotated[Array, Share("services")]
