@@ -5,6 +5,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "maps.h"
 #include "cells.h"
 

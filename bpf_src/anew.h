@@ -75,6 +75,7 @@ INLINE int begin_anew(struct __sk_buff *skb)
 			add_note(&rest.key, rest.state, &rest.ends, CELL_FIRST, now());
 	}
 	if (kind_of(&f) & CELL_DIRECT)
-		return hand_to(skb, FAMILY_PROGRAM(DIRECT));
+		return hand_to(skb, kind_of(&f) & CELL_NODE ? FAMILY_PROGRAM(OUTGOING)
+							    : FAMILY_PROGRAM(DIRECT));
 	return hand_to_connect(skb, &p);
 }

@@ -186,6 +186,21 @@ INLINE bool unchanged(const struct found *found)
 	return same_generation(LOAD(&found->cell->head), found->head);
 }
 
+/* Bytes of this direction: the upper bits of the word are something else. */
+INLINE u64 bytes_of(const struct cell_state *state)
+{
+	return state->bytes & BYTES_MASK;
+}
+
+/* The beat that the flow was opened in has 32 bits: the lower half is in the first and the third
+ * cell of the ring, the upper one in the others. Adding to the bytes leaves them, for 256 TB. */
+INLINE u64 opened_bits(u32 kind, u32 beat)
+{
+	bool upper = !(kind & CELL_REPLY) != !(kind & CELL_SIDE);
+
+	return (u64)(upper ? beat >> 16 : beat & 0xffff) << OPENED_SHIFT;
+}
+
 INLINE u32 next_place(const struct cell_state *state)
 {
 	return LOAD(&state->link) & LINK_PLACE_MASK;

@@ -9,6 +9,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "cells.h"
 #include "account.h"
 #include "ending.h"
@@ -146,10 +147,8 @@ INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kin
 	place = take_place(t, hash, room_for(greed));
 	if (evicting && place == CELL_FULL && evict(t, hash, greed))
 		place = take_place(t, hash, CELLS_PER_BUCKET);
-	if (place == CELL_FULL) {
-		__sync_fetch_and_add(&t->refused, 1);
+	if (place == CELL_FULL)
 		return CELL_FULL;
-	}
 	if (is_taken(t, hash, key, generation, place)) {
 		release(true, place, tag_of(hash));
 		return CELL_TAKEN;
@@ -190,7 +189,7 @@ INLINE void fill_cell(u32 place, const ip_addr *addr, u16 port, u16 client_port,
 	own.state->seen = beat;
 	own.state->packets = 0;
 	own.state->ack = 0;
-	own.state->bytes = 0;
+	own.state->bytes = opened_bits(HEAD_KIND(own.head), beat);
 	own.state->backend = backend;
 	own.state->service = service;
 }

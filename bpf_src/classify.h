@@ -19,6 +19,7 @@
 #include "icmp.h"
 #include "established.h"
 #include "plain.h"
+#include "outgoing.h"
 
 /* A packet that is not for a service. */
 INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
@@ -71,7 +72,8 @@ INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
 }
 
 /* May it be from a service's port, an endpoint, or a server of the node's own that was asked by
- * another address (outgoing.h)? The established packets of others' TCP have nothing to say. */
+ * another address; or is it the node's, to an endpoint (outgoing.h)? The established packets of
+ * others' TCP have nothing to say. */
 INLINE bool may_be_answer(struct __sk_buff *skb, const struct packet *p)
 {
 	const struct config *c = get_config();
@@ -81,7 +83,7 @@ INLINE bool may_be_answer(struct __sk_buff *skb, const struct packet *p)
 	if (!c || (p->proto == IPPROTO_TCP && !starts_connection(p)))
 		return false;
 	make_frontend_key(&key, &p->src, p->sport, p->proto);
-	if (frontend_word(&key) || is_endpoint(&p->src, p->sport))
+	if (frontend_word(&key) || is_endpoint(&p->src, p->sport) || is_of_node(skb, c, p))
 		return true;
 	narrow(&node, NODE_ADDRESS(c));
 	return p->proto == IPPROTO_UDP && skb->sk && is_endpoint(&node, p->sport);

@@ -80,7 +80,7 @@ INLINE void note_first(struct __sk_buff *skb, const struct packet *p, u32 forwar
 	if (!get_cell_in(true, forward, &own) || !get_cell_in(true, reply, &other))
 		return;
 	own.state->packets = 1;
-	own.state->bytes = skb->len - p->l3;
+	own.state->bytes += skb->len - p->l3;
 	if (p->proto == IPPROTO_TCP && read_tcp_seq(skb, p, &seq))
 		other.state->ack = htonl(ntohl(seq) + 1);
 }
@@ -180,10 +180,10 @@ INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, const struc
 		return hand_to_make_room(skb, turn, &key);
 	if (way)
 		return hand_to_turn(skb, turn, sides ? FAMILY_PROGRAM(RETRY) : way);
-	if (port_of(turn) && !sides && p->origin != ORIGIN_NODE)
+	if (port_of(turn) && !sides && choice->kind != CELL_NODE)
 		count(skb, REASON_SOURCE_TRANSLATED);
 	count(skb, REASON_FORWARDED);
-	return send_on(skb, p,
+	return send_on(skb, choice->kind,
 		       translate(skb, p, false, &choice->addr, choice->port, choice->client_port));
 }
 
@@ -195,16 +195,16 @@ INLINE bool restore_choice(struct choice *choice, const struct packet *p, u32 re
 	u32 id = reference & BACKEND_ID_MASK;
 	struct backend *b = backends.lookup(&id);
 
+	choice->kind = p->origin == ORIGIN_NODE ? CELL_NODE : 0;
 	if (!id) {
 		choice->addr = p->dst;
 		choice->port = p->dport;
-		choice->kind = CELL_DIRECT;
+		choice->kind |= CELL_DIRECT;
 		return true;
 	}
 	if (!b)
 		return false;
 	take_backend(choice, b, reference, service);
-	choice->kind = p->origin == ORIGIN_NODE ? CELL_NODE : 0;
 	return true;
 }
 
@@ -244,7 +244,7 @@ INLINE int retry(struct __sk_buff *skb)
 		known = find_cell(&key, &f);
 	}
 	if (known && kind_of(&f) & CELL_NOTE)
-		end_flow(&f, END_REPLACED);
+		end_flow(&f, END_REPLACED); /* a client goes before */
 	else if (known && !(kind_of(&f) & CELL_REPLY))
 		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 	return hand_to(skb, p.origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)

@@ -149,6 +149,10 @@ enum table_phase {
 	PHASE_MAX,
 };
 
+/* cell_state.bytes: above them a half of the beat that the flow was opened in. */
+#define BYTES_MASK 0xffffffffffff
+#define OPENED_SHIFT 48
+
 /* A flow's generation: a count, and the CPU that opened it. */
 #define GENERATION_SHIFT 10
 #define GENERATION_CPU_MASK 0x3ff
@@ -181,6 +185,7 @@ enum config_flag {
 	CONFIG_SOCKET_ALL = 8,		  /* ... and pods */
 	CONFIG_SOCKET_PEERS = 16,	  /* TCP's getpeername shows the service */
 	CONFIG_MASQUERADE_BY_DEVICE = 32, /* as on kernels that tell no route's source */
+	CONFIG_EVENTS = 64,		  /* somebody listens to the ends of flows */
 };
 
 /* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */

@@ -9,8 +9,10 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "cells.h"
 #include "account.h"
+#include "event.h"
 
 #define STATE_TRIES 8
 
@@ -82,11 +84,12 @@ INLINE bool set_state(struct found *forward, u32 from, u32 to)
 }
 
 /* Frees the cells of a flow that this CPU has ended, and accounts for what they counted. */
-INLINE void free_ring(bool own, const struct found *forward)
+INLINE void free_ring(bool own, const struct found *forward, u32 why)
 {
-	u64 packets_in = forward->state->packets, bytes_in = forward->state->bytes;
-	u64 packets_out = 0, bytes_out = 0;
-	u32 backend = forward->state->backend, service = forward->state->service;
+	struct carried flow = {.packets_in = forward->state->packets,
+			       .bytes_in = bytes_of(forward->state),
+			       .opened = forward->state->bytes >> OPENED_SHIFT,
+			       .seen = forward->state->seen};
 	u32 place = next_place(forward->state);
 	struct found at;
 
@@ -96,14 +99,20 @@ INLINE void free_ring(bool own, const struct found *forward)
 		    !same_generation(at.head, forward->head))
 			break;
 		if ((HEAD_KIND(at.head) & (CELL_REPLY | CELL_SIDE)) == CELL_REPLY) {
-			packets_out = at.state->packets;
-			bytes_out = at.state->bytes;
+			flow.packets_out = at.state->packets;
+			flow.bytes_out = bytes_of(at.state);
+			flow.opened |= (u32)(at.state->bytes >> OPENED_SHIFT) << 16;
+			if ((s32)(at.state->seen - flow.seen) > 0)
+				flow.seen = at.state->seen;
 		}
 		place = next_place(at.state);
 		free_cell(own, at.cell, at.place, at.head);
 	}
-	if (backend & BACKEND_ID_MASK)
-		count_traffic(service, packets_in, bytes_in, packets_out, bytes_out);
+	if (forward->state->backend & BACKEND_ID_MASK) {
+		count_traffic(forward->state->service, flow.packets_in, flow.bytes_in,
+			      flow.packets_out, flow.bytes_out);
+		tell_end(forward, &flow, why);
+	}
 	free_cell(own, forward->cell, forward->place, forward->head);
 }
 
@@ -155,8 +164,8 @@ INLINE bool end_flow(const struct found *any, u32 why)
 	uncount(&forward);
 	/* All cells of a flow are in one bank. */
 	if (in_own(forward.place))
-		free_ring(true, &forward);
+		free_ring(true, &forward, why);
 	else
-		free_ring(false, &forward);
+		free_ring(false, &forward, why);
 	return true;
 }

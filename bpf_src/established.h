@@ -84,7 +84,7 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, const struct fou
 	if (!read_ends(f, &ends))
 		return ended_meanwhile(skb);
 	follow(p, f, skb->len - p->l3, beat);
-	return send_on(skb, p, translate_by(skb, p, kind_of(f), &ends));
+	return send_on(skb, kind_of(f), translate_by(skb, p, kind_of(f), &ends));
 }
 
 /* The program for packets of a flow that are not plain. */

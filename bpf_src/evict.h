@@ -9,6 +9,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "cpu.h"
 #include "cells.h"
 #include "account.h"
@@ -103,8 +104,7 @@ INLINE void rank_bucket(u32 bucket, const struct table *t, struct cpu *cpu, u32 
 	}
 }
 
-/* Makes room in one of a tuple's buckets, for somebody of this greed. */
-INLINE bool evict(struct table *t, u64 hash, u32 greed)
+INLINE bool evict_worst(const struct table *t, u64 hash, u32 greed)
 {
 	u32 beat = bpf_jiffies64() >> BEAT_SHIFT;
 	struct cpu *cpu = this_cpu();
@@ -124,7 +124,15 @@ INLINE bool evict(struct table *t, u64 hash, u32 greed)
 	if (!find_own_forward(&at, &forward) || !mark_dead(&forward, END_EVICTED))
 		return false;
 	uncount(&forward);
-	free_ring(true, &forward);
-	__sync_fetch_and_add(&t->evicted, 1);
+	free_ring(true, &forward, END_EVICTED);
 	return true;
+}
+
+/* Makes room in one of a tuple's buckets, for somebody of this greed. */
+INLINE bool evict(struct table *t, u64 hash, u32 greed)
+{
+	bool done = evict_worst(t, hash, greed);
+
+	__sync_fetch_and_add(done ? &t->evicted : &t->refused, 1);
+	return done;
 }

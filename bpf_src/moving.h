@@ -12,10 +12,12 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "cells.h"
 #include "account.h"
 #include "claim.h"
 #include "ending.h"
+#include "evict.h"
 
 /* What packets write into a cell's state, in one word with `link`. */
 INLINE void link_to_twin(struct cell_state *state, u32 place)
@@ -59,6 +61,8 @@ INLINE u32 copy_cell(struct table *t, const struct found *old)
 	get_key(&key, old->cell, old->head);
 	hash = hash_key(&key, t);
 	place = take_place(t, hash, CELLS_PER_BUCKET);
+	if (place == CELL_FULL && evict(t, hash, 0))
+		place = take_place(t, hash, CELLS_PER_BUCKET);
 	if (place == CELL_FULL || !get_cell_in(true, place, &copy))
 		return CELL_FULL;
 	write_key(copy.cell, &key, old->head);

@@ -55,10 +55,22 @@ INLINE bool is_from_service(const struct packet *p)
 	       !(p->proto == IPPROTO_TCP && frontend.flags & FRONTEND_SHARED);
 }
 
-/* A conversation that begins, or goes on, from a port that is also a service's: what comes back is
- * noted. What a client of the service has begun goes before. Only what leaves this node gets here,
- * so nobody outside can take a tuple from a client. */
-INLINE void note_conversation(const struct packet *p, u32 beat)
+/* Does it call an endpoint straight, by the node's address: a socket of the node's own, or what is
+ * forwarded with that as its source? */
+INLINE bool is_of_node(struct __sk_buff *skb, const struct config *c, const struct packet *p)
+{
+	ip_addr node;
+
+	narrow(&node, NODE_ADDRESS(c));
+	return p->origin != ORIGIN_POD && (skb->sk || same_address(&p->src, &node)) &&
+	       is_endpoint(&p->dst, p->dport);
+}
+
+/* A conversation that begins, or goes on, from a port that is also a service's, or with an endpoint:
+ * what comes back is noted. What a client of the service has begun goes before. Only what leaves
+ * this node gets here, so nobody outside can take a tuple from a client. If it is the tuple by which
+ * a backend answers a masqueraded flow, this one gets another port, as node.h's have. */
+INLINE int note_conversation(struct __sk_buff *skb, struct packet *p, u32 beat)
 {
 	struct ends ends = {.addr = p->dst, .port = p->dport, .client_port = p->sport};
 	bool tcp = p->proto == IPPROTO_TCP;
@@ -66,11 +78,29 @@ INLINE void note_conversation(const struct packet *p, u32 beat)
 	struct found held;
 
 	make_key_back(&back, p);
-	if (!find_cell(&back, &held))
-		add_note(&back, tcp ? STATE_ESTABLISHED : STATE_DATAGRAM, &ends,
-			 tcp ? 0 : CELL_REPLIED, beat);
-	else if (kind_of(&held) == CELL_NOTE)
-		held.state->seen = beat;
+	if (find_cell(&back, &held)) {
+		if (kind_of(&held) & CELL_NOTE) {
+			held.state->seen = beat;
+			return PASS;
+		}
+		if (!(kind_of(&held) & CELL_SIDE))
+			return PASS;
+		if (!is_idle(&held, beat) && state_of(&held) != STATE_TIME_WAIT) {
+			handoff(skb)->turn = 0;
+			handoff(skb)->backend = 0;
+			handoff(skb)->service = 0;
+			p->origin = ORIGIN_NODE;
+			save_packet(skb, p);
+			return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
+		}
+		end_flow(&held, END_REPLACED);
+	}
+	/* Of a socket the kernel tells whoever looks for a port (masquerade.h). */
+	if (skb->sk && !is_from_service(p))
+		return PASS;
+	add_note(&back, tcp ? STATE_ESTABLISHED : STATE_DATAGRAM, &ends, tcp ? 0 : CELL_REPLIED,
+		 beat);
+	return PASS;
 }
 
 /* A datagram to a pod that belongs to no flow, from what is also some service's endpoint: if the
@@ -105,6 +135,7 @@ INLINE bool find_by_endpoint(struct __sk_buff *skb, const struct packet *p, stru
 /* The program for what belongs to no flow by its own addresses. */
 INLINE int outgoing(struct __sk_buff *skb)
 {
+	const struct config *c = get_config();
 	u32 beat = now();
 	struct ends ends;
 	struct packet p;
@@ -119,9 +150,8 @@ INLINE int outgoing(struct __sk_buff *skb)
 		return translate(skb, &p, true, &ends.addr, ends.port, ends.client_port);
 	}
 	/* A server of the node may be an endpoint that calls somebody, as a pod may. */
-	if (is_from_service(&p))
-		note_conversation(&p, beat);
-	else
-		note_incoming(&p, beat);
+	if (is_from_service(&p) || (c && is_of_node(skb, c, &p)))
+		return note_conversation(skb, &p, beat);
+	note_incoming(&p, beat);
 	return PASS;
 }

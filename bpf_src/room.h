@@ -15,7 +15,7 @@
 INLINE int make_room(struct __sk_buff *skb)
 {
 	u64 hash = handoff(skb)->hash_low | (u64)handoff(skb)->hash_high << 32;
-	const struct table *t = get_table();
+	struct table *t = get_table();
 	struct holder client;
 	struct packet p;
 

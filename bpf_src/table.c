@@ -4,6 +4,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "hash.h"
 #include "parse.h"
 #include "cpu.h"
 #include "cells.h"
@@ -99,7 +100,7 @@ PROGRAM(FAMILY_NAME(publish_listed))
 		  wanted->service, wanted->next, wanted->seen);
 	cell.state->link |= (u32)wanted->flags << LINK_FLAGS_SHIFT;
 	cell.state->packets = wanted->packets;
-	cell.state->bytes = wanted->bytes;
+	cell.state->bytes += wanted->bytes;
 	cell.state->ack = wanted->ack;
 	publish_cell(wanted->place, wanted->state);
 	if (is_forward(wanted->kind) && !is_over(wanted->state))

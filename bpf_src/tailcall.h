@@ -48,9 +48,11 @@ INLINE int hand_to_connect(struct __sk_buff *skb, const struct packet *p)
 	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
 }
 
-/* The end of a packet's translation: one of the node's own has yet to be sent (node.h). */
-INLINE int send_on(struct __sk_buff *skb, const struct packet *p, int verdict)
+/* The end of a packet's translation: one that a socket of the node's own sent to a service has yet
+ * to be sent (node.h). `kind`: of the cell that it was translated by. */
+INLINE int send_on(struct __sk_buff *skb, u32 kind, int verdict)
 {
-	return verdict == PASS && p->origin == ORIGIN_NODE ? hand_to(skb, FAMILY_PROGRAM(NODE_SEND))
-							   : verdict;
+	if (verdict != PASS || (kind & (CELL_NODE | CELL_REPLY | CELL_DIRECT)) != CELL_NODE)
+		return verdict;
+	return hand_to(skb, FAMILY_PROGRAM(NODE_SEND));
 }

@@ -116,7 +116,7 @@ INLINE bool ends_handshake(const struct packet *p, const struct tcphdr *tcp,
 	if (pair->reply || !(p->tcp_flags & TCP_ACK))
 		return false;
 	return !(flags_of(pair->other) & CELL_REPLIED) ||
-	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= pair->other->bytes;
+	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= bytes_of(pair->other);
 }
 
 /* In the handshake a RST acknowledges the SYN (RFC 9293, 3.10.7.3), or stands where the other side
@@ -127,7 +127,7 @@ INLINE bool resets_handshake(const struct packet *p, const struct tcphdr *tcp,
 	if (tcp->seq == pair->other->ack && (!pair->reply || flags_of(pair->own) & CELL_REPLIED))
 		return true;
 	return pair->reply && p->tcp_flags & TCP_ACK &&
-	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= pair->other->bytes;
+	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= bytes_of(pair->other);
 }
 
 /* The state after a RST. It counts if it stands right behind what the other side has acknowledged
@@ -275,5 +275,5 @@ INLINE int track(struct __sk_buff *skb)
 		track_note(&p, &f);
 	else if (find_pair(&f, &pair))
 		track_tcp(skb, &p, &pair);
-	return send_on(skb, &p, translate_by(skb, &p, kind, &ends));
+	return send_on(skb, kind, translate_by(skb, &p, kind, &ends));
 }

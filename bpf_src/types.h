@@ -90,8 +90,8 @@ struct cell_state {
 	__u32 link; /* the place of the next cell of the flow's ring; enum cell_flag on top */
 	__u32 seen; /* beat of the last packet */
 	__u32 packets;
-	__u32 ack; /* TCP, see tcp.h */
-	__u64 bytes;
+	__u32 ack;     /* TCP, see tcp.h */
+	__u64 bytes;   /* see BYTES_MASK */
 	__u32 backend; /* id | generation << 24 */
 	__u32 service;
 };
@@ -190,13 +190,34 @@ struct listed_ring {
 	struct listed_old cells[RING_CELLS];
 };
 
+/* The end of a flow. Times are beats. */
+struct flow_event {
+	struct addr src;
+	struct addr dst;  /* the address that was asked */
+	struct addr addr; /* the backend's */
+	__u64 packets_in;
+	__u64 bytes_in;
+	__u64 packets_out;
+	__u64 bytes_out;
+	__u32 service;
+	__u32 backend; /* id | generation << 24 */
+	__u32 opened;
+	__u32 seen; /* the last packet, of either direction */
+	__u16 sport;
+	__u16 dport;
+	__u16 port; /* the backend's */
+	__u8 proto;
+	__u8 why; /* enum end_reason */
+};
+
 /* What a CPU keeps for itself. */
 struct cpu {
 	__u32 opened;
 	__u32 pad;
 	__u64 random;
 	__u64 scratch;
-	__u64 spare[5];
+	__u64 unheard; /* ends that the ring had no room for */
+	__u64 spare[4];
 	struct listed_ring ring;
 	__u64 more[3];
 };

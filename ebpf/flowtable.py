@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from ebpf.maps import ArrayMap, Map, Records
 
 FAMILIES = ("4", "6")
 _BANKED = ("table", "control", "cells", "states")
-_STEP = 8192  # cells of one snapshot: some tenths of a millisecond
+_STEP = 2048  # cells of one snapshot: some tenths of a millisecond
 _LISTED = 256  # MOST_LISTED of table.c
 
 Places = np.ndarray[Any, np.dtype[np.uint32]]
@@ -46,6 +47,7 @@ CELL = np.dtype(
         ("packets", "u4"),
         ("ack", "u4"),
         ("bytes", "u8"),
+        ("opened", "u4"),
         ("backend", "u4"),
         ("service", "u4"),
     ]
@@ -166,10 +168,15 @@ class FlowTable:
         items["place"], items["generation"], items["why"] = places, generations, why
         return self._run("end_listed", items)[1]
 
-    def open(self, rings: Records, holders: Records | None = None) -> int:
+    def open(self, rings: Records, at_once: int = 32) -> int:
         """Opens flows: a row of `rings` (dtype CELL, two dimensions) is one, its cells in the order
-        of the ring; those of kind 0 behind the first are none. Returns how many there was room
-        for. `holders`: the clients, else who sends by the first cell."""
+        of the ring; those of kind 0 behind the first are none. Who sends by the first cell is the
+        client. Returns how many there was room for. `at_once`: flows that are half open meanwhile.
+        """
+        parts = (rings[start : start + at_once] for start in range(0, len(rings), at_once))
+        return sum(self._open(part) for part in parts)
+
+    def _open(self, rings: Records) -> int:
         count, length = rings.shape
         items = np.zeros(rings.shape, self._item)
         for name in ("port", "client_port", "kind", "flags", "state", *_STATE_FIELDS):
@@ -179,8 +186,7 @@ class FlowTable:
         for name in ("src", "dst"):
             items["key"][name] = self._narrow(rings[name])
         items["addr"] = self._narrow(rings["addr"])
-        holders = rings["src"][:, 0] if holders is None else holders
-        items["holder"] = self._narrow(holders)[:, None]
+        items["holder"] = self._narrow(rings["src"][:, 0])[:, None]
         meant = np.ones(rings.shape, bool)
         meant[:, 1:] = rings["kind"][:, 1:] != 0
         reserved = np.zeros(rings.shape, bool)
@@ -255,14 +261,15 @@ class FlowTable:
         size = items.dtype.itemsize
         # As many as fit a page together with what the kernel adds.
         step = min(_LISTED, 3000 // size)
-        for start in range(0, len(items), step):
-            part = out[start : start + step]
-            work = np.zeros(1, _WORK)
-            work["count"] = len(part)
-            frame = work.tobytes() + part.tobytes()
-            frame = _run_undisturbed(fd, frame, len(part))
-            done += int(np.frombuffer(frame, _WORK, 1)["done"][0])
-            out[start : start + step] = np.frombuffer(frame, items.dtype, len(part), _WORK.itemsize)
+        with _undisturbed():
+            for start in range(0, len(items), step):
+                part = out[start : start + step]
+                work = np.zeros(1, _WORK)
+                work["count"] = len(part)
+                frame = work.tobytes() + part.tobytes()
+                frame = testrun.run(fd, frame, repeat=len(part)).packet
+                done += int(np.frombuffer(frame, _WORK, 1)["done"][0])
+                part[:] = np.frombuffer(frame, items.dtype, len(part), _WORK.itemsize)
         return out, done
 
     def _indexes(self, bank: Bank, least: int, start: int, stop: int) -> Records:
@@ -307,8 +314,24 @@ class FlowTable:
         out["flags"] = states["link"] >> np.uint32(self.enums["LINK_FLAGS_SHIFT"])
         for name in _STATE_FIELDS:
             out[name] = states[name]
+        out["bytes"] &= np.uint64(self.enums["BYTES_MASK"])
+        out["opened"] = self._opened(out["next"], states["bytes"], out["kind"])
         out[~same] = np.zeros((), CELL)
         return out
+
+    def _opened(self, following: Records, own: Records, kind: Records) -> Records:
+        """The beat that each cell's flow was opened in: half of it is in the next cell."""
+        other = np.zeros(len(own), np.uint64)
+        for bank in (self._a, self._b):
+            here = following & np.uint32(self.enums["PLACE_BANK"]) == bank.base
+            index = following & np.uint32(self.enums["PLACE_INDEX_MASK"])
+            here &= index < len(bank.states)
+            other[here] = bank.states["bytes"][index[here]]
+        shift = np.uint64(self.enums["OPENED_SHIFT"])
+        upper = (kind & self.enums["CELL_REPLY"] != 0) != (kind & self.enums["CELL_SIDE"] != 0)
+        low, high = np.where(upper, (other, own), (own, other)) >> shift
+        opened: Records = low | high << np.uint64(16)
+        return opened
 
     def _widen(self, addresses: Records) -> Records:
         out = np.zeros((len(addresses), 16), np.uint8)
@@ -347,6 +370,12 @@ def program_names(
     return taken
 
 
+def share_of(buckets: int) -> int:
+    """Cells that one source may hold and be like any other: a sixteenth. With twice as many it gets
+    nothing of the last quarter, see bpf_src/evict.h."""
+    return buckets * 8 // 16
+
+
 def own_is_b(phase: int, enums: Mapping[str, int]) -> bool:
     """Whether new flows go to bank b."""
     return phase in (enums["PHASE_A_LEFT"], enums["PHASE_B"], enums["PHASE_B_LOOKS"])
@@ -362,6 +391,7 @@ def prepare(maps: Mapping[str, Map], enums: Mapping[str, int]) -> None:
         if not a["secret"][0].any():
             a["secret"][0] = _numbers(len(a["secret"][0]))
             a["buckets"][0] = _array(maps, f"control{family}a").max_entries
+            a["share"][0] = share_of(int(a["buckets"][0]))
             b["secret"][0] = a["secret"][0]
             b["bank"][0] = enums["PLACE_BANK"]
     if "cpus" not in maps:
@@ -408,11 +438,12 @@ def _listed_cell(family: str) -> np.dtype[Any]:
     return np.dtype(fields)
 
 
-def _run_undisturbed(fd: int, frame: bytes, count: int) -> bytes:
-    """A signal would end the runs half-way, and what was done would not be told."""
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A signal would end test runs half-way, and what was done would not be told."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        return testrun.run(fd, frame, repeat=count).packet
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -46,6 +46,7 @@ class Growth:
         self._instance = instance
         self._family = family
         self._enums = instance.enums
+        self._alone = False  # only programs run that were there when this was made
 
     @property
     def phase(self) -> int:
@@ -62,7 +63,8 @@ class Growth:
         own, other = self._letters()
         self._resize(other, buckets)
         ours, theirs = self._table(own).records, self._table(other).records
-        theirs["secret"][0], theirs["share"][0] = ours["secret"][0], ours["share"][0]
+        theirs["secret"][0] = ours["secret"][0]
+        theirs["share"][0] = flowtable.share_of(buckets) if ours["share"][0] else 0
         theirs["bank"][0] = self._enums["PLACE_BANK"] if other == "b" else 0
         theirs["buckets"][0], theirs["other_buckets"][0] = buckets, ours["buckets"][0]
         ours["other_buckets"][0] = buckets
@@ -77,8 +79,10 @@ class Growth:
         milliseconds, most of them waiting."""
         table = self._flow_table(programs)
         left = table.abandoned()
-        if len(left):
+        if len(left) or not self._alone:
+            # Nobody may be at those cells, nor open flows in the old bank.
             grace.wait()
+            self._alone = True
             table.carry(left)
         rings = table.move(most)
         if len(rings):

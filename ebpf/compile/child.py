@@ -22,6 +22,7 @@ LD_IMM64 = 0x18
 CALL = 0x85
 CALL_INDIRECT = 0x8D
 PSEUDO_MAP_FD = 1
+RINGBUF = 27
 # What bpf_src/checksum.h leaves open: a call by its number, a read of a byte by its offset.
 KERNEL_CAST = (CALL, -1)
 KERNEL_READ = (0x71, 32766)
@@ -129,6 +130,13 @@ def maps_of(decode: Any, lib: Any, module: Any) -> tuple[list[dict[str, Any]], d
         by_fd[lib.bpf_table_fd(module, raw)] = name
         key = lib.bpf_table_key_desc(module, raw)
         value = lib.bpf_table_leaf_desc(module, raw)
+        if lib.bpf_table_type_id(module, number) == RINGBUF:
+            # The kernel wants no sizes, and bcc names some.
+            nothing = {"name": "", "size": 0, "fields": []}
+            flags = lib.bpf_table_flags_id(module, number)
+            ring = {"name": name, "type": RINGBUF, "flags": flags}
+            maps.append({**ring, "key": nothing, "value": nothing})
+            continue
         maps.append(
             {
                 "name": name,

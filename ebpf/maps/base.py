@@ -19,6 +19,7 @@ from ebpf.layouts import (
     LRU_HASH,
     PERCPU_ARRAY,
     PROG_ARRAY,
+    RINGBUF,
     MapSpec,
 )
 from ebpf.maps import declared
@@ -30,6 +31,7 @@ TYPE_NAMES = {
     PERCPU_ARRAY: "percpu_array",
     LRU_HASH: "lru_hash",
     LPM_TRIE: "lpm_trie",
+    RINGBUF: "ringbuf",
 }
 
 # A structured array of a record's dtype, or a plain one for a map of integers.

@@ -90,6 +90,11 @@ class BucketTable:
         """How many keys it may have."""
         return int(len(self._cells) * _MOST_LOAD)
 
+    @property
+    def places(self) -> int:
+        """How many keys there are places for. Not all can be used."""
+        return len(self._cells)
+
     def __len__(self) -> int:
         return int(np.count_nonzero(self._tags))
 

@@ -5,12 +5,21 @@ What opens maps derives from `Maps` and has them as attributes, typed by what it
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import (
+    Annotated,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 import msgspec
 
 from ebpf.errors import LayoutError
-from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, MapSpec
+from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, RINGBUF, MapSpec
 
 # A number that a person can choose; see `Sizes`.
 Limit = Literal["services", "endpoints", "flows"]
@@ -19,6 +28,12 @@ LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 Hash = TypeVar("Hash", covariant=True)
 Array = TypeVar("Array", covariant=True)
 PerCpu = TypeVar("PerCpu", covariant=True)
+
+
+class Records(Protocol):
+    """What programs tell, one record after the other: ebpf.maps.ring.Ring."""
+
+    def read(self) -> list[bytes]: ...
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -65,14 +80,15 @@ class Fixed(msgspec.Struct, frozen=True):
     entries: int = 1
 
 
-class Part(msgspec.Struct, frozen=True):
-    """So many entries, or one while that part of the data path is not used; see `Sizes`."""
+class Learned(msgspec.Struct, frozen=True):
+    """Few entries at first, doubled as programs fill them, up to `most`; one while that `part` of
+    the data path is not used, see `Sizes`."""
 
-    part: Literal["sockets"]
-    entries: int
+    most: int
+    part: Literal["", "sockets"] = ""
 
 
-Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Part
+Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Learned
 
 
 # Entries come from programs, all the time: a map that takes another's place gets late ones too.
@@ -82,7 +98,7 @@ FILLED = "filled by programs"
 COUNTED = "counted by programs"
 
 _FRAGMENTS = Fixed(8192)
-_SOCKETS = Part("sockets", 65536)  # of the node's own processes that call by a name of ours
+_SOCKETS = Learned(65536, "sockets")  # of the node's own processes that call by a name of ours
 
 
 class Maps(Generic[Hash, Array, PerCpu]):
@@ -98,7 +114,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
         """The maps as programs see them that are still in place, if those are others."""
         return None
 
-    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints", 2)))]
+    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints")))]
     source_ranges: Annotated[Hash, Share("services")]
     names: Annotated[Hash, Share("services")]
     services: Annotated[Array, Share("services")]
@@ -112,7 +128,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     stash: Annotated[Array, Constant("STASH_SLOTS")]
     stash_buckets: Annotated[Array, Constant("STASH_BUCKETS")]
     devices: Annotated[Hash, Fixed(4096)]
-    affinity: Annotated[Hash, Share("flows"), FILLED]
+    affinity: Annotated[Hash, Learned(131072), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]
     table4a: Annotated[Array, Fixed()]
@@ -131,6 +147,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     states6a: Annotated[Array, Buckets(True, 8)]
     states6b: Annotated[Array, Buckets(False, 8)]
     held6: Annotated[Array, Power("HOLDER_BITS")]
+    flow_events: Annotated[Records, Fixed(1 << 18)]
     cpus: Annotated[Array, Cpus()]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]
@@ -145,7 +162,12 @@ class Use(msgspec.Struct, frozen=True):
     counted: bool
 
 
-_KINDS = {Hash: (HASH, LRU_HASH, LPM_TRIE), Array: (ARRAY,), PerCpu: (PERCPU_ARRAY,)}
+_KINDS = {
+    Hash: (HASH, LRU_HASH, LPM_TRIE),
+    Array: (ARRAY,),
+    PerCpu: (PERCPU_ARRAY,),
+    Records: (RINGBUF,),
+}
 
 
 def _declared() -> dict[str, Use]:
@@ -159,16 +181,12 @@ def _declared() -> dict[str, Use]:
 USES = _declared()
 
 # Maps of earlier versions, which are let go once no program uses them.
-FORMER: Final = tuple(
-    name
-    for name in (
-        "service_filter",
-        "backend_filter",
-        "table_state",
-        *(f"{name}{family}" for name in ("answers", "ended", "fragments") for family in "46"),
-        *(f"flows{family}{kind}" for kind in ("", "_lru") for family in "46"),
-    )
-    if name not in USES
+FORMER: Final = (
+    "service_filter",
+    "backend_filter",
+    "table_state",
+    *(f"{name}{family}" for name in ("answers", "ended", "fragments") for family in "46"),
+    *(f"flows{family}{kind}" for kind in ("", "_lru") for family in "46"),
 )
 
 

@@ -13,11 +13,13 @@ from ebpf.layouts import (
     LRU_HASH,
     PERCPU_ARRAY,
     PROG_ARRAY,
+    RINGBUF,
     MapSpec,
 )
 from ebpf.maps.arrays import ArrayMap, PerCpuArray, ProgramArray
 from ebpf.maps.base import Map
 from ebpf.maps.hashes import HashMap
+from ebpf.maps.ring import Ring
 
 _CLASSES: dict[int, type[Map]] = {
     HASH: HashMap,
@@ -26,6 +28,7 @@ _CLASSES: dict[int, type[Map]] = {
     ARRAY: ArrayMap,
     PERCPU_ARRAY: PerCpuArray,
     PROG_ARRAY: ProgramArray,
+    RINGBUF: Ring,
 }
 
 

@@ -140,6 +140,7 @@ class Report:
         yield from parts.reconciler.said()
         for kind, texts in (
             ("room", parts.reconciler.housekeeper.warnings()),
+            ("growth", filter(None, [parts.growth.problem])),
             ("sockets", parts.sockets.warnings(parts.facts.current.localhost_node_ports)),
             ("reserved-ports", filter(None, [parts.routine.problem])),
             ("stale-sockets", filter(None, [parts.stale.problem])),

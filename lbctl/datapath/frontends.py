@@ -1,12 +1,14 @@
 """The table of frontends: what address, port and protocol lead to, which addresses services have,
 and which endpoints there are. Words of it are packed and unpacked here alone."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ebpf.errors import MapFull
 from ebpf.maps.buckets import KEY_WORDS, BucketTable, Words
 from lbctl.datapath import consts
 from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_columns, rows_as_bytes
@@ -16,6 +18,11 @@ _KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol; then zeros
 _FLAGS = np.uint64(consts.FRONTEND_FLAGS_SHIFT)
 _SERVICE = np.uint64(consts.FRONTEND_SERVICE_MASK)
 _ENDPOINT = np.uint64(consts.FRONTEND_ENDPOINT << consts.FRONTEND_FLAGS_SHIFT)
+
+# Share of the places up to which endpoints are entered. Those that left a moment ago rest there as
+# long as there may be flows; what is not entered is only not known as an endpoint where somebody
+# calls it by its own address.
+_MOST_LOAD = 0.8
 
 
 class Entries(NamedTuple):
@@ -69,11 +76,14 @@ class Frontends:
         services, flags = words[chosen] & _SERVICE, words[chosen] >> _FLAGS
         return Entries(rows[:, :_KEY_BYTES], services.astype(np.int64), flags.astype(np.int64))
 
-    def hold(self, backends: Records) -> None:
-        """As many more of `backends` have each of these endpoints. Raises MapFull."""
+    def hold(self, backends: Records) -> int:
+        """As many more of `backends` have each of these endpoints. Returns how many new ones were
+        left out for want of room: frontends go before them."""
         keys, counts = _counted(backends)
         had = self._table.get(keys)
-        self._table.put(keys, (had | _ENDPOINT) + counts)
+        new = had == 0
+        self._table.put(keys[~new], had[~new] + counts[~new])
+        return int(new.sum()) - self._enter(keys[new], counts[new])
 
     def release(self, backends: Records) -> None:
         """As many fewer have them; an endpoint that none has any more goes."""
@@ -90,10 +100,22 @@ class Frontends:
         keys, words = self._table.read()
         keys, words = keys[words & _ENDPOINT != 0], words[words & _ENDPOINT != 0]
         wanted, counts = _counted(backends)
-        wrong = self._table.get(wanted) != counts | _ENDPOINT
-        self._table.put(wanted[wrong], counts[wrong] | _ENDPOINT)
         gone = keys[~np.isin(_as_strings(keys), _as_strings(wanted))]
-        return stored + int(wrong.sum()) + self._table.delete(gone)
+        stored += self._table.delete(gone)
+        had = self._table.get(wanted)
+        wrong = (had != 0) & (had != counts | _ENDPOINT)
+        self._table.put(wanted[wrong], counts[wrong] | _ENDPOINT)
+        return stored + int(wrong.sum()) + self._enter(wanted[had == 0], counts[had == 0])
+
+    def _enter(self, keys: Words, counts: Words) -> int:
+        """Endpoints that are not there, as far as there is room; returns how many."""
+        if not len(keys):
+            return 0
+        before = len(self._table)
+        some = slice(0, max(0, int(self._table.places * _MOST_LOAD) - before))
+        with contextlib.suppress(MapFull):  # all others are written
+            self._table.put(keys[some], counts[some] | _ENDPOINT)
+        return len(self._table) - before
 
 
 def _words(keys: Sequence[bytes]) -> Words:

@@ -58,6 +58,8 @@ class FlowRow(msgspec.Struct, frozen=True):
     bytes_in: int
     packets_out: int
     bytes_out: int
+    table: str
+    age_seconds: float
 
 
 def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
@@ -68,7 +70,8 @@ def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
             beat = clock.current_beat()
             rows = zip(rings.forward, rings.reply, rings.seen.tolist(), strict=True)
             for cell, reply, seen in rows:
-                yield _row(cell, reply, clock.seconds(max(0, beat - seen)), name_of)
+                times = clock.seconds(max(0, beat - seen)), _age(beat, int(cell["opened"]))
+                yield _row(cell, reply, times, f"flows{table.family}", name_of)
 
 
 def matching(table: FlowTable, wanted: FlowFilter) -> Iterator[Rings]:
@@ -79,7 +82,20 @@ def matching(table: FlowTable, wanted: FlowFilter) -> Iterator[Rings]:
             yield flows.follow(chosen, table.at)
 
 
-def _row(cell: Any, reply: Any, idle: float, name_of: Callable[[int], PortName]) -> FlowRow:
+def _age(beat: int, opened: int) -> float:
+    """Seconds since then; beats wrap."""
+    passed = (beat - opened) & 0xFFFFFFFF
+    return clock.seconds(passed) if passed < 1 << 31 else 0.0
+
+
+def _row(
+    cell: Any,
+    reply: Any,
+    times: tuple[float, float],
+    table: str,
+    name_of: Callable[[int], PortName],
+) -> FlowRow:
+    idle, age = times
     proto = int(cell["proto"])
     return FlowRow(
         service=name_of(int(cell["service"])),
@@ -97,6 +113,8 @@ def _row(cell: Any, reply: Any, idle: float, name_of: Callable[[int], PortName])
         bytes_in=int(cell["bytes"]),
         packets_out=int(reply["packets"]),
         bytes_out=int(reply["bytes"]),
+        table=table,
+        age_seconds=round(age, 1),
     )
 
 

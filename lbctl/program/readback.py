@@ -77,8 +77,8 @@ def room_for(entries: Mapping[str, int]) -> Need:
     """What maps of so many entries hold, by name."""
     return Need(
         services=min(entries["services"] - 1, entries["names"]),
-        # Every backend may be an endpoint of its own.
-        frontends=buckets.keys_for(entries["frontends"]) - entries["backends"],
+        # Every backend in use may be an endpoint of its own.
+        frontends=buckets.keys_for(entries["frontends"]) - entries["backends"] // 2,
         slots=entries["slots"],
         backends=entries["backends"] - 1,
         source_ranges=entries["source_ranges"],

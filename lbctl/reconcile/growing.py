@@ -1,6 +1,7 @@
 """When a table grows, and how large it becomes: early enough that it is not full before the larger
-one is in its place, which takes some seconds; by doubling, up to what the operator allows."""
+one is in its place, which takes some seconds; step by step, up to what the operator allows."""
 
+import math
 from typing import Final, NamedTuple
 
 # Above this share buckets begin to be full by chance, and what may be evicted is.
@@ -19,7 +20,10 @@ class Room(NamedTuple):
 class Growing:
     """Follows one table."""
 
-    def __init__(self) -> None:
+    def __init__(self, full: float = FULL, step: float = 2.0) -> None:
+        """It becomes `step` times as large when this share is used, or about to be."""
+        self._full = full
+        self._step = step
         self._used = 0
         self._at: float | None = None
 
@@ -31,6 +35,6 @@ class Growing:
             more = max(0.0, (room.used - self._used) / (now - self._at)) * AHEAD_SECONDS
         self._used, self._at = room.used, now
         size = room.now
-        while room.used + more > FULL * size and size < room.most:
-            size *= 2
+        while room.used + more > self._full * size and size < room.most:
+            size = math.ceil(size * self._step)
         return max(room.now, min(size, room.most))

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from ebpf.flowevents import read_events
 from ebpf.maps.base import Records
+from ebpf.maps.ring import Ring
 from tests.kernel.support.flow_tables import PrivateTable, rings, table_bundle
 
 pytestmark = pytest.mark.kernel
@@ -94,3 +96,46 @@ def test_an_over_flow_is_nobodys_connection(table: PrivateTable) -> None:
     table.table.open(rings(table.enums, table.family, 40, state="STATE_TIME_WAIT"))
     assert int(table.records("backend_live")[5]) == 0
     assert int(table.records(f"held{table.family}").sum()) == 80
+
+
+def test_an_end_is_an_event_for_who_listens(table: PrivateTable) -> None:
+    """And none while nobody does."""
+    ring = table.maps["flow_events"]
+    assert isinstance(ring, Ring)
+    wanted = rings(table.enums, table.family, 3, 4)
+    wanted["seen"], wanted["seen"][:, 1] = 0x12345678, 0x12345699
+    for listening, told in ((0, 0), (table.enums["CONFIG_EVENTS"], 3), (0, 0)):
+        table.records("config")["flags"] = listening
+        table.table.open(wanted)
+        found = table.table.view()
+        assert set(found["opened"].tolist()) == {0x12345678}
+        assert table.table.end(found["place"], found["generation"], table.enums["END_IDLE"]) == 3
+        events = read_events(ring)
+        assert len(events) == told
+        if told:
+            check_events(table, np.sort(events, order="sport"), wanted[:, 0])
+    assert not table.records("cpus")["unheard"].any()
+
+
+def check_events(table: PrivateTable, events: Records, forward: Records) -> None:
+    for name in ("src", "dst", "addr", "sport", "dport", "port", "proto", "backend", "service"):
+        assert np.array_equal(events[name], forward[name]), name
+    for name, value in (
+        ("packets_in", 3), ("bytes_in", 300), ("packets_out", 3), ("bytes_out", 300),
+        ("opened", 0x12345678), ("seen", 0x12345699), ("why", table.enums["END_IDLE"]),
+    ):  # fmt: skip
+        assert set(events[name].tolist()) == {value}, name
+
+
+def test_ends_that_nobody_reads_in_time_are_counted(table: PrivateTable) -> None:
+    table.records("config")["flags"] = table.enums["CONFIG_EVENTS"]
+    table.table.open(rings(table.enums, table.family, 900))
+    found = table.table.view()
+    table.table.end(found["place"], found["generation"], 0)
+    table.records("config")["flags"] = 0
+    ring = table.maps["flow_events"]
+    assert isinstance(ring, Ring)
+    told, unheard = len(read_events(ring)), int(table.records("cpus")["unheard"].sum())
+    assert told + unheard == 900
+    assert unheard
+    table.records("cpus")["unheard"] = 0

@@ -110,7 +110,7 @@ def private_table(tmp_path: Path, replaced: list[tuple[str, str, str]]) -> Priva
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_without_a_safeguard_it_is_noticed(tmp_path: Path, name: str) -> None:
-    private = private_table(tmp_path, [("cells.h", *SLOWLY), MUTATIONS[name]])
+    private = private_table(tmp_path, [("hash.h", *SLOWLY), MUTATIONS[name]])
     try:
         found = stress.noticed(private, PATIENCE)
         print(f"{name}: {found}")
@@ -120,7 +120,7 @@ def test_without_a_safeguard_it_is_noticed(tmp_path: Path, name: str) -> None:
 
 
 def test_with_all_of_them_nothing_is(tmp_path: Path, soak: float) -> None:
-    private = private_table(tmp_path, [("cells.h", *SLOWLY)])
+    private = private_table(tmp_path, [("hash.h", *SLOWLY)])
     try:
         assert not stress.noticed(private, soak)
     finally:

@@ -167,14 +167,14 @@ def test_a_changed_endpoint_is_a_region_two_backends_and_one_switch(
     assert not calls, "all of it goes through mapped memory"
 
 
-def test_a_new_service_is_two_map_updates(
+def test_a_new_service_is_one_map_update(
     large: Control, plans: list[Plan], calls: Counter[str]
 ) -> None:
     calls.clear()
     large.store.put(SERVICES.decode(_json(service(LARGE))))
     large.store.put(SLICES.decode(_json(slice_of(LARGE, endpoints(LARGE, ENDPOINTS)))))
     large.take()
-    assert calls == {"bpf_map_update_batch": 2}, "its name and its addresses"
+    assert calls == {"bpf_map_update_batch": 1}, "its name; its addresses are stored"
     assert plans[-1].writes()["frontends"] == 2  # the address with its port, and by itself
 
 

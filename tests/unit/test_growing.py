@@ -27,6 +27,11 @@ def test_a_bound_that_is_no_power_of_two_is_reached() -> None:
     assert Growing().wanted(Room(900, 1024, 1500), 1.0) == 1500
 
 
+def test_smaller_steps() -> None:
+    assert Growing(0.75, 1.5).wanted(Room(768, 1024, 8192), 1.0) == 1024
+    assert Growing(0.75, 1.5).wanted(Room(769, 1024, 8192), 1.0) == 1536
+
+
 @given(st.integers(0, 1 << 24), st.integers(1, 1 << 20), st.integers(1, 1 << 24))
 def test_it_never_shrinks_nor_passes_the_bound(used: int, now: int, most: int) -> None:
     wanted = Growing().wanted(Room(used, now, most), 1.0)

@@ -35,6 +35,7 @@ def _names(code: str) -> set[str]:
     named |= {f"{name}(" for name in re.findall(r"^INLINE [^;{]*?(\w+)\(", code, re.MULTILINE)}
     named |= {f"{name}(" for name in re.findall(r"^static \w+ \(\*(\w+)\)\(", code, re.MULTILINE)}
     tables = re.findall(r"^BPF_F_TABLE\((.*?)\);", code, re.MULTILINE | re.DOTALL)
+    named |= {f"{name}." for name in re.findall(r"^BPF_RINGBUF_OUTPUT\((\w+)", code, re.M)}
     return named | {f"{table.split(',')[3].strip()}." for table in tables}
 
 

@@ -16,6 +16,7 @@ from ebpf.layouts import (
     LRU_HASH,
     PERCPU_ARRAY,
     PROG_ARRAY,
+    RINGBUF,
     Bundle,
     Field,
     MapSpec,
@@ -33,6 +34,7 @@ TYPES = {
     "array": ARRAY,
     "percpu_array": PERCPU_ARRAY,
     "prog": PROG_ARRAY,
+    "ringbuf": RINGBUF,
 }
 WORD = Record("", 4, (Field("", 0, 4, 0, "u32"),))
 SIZES = Sizes(10, 20, 30)
@@ -44,6 +46,7 @@ def bundle() -> Bundle:
     text = (source.source_dir() / "maps.h").read_text()
     found = re.findall(r'^BPF_F_TABLE\("(\w+)", [^,]+, [^,]+, (\w+), 1, [^)]+\);', text, re.M)
     assert len(found) == text.count("BPF_F_TABLE(")
+    found += [("ringbuf", name) for name in re.findall(r"^BPF_RINGBUF_OUTPUT\((\w+)", text, re.M)]
     maps = {name: MapSpec(name, TYPES[kind], 0, WORD, WORD) for kind, name in found}
     enums = constants.constants((source.source_dir() / "consts.h").read_text())
     return Bundle("", "live", {}, maps, enums)
@@ -82,12 +85,13 @@ def test_what_is_not_used_has_no_room(bundle: Bundle) -> None:
 def test_entries_follow_the_three_numbers_and_the_constants(bundle: Bundle) -> None:
     enums = bundle.enums | {"REASON_MAX": 20}
     entries = SIZES.max_entries(structs.replace(bundle, enums=enums))
-    assert entries["flows4"] == entries["flows6"] == 60
-    assert entries["flows4_lru"] == 30
+    assert entries["control4a"] == entries["control6a"] == 10
+    assert entries["cells4a"] == entries["states6a"] == 80
+    assert entries["cells4b"] == 8
     assert entries["slots"] == 80
     assert entries["counters"] == 20
     # A place in 0.7 of the 32-byte cells for each, in buckets of 8 with a word of 8 bytes.
-    keys = 5 * SIZES.services + 2 * SIZES.endpoints
+    keys = 5 * SIZES.services + SIZES.endpoints
     assert keys / 0.7 <= 8 * entries["frontends"] / (8 + 1 / 4) <= keys / 0.7 + 24
     assert entries["config"] == 1
 

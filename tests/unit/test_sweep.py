@@ -83,6 +83,15 @@ def test_a_flow_ends_when_its_state_allows_no_more(
     assert cells.rooms().used == 2
 
 
+def test_a_close_that_nobody_completes_ends_in_minutes(
+    tables: FakeTables, cells: FakeFlowTable, flow: Callable[..., list[int]]
+) -> None:
+    flow(clock.beats(170), state=consts.STATE_FIN_WAIT)
+    assert run(tables, cells).ended == 0
+    flow(clock.beats(190), state=consts.STATE_FIN_WAIT)
+    assert run(tables, cells).ended == 1
+
+
 def test_a_flow_lives_as_long_as_either_direction(
     tables: FakeTables, cells: FakeFlowTable, flow: Callable[..., list[int]]
 ) -> None:

@@ -111,7 +111,7 @@ class Flows:
             int(state["backend"]) & self._enums["BACKEND_ID_MASK"],
             int(state["service"]),
             int(state["packets"]),
-            int(state["bytes"]),
+            int(state["bytes"]) & self._enums["BYTES_MASK"],
             int(state["ack"]),
             int(state["seen"]),
         )

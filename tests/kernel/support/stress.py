@@ -21,7 +21,7 @@ from ebpf.maps.base import Records
 from tests.kernel.support.flow_tables import PrivateTable, address
 
 RUNS = 5_000  # steps of one system call, some milliseconds
-# A replacement in cells.h, by which what happens in nanoseconds takes longer.
+# A replacement in hash.h, by which what happens in nanoseconds takes longer.
 SLOWLY = (
     '#define ORDERED asm volatile("" ::: "memory")',
     '#define ORDERED asm volatile("" ::: "memory"); bpf_ktime_get_ns(); bpf_ktime_get_ns()\n'
@@ -62,7 +62,7 @@ def write_wanted(private: PrivateTable, keys: int, lasting: int = 0) -> None:
             row["kind"] = kind | (enums["CELL_MASQUERADED"] if cells == 4 else 0)
 
 
-def _set_address(field: np.ndarray, value: np.ndarray, family: str) -> None:  # type: ignore[type-arg]
+def _set_address(field: np.ndarray, value: np.ndarray, family: str) -> None:
     if family == "6":
         field["w"][0] = value.view(np.uint32)
     else:
@@ -116,10 +116,10 @@ def run(private: PrivateTable, seconds: float) -> int:
 
 @contextmanager
 def at_work(
-    private: PrivateTable, program: str = "stress", runs: int = RUNS
+    private: PrivateTable, program: str = "stress", runs: int = RUNS, pause: float = 0
 ) -> Iterator[list[int]]:
     """Two CPUs run `program`, each time that of the generation loaded last, until the block ends;
-    gives the steps of each."""
+    gives the steps of each. `pause`: seconds after so many `runs`."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
     steps, end = [0] * len(cpus), threading.Event()
 
@@ -128,6 +128,7 @@ def at_work(
         while not end.is_set():
             testrun.run(private.programs[program], bytes(64), runs)
             steps[number] += runs
+            time.sleep(pause)
 
     workers = [threading.Thread(target=work, args=(n,)) for n in range(len(cpus))]
     for worker in workers:
