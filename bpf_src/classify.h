@@ -18,6 +18,7 @@
 #include "icmp.h"
 #include "established.h"
 #include "plain.h"
+#include "outgoing.h"
 
 /* A packet that is not for a service. */
 INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
@@ -67,17 +68,6 @@ INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
 {
 	return skb->sk && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
 	       address_flags(&p->dst);
-}
-
-/* Does it call an endpoint straight, by the node's address: a socket of the node's own, or what is
- * forwarded with that as its source? */
-INLINE bool is_of_node(struct __sk_buff *skb, const struct config *c, const struct packet *p)
-{
-	ip_addr node;
-
-	narrow(&node, NODE_ADDRESS(c));
-	return p->origin != ORIGIN_POD && (skb->sk || same_address(&p->src, &node)) &&
-	       is_endpoint(&p->dst, p->dport);
 }
 
 /* May it be from a service's port, an endpoint, or a server of the node's own that was asked by

@@ -56,6 +56,17 @@ INLINE bool is_from_service(const struct packet *p)
 	       !(p->proto == IPPROTO_TCP && frontend.flags & FRONTEND_SHARED);
 }
 
+/* Does it call an endpoint straight, by the node's address: a socket of the node's own, or what is
+ * forwarded with that as its source? */
+INLINE bool is_of_node(struct __sk_buff *skb, const struct config *c, const struct packet *p)
+{
+	ip_addr node;
+
+	narrow(&node, NODE_ADDRESS(c));
+	return p->origin != ORIGIN_POD && (skb->sk || same_address(&p->src, &node)) &&
+	       is_endpoint(&p->dst, p->dport);
+}
+
 /* A conversation that begins, or goes on, from a port that is also a service's, or with an endpoint:
  * what comes back is noted. What a client of the service has begun goes before. Only what leaves
  * this node gets here, so nobody outside can take a tuple from a client. If it is the tuple by which
@@ -125,6 +136,7 @@ INLINE bool find_by_endpoint(struct __sk_buff *skb, const struct packet *p, stru
 /* The program for what belongs to no flow by its own addresses. */
 INLINE int outgoing(struct __sk_buff *skb)
 {
+	const struct config *c = get_config();
 	u32 beat = now();
 	struct ends ends;
 	struct packet p;
@@ -139,7 +151,7 @@ INLINE int outgoing(struct __sk_buff *skb)
 		return translate(skb, &p, true, &ends.addr, ends.port, ends.client_port);
 	}
 	/* A server of the node may be an endpoint that calls somebody, as a pod may. */
-	if (is_from_service(&p) || is_endpoint(&p.dst, p.dport))
+	if (is_from_service(&p) || (c && is_of_node(skb, c, &p)))
 		return note_conversation(skb, &p, beat);
 	note_incoming(&p, beat);
 	return PASS;

@@ -210,7 +210,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         added after the copy (counters, service_counters) are lost: those of some seconds.
         """
         self._let_go(self._former)
-        for name in declared.FORMER:
+        for name in set(declared.FORMER) - declared.USES.keys():
             (self.pin_dir / "maps" / name).unlink(missing_ok=True)
         carried = self._replaced.finish({name: self.map(name) for name in self.map_names()})
         self.meta.forget_maps({(name, self.map(name).id) for name in self.map_names()})

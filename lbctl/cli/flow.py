@@ -167,6 +167,7 @@ COLUMNS: list[Column[FlowRow]] = [
     Column("KIND", lambda row: row.kind, wide=True),
     Column("SEEN AS", lambda row: f":{row.client_port}" if row.client_port else "-", wide=True),
     Column("TIME", lambda row: duration(row.idle_seconds), number=True),
+    Column("AGE", lambda row: duration(row.age_seconds), wide=True, number=True),
     Column("PACKETS", lambda row: count(row.packets_in + row.packets_out), number=True),
     Column("BYTES", lambda row: size(row.bytes_in + row.bytes_out), number=True),
     Column("PACKETS IN", lambda row: count(row.packets_in), wide=True, number=True),

@@ -28,7 +28,7 @@ _Pattern = Annotated[str, msgspec.Meta(min_length=1)]
 _Room = Annotated[int, msgspec.Meta(ge=16)]
 _Flows = Annotated[int, msgspec.Meta(ge=128)]
 
-_DEFAULT_ROOM = "what the instance has; a new one goes by the machine's memory"
+_DEFAULT_ROOM = "by the machine's memory"
 
 
 def _url(text: str) -> str:
@@ -264,7 +264,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="services",
             default=_DEFAULT_ROOM,
             example=65536,
-            help="Room for service ports.",
+            help="Tables grow to room for so many service ports.",
         ),
     ] = None
     endpoints: Annotated[
@@ -275,7 +275,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="endpoints",
             default=_DEFAULT_ROOM,
             example=262144,
-            help="Room for endpoints.",
+            help="Tables grow to room for so many endpoints.",
         ),
     ] = None
     flows: Annotated[
@@ -286,7 +286,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="flows",
             default=_DEFAULT_ROOM,
             example=524288,
-            help="Room for flows per family.",
+            help="Tables grow to room for so many flows per family.",
         ),
     ] = None
     takeover: Annotated[

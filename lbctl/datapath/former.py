@@ -171,7 +171,7 @@ def _cells(keys: Records, values: Records, seen: npt.NDArray[np.uint32]) -> Reco
         cells[name] = keys[name]
     cells["addr"] = _wide(values["addr"])
     cells["port"], cells["client_port"] = values["port"], values["client_port"]
-    cells["seen"] = seen
+    cells["seen"] = cells["opened"] = seen  # when they began, nobody knows
     # The totals have all but those of the last moment.
     cells["packets"], cells["bytes"] = values["tick_packets"], values["tick_bytes"]
     flags, side = values["flags"], values["state"] == _SIDE

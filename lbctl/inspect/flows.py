@@ -59,6 +59,7 @@ class FlowRow(msgspec.Struct, frozen=True):
     packets_out: int
     bytes_out: int
     table: str
+    age_seconds: float
 
 
 def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
@@ -69,8 +70,8 @@ def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
             beat = clock.current_beat()
             rows = zip(rings.forward, rings.reply, rings.seen.tolist(), strict=True)
             for cell, reply, seen in rows:
-                idle = clock.seconds(max(0, beat - seen))
-                yield _row(cell, reply, idle, f"flows{table.family}", name_of)
+                times = clock.seconds(max(0, beat - seen)), _age(beat, int(cell["opened"]))
+                yield _row(cell, reply, times, f"flows{table.family}", name_of)
 
 
 def matching(table: FlowTable, wanted: FlowFilter) -> Iterator[Rings]:
@@ -81,9 +82,20 @@ def matching(table: FlowTable, wanted: FlowFilter) -> Iterator[Rings]:
             yield flows.follow(chosen, table.at)
 
 
+def _age(beat: int, opened: int) -> float:
+    """Seconds since then; beats wrap."""
+    passed = (beat - opened) & 0xFFFFFFFF
+    return clock.seconds(passed) if passed < 1 << 31 else 0.0
+
+
 def _row(
-    cell: Any, reply: Any, idle: float, table: str, name_of: Callable[[int], PortName]
+    cell: Any,
+    reply: Any,
+    times: tuple[float, float],
+    table: str,
+    name_of: Callable[[int], PortName],
 ) -> FlowRow:
+    idle, age = times
     proto = int(cell["proto"])
     return FlowRow(
         service=name_of(int(cell["service"])),
@@ -102,6 +114,7 @@ def _row(
         packets_out=int(reply["packets"]),
         bytes_out=int(reply["bytes"]),
         table=table,
+        age_seconds=round(age, 1),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ebpf import maps
+from ebpf import flowtable, maps
 from ebpf.layouts import Bundle
 from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared
 from ebpf.maps.declared import Maps
@@ -37,6 +37,7 @@ class PrivateMaps(Maps[HashMap, ArrayMap, PerCpuArray]):
             for name, entries in sizes.max_entries(bundle).items():
                 room = _SMALL if declared.USES[name].filled else entries
                 self._all[name] = maps.create(bundle.maps[name], room)
+            flowtable.prepare(self._all, bundle.enums)
         except LbError:
             self.close()
             raise

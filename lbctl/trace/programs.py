@@ -22,7 +22,7 @@ ENTRIES: Final[Mapping[Arrival, str]] = {
 # the flow tables; what is not loaded cannot.
 _PARTS = tuple(
     f"{part}{family}"
-    for part in ("from_pod", "from_net", "connect", "sctp", "refuse")
+    for part in ("from_pod", "from_net", "coming_in", "connect", "sctp", "refuse")
     for family in "46"
 )
 

@@ -111,7 +111,7 @@ def test_what_programs_count_meanwhile_is_not_lost(made: Instance) -> None:
     before = old.records.copy()
     new.records[:16] = before
     old.records["cluster"][1] += np.uint64(5)  # by programs that are still in place
-    old.records["local"][2] -= np.uint64(1)
+    old.records["local"][2] = 2**64 - 1
     new.records["cluster"][1] += np.uint64(7)  # by the new ones
     new.records["local"][2] += np.uint64(1)
     migrate.add_later(before, old.records, new.records)

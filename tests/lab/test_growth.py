@@ -35,7 +35,7 @@ numbers = itertools.count()
 BOUND = 60.0  # programs are loaded three times, beside others
 SMALL, LARGE = AgentOptions(flows=128), AgentOptions(flows=8192)
 FIRST_CELLS = 344  # for 128 flows
-FEW, MANY = 60, 150  # connections: two cells each, a third of them and nearly all
+FEW, MANY = 40, 100  # connections of two cells each: before it is half full, and after
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ class FakeFlowTable:
             "service": 1,
             "backend": 1,
             "seen": clock.current_beat(),
+            "opened": clock.current_beat(),
             "packets": 11,
             "bytes": 1100,
         } | fields

@@ -152,9 +152,11 @@ def test_kinds(tables: FakeTables, kind: int, backend: str, said: str) -> None:
 def test_the_time_is_since_the_last_packet_of_either_direction(tables: FakeTables) -> None:
     client, now = ("10.1.0.9", 40009), clock.current_beat()
     tables.flow_tables[0].add_flow(TCP, client, WEB_AT, ("10.1.0.2", 8080),
-                                   seen=now - 1000, reply={"seen": now - 500})  # fmt: skip
+                                   seen=now - 1000, opened=now - 2000,
+                                   reply={"seen": now - 500})  # fmt: skip
     (row,) = list_flows(tables, FlowFilter(client=Target.parse("10.1.0.9")))
     assert clock.seconds(500) - 0.1 <= row.idle_seconds <= clock.seconds(502)
+    assert clock.seconds(2000) - 0.1 <= row.age_seconds <= clock.seconds(2002)
 
 
 def test_flush_ends_what_matches(tables: FakeTables) -> None:
