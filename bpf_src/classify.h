@@ -16,64 +16,23 @@
 #include "flow.h"
 #include "fragment.h"
 #include "icmp.h"
+#include "established.h"
+#include "plain.h"
 
-/* A packet that is not for a service. `ports`: whether it has any that could be read. */
-INLINE int not_service(struct __sk_buff *skb, const struct config *c, struct packet *p, bool ports)
+/* A packet that is not for a service. */
+INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
 {
-	if (in_service_range(c, &p->dst) && !(c->flags & CONFIG_PASS_MIDSTREAM)) {
-		count(skb, REASON_UNALLOCATED);
-		return DROP;
-	}
-#ifndef TRACE
-	if (p->origin == ORIGIN_POD && ports && p->fragment == WHOLE &&
-	    is_endpoint(&p->dst, p->dport)) {
-		struct table_state *state = get_table_state();
-
-		if (p->proto != IPPROTO_TCP || starts_connection(p) ||
-		    (state && *has_direct(state))) {
-			save_packet(skb, p);
-			return hand_to(skb, FAMILY_PROGRAM(DIRECT));
-		}
-	}
-#endif
-	return PASS;
+	if (!in_service_range(c, &p->dst) || c->flags & CONFIG_PASS_MIDSTREAM)
+		return PASS;
+	count(skb, REASON_UNALLOCATED);
+	return DROP;
 }
 
-/* Of a packet to a service whose ports were read, with `reason` if that failed: fragments get, or
- * give, theirs. 0 or a reason. */
-INLINE int ports_or_reason(struct packet *p, int reason)
+/* May its answers be taken for those of a flow through a service (direct.h)? */
+INLINE bool may_meet_flow(const struct packet *p)
 {
-	if (reason || p->fragment == WHOLE)
-		return reason;
-#ifndef TRACE
-	if (p->fragment == FRAGMENT_FIRST)
-		remember_fragment(p);
-	else if (!recall_fragment(p))
-		return REASON_FRAGMENT_UNMATCHED;
-#endif
-	return 0;
-}
-
-/* Is this an address that only services have? Other traffic's broken packets and fragments are the
- * stack's, as are those for an address that the node itself or another proxy has. */
-INLINE bool is_cluster_ip(u32 address)
-{
-	return address & FRONTEND_ADDRESS && !(address & FRONTEND_SHARED);
-}
-
-/* The flow that has the packet's tuple. */
-INLINE struct flow *flow_of(struct packet *p)
-{
-#ifdef TRACE
-	return 0;
-#else
-	struct flow_key key;
-
-	if (!has_ports(p->proto) || (p->fragment == FRAGMENT_LATER && !recall_fragment(p)))
-		return 0;
-	make_key(&key, p);
-	return find_flow(&key);
-#endif
+	return p->fragment == WHOLE && has_ports(p->proto) &&
+	       (p->proto != IPPROTO_TCP || starts_connection(p)) && is_endpoint(&p->dst, p->dport);
 }
 
 INLINE bool is_to_frontend(const struct packet *p)
@@ -84,24 +43,154 @@ INLINE bool is_to_frontend(const struct packet *p)
 	return frontend_word(&key);
 }
 
-/* A packet of a flow, or one of no flow: is it for this program, which translates what comes in?
- * What comes in may also be the reply to a socket of the node's own (node.h). */
-INLINE bool is_translated(const struct config *c, const struct packet *p, const struct flow *f)
+/* No flow has the tuple of a packet that comes in. Its ports are known. */
+INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, struct packet *p)
 {
-	if (!f || f->flags & FLOW_DIRECT)
-		return false;
-	return !(f->flags & FLOW_REPLY) || is_node_port(c, p->dport);
+	u32 address = address_flags(&p->dst);
+
+	if (address & FRONTEND_ADDRESS || (address && is_to_frontend(p))) {
+		save_packet(skb, p);
+		return hand_to_connect(skb, p);
+	}
+#ifndef TRACE
+	if (may_meet_flow(p)) {
+		save_packet(skb, p);
+		return hand_to(skb, FAMILY_PROGRAM(DIRECT));
+	}
+#endif
+	return address ? PASS : not_service(skb, c, p);
 }
 
-/* A packet that comes in: whom does it concern? This and going_out() write nothing, so that traffic
- * that is none of ours is not copied for it. */
-INLINE int coming_in(struct __sk_buff *skb, u32 from)
+/* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
+ * socket. */
+INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p)
+{
+	return skb->sk && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) &&
+	       address_flags(&p->dst);
+}
+
+/* May it be from a service's port, an endpoint, or a server of the node's own that was asked by
+ * another address (outgoing.h)? The established packets of others' TCP have nothing to say. */
+INLINE bool may_be_answer(struct __sk_buff *skb, const struct packet *p)
 {
 	const struct config *c = get_config();
+	struct frontend_key key;
+	ip_addr node;
+
+	if (!c || (p->proto == IPPROTO_TCP && !starts_connection(p)))
+		return false;
+	make_frontend_key(&key, &p->src, p->sport, p->proto);
+	if (frontend_word(&key) || is_endpoint(&p->src, p->sport))
+		return true;
+	narrow(&node, NODE_ADDRESS(c));
+	return p->proto == IPPROTO_UDP && skb->sk && is_endpoint(&node, p->sport);
+}
+
+/* No flow has the tuple of a packet that goes out. */
+INLINE int goes_without_flow(struct __sk_buff *skb, struct packet *p)
+{
+	if (p->origin != ORIGIN_POD && calls_service(skb, p)) {
+		p->origin = ORIGIN_NODE;
+		save_packet(skb, p);
+		return hand_to_connect(skb, p);
+	}
+#ifndef TRACE
+	if (may_be_answer(skb, p)) {
+		save_packet(skb, p);
+		return hand_to(skb, FAMILY_PROGRAM(OUTGOING));
+	}
+#endif
+	return PASS;
+}
+
+#ifndef TRACE
+/* What almost every packet needs; NOT_PLAIN for the rest. A reply is translated where it goes out.
+ */
+INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 from)
+{
+	struct flow_key key;
 	struct packet p;
-	struct flow *f;
-	u32 address;
-	int reason = parse_addresses(skb, &p, from);
+	struct found f;
+
+	if (!c || !parse_plain(skb, &p, from))
+		return NOT_PLAIN;
+	make_key(&key, &p);
+	if (!find_cell(&key, &f) || kind_of(&f) & CELL_NOTE)
+		return comes_without_flow(skb, c, &p);
+	return acts_coming_in(kind_of(&f)) ? plain(skb, &p, &f) : PASS;
+}
+
+INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
+{
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+
+	if (!parse_plain(skb, &p, to))
+		return NOT_PLAIN;
+	make_key(&key, &p);
+	if (!find_cell(&key, &f))
+		return goes_without_flow(skb, &p);
+	if (!acts_going_out(kind_of(&f)))
+		return PASS;
+	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f);
+}
+#endif
+
+/* The programs for what comes in and goes out. They write nothing where a packet is none of ours,
+ * so that it is not copied for that. */
+INLINE int come_in(struct __sk_buff *skb, u32 from)
+{
+#ifndef TRACE
+	int verdict = plain_coming_in(skb, get_config(), from);
+
+	if (verdict != NOT_PLAIN)
+		return verdict;
+#endif
+	handoff(skb)->from = from;
+	return hand_to(skb, FAMILY_PROGRAM(COMING_IN));
+}
+
+INLINE int go_out(struct __sk_buff *skb, u32 to)
+{
+#ifndef TRACE
+	int verdict = plain_going_out(skb, to);
+
+	if (verdict != NOT_PLAIN)
+		return verdict;
+#endif
+	handoff(skb)->from = to;
+	return hand_to(skb, FAMILY_PROGRAM(GOING_OUT));
+}
+
+/* Is this an address that only services have? Other traffic's broken packets and fragments are the
+ * stack's, as are those for an address that the node itself or another proxy has. */
+INLINE bool is_cluster_ip(u32 address)
+{
+	return address & FRONTEND_ADDRESS && !(address & FRONTEND_SHARED);
+}
+
+/* A packet that cannot be read. An address that is also the node's own gets what the stack makes of
+ * it. */
+INLINE int unreadable(struct __sk_buff *skb, const struct config *c, const struct packet *p,
+		      int reason)
+{
+	u32 address = address_flags(&p->dst);
+
+	if (!address)
+		return not_service(skb, c, p);
+	count(skb, reason);
+	return is_cluster_ip(address) ? DROP : PASS;
+}
+
+/* Any packet that comes in. */
+INLINE int coming_in(struct __sk_buff *skb)
+{
+	const struct config *c = get_config();
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+	int reason = parse_addresses(skb, &p, handoff(skb)->from);
 
 	if (!c)
 		return PASS;
@@ -113,64 +202,40 @@ INLINE int coming_in(struct __sk_buff *skb, u32 from)
 			count(skb, reason);
 		return ours ? DROP : PASS;
 	}
+	reason = parse_ports(skb, &p);
+	if (reason)
+		return unreadable(skb, c, &p, reason);
 #ifndef TRACE
+	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
+		return unreadable(skb, c, &p, REASON_FRAGMENT_UNMATCHED);
 	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
 		save_packet(skb, &p);
 		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
 	}
-#endif
-	reason = parse_ports(skb, &p);
-	f = reason ? 0 : flow_of(&p);
-	address = address_flags(&p.dst);
-	if (!address && !is_translated(c, &p, f))
-		return not_service(skb, c, &p, !reason && has_ports(p.proto));
-	reason = ports_or_reason(&p, reason);
-	if (reason) {
-		/* An address that is also the node's own gets what the stack makes of it. */
-		count(skb, reason);
-		return is_cluster_ip(address) ? DROP : PASS;
+	make_key(&key, &p);
+	if (find_cell(&key, &f) && !(kind_of(&f) & CELL_NOTE)) {
+		if (!acts_coming_in(kind_of(&f)))
+			return PASS;
+		if (p.fragment == FRAGMENT_FIRST)
+			remember_fragment(&p);
+		save_packet(skb, &p);
+		handoff(skb)->turn = 0;
+		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 	}
-	save_packet(skb, &p);
-	if (!(address & FRONTEND_ADDRESS) && !f && !is_to_frontend(&p))
-		return PASS;
-#ifdef TRACE
-	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
-#else
-	return hand_to(skb, FAMILY_PROGRAM(SERVICE));
+	if (p.fragment == FRAGMENT_FIRST && address_flags(&p.dst))
+		remember_fragment(&p);
 #endif
+	return comes_without_flow(skb, c, &p);
 }
 
-/* May a socket of the node's own have sent this to a service (node.h)? What is forwarded has no
- * socket. */
-INLINE bool calls_service(struct __sk_buff *skb, const struct packet *p, const struct flow *f)
+/* Any packet that goes out. */
+INLINE int going_out(struct __sk_buff *skb)
 {
-	if (!skb->sk || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
-		return false;
-	return f ? !(f->flags & FLOW_REPLY) : address_flags(&p->dst) != 0;
-}
-
-/* Of no flow: may it be from a service's port, an endpoint, or a server of the node's own that was
- * asked by another address (outgoing.h)? */
-INLINE bool may_be_answer(struct __sk_buff *skb, const struct config *c, const struct packet *p)
-{
-	struct frontend_key key;
-	ip_addr node;
-
-	make_frontend_key(&key, &p->src, p->sport, p->proto);
-	if (frontend_word(&key) || is_endpoint(&p->src, p->sport))
-		return true;
-	narrow(&node, NODE_ADDRESS(c));
-	return p->proto == IPPROTO_UDP && skb->sk && is_endpoint(&node, p->sport);
-}
-
-/* A packet that goes out: may it be a reply, or one whose source is to change? */
-INLINE int going_out(struct __sk_buff *skb, u32 to)
-{
-	const struct config *c = get_config();
+	struct flow_key key;
 	struct packet p;
-	struct flow *f;
+	struct found f;
 
-	if (!c || parse_addresses(skb, &p, to))
+	if (parse_addresses(skb, &p, handoff(skb)->from))
 		return PASS;
 	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
 		save_packet(skb, &p);
@@ -180,18 +245,20 @@ INLINE int going_out(struct __sk_buff *skb, u32 to)
 		return PASS;
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return PASS;
-	f = flow_of(&p);
-	if (to != ORIGIN_POD && calls_service(skb, &p, f)) {
-		p.origin = ORIGIN_NODE;
-		save_packet(skb, &p);
-		if (p.fragment == FRAGMENT_FIRST)
+	make_key(&key, &p);
+	if (!find_cell(&key, &f)) {
+		if (p.fragment == FRAGMENT_FIRST &&
+		    (is_endpoint(&p.src, p.sport) || address_flags(&p.dst)))
 			remember_fragment(&p);
-		return hand_to(skb, FAMILY_PROGRAM(NODE));
+		return goes_without_flow(skb, &p);
 	}
-	if (!f && !may_be_answer(skb, c, &p))
+	if (!acts_going_out(kind_of(&f)))
 		return PASS;
-	save_packet(skb, &p);
 	if (p.fragment == FRAGMENT_FIRST)
 		remember_fragment(&p);
-	return hand_to(skb, FAMILY_PROGRAM(REPLY));
+	if (kind_of(&f) & CELL_NODE)
+		p.origin = ORIGIN_NODE;
+	save_packet(skb, &p);
+	handoff(skb)->turn = NO_TURN;
+	return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
 }

@@ -1,4 +1,4 @@
-/* What the agent says of the node: settings, ranges of addresses, the state of the flow tables. */
+/* What the agent says of the node: settings and ranges of addresses. */
 #pragma once
 
 #include "unit.h"
@@ -12,13 +12,6 @@ INLINE struct config *get_config(void)
 	u32 zero = 0;
 
 	return config.lookup(&zero);
-}
-
-INLINE struct table_state *get_table_state(void)
-{
-	u32 zero = 0;
-
-	return table_state.lookup(&zero);
 }
 
 /* A source port that only flows with a changed one use? Network byte order. */

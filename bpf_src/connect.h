@@ -2,7 +2,7 @@
  *
  * Two flows of one client may meet in the tuple their replies carry (one source port towards two
  * services with a common backend, or towards a service and directly to its backend). Whoever comes
- * second gets another source port, as the kernel's conntrack does. */
+ * second gets another source port, as the kernel's conntrack does (way.h). */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -19,6 +19,8 @@
 #include "stats.h"
 #include "tailcall.h"
 #include "flow.h"
+#include "established.h"
+#include "cpu.h"
 #include "nat.h"
 #include "frontend.h"
 #include "select.h"
@@ -26,177 +28,226 @@
 #include "owned.h"
 #include "outgoing.h"
 
-/* A source port to try: any of the range that the node keeps for this, or for its own flows.
- * Network byte order. */
-INLINE u16 random_port(const struct config *c, bool node)
-{
-	u32 first = node ? c->port_max + 1 : c->port_min;
-	u32 span = (node ? c->node_port_max : c->port_max) - first + 1;
+#define CONNECT_TURNS 5 /* until a flow is open: another CPU is at it, there is no room, ... */
+#define RETRY_LOOKS 4	/* per turn, with a pause before each: some hundred nanoseconds */
+#define RETRY_PAUSE 200
 
-	return htons(first + (u32)((u64)bpf_get_prandom_u32() * span >> 32));
+/* handoff.turn: how often it was tried, and the client port as the backend is to see it (network
+ * byte order; 0: its own). */
+#define TURN_PORT_SHIFT 16
+
+INLINE u16 port_of(u32 turn)
+{
+	return turn >> TURN_PORT_SHIFT;
 }
 
-/* May the entry that holds our reply tuple be taken over? Either it is this very flow's leftover,
- * or it has ended long ago: after a close the backend may hold the tuple in TIME_WAIT, and after a
- * reset a new SYN may arrive there first. As a last resort a close is enough; a reset never is, it
- * may be forged. A note of a direct conversation only goes when that was idle for long. */
-INLINE bool may_take_over(const struct flow_key *key, const struct flow *held,
-			  const struct flow *reply, u32 tick, bool last_resort)
+INLINE u32 with_port(u32 turn, u16 port)
 {
-	if (held->state == FLOW_SIDE) /* goes with its flow, which only the sweep can find */
-		return false;
-	if (!(held->flags & FLOW_REPLY))
-		return entry_idle(held, tick);
-	if (same_address(&held->addr, &reply->addr) && held->port == reply->port &&
-	    held->client_port == reply->client_port)
-		return true;
-	/* Both side entries under this port are ours, so those of the one that holds it are gone.
-	 */
-	if (held->flags & reply->flags & FLOW_MASQUERADED)
-		return true;
-	return (last_resort && held->state == FLOW_TIME_WAIT) || idle(key, held, tick);
+	return (turn & TURN_MASK) | (u32)port << TURN_PORT_SHIFT;
 }
 
-/* Adds the reply entry under its key, taking over a leftover. 0, or -EEXIST when a live flow has
- * it. */
-INLINE int reserve_reply(struct flow_key *key, struct flow *reply, u32 tick, bool last_resort)
+/* Tries again, by a program that may mend what was in the way. */
+INLINE int hand_to_turn(struct __sk_buff *skb, u32 turn, u32 program)
 {
-	struct table_state *state = get_table_state();
-	struct flow *held;
-	int error;
-
-	/* What goes straight to the backend is noted in the LRU table, also for TCP (direct.h), and
-	 * handshakes may be there. */
-	if (key->proto == IPPROTO_TCP && state && forgettable(state)) {
-		held = FLOWS_LRU.lookup(key);
-		if (held && !(held->flags & FLOW_DIRECT && entry_idle(held, tick)))
-			return -EEXIST;
-	}
-	error = add_flow(key, reply);
-
-	if (error != -EEXIST)
-		return error;
-	held = find_flow(key);
-	if (!held || !may_take_over(key, held, reply, tick, last_resort))
-		return -EEXIST;
-	*held = *reply;
-	return 0;
-}
-
-/* Sets a client port under which nothing is known of the reply tuple, if one is found; of the range
- * that the key's is of. */
-INLINE void pick_port(const struct config *c, struct flow_key *key)
-{
-	bool node = is_node_port(c, key->dport);
-	int i;
-
-#pragma clang loop unroll(disable)
-	for (i = 0; i < SOURCE_PORT_TRIES; i++) {
-		key->dport = random_port(c, node);
-		if (!FLOWS_LRU.lookup(key) && !FLOWS.lookup(key))
-			break;
-	}
-}
-
-/* Reserves the reply's tuple: with the client port in the key if it is free, else with another. */
-INLINE int reserve_port(struct __sk_buff *skb, struct flow_key *key, struct flow *reply, u32 tick)
-{
-	const struct config *c = get_config();
-	int error = reserve_reply(key, reply, tick, false);
-
-	/* A masqueraded flow has its port already, in the entries at its sides. */
-	if (error == -EEXIST && c && !(reply->flags & FLOW_MASQUERADED)) {
-		pick_port(c, key);
-		error = reserve_reply(key, reply, tick, true);
-		if (!error)
-			count(skb, REASON_SOURCE_TRANSLATED);
-	}
-	if (error)
-		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
-	return error;
-}
-
-/* The forward entry `f` could not be added: takes back what was made for it. If another CPU opened
- * the same flow, to the same backend, the reply entry is that one's by now; sides never are. */
-INLINE void take_back(struct flow_key *key, const struct flow *f, struct flow_key *reply_key)
-{
-	struct flow *other = find_flow(key);
-	struct flow_key out_key, back_key;
-
-	if (!other || !replies_by(other, reply_key))
-		delete_flow(reply_key);
-	if (f->flags & FLOW_MASQUERADED && find_sides(key, f, &out_key, &back_key)) {
-		delete_flow(&out_key);
-		delete_flow(&back_key);
-	}
-}
-
-/* Remembers the flow in both directions: first the reply's tuple, which may be taken, then the
- * forward entry. `choice` tells where it goes and learns the client port. 0, -EEXIST when another
- * CPU was quicker, or an error that was counted. */
-INLINE int open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
-		     struct choice *choice)
-{
-	struct flow_key reply_key = {};
-	struct flow f = {};
-	u32 tick = now();
-	int error;
-
-	reply_key.src = choice->addr;
-	reply_key.sport = choice->port;
-	reply_key.dst = p->src;
-	reply_key.dport = choice->client_port;
-	reply_key.proto = p->proto;
-	f.addr = p->dst;
-	f.port = p->dport;
-	f.client_port = p->sport;
-	f.backend = choice->backend;
-	f.service = choice->service;
-	f.seen = tick;
-	f.beat = beat();
-	f.state = p->proto == IPPROTO_TCP ? FLOW_SYN : FLOW_DATAGRAM;
-	f.flags = choice->flags | FLOW_REPLY;
-	error = reserve_port(skb, &reply_key, &f, tick);
-	if (error)
-		return error;
-
-	choice->client_port = reply_key.dport;
-	f.addr = choice->addr;
-	f.port = choice->port;
-	f.client_port = choice->client_port;
-	f.flags = choice->flags;
-	count_packet(&f, skb->len - p->l3);
-	error = add_flow(key, &f);
-	if (error) {
-		take_back(key, &f, &reply_key);
-		if (error != -EEXIST)
-			count(skb, REASON_FLOWS_FULL);
-		return error;
-	}
-	if (!(choice->flags & FLOW_DIRECT))
-		count_connection(choice->service);
-	return 0;
-}
-
-INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
-			    struct choice *choice)
-{
-	int error = open_flow(skb, p, key, choice);
-
-	if (error == -EEXIST) {
-		/* The other CPU opened this flow just now (a SYN sent twice): use that one. */
-		struct flow *f = find_flow(key);
-
-		if (!f)
-			return DROP;
-		choice->addr = f->addr;
-		choice->port = f->port;
-		choice->client_port = f->client_port;
-	} else if (error) {
+	if ((turn & TURN_MASK) >= CONNECT_TURNS) {
+		count(skb, REASON_FLOWS_FULL);
 		return DROP;
 	}
+	handoff(skb)->turn = turn + 1;
+	programs.call(skb, program);
+	count(skb, REASON_INTERNAL);
+	return DROP;
+}
+
+/* There is no room for a tuple: to the program that makes some (room.h). */
+INLINE int hand_to_make_room(struct __sk_buff *skb, u32 turn, const struct flow_key *key)
+{
+	const struct table *t = get_table();
+	u64 hash = t ? hash_key(key, t) : 0;
+
+	handoff(skb)->hash_low = hash;
+	handoff(skb)->hash_high = hash >> 32;
+	return hand_to_turn(skb, turn & TURN_MASK, FAMILY_PROGRAM(MAKE_ROOM));
+}
+
+/* The first packet; the only one that says what the backend's RST would have to acknowledge. */
+INLINE void note_first(struct __sk_buff *skb, const struct packet *p, u32 forward, u32 reply)
+{
+	struct found own, other;
+	u32 seq;
+
+	if (!get_cell_in(true, forward, &own) || !get_cell_in(true, reply, &other))
+		return;
+	own.state->packets = 1;
+	own.state->bytes = skb->len - p->l3;
+	if (p->proto == IPPROTO_TCP && read_tcp_seq(skb, p, &seq))
+		other.state->ack = htonl(ntohl(seq) + 1);
+}
+
+/* The cells at a masqueraded flow's sides (masquerade.h), which are reserved already. */
+struct sides {
+	u32 out;
+	u32 back;
+};
+
+INLINE void abandon_sides(const struct sides *sides)
+{
+	if (!sides)
+		return;
+	abandon_cell(sides->out);
+	abandon_cell(sides->back);
+}
+
+/* Makes a ring of all four; those of the sides are filled in already. */
+INLINE void publish_sides(const struct sides *sides, u32 forward, u32 state)
+{
+	struct found out, back;
+
+	if (!get_cell_in(true, sides->out, &out) || !get_cell_in(true, sides->back, &back))
+		return;
+	out.state->link = sides->back;
+	back.state->link = forward;
+	publish_cell(sides->back, state);
+	publish_cell(sides->out, state);
+}
+
+/* The tuple by which the backend answers, given the client port that it sees. */
+INLINE void make_reply_key(struct flow_key *key, const struct packet *p,
+			   const struct choice *choice)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->src = choice->addr;
+	key->sport = choice->port;
+	key->dst = p->src;
+	key->dport = choice->client_port;
+	key->proto = p->proto;
+}
+
+/* Reserves both of a flow's own cells: first the reply's tuple, which may be taken. 0, or the
+ * program that sees to what is in the way: of `key`, which is then that tuple. */
+INLINE u32 reserve_flow(const struct packet *p, struct flow_key *key, const struct choice *choice,
+			u32 generation, u32 *reply, u32 *forward)
+{
+	make_reply_key(key, p, choice);
+	*reply = reserve_free_cell(key, &p->src, choice->kind | CELL_REPLY, generation);
+	if (!IS_PLACE(*reply))
+		return *reply == CELL_FULL ? FAMILY_PROGRAM(MAKE_ROOM) : FAMILY_PROGRAM(MAKE_WAY);
+	make_key(key, p);
+	*forward = reserve_free_cell(key, &p->src, choice->kind, generation);
+	if (IS_PLACE(*forward))
+		return 0;
+	abandon_cell(*reply);
+	return *forward == CELL_FULL ? FAMILY_PROGRAM(MAKE_ROOM) : FAMILY_PROGRAM(RETRY);
+}
+
+/* Remembers the flow in both directions. `choice` tells where it goes, and the client port that the
+ * backend sees. 0, or the program that sees to what is in the way of `key`. */
+INLINE u32 open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+		     const struct choice *choice, u32 generation, const struct sides *sides)
+{
+	u32 state = p->proto == IPPROTO_TCP ? STATE_SYN : STATE_DATAGRAM;
+	u32 reply = 0, forward = 0, beat = now();
+	u32 way = reserve_flow(p, key, choice, generation, &reply, &forward);
+
+	if (way) {
+		abandon_sides(sides);
+		return way;
+	}
+	fill_cell(reply, &p->dst, p->dport, p->sport, choice->backend, choice->service,
+		  sides ? sides->out : forward, beat);
+	fill_cell(forward, &choice->addr, choice->port, choice->client_port, choice->backend,
+		  choice->service, reply, beat);
+	note_first(skb, p, forward, reply);
+	if (sides)
+		publish_sides(sides, forward, state);
+	publish_cell(reply, state);
+	publish_cell(forward, state);
+	if (choice->backend & BACKEND_ID_MASK)
+		count_opened(choice->backend, choice->service);
+	return 0;
+}
+
+/* `turn` is how often it was tried. What comes of a packet that cannot be sent on is a program that
+ * mends it, and has the backend chosen anew where that is simpler. */
+INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, const struct choice *choice,
+			    u32 turn, u32 generation, const struct sides *sides)
+{
+	struct flow_key key;
+	u32 way = open_flow(skb, p, &key, choice, generation, sides);
+
+	if (way == FAMILY_PROGRAM(MAKE_ROOM))
+		return hand_to_make_room(skb, turn, &key);
+	if (way)
+		return hand_to_turn(skb, turn, sides ? FAMILY_PROGRAM(RETRY) : way);
+	if (port_of(turn) && !sides && p->origin != ORIGIN_NODE)
+		count(skb, REASON_SOURCE_TRANSLATED);
 	count(skb, REASON_FORWARDED);
-	return translate(skb, p, false, &choice->addr, choice->port, choice->client_port);
+	return send_on(skb, p,
+		       translate(skb, p, false, &choice->addr, choice->port, choice->client_port));
+}
+
+/* What was chosen before the packet was handed on: a backend, or none where it goes straight to an
+ * endpoint and only its port is to change (direct.h). */
+INLINE bool restore_choice(struct choice *choice, const struct packet *p, u32 reference,
+			   u32 service)
+{
+	u32 id = reference & BACKEND_ID_MASK;
+	struct backend *b = backends.lookup(&id);
+
+	if (!id) {
+		choice->addr = p->dst;
+		choice->port = p->dport;
+		choice->kind = CELL_DIRECT;
+		return true;
+	}
+	if (!b)
+		return false;
+	take_backend(choice, b, reference, service);
+	choice->kind = p->origin == ORIGIN_NODE ? CELL_NODE : 0;
+	return true;
+}
+
+/* The program that opens the flow. */
+INLINE int open_chosen(struct __sk_buff *skb)
+{
+	u32 turn = handoff(skb)->turn;
+	struct choice choice = {};
+	struct packet p;
+
+	if (!restore_packet(skb, &p) ||
+	    !restore_choice(&choice, &p, handoff(skb)->backend, handoff(skb)->service))
+		return DROP;
+	choice.client_port = port_of(turn) ? port_of(turn) : p.sport;
+	return open_and_forward(skb, &p, &choice, turn, new_generation(), 0);
+}
+
+/* The program for a packet whose flow another CPU may have opened meanwhile. A note that has its
+ * tuple gives way to it. */
+INLINE int retry(struct __sk_buff *skb)
+{
+	bool known = false;
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+	int i, pause;
+
+	if (!restore_packet(skb, &p))
+		return DROP;
+	make_key(&key, &p);
+	handoff(skb)->turn &= TURN_MASK;
+	ROLLED
+	for (i = 0; i < RETRY_LOOKS && !known; i++) {
+		ROLLED
+		for (pause = 0; i && pause < RETRY_PAUSE; pause++)
+			ORDERED;
+		known = find_cell(&key, &f);
+	}
+	if (known && kind_of(&f) & CELL_NOTE)
+		end_flow(&f, END_REPLACED);
+	else if (known && !(kind_of(&f) & CELL_REPLY))
+		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
+	return hand_to(skb, p.origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)
+						    : FAMILY_PROGRAM(CONNECT));
 }
 
 /* Would the reply not come back through this node, or not be told from the pod's own? Masquerade
@@ -215,12 +266,12 @@ INLINE bool needs_masquerade(const struct config *c, const struct packet *p, u32
 	return p->origin == ORIGIN_NET && POD_CIDR_COUNT(c) && !in_pod_range(c, &p->src);
 }
 
-INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
+INLINE int connect_service(struct __sk_buff *skb, struct packet *p,
 			   const struct frontend *frontend)
 {
 	struct request request = {.service = frontend->service, .frontend_flags = frontend->flags};
-	struct choice choice = {.client_port = p->sport};
 	const struct config *c = get_config();
+	struct choice choice = {};
 	bool masquerade;
 	int reason;
 
@@ -240,12 +291,10 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, struct flow_
 #ifdef TRACE
 	handoff(skb)->masqueraded = masquerade;
 	count(skb, REASON_FORWARDED);
-	return translate(skb, p, false, &choice.addr, choice.port, choice.client_port);
+	return translate(skb, p, false, &choice.addr, choice.port, p->sport);
 #else
-	if (!masquerade)
-		return open_and_forward(skb, p, key, &choice);
 	handoff(skb)->backend = choice.backend;
-	return hand_to(skb, FAMILY_PROGRAM(MASQUERADE));
+	return hand_to(skb, masquerade ? FAMILY_PROGRAM(MASQUERADE) : FAMILY_PROGRAM(OPEN));
 #endif
 }
 
@@ -316,34 +365,6 @@ INLINE int no_flow(struct __sk_buff *skb, struct packet *p)
 	return refuse(skb, REASON_NO_FLOW_RESET);
 }
 
-/* Has another CPU opened it just now, in place of the one that this packet had found? */
-INLINE bool opened_meanwhile(const struct flow_key *key, const struct flow *f)
-{
-	if (f->state != FLOW_SYN && f->state != FLOW_DATAGRAM)
-		return false;
-	return still_serving(f) && !entry_idle(f, now()) &&
-	       (!(f->flags & FLOW_MASQUERADED) || has_sides(key, f));
-}
-
-/* The flow that stands in the way of a new one: finished TCP, or UDP whose backend went away, whose
- * replies may still be under way and keep their entry. Those of a masqueraded flow need all four,
- * and its port must not stay half taken. */
-INLINE void leave_old_flow(struct __sk_buff *skb, struct flow_key *key)
-{
-	struct flow *f = find_flow(key);
-
-	if (!f || opened_meanwhile(key, f))
-		return;
-	if (f->state == FLOW_DATAGRAM && !still_serving(f))
-		count(skb, REASON_FLOW_MOVED);
-	if (f->state != FLOW_DATAGRAM || f->flags & FLOW_MASQUERADED) {
-		end_flow(key, f);
-		return;
-	}
-	flush_counts(f);
-	delete_flow(key);
-}
-
 INLINE int connect(struct __sk_buff *skb)
 {
 	struct frontend_key frontend_key;
@@ -354,10 +375,6 @@ INLINE int connect(struct __sk_buff *skb)
 	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
-#ifndef TRACE
-	if (handoff(skb)->old_flow)
-		leave_old_flow(skb, &key);
-#endif
 	if (is_martian_source(&p.src))
 		return leave_to_stack(skb);
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
@@ -367,5 +384,5 @@ INLINE int connect(struct __sk_buff *skb)
 		return leave_to_stack(skb);
 	if (p.proto == IPPROTO_TCP && !starts_connection(&p))
 		return no_flow(skb, &p);
-	return connect_service(skb, &p, &key, &frontend);
+	return connect_service(skb, &p, &frontend);
 }

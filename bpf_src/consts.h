@@ -28,6 +28,7 @@ enum reason {
 	REASON_ENDPOINT_IS_NODE, /* from the node's own socket, and no endpoint elsewhere: refused
 				  */
 	REASON_NODE_UNROUTED, /* from the node's own socket, and no route to the backend: dropped */
+	REASON_PORT_REUSED, /* masqueraded by a port that the backend may still hold: it may wait */
 	REASON_MAX,
 };
 
@@ -67,32 +68,87 @@ enum backend_flag {
 	BACKEND_IN_LOCAL = 8,
 };
 
-/* flow.state */
-enum flow_state {
-	FLOW_SYN = 1,	  /* opening: a SYN was seen, nothing else */
-	FLOW_ESTABLISHED, /* TCP after the handshake */
-	FLOW_CLOSING,	  /* TCP, half closed; or it may be that a RST ended it */
-	FLOW_RESET,	  /* TCP, RST seen */
-	FLOW_TIME_WAIT,	  /* TCP finished; the tuple rests for a while */
-	FLOW_DATAGRAM,	  /* UDP and SCTP */
-	FLOW_SIDE,     /* helper entry of a masqueraded flow: translates, has no state of its own */
-	FLOW_FIN_WAIT, /* TCP, both FINs seen, or one that nobody acknowledged yet */
+/* The state of a cell, the lowest byte of cell.head; of a flow, that of its forward cell. Their
+ * order is used. */
+enum cell_condition {
+	STATE_FREE,
+	STATE_CLAIMED,		/* taken, and the tuple not yet written */
+	STATE_BUSY,		/* the tuple is there, but no flow yet */
+	STATE_DEAD,		/* ended, and about to be free */
+	STATE_SYN,		/* opening: a SYN was seen, and perhaps its answer */
+	STATE_LIVE = STATE_SYN, /* the first in which a cell is found */
+	STATE_ESTABLISHED,
+	STATE_CLOSING,	 /* TCP, half closed; or it may be that a RST ended it */
+	STATE_FIN_WAIT,	 /* TCP, both FINs seen, or one that nobody acknowledged yet */
+	STATE_RESET,	 /* TCP, RST seen */
+	STATE_TIME_WAIT, /* TCP finished; the tuple rests for a while */
+	STATE_DATAGRAM,	 /* UDP and SCTP, notes, ports of fragments */
+};
+#define STATE_MASK 0x3f
+#define HEAD_MOVED 0x40 /* the flow's cell is in the other bank now, where `link` says */
+
+/* cell.head: state and HEAD_MOVED below, then these. */
+#define HEAD_KIND_SHIFT 8 /* enum cell_kind */
+#define HEAD_TAG_SHIFT 16 /* the cell's byte in the control word */
+#define HEAD_PROTO_SHIFT 24
+#define HEAD_GENERATION_SHIFT 32
+
+/* What a cell is for: bits. A flow's forward cell has none of the first two. */
+enum cell_kind {
+	CELL_REPLY = 1,	      /* writes the source, else the destination */
+	CELL_SIDE = 2,	      /* one of the two more that a masqueraded flow has */
+	CELL_MASQUERADED = 4, /* the backend sees the node's address, see masquerade.h */
+	CELL_DIRECT = 8,      /* no service: only the client's port is changed, see direct.h */
+	CELL_NODE = 16,	      /* of the node's own socket, see node.h */
+	CELL_NOTE = 32,	      /* alone: a tuple that a conversation past services holds */
+	CELL_FRAGMENT = 64,   /* alone: the ports of a first fragment */
 };
 
-/* How long FLOW_FIN_WAIT lasts without a packet, in ticks: three minutes. TCP sends a FIN again at
- * least every two. */
-#define FIN_WAIT_TICKS 168
+/* What the packets of a cell's direction have said: the top byte of cell_state.link. */
+enum cell_flag {
+	CELL_FIN = 1,	   /* this direction sent a FIN */
+	CELL_FIRST = 2,	   /* ... not knowing of the other's: it will hold TIME_WAIT */
+	CELL_RST = 4,	   /* this direction's RST is why the state is STATE_RESET */
+	CELL_ACKED = 8,	   /* this direction acknowledged the other's FIN */
+	CELL_REPLIED = 16, /* this direction has answered */
+};
 
-/* flow.flags */
-enum flow_flag {
-	FLOW_FIN = 1,	       /* this direction sent a FIN */
-	FLOW_FIRST = 2,	       /* ... not knowing of the other's: it will hold TIME_WAIT */
-	FLOW_RST = 4,	       /* this direction's RST is why the state is FLOW_RESET */
-	FLOW_ACKED = 8,	       /* this direction acknowledged the other's FIN */
-	FLOW_REPLY = 16,       /* of packets to the client: writes the source, else destination */
-	FLOW_MASQUERADED = 32, /* the backend sees the node's address, see masquerade.h */
-	FLOW_DIRECT = 64,      /* no service: only the client's port is changed, see direct.h */
-	FLOW_REPLIED = 128,    /* the backend has answered */
+/* A cell's place: bank and index. */
+#define PLACE_INDEX_MASK 0x7fffff
+#define PLACE_BANK 0x800000
+#define LINK_PLACE_MASK 0xffffff
+#define LINK_FLAGS_SHIFT 24
+#define CELLS_PER_BUCKET 8
+#define RING_CELLS 4 /* at most */
+
+/* Where a table is in its growth, from one bank into the other; each is the next one's beginning.
+ * ebpf/growth.py takes it through them. */
+enum table_phase {
+	PHASE_A,       /* all is in bank a */
+	PHASE_A_LOOKS, /* programs that open in a begin to look in b */
+	PHASE_A_LEFT,  /* programs that open in b are put in place; then flows move */
+	PHASE_B,       /* the same with the banks' names exchanged */
+	PHASE_B_LOOKS,
+	PHASE_B_LEFT,
+	PHASE_MAX,
+};
+
+/* A flow's generation: a count, and the CPU that opened it. */
+#define GENERATION_SHIFT 10
+#define GENERATION_CPU_MASK 0x3ff
+
+#define HOLDER_BITS 14 /* counters of cells by source */
+
+/* Why a flow ended. */
+enum end_reason {
+	END_CLOSED,   /* TCP, both sides */
+	END_RESET,    /* TCP */
+	END_IDLE,     /* nothing was seen of it for as long as its state allows */
+	END_EVICTED,  /* made room for another */
+	END_REPLACED, /* its client began anew on the same ports */
+	END_BACKEND,  /* its backend stopped serving */
+	END_DELETED,  /* by a person or a policy */
+	END_MAX,
 };
 
 /* socket_peer.flags */
@@ -109,14 +165,6 @@ enum config_flag {
 	CONFIG_SOCKET_ALL = 8,		  /* ... and pods */
 	CONFIG_SOCKET_PEERS = 16,	  /* TCP's getpeername shows the service */
 	CONFIG_MASQUERADE_BY_DEVICE = 32, /* as on kernels that tell no route's source */
-};
-
-/* table_state.notes: may TCP conversations that go straight to a backend be noted (direct.h)? As of
- * table_state.overflowed and .direct, 2 is the agent's doubt while it looks; programs take it for
- * yes, and write their own value over it. */
-enum notes {
-	NOTES_POSSIBLE, /* there are some, or nobody has looked yet */
-	NOTES_NONE,	/* the agent found none, and no program has made one since */
 };
 
 /* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */
@@ -137,8 +185,8 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
+#define HANDSHAKE_BEATS 4 /* before one that nobody goes on with gives its port away: 1 to 10 s */
 #define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
-#define LINGERING 64 /* ended TCP flows per CPU and family that keep their entries for a while */
 
 /* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words
  * of it (handoff.h). */
@@ -147,20 +195,35 @@ enum handoff_word { HANDOFF_REASON, HANDOFF_SERVICE, HANDOFF_MASQUERADED };
 
 /* Slots of the program array: the parts a packet is handed to by tail call, per family. */
 enum program {
-	PROGRAM_FROM_POD4, /* a packet from a pod: whom does it concern? */
+	PROGRAM_FROM_POD4, /* from a pod: plain packets of flows that are known, and what is none of
+			      ours */
 	PROGRAM_FROM_POD6,
-	PROGRAM_TO_POD4, /* a packet to a pod */
+	PROGRAM_TO_POD4, /* to a pod, the same */
 	PROGRAM_TO_POD6,
-	PROGRAM_SERVICE4, /* from a pod to a service */
-	PROGRAM_SERVICE6,
-	PROGRAM_REPLY4, /* to a pod, perhaps from a service */
-	PROGRAM_REPLY6,
+	PROGRAM_FROM_NET4, /* from an uplink, the same */
+	PROGRAM_FROM_NET6,
+	PROGRAM_TO_NET4,
+	PROGRAM_TO_NET6,
+	PROGRAM_COMING_IN4, /* from a pod or an uplink: all that is not plain */
+	PROGRAM_COMING_IN6,
+	PROGRAM_GOING_OUT4,
+	PROGRAM_GOING_OUT6,
+	PROGRAM_FOLLOW4, /* of a flow that is known, and not plain */
+	PROGRAM_FOLLOW6,
 	PROGRAM_TRACK4, /* TCP packets that open or close a flow */
 	PROGRAM_TRACK6,
-	PROGRAM_UPKEEP4, /* datagram flows, once per beat */
-	PROGRAM_UPKEEP6,
+	PROGRAM_BEGIN_ANEW4, /* the packet's flow is over */
+	PROGRAM_BEGIN_ANEW6,
 	PROGRAM_CONNECT4, /* to a service, no flow yet */
 	PROGRAM_CONNECT6,
+	PROGRAM_OPEN4, /* ... and a backend was chosen */
+	PROGRAM_OPEN6,
+	PROGRAM_RETRY4, /* ... and another CPU may be opening it */
+	PROGRAM_RETRY6,
+	PROGRAM_MAKE_WAY4, /* ... and its reply tuple is taken */
+	PROGRAM_MAKE_WAY6,
+	PROGRAM_MAKE_ROOM4, /* ... and there is no room */
+	PROGRAM_MAKE_ROOM6,
 	PROGRAM_DIRECT4, /* straight to an address that is also a backend */
 	PROGRAM_DIRECT6,
 	PROGRAM_ICMP_FROM_POD4, /* errors about a flow */
@@ -171,19 +234,15 @@ enum program {
 	PROGRAM_REFUSE6,
 	PROGRAM_MASQUERADE4, /* a new flow whose backend is to see the node's address */
 	PROGRAM_MASQUERADE6,
-	PROGRAM_FROM_NET4, /* from an uplink */
-	PROGRAM_FROM_NET6,
-	PROGRAM_TO_NET4,
-	PROGRAM_TO_NET6,
+	PROGRAM_TAKE_PORT4, /* ... and no port is free */
+	PROGRAM_TAKE_PORT6,
+	PROGRAM_OPEN_MASQUERADED4, /* ... once it has a port */
+	PROGRAM_OPEN_MASQUERADED6,
 	PROGRAM_SCTP4, /* other ports for a packet whose checksum is a CRC */
 	PROGRAM_SCTP6,
-	PROGRAM_OPEN4, /* a masqueraded flow, once it has a port */
-	PROGRAM_OPEN6,
 	PROGRAM_OUTGOING4, /* from an address that is a service's or the node's, but no flow's */
 	PROGRAM_OUTGOING6,
-	PROGRAM_NODE4, /* from the node's own socket to a service's address */
-	PROGRAM_NODE6,
-	PROGRAM_NODE_OPEN4, /* ... no flow yet: chooses */
+	PROGRAM_NODE_OPEN4, /* from the node's own socket, no flow yet: chooses */
 	PROGRAM_NODE_OPEN6,
 	PROGRAM_NODE_FLOW4, /* ... chosen: opens it */
 	PROGRAM_NODE_FLOW6,
@@ -192,9 +251,5 @@ enum program {
 	PROGRAM_MAX,
 };
 
-/* A tick is the unit of flow.seen and of every timeout: ktime >> 30, about 1.07 s. */
-#define TICK_SHIFT 30
-/* A beat is about as long, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> 8. */
+/* The unit of time of all that is kept: a beat is 256 jiffies, 0.25 to 2.6 s by the kernel's HZ. */
 #define BEAT_SHIFT 8
-/* An agent that has not said for so long that it lives is gone (config.agent_beat). */
-#define AGENT_GONE_TICKS 5

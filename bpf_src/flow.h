@@ -1,4 +1,5 @@
-/* The flow tables: finding, adding and ending flows. docs/datapath.md tells the whole story. */
+/* Flows as the programs see them: tuples, what is written, when one is idle or over. cells.h has
+ * the table; docs/datapath.md tells the whole story. */
 #pragma once
 
 #include <linux/in.h>
@@ -6,330 +7,173 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
-#include "maps.h"
 #include "address.h"
 #include "config.h"
 #include "parse.h"
+#include "beat.h"
 #include "stats.h"
+#include "cells.h"
+#include "claim.h"
+#include "cpu.h"
+#include "ending.h"
 
+/* In whole words, as the table reads them: a load that spans several stores waits for them. */
 INLINE void make_key(struct flow_key *key, const struct packet *p)
 {
-	__builtin_memset(key, 0, sizeof(*key));
-	key->src = p->src;
-	key->dst = p->dst;
-	key->sport = p->sport;
-	key->dport = p->dport;
-	key->proto = p->proto;
-}
+	u64 *words = (u64 *)key, rest = p->sport | (u32)p->dport << 16 | (u64)p->proto << 32;
 
-/* The key of the other direction's entry; the same formula both ways. */
-INLINE void make_pair_key(struct flow_key *pair, const struct flow_key *key, const struct flow *f)
-{
-	__builtin_memset(pair, 0, sizeof(*pair));
-	if (f->flags & FLOW_REPLY) {
-		pair->src = key->dst;
-		pair->sport = f->client_port;
-		pair->dst = f->addr;
-		pair->dport = f->port;
-	} else {
-		pair->src = f->addr;
-		pair->sport = f->port;
-		pair->dst = key->src;
-		pair->dport = f->client_port;
-	}
-	pair->proto = key->proto;
-}
-
-/* Is this the forward entry of the flow whose reply entry's key that is? */
-INLINE bool replies_by(const struct flow *forward, const struct flow_key *reply_key)
-{
-	return !(forward->flags & FLOW_REPLY) && same_address(&forward->addr, &reply_key->src) &&
-	       forward->port == reply_key->sport && forward->client_port == reply_key->dport;
-}
-
-/* Does `pair`, found under the pair key, belong to the flow of `key`? */
-INLINE bool is_pair(const struct flow *pair, const struct flow_key *key, const struct flow *f)
-{
-	if (f->flags & FLOW_REPLY)
-		return replies_by(pair, key);
-	return pair->flags & FLOW_REPLY && same_address(&pair->addr, &key->dst) &&
-	       pair->port == key->dport && pair->client_port == key->sport;
-}
-
-INLINE u64 *tcp_entries(struct table_state *state)
-{
-#if FAMILY == 6
-	return &state->tcp_entries6;
+#if FAMILY == 4
+	words[0] = p->src | (u64)p->dst << 32;
+	words[1] = rest;
 #else
-	return &state->tcp_entries4;
+	words[0] = p->src.w[0] | (u64)p->src.w[1] << 32;
+	words[1] = p->src.w[2] | (u64)p->src.w[3] << 32;
+	words[2] = p->dst.w[0] | (u64)p->dst.w[1] << 32;
+	words[3] = p->dst.w[2] | (u64)p->dst.w[3] << 32;
+	words[4] = rest;
 #endif
 }
 
-INLINE u32 *overflowed(struct table_state *state)
+/* The tuple of what comes back for a packet that goes there. */
+INLINE void make_key_back(struct flow_key *back, const struct packet *p)
 {
-#if FAMILY == 6
-	return &state->overflowed6;
-#else
-	return &state->overflowed4;
-#endif
+	__builtin_memset(back, 0, sizeof(*back));
+	back->src = p->dst;
+	back->dst = p->src;
+	back->sport = p->dport;
+	back->dport = p->sport;
+	back->proto = p->proto;
 }
 
-INLINE u32 *has_direct(struct table_state *state)
+INLINE u32 kind_of(const struct found *f)
 {
-#if FAMILY == 6
-	return &state->direct6;
-#else
-	return &state->direct4;
-#endif
+	return HEAD_KIND(f->head);
 }
 
-INLINE u32 *direct_notes(struct table_state *state)
+INLINE u32 state_of(const struct found *f)
 {
-#if FAMILY == 6
-	return &state->notes6;
-#else
-	return &state->notes4;
-#endif
+	return HEAD_STATE(f->head);
 }
 
-/* May TCP entries be in the LRU table? */
-INLINE bool forgettable(struct table_state *state)
+/* Translated where a packet comes in: destinations; and the sources of what answers the node's own
+ * sockets, which has no way out where it could be done. */
+INLINE bool acts_coming_in(u32 kind)
 {
-	return *overflowed(state) || *direct_notes(state) != NOTES_NONE;
+	return !(kind & (CELL_NOTE | CELL_FRAGMENT)) && !(kind & CELL_REPLY) == !(kind & CELL_NODE);
 }
 
-/* A note is found too, and changes nothing: who uses it keeps it from being forgotten. */
-INLINE struct flow *find_flow(struct flow_key *key)
+/* ... and where it goes out: sources; and the destinations of the node's own sockets. */
+INLINE bool acts_going_out(u32 kind)
 {
-	struct table_state *state;
-	struct flow *f;
-
-	if (key->proto != IPPROTO_TCP)
-		return FLOWS_LRU.lookup(key);
-	f = FLOWS.lookup(key);
-	if (f)
-		return f;
-	state = get_table_state();
-	if (state && forgettable(state))
-		return FLOWS_LRU.lookup(key);
-	return 0;
+	return kind & CELL_NOTE ||
+	       (!(kind & CELL_FRAGMENT) && !(kind & CELL_REPLY) != !(kind & CELL_NODE));
 }
 
-/* Is the plain TCP table so full that only established flows may enter? */
-INLINE bool under_pressure(const struct table_state *state)
+/* Is it the source that is written, or else the destination? */
+INLINE bool writes_source(u32 kind)
 {
-	const struct config *c = get_config();
-
-	return c && *tcp_entries((struct table_state *)state) >= c->flow_limit;
+	return kind & (CELL_REPLY | CELL_NOTE);
 }
 
-/* Adds an entry that must not exist yet. 0, -EEXIST, or another error when there is no room. */
-INLINE int add_flow(struct flow_key *key, struct flow *f)
-{
-	struct table_state *state = get_table_state();
-	int error;
+/* What a cell has written: an address, its port, and the port of the other end. */
+struct ends {
+	ip_addr addr;
+	__u16 port;
+	__u16 client_port;
+};
 
-	if (!state)
-		return -ENOENT;
-	if (key->proto == IPPROTO_TCP) {
-		if (!under_pressure(state)) {
-			error = FLOWS.insert(key, f);
-			if (!error)
-				__sync_fetch_and_add(tcp_entries(state), 1);
-			if (!error || error == -EEXIST)
-				return error;
-		}
-		*overflowed(state) = 1;
-	}
-	return FLOWS_LRU.insert(key, f);
+/* False if the cell is another flow's by now. */
+INLINE bool read_ends(const struct found *f, struct ends *to)
+{
+	to->addr = f->cell->addr;
+	to->port = f->cell->port;
+	to->client_port = f->cell->client_port;
+	return unchanged(f);
 }
 
-/* False if it was gone already: another CPU did it. */
-INLINE bool delete_flow(struct flow_key *key)
+/* What a direction's packets have noted; each direction writes its own cell's alone. */
+INLINE u8 flags_of(const struct cell_state *state)
 {
-	struct table_state *state = get_table_state();
-
-	if (key->proto == IPPROTO_TCP && !FLOWS.delete(key)) {
-		if (state)
-			__sync_fetch_and_add(tcp_entries(state), -1);
-		return true;
-	}
-	return !FLOWS_LRU.delete(key);
+	return LOAD(&state->link) >> LINK_FLAGS_SHIFT;
 }
 
-/* The two more entries of a masqueraded flow (masquerade.h), given its forward entry: their keys,
- * and the one that packets to the backend go out by. */
-INLINE struct flow *find_sides(const struct flow_key *key, const struct flow *f,
-			       struct flow_key *out_key, struct flow_key *back_key)
+INLINE void set_flags(struct cell_state *state, u8 flags)
 {
-	struct flow *out;
-
-	__builtin_memset(out_key, 0, sizeof(*out_key));
-	out_key->src = key->src;
-	out_key->sport = f->client_port;
-	out_key->dst = f->addr;
-	out_key->dport = f->port;
-	out_key->proto = key->proto;
-	out = find_flow(out_key);
-	if (!out || out->state != FLOW_SIDE)
-		return 0;
-	__builtin_memset(back_key, 0, sizeof(*back_key));
-	back_key->src = out_key->dst;
-	back_key->sport = out_key->dport;
-	back_key->dst = out->addr;
-	back_key->dport = out->port;
-	back_key->proto = key->proto;
-	return out;
+	*((volatile u8 *)&state->link + LINK_FLAGS_SHIFT / 8) = flags;
 }
 
-/* Are both side entries of a masqueraded flow still there? Asking keeps them from being forgotten.
- */
-INLINE bool has_sides(const struct flow_key *key, const struct flow *f)
+INLINE void count_packet(struct cell_state *state, u32 bytes, u32 beat)
 {
-	struct flow_key out_key, back_key;
-
-	return find_sides(key, f, &out_key, &back_key) && find_flow(&back_key);
+	if (state->seen != beat)
+		state->seen = beat;
+	state->packets++;
+	state->bytes += bytes;
 }
 
-/* Ends a flow, given its forward entry. While the backend may still hold its tuple in TIME_WAIT,
- * what reserves that tuple stays, so that nobody else gets it: the reply entry and, of a
- * masqueraded flow, the side entry of what comes in. Not if room is short. */
-INLINE void end_flow(struct flow_key *key, struct flow *f)
+INLINE u32 timeout_of(const struct config *c, u32 state, bool replied)
 {
-	struct flow_key pair_key, out_key, back_key;
-	struct table_state *state = get_table_state();
-	struct flow *pair;
-	bool keep = false;
-
-	flush_counts(f);
-	make_pair_key(&pair_key, key, f);
-	pair = find_flow(&pair_key);
-	if (pair && is_pair(pair, key, f)) {
-		flush_counts(pair);
-		keep = pair->flags & FLOW_FIRST && state && !under_pressure(state);
-		if (keep)
-			pair->state = FLOW_TIME_WAIT;
-		else
-			delete_flow(&pair_key);
-	}
-	if (f->flags & FLOW_MASQUERADED && find_sides(key, f, &out_key, &back_key)) {
-		delete_flow(&out_key);
-		if (!keep)
-			delete_flow(&back_key);
-	}
-	delete_flow(key);
-}
-
-/* Both sides have closed and both know. The last packet may still be under way, and a new
- * connection's first one overtake it (two CPUs deliver them): the flow keeps its tuples until some
- * others have ended on this CPU, or the next one if room is short. */
-INLINE void linger(struct flow_key *key, struct flow *f, struct flow *pair)
-{
-	struct table_state *state = get_table_state();
-	u32 zero = 0, place, number;
-	struct ended *ended = ENDED.lookup(&zero);
-	struct flow_key oldest;
-
-	f->state = FLOW_TIME_WAIT;
-	pair->state = FLOW_TIME_WAIT;
-	flush_counts(f);
-	flush_counts(pair);
-	if (!ended || !state)
-		return;
-	place = ended->oldest % LINGERING;
-	if (!under_pressure(state))
-		ended->oldest++;
-	oldest = ended->flows[place].key;
-	number = ended->flows[place].number;
-	ended->count++;
-	ended->flows[place].key = *key;
-	ended->flows[place].number = ended->count;
-	f->ack = ended->count;
-	pair->ack = ended->count;
-	f = find_flow(&oldest);
-	if (f && f->state == FLOW_TIME_WAIT && f->ack == number)
-		end_flow(&oldest, f);
-}
-
-INLINE u32 timeout_of(const struct config *c, const struct flow *f)
-{
-	switch (f->state) {
-	case FLOW_SYN:
+	switch (state) {
+	case STATE_SYN:
 		return c->syn_timeout;
-	case FLOW_ESTABLISHED:
+	case STATE_ESTABLISHED:
 		return c->established_timeout;
-	case FLOW_CLOSING:
+	case STATE_CLOSING:
 		return c->closing_timeout;
-	case FLOW_RESET:
+	case STATE_FIN_WAIT:
+		return c->fin_wait_timeout;
+	case STATE_RESET:
 		return c->reset_timeout;
-	case FLOW_TIME_WAIT:
+	case STATE_TIME_WAIT:
 		return c->time_wait_timeout;
-	case FLOW_FIN_WAIT:
-		return FIN_WAIT_TICKS;
 	}
-	return f->flags & FLOW_REPLIED ? c->datagram_stream_timeout : c->datagram_timeout;
+	return replied ? c->datagram_stream_timeout : c->datagram_timeout;
 }
 
-/* Has nothing been seen of this entry for as long as its state allows? */
-INLINE bool entry_idle(const struct flow *f, u32 tick)
+/* Has nothing been seen of the flow for as long as its state allows? It lives as long as either
+ * direction does. */
+INLINE bool is_idle(const struct found *any, u32 beat)
 {
 	const struct config *c = get_config();
+	struct found forward = *any, reply = *any;
+	u32 timeout;
 
-	return c && tick - f->seen > timeout_of(c, f);
-}
-
-/* A flow lives as long as either direction does. */
-INLINE bool idle(const struct flow_key *key, const struct flow *f, u32 tick)
-{
-	struct flow_key pair_key;
-	struct flow *pair;
-
-	if (!entry_idle(f, tick))
+	if (!c)
 		return false;
-	make_pair_key(&pair_key, key, f);
-	pair = find_flow(&pair_key);
-	return !pair || !is_pair(pair, key, f) || entry_idle(pair, tick);
+	if (!(kind_of(any) & CELL_NOTE) &&
+	    (!find_forward(any, &forward) || !find_next(&forward, &reply)))
+		return false;
+	timeout = timeout_of(c, state_of(&forward), flags_of(reply.state) & CELL_REPLIED);
+	return is_older(beat, forward.state->seen, timeout) &&
+	       is_older(beat, reply.state->seen, timeout);
 }
 
-/* Is the TCP conversation over, so that a SYN on the same ports is a new one? What nobody can forge
- * who does not see the packets: a SYN alone ends nothing that lives. */
-INLINE bool finished(const struct flow_key *key, const struct flow *f, u32 tick)
+/* What a note counts from the start: it is no less to be kept than a flow that was answered. */
+#define NOTE_PACKETS 2
+
+/* A tuple that others are to keep away from. Not if somebody has it, or there is no room. */
+INLINE void add_note(const struct flow_key *key, u32 state, const struct ends *ends, u8 flags,
+		     u32 beat)
 {
-	if (f->state == FLOW_RESET || f->state == FLOW_TIME_WAIT || f->state == FLOW_FIN_WAIT)
-		return true;
-	return idle(key, f, tick);
+	u32 place = reserve_free_cell(key, &key->src, CELL_NOTE, new_generation());
+	struct found note;
+
+	if (!IS_PLACE(place))
+		return;
+	fill_cell(place, &ends->addr, ends->port, ends->client_port, 0, 0, place, beat);
+	if (!get_cell_in(true, place, &note))
+		return;
+	note.state->packets = NOTE_PACKETS;
+	if (flags)
+		set_flags(note.state, flags);
+	publish_cell(place, state);
 }
 
 /* Notes that a conversation which is none of a service's has this reply tuple, so that a flow
- * through a service keeps away from it. A note changes nothing if it is found as a flow. */
-INLINE void note_tuple(struct flow_key *reply_key, u8 state, u32 tick)
+ * through a service keeps away from it. What would be written is there already. */
+INLINE void note_reply(const struct flow_key *reply, u32 beat)
 {
-	struct flow note = {.flags = FLOW_DIRECT | FLOW_REPLY, .seen = tick, .state = state};
+	struct ends ends = {.addr = reply->src, .port = reply->sport, .client_port = reply->dport};
 
-	note.addr = reply_key->src;
-	note.port = reply_key->sport;
-	note.client_port = reply_key->dport;
-	FLOWS_LRU.update(reply_key, &note);
-}
-
-INLINE bool is_note(const struct flow *f, const struct flow_key *reply_key)
-{
-	return f->flags & FLOW_DIRECT && same_address(&f->addr, &reply_key->src) &&
-	       f->port == reply_key->sport && f->client_port == reply_key->dport;
-}
-
-/* Moves an established flow's entry out of the table that forgets. */
-INLINE void promote(struct flow_key *key)
-{
-	struct table_state *state = get_table_state();
-	struct flow *f = FLOWS_LRU.lookup(key);
-	struct flow copy;
-
-	if (!f || !state)
-		return;
-	copy = *f;
-	if (FLOWS.insert(key, &copy))
-		return;
-	__sync_fetch_and_add(tcp_entries(state), 1);
-	FLOWS_LRU.delete(key);
+	add_note(reply, reply->proto == IPPROTO_TCP ? STATE_ESTABLISHED : STATE_DATAGRAM, &ends, 0,
+		 beat);
 }

@@ -14,15 +14,21 @@
  * names, the program that is called tells which one holds. */
 struct handoff {
 	union {
-		__u32 reply;	   /* to track and upkeep: the packet goes to the client */
-		__u32 old_flow;	   /* to connect: a flow with the packet's tuple is in the way */
-		__u32 client_port; /* to open: what the backend is to see, network byte order */
+		__u32 turn; /* to follow, connect and what they lead to, see connect.h */
+		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded:
+				     of its cells */
 		__u32 reason; /* in the trace variant, which follows no flows: for the caller */
 	};
-	__u32 service; /* to masquerade and node_flow, and to the trace variant's caller: whose
-			  backend it is */
 	union {
-		__u32 backend;	   /* to masquerade and node_flow: id | generation << 24 */
+		__u32 service; /* to open, masquerade and node_flow, and to the trace variant's
+				  caller: whose backend it is */
+		__u32 out;     /* to open_masqueraded: the place of a reserved cell, and `turn` */
+		__u32 hash_low; /* to make_room: of the tuple there is none for */
+	};
+	union {
+		__u32 backend; /* to open, masquerade and node_flow: id | generation << 24 */
+		__u32 back;    /* to open_masqueraded: the place of the other one */
+		__u32 hash_high;
 		__u32 masqueraded; /* in the trace variant, which calls no masquerade */
 	};
 	union {

@@ -128,9 +128,8 @@ INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 {
 	struct packet outer, inner;
 	struct flow_key key = {};
-	struct flow *f;
-	ip_addr to;
-	u16 port, client_port;
+	struct ends ends;
+	struct found f;
 	int error;
 
 	if (!restore_packet(skb, &outer) || !parse_quote(skb, &outer, &inner))
@@ -140,21 +139,19 @@ INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 	key.dst = inner.src;
 	key.dport = inner.sport;
 	key.proto = inner.proto;
-	f = find_flow(&key);
-	if (!f)
+	if (!find_cell(&key, &f) || kind_of(&f) & CELL_NOTE || !read_ends(&f, &ends))
 		return PASS;
 	/* What comes in about a flow of the node's own is about what its client sent. */
-	if (f->flags & FLOW_REPLY)
+	if (kind_of(&f) & CELL_REPLY)
 		reply = true;
-	to = f->addr;
-	port = f->port;
-	client_port = f->client_port;
 	count(skb, REASON_ICMP_TRANSLATED);
-	error = reply ? rewrite_quote(skb, outer.l4 + 2, &inner, false, &to, client_port, port)
-		      : rewrite_quote(skb, outer.l4 + 2, &inner, true, &to, port, client_port);
+	error = reply ? rewrite_quote(skb, outer.l4 + 2, &inner, false, &ends.addr,
+				      ends.client_port, ends.port)
+		      : rewrite_quote(skb, outer.l4 + 2, &inner, true, &ends.addr, ends.port,
+				      ends.client_port);
 	/* A router on the way speaks for itself; the backend speaks as the service. */
 	if (!reply || same_address(&outer.src, &inner.dst))
-		error |= rewrite_outer(skb, &outer, reply, &to);
+		error |= rewrite_outer(skb, &outer, reply, &ends.addr);
 	if (!error)
 		return PASS;
 	count(skb, REASON_REWRITE_FAILED);

@@ -18,34 +18,58 @@ BPF_F_TABLE("array", u32, struct slot, slots, 1, BPF_F_MMAPABLE);
  */
 BPF_F_TABLE("array", u32, struct backend, backends, 1, BPF_F_MMAPABLE);
 
-/* TCP flows, both directions. Programs insert and delete, the agent's sweep deletes; nothing
- * evicts, and beyond config.flow_limit only established flows get in. */
 #if FAMILY == 6
-BPF_F_TABLE("hash", struct flow_key, struct flow, flows6, 1, 0);
-/* UDP and SCTP flows, and TCP handshakes beyond the limit: the least recently used goes. */
-BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows6_lru, 1, 0);
 /* Ports of the first fragment for those that follow. */
 BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments6, 1, 0);
-/* TCP flows that ended a moment ago, per CPU. Programs alone; the oldest goes. */
-BPF_F_TABLE("percpu_array", u32, struct ended, ended6, 1, 0);
-/* Tuples of what answers the node itself, at ports that are also a service's: the tick of the last
- * packet. Programs alone, when the node sends; the least recently used goes. */
-BPF_F_TABLE("lru_hash", struct flow_key, u32, answers6, 1, 0);
-#define FLOWS flows6
-#define FLOWS_LRU flows6_lru
 #define FRAGMENTS fragments6
-#define ANSWERS answers6
 #else
-BPF_F_TABLE("hash", struct flow_key, struct flow, flows4, 1, 0);
-BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows4_lru, 1, 0);
 BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment, fragments4, 1, 0);
-BPF_F_TABLE("percpu_array", u32, struct ended, ended4, 1, 0);
-BPF_F_TABLE("lru_hash", struct flow_key, u32, answers4, 1, 0);
-#define FLOWS flows4
-#define FLOWS_LRU flows4_lru
 #define FRAGMENTS fragments4
-#define ANSWERS answers4
 #endif
+
+/* The table of flows, in two banks: a control word per bucket of eight cells, and the cells (IPv6:
+ * and the half of them that changes). Programs alone write, anybody reads. */
+#if FAMILY == 6
+BPF_F_TABLE("array", u32, u64, control6a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, cells6a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell_state, states6a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, control6b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, cells6b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell_state, states6b, 1, BPF_F_MMAPABLE);
+/* One entry: how large, and where new flows go. Agent writes; nobody else. */
+BPF_F_TABLE("array", u32, struct table, table6a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct table, table6b, 1, BPF_F_MMAPABLE);
+/* Cells by who holds them, by a hash of the address. Programs add. */
+BPF_F_TABLE("array", u32, u64, held6, 1, BPF_F_MMAPABLE);
+#define TABLE table6a
+#define HELD held6
+#define CONTROL control6a
+#define OTHER_CONTROL control6b
+#define CELLS cells6a
+#define OTHER_CELLS cells6b
+#define STATES states6a
+#define OTHER_STATES states6b
+#else
+BPF_F_TABLE("array", u32, u64, control4a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, cells4a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, control4b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cell, cells4b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct table, table4a, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct table, table4b, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, held4, 1, BPF_F_MMAPABLE);
+#define TABLE table4a
+#define HELD held4
+#define CONTROL control4a
+#define OTHER_CONTROL control4b
+#define CELLS cells4a
+#define OTHER_CELLS cells4b
+#endif
+
+/* Live flows by backend id. Programs add, the agent reads: an id with flows is not given away. */
+BPF_F_TABLE("array", u32, u64, backend_live, 1, BPF_F_MMAPABLE);
+
+/* By CPU. Programs alone write, once Python has seeded it. */
+BPF_F_TABLE("array", u32, struct cpu, cpus, 1, BPF_F_MMAPABLE);
 
 /* By enum reason. Programs add, anyone sums. */
 BPF_F_TABLE("percpu_array", u32, u64, counters, 1, 0);
@@ -55,9 +79,6 @@ BPF_F_TABLE("array", u32, struct service_counters, service_counters, 1, BPF_F_MM
 
 /* One entry. Agent writes through mmap. */
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
-
-/* One entry. Programs add, the agent's sweep sets right. */
-BPF_F_TABLE("array", u32, struct table_state, table_state, 1, BPF_F_MMAPABLE);
 
 /* Session affinity. Programs write; the least recently used goes. */
 BPF_F_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1, 0);

@@ -1,15 +1,15 @@
 /* A new flow whose backend is to see the node's address instead of the client's, so that the reply
  * comes back here: from outside to a backend on another node, and a pod that reaches itself. The
  * destination is written where the packet comes in, the source where it leaves (the IPv4 stack
- * drops what enters with one of the node's own addresses as source); so there are two more entries:
+ * drops what enters with one of the node's own addresses as source); so there are two more cells:
  *
- *   client:cp -> service:sp      coming in: becomes client:np -> backend:bp (the flow's entry)
- *   client:np -> backend:bp      going out: becomes node:np -> backend:bp (side entry)
- *   backend:bp -> node:np        coming in: becomes backend:bp -> client:np (side entry)
- *   backend:bp -> client:np      going out: becomes service:sp -> client:cp (the flow's reply
- * entry)
+ *   client:cp -> service:sp      coming in: becomes client:np -> backend:bp (the flow's own)
+ *   client:np -> backend:bp      going out: becomes node:np -> backend:bp (at its side)
+ *   backend:bp -> node:np        coming in: becomes backend:bp -> client:np (at its side)
+ *   backend:bp -> client:np      going out: becomes service:sp -> client:cp (the flow's reply)
  *
- * np is of the port range that the node uses for nothing else. */
+ * np is the client's own port where that is free, else of a range that the node uses for nothing
+ * else. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -24,7 +24,9 @@
 #include "handoff.h"
 #include "stats.h"
 #include "flow.h"
+#include "cpu.h"
 #include "select.h"
+#include "owned.h"
 #include "connect.h"
 
 /* Newer than the UAPI headers of some distributions: linux/bpf.h, since 6.3 and 6.7. */
@@ -107,161 +109,173 @@ INLINE void masquerade_source(ip_addr *source, struct __sk_buff *skb, const stru
 		*source = p->dst;
 }
 
-INLINE void make_side_key(struct flow_key *key, u8 proto, const ip_addr *src, u16 sport,
-			  const ip_addr *dst, u16 dport)
+/* Has a socket of the node's own a conversation with the backend by this port? Those that begin
+ * later are noted where they leave (outgoing.h). */
+INLINE bool is_used_by_node(struct __sk_buff *skb, const struct flow_key *back)
+{
+	struct bpf_sock_tuple tuple = {};
+	u32 size = sizeof(tuple.ipv4);
+	struct bpf_sock *sk;
+	bool used;
+
+#if FAMILY == 6
+	size = sizeof(tuple.ipv6);
+	__builtin_memcpy(tuple.ipv6.saddr, &back->src, 16);
+	__builtin_memcpy(tuple.ipv6.daddr, &back->dst, 16);
+	tuple.ipv6.sport = back->sport;
+	tuple.ipv6.dport = back->dport;
+#else
+	tuple.ipv4.saddr = back->src;
+	tuple.ipv4.daddr = back->dst;
+	tuple.ipv4.sport = back->sport;
+	tuple.ipv4.dport = back->dport;
+#endif
+	sk = find_socket(skb, &tuple, size, back->proto);
+	if (!sk)
+		return false;
+	used = back->proto != IPPROTO_TCP || sk->state != BPF_TCP_LISTEN;
+	bpf_sk_release(sk);
+	return used;
+}
+
+/* Is a port free that the backend is to see? Neither may it be taken towards the node, nor may the
+ * reply be another flow's when it goes out. `held` is who has it. */
+INLINE bool is_free_port(struct flow_key *back, const ip_addr *node, const ip_addr *client,
+			 struct found *held)
+{
+	back->dst = *client;
+	if (find_cell(back, held))
+		return false;
+	back->dst = *node;
+	return !find_cell(back, held);
+}
+
+/* May the client's own port be tried? A pod that reaches itself would take it for its own socket's;
+ * and what flows with a changed port have is theirs. */
+INLINE bool may_keep_port(const struct config *c, const struct packet *p, bool to_itself)
+{
+	return !to_itself && p->sport && !is_own_port(c, p->sport);
+}
+
+/* The ports that are tried, one after another. */
+INLINE u16 nth_port(const struct config *c, u32 start, u32 n)
+{
+	return htons(c->port_min + (start + n) % (c->port_max - c->port_min + 1));
+}
+
+/* Looks for a port that is free towards the backend: the client's own, else one of the range, from
+ * a random one on. False if all that were tried are taken. */
+INLINE bool find_port(struct __sk_buff *skb, const struct config *c, const struct packet *p,
+		      const ip_addr *node, struct flow_key *back)
+{
+	bool to_itself = same_address(&p->src, &back->src);
+	u32 start = next_random() >> 1;
+	struct found held;
+	int i;
+
+	back->dport = p->sport;
+	if (may_keep_port(c, p, to_itself) && is_free_port(back, node, &p->src, &held) &&
+	    !is_used_by_node(skb, back))
+		return true;
+	ROLLED
+	for (i = 0; i < MASQUERADE_PORT_TRIES; i++) {
+		back->dport = nth_port(c, start, i);
+		if (to_itself && back->dport == back->sport)
+			continue;
+		if (is_free_port(back, node, &p->src, &held))
+			return true;
+	}
+	return false;
+}
+
+/* The tuple by which the backend answers the node. */
+INLINE void make_back_key(struct flow_key *key, const struct packet *p,
+			  const struct choice *choice, const ip_addr *node, u16 port)
 {
 	__builtin_memset(key, 0, sizeof(*key));
-	key->src = *src;
-	key->dst = *dst;
-	key->sport = sport;
-	key->dport = dport;
-	key->proto = proto;
+	key->src = choice->addr;
+	key->sport = choice->port;
+	key->dst = *node;
+	key->dport = port;
+	key->proto = p->proto;
 }
 
-/* Was the flow closed that has a port, given its entry for what comes in, and only rests? Sets the
- * key of its reply entry. */
-INLINE struct flow *find_closed(struct flow_key *back_key, struct flow_key *reply_key)
+/* Reserves both cells at the flow's sides, under a port that is free as far as can be seen. If not
+ * a place, `back` is the tuple that was in the way. */
+INLINE u32 reserve_sides(const struct packet *p, struct flow_key *back, struct sides *sides,
+			 u32 generation)
 {
-	struct flow *back = find_flow(back_key), *reply;
+	u32 kind = CELL_MASQUERADED | CELL_SIDE;
+	struct flow_key out = {};
 
-	if (!back || back->state != FLOW_SIDE)
-		return 0;
-	*reply_key = *back_key;
-	reply_key->dst = back->addr;
-	reply_key->dport = back->port;
-	reply = find_flow(reply_key);
-	return reply && reply->state == FLOW_TIME_WAIT ? reply : 0;
-}
-
-/* Makes room under its port: a backend that still waits for the last packet may cost the next
- * connection a second. False if another CPU is at the same: whoever deletes the reply entry has it.
- */
-INLINE bool evict_closed(struct flow_key *back_key)
-{
-	struct flow_key key, reply_key;
-	struct flow *reply = find_closed(back_key, &reply_key), *f;
-
-	if (!reply)
-		return false;
-	make_pair_key(&key, &reply_key, reply);
-	f = find_flow(&key);
-	if (f && is_pair(f, &reply_key, reply))
-		delete_flow(&key);
-	if (!delete_flow(&reply_key))
-		return false;
-	make_side_key(&key, reply_key.proto, &reply_key.dst, reply_key.dport, &reply_key.src,
-		      reply_key.sport);
-	delete_flow(&key);
-	delete_flow(back_key);
-	return true;
-}
-
-/* Adds both side entries under a port, which may be taken: -EEXIST. */
-INLINE int add_sides_at(const struct packet *p, struct choice *choice, const ip_addr *node,
-			u16 port, struct flow_key *key)
-{
-	struct flow side = {.state = FLOW_SIDE, .service = choice->service, .seen = now()};
-	int error;
-
-	make_side_key(key, p->proto, &choice->addr, choice->port, node, port);
-	side.addr = p->src;
-	side.port = port;
-	side.client_port = choice->port;
-	error = add_flow(key, &side);
-	if (error)
-		return error;
-	make_side_key(key, p->proto, &p->src, port, &choice->addr, choice->port);
-	side.addr = *node;
-	side.flags = FLOW_REPLY;
-	error = add_flow(key, &side);
-	if (!error) {
-		choice->client_port = port;
-		return 0;
-	}
-	make_side_key(key, p->proto, &choice->addr, choice->port, node, port);
-	delete_flow(key);
-	return error;
-}
-
-/* Adds both side entries under a port that is free; sets the choice's client port. UDP flows hold
- * theirs until they time out, so many may be taken: the next ones are tried after a random one, and
- * if all are taken, those that only rest. */
-INLINE int add_sides(struct __sk_buff *skb, struct packet *p, struct choice *choice)
-{
-	const struct config *c = get_config();
-	u32 span, start = bpf_get_prandom_u32() >> 1;
-	bool to_itself = same_address(&p->src, &choice->addr);
-	struct flow_key key, reply_key;
-	int error = -EEXIST, i;
-	ip_addr node;
-	u16 port = 0;
-
-	if (!c)
-		return -ENOENT;
-	span = c->port_max - c->port_min + 1;
-	masquerade_source(&node, skb, c, p, &choice->addr);
-#pragma clang loop unroll(disable)
-	for (i = 0; i < MASQUERADE_PORT_TRIES && error == -EEXIST; i++) {
-		port = htons(c->port_min + (start + i) % span);
-		if (!to_itself || port != choice->port)
-			error = add_sides_at(p, choice, &node, port, &key);
-	}
-	if (error == -EEXIST) {
-#pragma clang loop unroll(disable)
-		for (i = 0; i < MASQUERADE_PORT_TRIES; i++) {
-			port = htons(c->port_min + (start + i) % span);
-			make_side_key(&key, p->proto, &choice->addr, choice->port, &node, port);
-			if (find_closed(&key, &reply_key))
-				break;
-		}
-		if (!(to_itself && port == choice->port) && evict_closed(&key))
-			error = add_sides_at(p, choice, &node, port, &key);
-	}
-	if (error)
-		count(skb, error == -EEXIST ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL);
-	return error;
-}
-
-/* The backend that was chosen before the packet was handed on. */
-INLINE bool restore_choice(struct __sk_buff *skb, struct choice *choice)
-{
-	u32 id = handoff(skb)->backend & BACKEND_ID_MASK;
-	struct backend *b = backends.lookup(&id);
-
-	if (!b)
-		return false;
-	take_backend(choice, b, handoff(skb)->backend, handoff(skb)->service);
-	choice->flags = FLOW_MASQUERADED;
-	return true;
+	sides->back = reserve_free_cell(back, &p->src, kind, generation);
+	if (!IS_PLACE(sides->back))
+		return sides->back;
+	out.src = p->src;
+	out.sport = back->dport;
+	out.dst = back->src;
+	out.dport = back->sport;
+	out.proto = p->proto;
+	sides->out = reserve_free_cell(&out, &p->src, kind | CELL_REPLY, generation);
+	if (IS_PLACE(sides->out))
+		return sides->out;
+	*back = out;
+	abandon_cell(sides->back);
+	return sides->out;
 }
 
 /* The sides first: they have the port. One program's stack has no room for the rest. */
 INLINE int masquerade(struct __sk_buff *skb)
 {
+	const struct config *c = get_config();
+	u32 turn = handoff(skb)->turn, generation = new_generation(), place, beat = now();
 	struct choice choice = {};
+	struct flow_key back;
+	struct sides sides;
 	struct packet p;
+	ip_addr node;
 
-	if (!restore_choice(skb, &choice) || !restore_packet(skb, &p) ||
-	    p.fragment == FRAGMENT_LATER)
+	if (!c || !restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER ||
+	    !restore_choice(&choice, &p, handoff(skb)->backend, handoff(skb)->service))
 		return DROP;
-	if (add_sides(skb, &p, &choice))
-		return DROP;
-	handoff(skb)->client_port = choice.client_port;
-	programs.call(skb, FAMILY_PROGRAM(OPEN));
+	masquerade_source(&node, skb, c, &p, &choice.addr);
+	make_back_key(&back, &p, &choice, &node, port_of(turn));
+	if (!port_of(turn) && !find_port(skb, c, &p, &node, &back))
+		return hand_to_turn(skb, turn, FAMILY_PROGRAM(TAKE_PORT));
+	place = reserve_sides(&p, &back, &sides, generation);
+	if (place == CELL_FULL)
+		return hand_to_make_room(skb, turn, &back);
+	if (!IS_PLACE(place))
+		return hand_to_turn(skb, turn, FAMILY_PROGRAM(RETRY));
+	fill_cell(sides.back, &p.src, back.dport, choice.port, choice.backend, choice.service,
+		  sides.back, beat);
+	fill_cell(sides.out, &node, back.dport, choice.port, choice.backend, choice.service,
+		  sides.back, beat);
+	handoff(skb)->generation = generation;
+	handoff(skb)->out = sides.out | (turn & TURN_MASK) << LINK_FLAGS_SHIFT;
+	handoff(skb)->back = sides.back;
+	programs.call(skb, FAMILY_PROGRAM(OPEN_MASQUERADED));
+	abandon_sides(&sides);
 	count(skb, REASON_INTERNAL);
 	return DROP;
 }
 
-/* The program for a masqueraded flow's own entries. */
+/* The program for a masqueraded flow's own cells. */
 INLINE int open_masqueraded(struct __sk_buff *skb)
 {
+	u32 turn = handoff(skb)->out >> LINK_FLAGS_SHIFT, generation = handoff(skb)->generation;
+	struct sides sides = {.out = handoff(skb)->out & LINK_PLACE_MASK,
+			      .back = handoff(skb)->back & LINK_PLACE_MASK};
 	struct choice choice = {};
-	struct flow_key key;
+	struct found back;
 	struct packet p;
 
-	if (!restore_choice(skb, &choice) || !restore_packet(skb, &p))
+	if (!get_cell_in(true, sides.back, &back) || !restore_packet(skb, &p) ||
+	    !restore_choice(&choice, &p, back.state->backend, back.state->service)) {
+		abandon_sides(&sides);
 		return DROP;
-	choice.client_port = handoff(skb)->client_port;
-	make_key(&key, &p);
-	return open_and_forward(skb, &p, &key, &choice);
+	}
+	choice.kind = CELL_MASQUERADED;
+	choice.client_port = back.cell->port;
+	return open_and_forward(skb, &p, &choice, turn, generation, &sides);
 }

@@ -1,13 +1,12 @@
 /* Packets that sockets of the node's own sent to a service's address: of those that were connected
  * before the service existed, or before there were socket hooks; of those the hooks leave alone,
  * since they share their port with others; of all with --socket-lb off. They are met where they
- * leave by an uplink, since that is where the route to such an address leads. Two entries:
+ * leave by an uplink, since that is where the route to such an address leads. Two cells:
  *
  *   node:cp -> service:sp    going out: becomes node:np -> backend:bp, sent by another device
  *   backend:bp -> node:np    coming in anywhere: becomes service:sp -> node:cp
  *
- * The second entry acts where others' replies are left alone. It is known by np, which is of a
- * range of its own. */
+ * The second one acts where others' replies are left alone, and np is of a range of its own. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -24,52 +23,17 @@
 #include "stats.h"
 #include "tailcall.h"
 #include "flow.h"
-#include "established.h"
 #include "frontend.h"
 #include "select.h"
 #include "refuse.h"
 #include "connect.h"
+#include "way.h"
 
 #if FAMILY == 6
 #define ADDRESS_FAMILY 10
 #else
 #define ADDRESS_FAMILY 2
 #endif
-
-/* Does this answer a flow of the node's own? */
-INLINE bool is_to_node(const struct packet *p)
-{
-	const struct config *c = get_config();
-
-	return c && is_node_port(c, p->dport);
-}
-
-/* A packet of a flow that exists, or the first of one. Also what comes in, where a reply's entry
- * was found: others' replies are translated where they go out. */
-INLINE int node_packet(struct __sk_buff *skb)
-{
-	struct flow_key key;
-	struct packet p;
-	struct flow *f;
-	int verdict;
-
-	if (!restore_packet(skb, &p))
-		return PASS;
-	make_key(&key, &p);
-	f = find_flow(&key);
-	if (p.origin != ORIGIN_NODE)
-		return f && is_to_node(&p) ? hand_to(skb, FAMILY_PROGRAM(REPLY)) : PASS;
-	if (!f) {
-		handoff(skb)->old_flow = false;
-		return hand_to(skb, FAMILY_PROGRAM(NODE_OPEN));
-	}
-	if (f->flags & FLOW_REPLY)
-		return PASS;
-	verdict = established(skb, &p, &key, f, false);
-	if (verdict == UPKEEP_DUE)
-		return hand_to_upkeep(skb, false);
-	return verdict == BEGIN_ANEW ? begin_anew(skb, &p) : send_on(skb, &p, verdict);
-}
 
 /* A backend, but not the node itself if there is another: what a process here answers never leaves
  * the node, so it could not be translated. 0 or a reason. */
@@ -92,21 +56,6 @@ INLINE int choose_elsewhere(const struct config *c, const struct packet *p,
 	return REASON_ENDPOINT_IS_NODE;
 }
 
-/* A port of the node's range that is free towards this backend, as far as can be seen. */
-INLINE u16 node_port_towards(const struct config *c, const struct packet *p,
-			     const struct choice *choice)
-{
-	struct flow_key key = {};
-
-	key.src = choice->addr;
-	key.sport = choice->port;
-	key.dst = p->src;
-	key.dport = htons(c->port_max + 1);
-	key.proto = p->proto;
-	pick_port(c, &key);
-	return key.dport;
-}
-
 /* As the socket hooks have it: all processes of the node are one client. */
 INLINE void identify_node(const struct config *c, const struct packet *p, struct request *request)
 {
@@ -126,15 +75,11 @@ INLINE int node_open(struct __sk_buff *skb)
 	struct request request = {};
 	struct choice choice = {};
 	struct frontend frontend;
-	struct flow_key key;
 	struct packet p;
 	int reason;
 
 	if (!c || !restore_packet(skb, &p))
 		return PASS;
-	make_key(&key, &p);
-	if (handoff(skb)->old_flow)
-		leave_old_flow(skb, &key);
 	make_frontend_key(&frontend_key, &p.dst, p.dport, p.proto);
 	if (!find_frontend(&frontend_key, &frontend))
 		return no_frontend(skb, &p);
@@ -156,22 +101,21 @@ INLINE int node_open(struct __sk_buff *skb)
 	return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
 }
 
-/* Remembers the flow that was chosen for, and sends its first packet. */
+/* A port of the node's range that is free towards the backend that was chosen. */
 INLINE int node_flow(struct __sk_buff *skb)
 {
-	u32 id = handoff(skb)->backend & BACKEND_ID_MASK;
-	struct backend *b = backends.lookup(&id);
 	const struct config *c = get_config();
 	struct choice choice = {};
 	struct flow_key key;
 	struct packet p;
 
-	if (!b || !c || !restore_packet(skb, &p))
+	if (!c || !restore_packet(skb, &p) ||
+	    !restore_choice(&choice, &p, handoff(skb)->backend, handoff(skb)->service))
 		return DROP;
-	take_backend(&choice, b, handoff(skb)->backend, handoff(skb)->service);
-	choice.client_port = node_port_towards(c, &p, &choice);
-	make_key(&key, &p);
-	return send_on(skb, &p, open_and_forward(skb, &p, &key, &choice));
+	make_reply_key(&key, &p, &choice);
+	pick_port(c, &key, true);
+	handoff(skb)->turn = with_port(handoff(skb)->turn, key.dport);
+	return hand_to(skb, FAMILY_PROGRAM(OPEN));
 }
 
 /* Sends a translated packet where it belongs now. It has been routed to the service's address: that

@@ -21,12 +21,6 @@
 #include "established.h"
 #include "nat.h"
 
-/* Is it worth a look? The established packets of others' TCP have nothing to say here. */
-INLINE bool may_be_own(const struct packet *p)
-{
-	return p->proto != IPPROTO_TCP || starts_connection(p);
-}
-
 INLINE u32 answer_timeout(const struct config *c, u8 proto)
 {
 	return proto == IPPROTO_TCP ? c->established_timeout : c->datagram_stream_timeout;
@@ -35,91 +29,100 @@ INLINE u32 answer_timeout(const struct config *c, u8 proto)
 /* Was a packet with these ends, turned round, sent from here a while ago? Datagrams keep the note
  * only by going out: who is outside must not hold a tuple by calling again and again, when what it
  * was noted for is long over. TCP that gets here begins nothing, and is noted by its SYN alone. */
-INLINE bool is_answer(struct flow_key *key)
+INLINE bool is_answer(const struct flow_key *key)
 {
 	const struct config *c = get_config();
-	u32 *seen = ANSWERS.lookup(key), tick;
+	struct found note;
+	u32 beat = now();
 
-	if (!seen || !c)
-		return false;
-	tick = now();
-	if (tick - *seen > answer_timeout(c, key->proto))
+	if (!c || !find_cell(key, &note) || kind_of(&note) != CELL_NOTE ||
+	    is_older(beat, note.state->seen, answer_timeout(c, key->proto)))
 		return false;
 	if (key->proto == IPPROTO_TCP)
-		*seen = tick;
+		note.state->seen = beat;
 	return true;
 }
 
-/* A conversation that begins, or goes on, from a port that is also a service's: its replies are to
- * be told from new traffic to the service. TCP tells by itself where the node has the address. What
- * a client of the service has begun goes before. Only what leaves this node gets here, so nobody
- * outside can take a tuple from a client. False if no service has the port. */
-INLINE bool note_conversation(struct packet *p)
+/* Are the replies to this packet to be told from new traffic to a service? TCP tells by itself
+ * where the node has the address. */
+INLINE bool is_from_service(const struct packet *p)
 {
-	struct flow_key key = {};
 	struct frontend_key frontend_key;
 	struct frontend frontend;
-	u32 tick = now(), *seen;
 
 	make_frontend_key(&frontend_key, &p->src, p->sport, p->proto);
-	if (!find_frontend(&frontend_key, &frontend) || frontend.flags & FRONTEND_CLUSTER_IP ||
-	    (p->proto == IPPROTO_TCP && frontend.flags & FRONTEND_SHARED))
-		return false;
-	key.src = p->dst;
-	key.dst = p->src;
-	key.sport = p->dport;
-	key.dport = p->sport;
-	key.proto = p->proto;
-	seen = ANSWERS.lookup(&key);
-	if (seen)
-		*seen = tick;
-	else if (!find_flow(&key))
-		ANSWERS.update(&key, &tick);
-	return true;
+	return find_frontend(&frontend_key, &frontend) &&
+	       !(frontend.flags & FRONTEND_CLUSTER_IP) &&
+	       !(p->proto == IPPROTO_TCP && frontend.flags & FRONTEND_SHARED);
+}
+
+/* A conversation that begins, or goes on, from a port that is also a service's: what comes back is
+ * noted. What a client of the service has begun goes before. Only what leaves this node gets here,
+ * so nobody outside can take a tuple from a client. */
+INLINE void note_conversation(const struct packet *p, u32 beat)
+{
+	struct ends ends = {.addr = p->dst, .port = p->dport, .client_port = p->sport};
+	bool tcp = p->proto == IPPROTO_TCP;
+	struct flow_key back;
+	struct found held;
+
+	make_key_back(&back, p);
+	if (!find_cell(&back, &held))
+		add_note(&back, tcp ? STATE_ESTABLISHED : STATE_DATAGRAM, &ends,
+			 tcp ? 0 : CELL_REPLIED, beat);
+	else if (kind_of(&held) == CELL_NOTE)
+		held.state->seen = beat;
+}
+
+/* A datagram to a pod that belongs to no flow, from what is also some service's endpoint: if the
+ * pod calls that service later, with the port that this one was sent to, the replies would have the
+ * tuple that this conversation has (SIP, and whoever else uses one port for both). */
+INLINE void note_incoming(const struct packet *p, u32 beat)
+{
+	struct flow_key key;
+
+	if (p->origin != ORIGIN_POD || p->proto == IPPROTO_TCP || p->fragment == FRAGMENT_LATER ||
+	    !is_endpoint(&p->src, p->sport))
+		return;
+	make_key(&key, p);
+	note_reply(&key, beat);
 }
 
 /* A server on the node that is bound to all addresses answers from the one that the route to the
- * client has, while the flow is to its endpoint's address, the node's primary one. Sets the key of
- * that flow's reply entry. */
-INLINE struct flow *find_by_endpoint(struct __sk_buff *skb, const struct packet *p,
-				     struct flow_key *key)
+ * client has, while the flow is to its endpoint's address, the node's primary one. */
+INLINE bool find_by_endpoint(struct __sk_buff *skb, const struct packet *p, struct found *f)
 {
 	const struct config *c = get_config();
-	struct flow *f;
+	struct flow_key key;
 
 	if (p->proto != IPPROTO_UDP || !skb->sk || !c)
-		return 0;
-	make_key(key, p);
-	narrow(&key->src, NODE_ADDRESS(c));
-	f = find_flow(key);
-	return f && f->flags & FLOW_REPLY && !(f->flags & FLOW_DIRECT) ? f : 0;
+		return false;
+	make_key(&key, p);
+	narrow(&key.src, NODE_ADDRESS(c));
+	return find_cell(&key, f) && kind_of(f) & CELL_REPLY &&
+	       !(kind_of(f) & (CELL_DIRECT | CELL_NOTE | CELL_NODE));
 }
 
 /* The program for what belongs to no flow by its own addresses. */
 INLINE int outgoing(struct __sk_buff *skb)
 {
-	struct flow_key key;
+	u32 beat = now();
+	struct ends ends;
 	struct packet p;
-	struct flow *f;
-	u32 tick = now();
+	struct found f;
 
 	if (!restore_packet(skb, &p))
 		return PASS;
-	f = find_by_endpoint(skb, &p, &key);
-	if (!f) {
-		/* A server of the node may be an endpoint that calls somebody, as a pod may. Not
-		 * both: a note among the flows would be found before this program is asked again.
-		 */
-		if (!note_conversation(&p) && p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
-			return hand_to_upkeep(skb, true);
-		return PASS;
+	if (find_by_endpoint(skb, &p, &f)) {
+		if (!read_ends(&f, &ends))
+			return DROP;
+		follow(&p, &f, skb->len - p.l3, beat);
+		return translate(skb, &p, true, &ends.addr, ends.port, ends.client_port);
 	}
-	if (f->beat != beat()) {
-		refresh_datagram(&key, f, tick);
-		flush_counts(f);
-		f->seen = tick;
-		f->beat = beat();
-	}
-	count_packet(f, skb->len - p.l3);
-	return translate(skb, &p, true, &f->addr, f->port, f->client_port);
+	/* A server of the node may be an endpoint that calls somebody, as a pod may. */
+	if (is_from_service(&p))
+		note_conversation(&p, beat);
+	else
+		note_incoming(&p, beat);
+	return PASS;
 }

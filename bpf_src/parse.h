@@ -292,3 +292,14 @@ INLINE bool starts_connection(const struct packet *p)
 {
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
+
+/* The sequence number of TCP, network byte order. */
+INLINE bool read_tcp_seq(struct __sk_buff *skb, const struct packet *p, u32 *seq)
+{
+	struct tcphdr *tcp = packet_start(skb) + (p->l4 & L4_MASK);
+
+	if ((void *)(tcp + 1) > packet_end(skb))
+		return false;
+	*seq = tcp->seq;
+	return true;
+}

@@ -7,6 +7,8 @@
 #include "types.h"
 #include "maps.h"
 #include "address.h"
+#include "cpu.h"
+#include "beat.h"
 
 struct choice {
 	ip_addr addr;
@@ -14,7 +16,7 @@ struct choice {
 	__u16 client_port; /* what the backend sees, if not the client's own */
 	__u32 backend;	   /* id | generation << 24 */
 	__u32 service;
-	__u32 flags; /* enum flow_flag, for the entries to make */
+	__u32 kind; /* enum cell_kind, of the flow to make */
 	__u32 local; /* on this node */
 };
 
@@ -61,26 +63,25 @@ INLINE void take_backend(struct choice *choice, const struct backend *b, u32 ref
 INLINE bool affine_backend(const struct service *s, struct affinity_key *key, bool local,
 			   struct choice *choice)
 {
-	u32 tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT, id;
+	u32 beat = now(), id;
 	struct affinity *had = affinity.lookup(key);
 	struct backend *b;
 
-	if (!had || tick - had->seen > s->affinity)
+	if (!had || is_older(beat, had->seen, s->affinity))
 		return false;
 	id = had->backend & BACKEND_ID_MASK;
 	b = backends.lookup(&id);
-	if (!b || !current(b, had->backend) ||
+	if (!b || !current(b, had->backend) || b->service != key->service ||
 	    !(b->flags & (local ? BACKEND_IN_LOCAL : BACKEND_IN_CLUSTER)))
 		return false;
-	had->seen = tick;
+	had->seen = beat;
 	take_backend(choice, b, had->backend, key->service);
 	return true;
 }
 
 INLINE void remember_affinity(struct affinity_key *key, u32 reference)
 {
-	struct affinity value = {.backend = reference,
-				 .seen = bpf_ktime_get_coarse_ns() >> TICK_SHIFT};
+	struct affinity value = {.backend = reference, .seen = now()};
 
 	affinity.update(key, &value);
 }
@@ -112,7 +113,7 @@ INLINE int choose_backend(const struct request *r, struct choice *choice)
 	if (s->flags & SERVICE_AFFINITY && affine_backend(s, &key, local, choice))
 		return 0;
 #endif
-	index = (u32)region + (u32)((u64)bpf_get_prandom_u32() * length >> 32);
+	index = (u32)region + (u32)((u64)next_random() * length >> 32);
 	slot = slots.lookup(&index);
 	if (!slot)
 		return REASON_INTERNAL;
@@ -129,11 +130,11 @@ INLINE int choose_backend(const struct request *r, struct choice *choice)
 	return 0;
 }
 
-/* May the backend of this flow still carry it? */
-INLINE bool still_serving(const struct flow *f)
+/* May the backend of a flow of this service still carry it? */
+INLINE bool still_serving(u32 reference, u32 service)
 {
-	u32 id = f->backend & BACKEND_ID_MASK;
+	u32 id = reference & BACKEND_ID_MASK;
 	struct backend *b = backends.lookup(&id);
 
-	return b && current(b, f->backend);
+	return b && current(b, reference) && b->service == service;
 }

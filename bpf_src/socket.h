@@ -10,6 +10,7 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
+#include "beat.h"
 
 #define AF_INET 2
 #define SOL_SOCKET 1
@@ -86,9 +87,9 @@ INLINE bool speaks_ipv4(const struct call *call)
 /* Nobody attaches programs to the interfaces of new pods while there is no agent. */
 INLINE bool agent_lives(const struct config *c)
 {
-	u32 beat = c->agent_beat, tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+	u32 beat = c->agent_beat;
 
-	return beat && tick - beat <= AGENT_GONE_TICKS;
+	return beat && !is_older(now(), beat, c->agent_timeout);
 }
 
 /* Is this socket one we serve? The node's own always, others when asked to, and while nobody else

@@ -17,24 +17,34 @@ INLINE int hand_to(struct __sk_buff *skb, u32 program)
 	return PASS;
 }
 
-INLINE int hand_to_track(struct __sk_buff *skb, bool reply)
+/* handoff.turn, where a packet may find no flow any more: of one that goes out, which begins none. */
+#define TURN_MASK 0xff
+#define NO_TURN TURN_MASK
+
+/* A flow was there, and has ended this very moment: what comes in begins another. */
+INLINE int ended_meanwhile(struct __sk_buff *skb)
 {
-	handoff(skb)->reply = reply;
-	return hand_to(skb, FAMILY_PROGRAM(TRACK));
+	if ((handoff(skb)->turn & TURN_MASK) == NO_TURN)
+		return DROP;
+	return hand_to(skb, FAMILY_PROGRAM(RETRY));
 }
 
-INLINE int hand_to_upkeep(struct __sk_buff *skb, bool reply)
+/* A flow is over, and its packet begins another. */
+INLINE int hand_to_begin_anew(struct __sk_buff *skb, u32 generation)
 {
-	handoff(skb)->reply = reply;
-	return hand_to(skb, FAMILY_PROGRAM(UPKEEP));
+	handoff(skb)->generation = generation;
+	return hand_to(skb, FAMILY_PROGRAM(BEGIN_ANEW));
 }
 
-/* A flow is over, and its packet begins another: in the program for whoever sent it. */
-INLINE int begin_anew(struct __sk_buff *skb, const struct packet *p)
+/* No flow has the packet's tuple: to the program that may begin one, for whoever sent it. */
+INLINE int hand_to_connect(struct __sk_buff *skb, const struct packet *p)
 {
-	handoff(skb)->old_flow = true;
-	return hand_to(skb, p->origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)
-						     : FAMILY_PROGRAM(CONNECT));
+	handoff(skb)->turn = 0;
+#ifndef TRACE /* which asks what the node's sockets would get */
+	if (p->origin == ORIGIN_NODE)
+		return hand_to(skb, FAMILY_PROGRAM(NODE_OPEN));
+#endif
+	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
 }
 
 /* The end of a packet's translation: one of the node's own has yet to be sent (node.h). */
@@ -42,11 +52,4 @@ INLINE int send_on(struct __sk_buff *skb, const struct packet *p, int verdict)
 {
 	return verdict == PASS && p->origin == ORIGIN_NODE ? hand_to(skb, FAMILY_PROGRAM(NODE_SEND))
 							   : verdict;
-}
-
-/* `old_flow`: a flow with the packet's tuple is in the way. */
-INLINE int hand_to_connect(struct __sk_buff *skb, bool old_flow)
-{
-	handoff(skb)->old_flow = old_flow;
-	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
 }

@@ -1,7 +1,8 @@
 /* The programs of one family; FAMILY is 4 or 6. entry.c hands them the packets.
  *
  * TRACE builds the variant behind `lbctl trace`: the same decisions on the same maps, but every
- * packet is the first of its flow, none is remembered and nothing is counted. */
+ * packet is the first of its flow, none is remembered and nothing is counted. Of it only what
+ * decides about a first packet is loaded. */
 #include <uapi/linux/bpf.h>
 #include "unit.h"
 #include "consts.h"
@@ -13,10 +14,15 @@
 #include "classify.h"
 #include "flow.h"
 #include "established.h"
-#include "outgoing.h"
+#include "plain.h"
 #include "tcp.h"
+#include "anew.h"
+#include "outgoing.h"
 #include "connect.h"
+#include "way.h"
+#include "room.h"
 #include "masquerade.h"
+#include "takeport.h"
 #include "direct.h"
 #include "refuse.h"
 #include "sctp.h"
@@ -25,51 +31,48 @@
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
-	return coming_in(skb, ORIGIN_POD);
+	return come_in(skb, ORIGIN_POD);
 }
 
 PROGRAM(FAMILY_NAME(to_pod))
 {
-	return going_out(skb, ORIGIN_POD);
+	return go_out(skb, ORIGIN_POD);
 }
 
 /* The entry program says where from, and whether there is a link header. */
 PROGRAM(FAMILY_NAME(from_net))
 {
-	return coming_in(skb, handoff(skb)->from);
+	return come_in(skb, handoff(skb)->from);
 }
 
 PROGRAM(FAMILY_NAME(to_net))
 {
-	return going_out(skb, handoff(skb)->from);
+	return go_out(skb, handoff(skb)->from);
 }
 
-PROGRAM(FAMILY_NAME(service))
+PROGRAM(FAMILY_NAME(coming_in))
 {
-	struct flow_key key;
-	struct flow *f;
-	struct packet p;
-	int verdict;
-
-	if (!restore_packet(skb, &p))
-		return DROP;
-	make_key(&key, &p);
-	f = find_flow(&key);
-	/* A reply found here is one to the node's own socket (node.h), or there by a coincidence in
-	 * the filters. One call for both: what every packet runs is short. */
-	if (!f || f->flags & FLOW_REPLY) {
-		handoff(skb)->old_flow = false;
-		return hand_to(skb, f ? FAMILY_PROGRAM(NODE) : FAMILY_PROGRAM(CONNECT));
-	}
-	verdict = established(skb, &p, &key, f, false);
-	if (verdict == UPKEEP_DUE)
-		return hand_to_upkeep(skb, false);
-	return verdict == BEGIN_ANEW ? hand_to_connect(skb, true) : verdict;
+	return coming_in(skb);
 }
 
-PROGRAM(FAMILY_NAME(node))
+PROGRAM(FAMILY_NAME(going_out))
 {
-	return node_packet(skb);
+	return going_out(skb);
+}
+
+PROGRAM(FAMILY_NAME(follow))
+{
+	return follow_any(skb);
+}
+
+PROGRAM(FAMILY_NAME(track))
+{
+	return track(skb);
+}
+
+PROGRAM(FAMILY_NAME(begin_anew))
+{
+	return begin_anew(skb);
 }
 
 PROGRAM(FAMILY_NAME(node_open))
@@ -87,45 +90,9 @@ PROGRAM(FAMILY_NAME(node_send))
 	return node_send(skb);
 }
 
-PROGRAM(FAMILY_NAME(reply))
-{
-	struct flow_key key;
-	struct flow *f;
-	struct packet p;
-	int verdict = PASS;
-
-	if (!restore_packet(skb, &p))
-		return PASS;
-	make_key(&key, &p);
-	f = find_flow(&key);
-	if (f && f->flags & FLOW_REPLY)
-		verdict = established(skb, &p, &key, f, true);
-#ifndef TRACE
-	else if (!f && may_be_own(&p))
-		programs.call(skb, FAMILY_PROGRAM(OUTGOING));
-	else if (!f && p.origin == ORIGIN_POD && p.proto != IPPROTO_TCP)
-		verdict = UPKEEP_DUE;
-#endif
-	return verdict == UPKEEP_DUE ? hand_to_upkeep(skb, true) : verdict;
-}
-
 PROGRAM(FAMILY_NAME(outgoing))
 {
-#ifdef TRACE
-	return PASS; /* of replies, and what is remembered for them */
-#else
 	return outgoing(skb);
-#endif
-}
-
-PROGRAM(FAMILY_NAME(track))
-{
-	return track(skb);
-}
-
-PROGRAM(FAMILY_NAME(upkeep))
-{
-	return upkeep(skb);
 }
 
 PROGRAM(FAMILY_NAME(connect))
@@ -133,23 +100,44 @@ PROGRAM(FAMILY_NAME(connect))
 	return connect(skb);
 }
 
+PROGRAM(FAMILY_NAME(open))
+{
+	return open_chosen(skb);
+}
+
+PROGRAM(FAMILY_NAME(retry))
+{
+	return retry(skb);
+}
+
+PROGRAM(FAMILY_NAME(make_way))
+{
+	return make_way(skb);
+}
+
+PROGRAM(FAMILY_NAME(make_room))
+{
+	return make_room(skb);
+}
+
 PROGRAM(FAMILY_NAME(masquerade))
 {
 	return masquerade(skb);
 }
 
-PROGRAM(FAMILY_NAME(open))
+PROGRAM(FAMILY_NAME(take_port))
+{
+	return take_port(skb);
+}
+
+PROGRAM(FAMILY_NAME(open_masqueraded))
 {
 	return open_masqueraded(skb);
 }
 
 PROGRAM(FAMILY_NAME(direct))
 {
-#ifdef TRACE
-	return PASS; /* only flows can be in the way */
-#else
 	return direct(skb);
-#endif
 }
 
 PROGRAM(FAMILY_NAME(refuse))

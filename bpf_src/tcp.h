@@ -1,9 +1,10 @@
 /* The life of a TCP flow as seen from the middle: flags decide, and both closes must be acked.
  *
  * The two directions' packets are on two CPUs at once. So each sets and clears flags of its own
- * entry alone, and reads the other's; states are written to both, and the next packet puts right
- * what crossed. `ack` is the number that the direction's last packet acknowledged, in network byte
- * order; from its FIN until that is acknowledged, the number that will. */
+ * cell alone, and reads the other's; the state is the forward cell's, changed by compare-and-swap.
+ * `ack` is the number that the direction's last packet acknowledged, in network byte order; from
+ * its FIN until that is acknowledged, the number that will. In the handshake it is what the other
+ * direction's SYN expects to be acknowledged. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -18,202 +19,262 @@
 #include "stats.h"
 #include "tailcall.h"
 #include "flow.h"
+#include "established.h"
 #include "nat.h"
 
 /* How far behind what was acknowledged a FIN or RST may be that others' data overtook: larger than
  * almost every window, and 1 of 256 for who knows no number. */
 #define PLAUSIBLE_WINDOW (1 << 24)
+#define CHANGE_TRIES 4 /* of a state that others change, too */
 
-/* Most packets need no more than this: the flow opens, or is open. False: see track_tcp. */
-INLINE bool tcp_unremarkable(const struct packet *p, struct flow *f, bool reply)
+/* The two directions, as the packet sees them. */
+struct pair {
+	struct found forward;
+	struct cell_state *own;
+	struct cell_state *other;
+	bool reply;
+};
+
+INLINE bool find_pair(const struct found *f, struct pair *pair)
 {
-	struct table_state *state;
+	struct found reply = *f;
 
-	if (f->state == FLOW_SIDE)
-		return true;
-	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+	pair->reply = kind_of(f) & CELL_REPLY;
+	pair->forward = *f;
+	if (pair->reply ? !find_forward(f, &pair->forward) : !find_next(f, &reply))
 		return false;
-	if (f->state == FLOW_SYN) {
-		if (p->tcp_flags & TCP_SYN) {
-			if (reply)
-				f->flags |= FLOW_REPLIED;
-		} else {
-			state = get_table_state();
-			if (!state || *overflowed(state))
-				return false;
-			f->state = FLOW_ESTABLISHED;
-		}
-	} else if (f->state != FLOW_ESTABLISHED) {
-		return false;
-	}
-	if (p->tcp_flags & TCP_ACK)
-		f->ack = p->tcp_ack;
+	pair->own = f->state;
+	pair->other = pair->reply ? pair->forward.state : reply.state;
 	return true;
 }
 
-/* The number after the segment's last, a FIN included. */
+/* The number after the segment's last, SYN and FIN included. */
 INLINE u32 segment_end(const struct packet *p, const struct tcphdr *tcp)
 {
-	return ntohl(tcp->seq) + p->l4_length - tcp->doff * 4 + (p->tcp_flags & TCP_FIN);
+	return ntohl(tcp->seq) + p->l4_length - tcp->doff * 4 + !!(p->tcp_flags & TCP_FIN) +
+	       !!(p->tcp_flags & TCP_SYN);
 }
 
-/* Has `f` sent a FIN that is not acknowledged yet? Then f->ack is the number that will. */
-INLINE bool fin_waits(const struct flow *f, const struct flow *pair)
+/* Has `a` sent a FIN that `b` has not acknowledged yet? Then a->ack is the number that will. */
+INLINE bool fin_waits(const struct cell_state *a, const struct cell_state *b)
 {
-	return f->flags & FLOW_FIN && !(pair->flags & FLOW_ACKED);
+	return flags_of(a) & CELL_FIN && !(flags_of(b) & CELL_ACKED);
 }
 
 /* Nothing comes after a FIN, so that what acknowledges it is one number. */
-INLINE void note_ack(const struct packet *p, const struct tcphdr *tcp, struct flow *f,
-		     struct flow *pair)
+INLINE void note_ack(const struct packet *p, const struct tcphdr *tcp, struct pair *pair)
 {
 	if (!(p->tcp_flags & TCP_ACK))
 		return;
-	if (fin_waits(pair, f) && tcp->ack_seq == pair->ack) {
-		f->flags |= FLOW_ACKED;
+	if (fin_waits(pair->other, pair->own) && tcp->ack_seq == pair->other->ack) {
+		set_flags(pair->own, flags_of(pair->own) | CELL_ACKED);
 		/* What the other side acknowledged meanwhile was not kept: this is close. */
-		pair->ack = tcp->seq;
+		pair->other->ack = tcp->seq;
 	}
-	if (!fin_waits(f, pair))
-		f->ack = tcp->ack_seq;
+	if (!fin_waits(pair->own, pair->other))
+		pair->own->ack = tcp->ack_seq;
 }
 
 /* A FIN where none can be is none. True if it stands right behind what the other side has
  * acknowledged: nobody invents that. */
-INLINE bool note_fin(const struct packet *p, const struct tcphdr *tcp, struct flow *f,
-		     struct flow *pair)
+INLINE bool note_fin(const struct packet *p, const struct tcphdr *tcp, struct pair *pair)
 {
-	u32 end = segment_end(p, tcp), acked = ntohl(pair->ack);
-	bool known = !fin_waits(pair, f);
+	u32 end = segment_end(p, tcp), acked = ntohl(pair->other->ack);
+	bool known = !fin_waits(pair->other, pair->own);
+	u8 flags = flags_of(pair->own);
 
-	if (pair->flags & FLOW_ACKED) /* sent again */
+	if (flags_of(pair->other) & CELL_ACKED) /* sent again */
 		return false;
 	if (known && end - acked - 1 >= PLAUSIBLE_WINDOW)
 		return false;
-	if (!(f->flags & FLOW_FIN))
-		f->flags |= f->flags & FLOW_ACKED ? FLOW_FIN : FLOW_FIN | FLOW_FIRST;
-	f->ack = htonl(end);
+	if (!(flags & CELL_FIN))
+		set_flags(pair->own, flags | CELL_FIN | (flags & CELL_ACKED ? 0 : CELL_FIRST));
+	pair->own->ack = htonl(end);
 	return known && ntohl(tcp->seq) == acked;
 }
 
-/* A RST counts if it stands right behind what the other side has acknowledged (RFC 5961). If it
- * could stand behind data that is under way, the flow may be over, and lasts no longer than one
- * that is half closed. Else it is a stray, or forged. */
-INLINE void note_reset(const struct tcphdr *tcp, struct flow *f, struct flow *pair)
+/* The numbers of the handshake: what the client's ACK must be is kept where its last one will be,
+ * what the backend acknowledged where it always is. */
+INLINE void note_syn(const struct packet *p, const struct tcphdr *tcp, struct pair *pair)
 {
-	u32 ahead = ntohl(tcp->seq) - ntohl(pair->ack);
-	u8 state = FLOW_RESET;
+	u32 end = htonl(ntohl(tcp->seq) + 1);
 
-	if (f->state == FLOW_RESET)
-		return;
-	if (f->state != FLOW_SYN || pair->state != FLOW_SYN) {
-		if (fin_waits(pair, f))
-			state = FLOW_FIN_WAIT;
-		else if (ahead && ahead < PLAUSIBLE_WINDOW &&
-			 !((f->flags | pair->flags) & FLOW_FIN))
-			state = FLOW_CLOSING;
-		else if (ahead)
-			return;
+	if (pair->reply && p->tcp_flags & TCP_ACK) {
+		set_flags(pair->own, flags_of(pair->own) | CELL_REPLIED);
+		pair->own->ack = tcp->ack_seq;
+		pair->other->ack = end;
+	} else if (!pair->reply && !(flags_of(pair->other) & CELL_REPLIED)) {
+		pair->other->ack = end;
 	}
-	if (state == FLOW_RESET)
-		f->flags |= FLOW_RST;
-	f->state = state;
-	pair->state = state;
+}
+
+/* Does the client's packet acknowledge the backend's SYN, or what came behind it? Where no SYN-ACK
+ * passed, nobody can tell. */
+INLINE bool ends_handshake(const struct packet *p, const struct tcphdr *tcp,
+			   const struct pair *pair)
+{
+	if (pair->reply || !(p->tcp_flags & TCP_ACK))
+		return false;
+	return !(flags_of(pair->other) & CELL_REPLIED) ||
+	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= pair->other->bytes;
+}
+
+/* In the handshake a RST acknowledges the SYN (RFC 9293, 3.10.7.3), or stands where the other side
+ * has acknowledged up to. */
+INLINE bool resets_handshake(const struct packet *p, const struct tcphdr *tcp,
+			     const struct pair *pair)
+{
+	if (tcp->seq == pair->other->ack && (!pair->reply || flags_of(pair->own) & CELL_REPLIED))
+		return true;
+	return pair->reply && p->tcp_flags & TCP_ACK &&
+	       ntohl(tcp->ack_seq) - ntohl(pair->own->ack) <= pair->other->bytes;
+}
+
+/* The state after a RST. It counts if it stands right behind what the other side has acknowledged
+ * (RFC 5961). If it could stand behind data that is under way, the flow may be over, and lasts no
+ * longer than one that is half closed. Else it is a stray, or forged. */
+INLINE u32 state_of_reset(const struct packet *p, const struct tcphdr *tcp, const struct pair *pair,
+			  u32 state)
+{
+	u32 ahead = ntohl(tcp->seq) - ntohl(pair->other->ack);
+
+	if (state == STATE_RESET)
+		return state;
+	if (state == STATE_SYN)
+		return resets_handshake(p, tcp, pair) ? STATE_RESET : state;
+	if (fin_waits(pair->other, pair->own))
+		return STATE_FIN_WAIT;
+	if (!ahead)
+		return STATE_RESET;
+	if (ahead < PLAUSIBLE_WINDOW &&
+	    !((flags_of(pair->own) | flags_of(pair->other)) & CELL_FIN))
+		return STATE_CLOSING;
+	return state;
 }
 
 /* What FINs and their acknowledgements come to. `certain`: the packet's own FIN is. */
-INLINE u8 state_of_close(const struct flow *f, const struct flow *pair, bool certain)
+INLINE u32 state_of_close(const struct pair *pair, u32 state, bool certain)
 {
-	if (f->flags & pair->flags & FLOW_FIN)
-		return FLOW_FIN_WAIT;
-	if ((f->flags | pair->flags) & FLOW_ACKED)
-		return FLOW_CLOSING;
-	if (!((f->flags | pair->flags) & FLOW_FIN))
-		return FLOW_ESTABLISHED;
-	if (certain)
-		return FLOW_FIN_WAIT;
-	return f->state == FLOW_FIN_WAIT ? FLOW_FIN_WAIT : FLOW_CLOSING;
+	u8 own = flags_of(pair->own), other = flags_of(pair->other);
+
+	if (own & other & CELL_ACKED)
+		return STATE_TIME_WAIT;
+	if (own & other & CELL_FIN)
+		return STATE_FIN_WAIT;
+	if ((own | other) & CELL_ACKED)
+		return STATE_CLOSING;
+	if (!((own | other) & CELL_FIN))
+		return STATE_ESTABLISHED;
+	return certain || state == STATE_FIN_WAIT ? STATE_FIN_WAIT : STATE_CLOSING;
 }
 
-/* The handshake is over. Entries among those that may be forgotten move to where they stay. */
-INLINE struct flow *settle(struct flow_key *key, struct flow *f)
+INLINE u32 current_state(const struct pair *pair)
 {
-	struct flow_key out_key, back_key;
-
-	f->state = FLOW_ESTABLISHED;
-	if (f->flags & FLOW_MASQUERADED && !(f->flags & FLOW_REPLY) &&
-	    find_sides(key, f, &out_key, &back_key)) {
-		promote(&out_key);
-		promote(&back_key);
-	}
-	promote(key);
-	return find_flow(key);
+	return HEAD_STATE(LOAD(&pair->forward.cell->head));
 }
 
-/* Follows a remarkable packet. `f` is the entry of the packet's direction. True if the flow ends
- * with this packet. */
-INLINE bool track_tcp(struct __sk_buff *skb, struct packet *p, struct flow *f, struct flow *pair)
+/* Of two packets at once, each sees at least the flags that the other has set before: counting the
+ * bytes is a full barrier between setting and reading. */
+INLINE void follow_close(const struct packet *p, const struct tcphdr *tcp, struct pair *pair,
+			 u32 bytes)
 {
-	struct table_state *state = get_table_state();
 	bool certain = false;
+	int i;
+
+	note_ack(p, tcp, pair);
+	if (p->tcp_flags & TCP_FIN)
+		certain = note_fin(p, tcp, pair);
+	__sync_fetch_and_add(&pair->own->bytes, bytes);
+	ROLLED
+	for (i = 0; i < CHANGE_TRIES; i++) {
+		u32 from = current_state(pair), to = state_of_close(pair, from, certain);
+
+		if (from == to || from == STATE_TIME_WAIT || set_state(&pair->forward, from, to))
+			return;
+	}
+}
+
+/* Follows a remarkable packet. */
+INLINE void track_tcp(struct __sk_buff *skb, struct packet *p, struct pair *pair)
+{
+	u32 state = current_state(pair), bytes = skb->len - p->l3, to;
+	u8 flags = flags_of(pair->own);
 	struct tcphdr tcp;
 
 	if (bpf_skb_load_bytes(skb, p->l4, &tcp, sizeof(tcp)))
-		return false;
-	if (f->state == FLOW_TIME_WAIT)
-		return false;
+		return;
+	pair->own->seen = now();
+	pair->own->packets++;
+	if (state == STATE_TIME_WAIT || p->tcp_flags & (TCP_RST | TCP_SYN) || state == STATE_SYN)
+		pair->own->bytes += bytes;
+	if (state == STATE_TIME_WAIT)
+		return;
 	if (p->tcp_flags & TCP_RST) {
-		note_reset(&tcp, f, pair);
-		return f->state == FLOW_RESET && state && under_pressure(state);
+		to = state_of_reset(p, &tcp, pair, state);
+		if (to == STATE_RESET && state != STATE_RESET)
+			set_flags(pair->own, flags | CELL_RST);
+		if (to != state)
+			set_state(&pair->forward, state, to);
+		return;
 	}
-	if (p->tcp_flags & TCP_SYN)
-		return false;
-	if (f->state == FLOW_RESET) {
+	if (p->tcp_flags & TCP_SYN) {
+		if (state == STATE_SYN)
+			note_syn(p, &tcp, pair);
+		return;
+	}
+	if (state == STATE_SYN) {
+		if (!ends_handshake(p, &tcp, pair)) {
+			if (pair->reply && p->tcp_flags & TCP_ACK)
+				pair->own->ack = tcp.ack_seq;
+			return;
+		}
+		set_state(&pair->forward, STATE_SYN, STATE_ESTABLISHED);
+		bytes = 0;
+	}
+	if (state == STATE_RESET) {
 		/* Only who sent the RST can tell that it was none. */
-		if (!(f->flags & FLOW_RST))
-			return false;
-		f->flags &= ~FLOW_RST;
+		if (!(flags & CELL_RST))
+			return;
+		set_flags(pair->own, flags & ~CELL_RST);
 	}
-	note_ack(p, &tcp, f, pair);
+	follow_close(p, &tcp, pair, bytes);
+}
+
+/* A conversation past services is over when one side says so: what comes after that keeps the note
+ * for as long as a tuple rests, as that of an end which closed first does. */
+INLINE void track_note(const struct packet *p, struct found *f)
+{
+	f->state->seen = now();
+	if (!(p->tcp_flags & (TCP_FIN | TCP_RST)) || state_of(f) != STATE_ESTABLISHED)
+		return;
 	if (p->tcp_flags & TCP_FIN)
-		certain = note_fin(p, &tcp, f, pair);
-	f->state = state_of_close(f, pair, certain);
-	pair->state = f->state;
-	return f->flags & pair->flags & FLOW_ACKED;
+		set_flags(f->state, flags_of(f->state) | CELL_FIRST);
+	set_state(f, STATE_ESTABLISHED, STATE_TIME_WAIT);
 }
 
 /* The program for remarkable packets of a flow. */
 INLINE int track(struct __sk_buff *skb)
 {
-	bool reply = handoff(skb)->reply;
-	struct flow_key key, pair_key;
-	struct flow *f, *pair;
-	u16 port, client_port;
+	struct flow_key key;
+	struct found f;
 	struct packet p;
-	ip_addr addr;
+	struct pair pair;
+	struct ends ends;
+	u32 kind;
 
 	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
-	f = find_flow(&key);
-	if (!f)
-		return PASS;
-	/* Copied before the flow can end: its entry may be reused at once. */
-	addr = f->addr;
-	port = f->port;
-	client_port = f->client_port;
-	count_packet(f, skb->len - p.l3);
-	f->seen = now();
-	make_pair_key(&pair_key, &key, f);
-	pair = find_flow(&pair_key);
-	if (pair && is_pair(pair, &key, f)) {
-		if (f->state == FLOW_SYN && !(p.tcp_flags & (TCP_SYN | TCP_RST))) {
-			/* Both: the backend may have nothing to say for a long time. */
-			f = settle(&key, f);
-			pair = settle(&pair_key, pair);
-		}
-		if (f && pair && track_tcp(skb, &p, f, pair))
-			linger(reply ? &pair_key : &key, f, pair);
-	}
-	return send_on(skb, &p, translate(skb, &p, reply, &addr, port, client_port));
+	if (!find_cell(&key, &f))
+		return ended_meanwhile(skb);
+	kind = kind_of(&f);
+	if (starts_over(&p, &f, now()))
+		return hand_to_begin_anew(skb, HEAD_GENERATION(f.head));
+	if (!read_ends(&f, &ends))
+		return ended_meanwhile(skb);
+	if (kind & CELL_NOTE)
+		track_note(&p, &f);
+	else if (find_pair(&f, &pair))
+		track_tcp(skb, &p, &pair);
+	return send_on(skb, &p, translate_by(skb, &p, kind, &ends));
 }

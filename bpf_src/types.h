@@ -28,7 +28,7 @@ struct service {
 	__u64 cluster;	/* endpoints anywhere: base | length << 32 | REGION_DROP */
 	__u64 local;	/* endpoints on this node */
 	__u32 flags;	/* enum service_flag */
-	__u32 affinity; /* ticks */
+	__u32 affinity; /* beats */
 };
 
 struct slot {
@@ -62,35 +62,124 @@ struct flow_key {
 	__u8 pad[3];
 };
 
-struct flow {
-	ip_addr addr;	   /* becomes the destination, or the source in a FLOW_REPLY entry */
+/* One tuple of a flow: what is compared, and what is written into its packets. Content changes only
+ * while `head` says CLAIMED or BUSY, with a new generation. */
+struct cell_state {
+	__u32 link; /* the place of the next cell of the flow's ring; enum cell_flag on top */
+	__u32 seen; /* beat of the last packet */
+	__u32 packets;
+	__u32 ack; /* TCP, see tcp.h */
+	__u64 bytes;
+	__u32 backend; /* id | generation << 24 */
+	__u32 service;
+};
+
+#if FAMILY == 6
+struct cell {
+	ip_addr src;
+	ip_addr dst;
+	__u16 sport;
+	__u16 dport;
+	__u16 port;
+	__u16 client_port;
+	ip_addr addr;
+	__u64 head;
+};
+#else
+struct cell {
+	struct flow_key key;
+	__u64 head;
+	ip_addr addr;	   /* becomes the destination, or the source if CELL_REPLY */
 	__u16 port;	   /* its port */
 	__u16 client_port; /* becomes the port of the other side */
-	__u32 backend;	   /* id | generation << 24 */
-	__u32 service;
-	__u32 seen;	    /* tick of the last packet, or of one a beat before it */
-	__u32 ack;	    /* TCP, see tcp.h; of a flow that lingers, its number in struct ended */
-	__u8 state;	    /* enum flow_state */
-	__u8 flags;	    /* enum flow_flag */
-	__u16 beat;	    /* when `seen` was set, see stats.h */
-	__u32 tick_packets; /* since `seen` last changed; not yet in the totals */
-	__u32 tick_bytes;
-	__u32 packets;
-	__u64 bytes;
+	struct cell_state state;
+};
+#endif
+
+_Static_assert(sizeof(struct cell) == 64, "a cache line");
+_Static_assert(sizeof(struct cell_state) == 32, "half of one");
+
+/* One bank of a family's table of flows, as the programs see it whose own one it is. */
+struct table {
+	__u64 secret[5]; /* of the hash; the same in both */
+	__u32 buckets;
+	__u32 other_buckets; /* of the other bank; 0: not in use */
+	__u32 bank;	     /* 0 or PLACE_BANK */
+	__u32 share; /* cells that one source may hold and be like any other; 0: any number */
+	__u32 phase; /* enum table_phase, in bank a's record; for the agent alone */
+	__u32 pad;
+	__u64 evicted; /* flows that made room */
+	__u64 refused; /* ... and that got none */
 };
 
-_Static_assert(sizeof(struct flow) == 44 + sizeof(ip_addr) / 16 * 4 + sizeof(ip_addr),
-	       "grows for a million flows");
-
-/* TCP flows that ended a moment ago. */
-struct ended {
+/* What the agent gives a program of table.c as a frame, and gets back: this, then a list of records
+ * of one kind. Each run takes the next. */
+struct work {
+	__u8 frame[16]; /* for the kernel, which wants a link header */
+	__u32 next;
 	__u32 count;
-	__u32 oldest; /* place */
-	struct {
-		struct flow_key key;
-		__u32 number; /* flow.ack, unless the tuple had another flow since */
-	} flows[LINGERING];
+	__u32 done;
+	__u32 pad;
 };
+
+/* A flow, named so that no other is meant later. */
+struct listed_flow {
+	__u32 place;
+	__u32 generation;
+	__u32 why; /* enum end_reason */
+	__u32 pad;
+};
+
+/* A cell of a flow that the agent opens. */
+struct listed_cell {
+	struct flow_key key;
+	ip_addr holder; /* the flow's client */
+	ip_addr addr;
+	__u64 bytes;
+	__u16 port;
+	__u16 client_port;
+	__u32 packets;
+	__u32 ack;
+	__u32 seen;
+	__u32 backend;
+	__u32 service;
+	__u32 next;	  /* the next cell's place */
+	__u32 place;	  /* this one's, once it is reserved */
+	__u32 generation; /* 0: a new one is made */
+	__u8 kind;	  /* enum cell_kind */
+	__u8 flags;	  /* enum cell_flag */
+	__u8 state;	  /* enum cell_condition */
+	__u8 pad;
+};
+
+/* A flow that moves to the other bank: its old cells, what they had counted when they were copied,
+ * and their copies. */
+struct listed_old {
+	__u64 bytes;
+	__u32 packets;
+	__u32 place;
+	__u32 copy;
+	__u32 pad;
+};
+
+struct listed_ring {
+	__u32 generation;
+	__u32 count;
+	struct listed_old cells[RING_CELLS];
+};
+
+/* What a CPU keeps for itself. */
+struct cpu {
+	__u32 opened;
+	__u32 pad;
+	__u64 random;
+	__u64 scratch;
+	__u64 spare[5];
+	struct listed_ring ring;
+	__u64 more[3];
+};
+
+_Static_assert(sizeof(struct cpu) % 64 == 0, "no line is two CPUs'");
 
 struct fragment_key {
 	ip_addr src;
@@ -111,6 +200,7 @@ struct service_counters {
 	__u64 bytes_in;
 	__u64 packets_out;
 	__u64 bytes_out;
+	__u64 live; /* flows that are not over */
 };
 
 struct cidr {
@@ -121,8 +211,7 @@ struct cidr {
 /* What a running system changes. Written by the agent through mmap. */
 struct config {
 	__u32 flags;	   /* enum config_flag */
-	__u32 flow_limit;  /* TCP entries per family beyond which handshakes go to the LRU table */
-	__u32 syn_timeout; /* ticks, all of them */
+	__u32 syn_timeout; /* beats, all of them */
 	__u32 established_timeout;
 	__u32 closing_timeout;
 	__u32 reset_timeout;
@@ -142,21 +231,11 @@ struct config {
 	__u32 pod_cidr_count6;
 	struct cidr pod_cidr4[MAX_POD_CIDRS];
 	struct cidr pod_cidr6[MAX_POD_CIDRS];
-	__u32 agent_beat;    /* tick at which the agent last lived; 0: there is none */
+	__u32 agent_beat;    /* at which the agent last lived; 0: there is none */
 	__u16 node_port_max; /* the node's own flows have the ports from port_max to here */
 	__u16 pad;
-};
-
-/* Written by the programs; corrected by the agent's sweep. */
-struct table_state {
-	__u64 tcp_entries4; /* in the plain TCP table */
-	__u64 tcp_entries6;
-	__u32 overflowed4; /* not zero: TCP flows may also be in the LRU table */
-	__u32 overflowed6;
-	__u32 direct4; /* not zero: FLOW_DIRECT entries may exist */
-	__u32 direct6;
-	__u32 notes4; /* enum notes */
-	__u32 notes6;
+	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
+	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
 };
 
 /* What the node is called on a device: its first address there of each family, or zero. */
@@ -173,7 +252,7 @@ struct affinity_key {
 
 struct affinity {
 	__u32 backend; /* id | generation << 24 */
-	__u32 seen;    /* tick of the last new flow */
+	__u32 seen;    /* beat of the last new flow */
 };
 
 /* For the longest prefix: 32 bits of service, then the client's address. */

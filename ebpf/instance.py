@@ -11,12 +11,15 @@ links/cgroup-HOOK        the same for sockets, see ebpf/hooks/cgroup.py
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebpf import maps, trust
-from ebpf.errors import LayoutError
+from ebpf import flowtable, maps, trust
+from ebpf.errors import LayoutError, LbError
+from ebpf.flowtable import FlowTable
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared, meta, migrate
@@ -40,6 +43,10 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         self.readonly = readonly
         self._lock = lock
         self._open: dict[str, Map] = {}
+        self._coming: dict[str, Map] = {}  # larger ones, that programs are loaded on
+        self._former: dict[str, Map] = {}  # ... and those that they took the place of
+        self._flow_tables: tuple[FlowTable, ...] = ()
+        self._table_programs: PinnedPrograms | None = None
         self._replaced = Replaced(pin_dir, notes)
 
     @classmethod
@@ -96,8 +103,89 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         return sorted(path.name for path in (self.pin_dir / "maps").iterdir())
 
     def map_fds(self) -> dict[str, int]:
-        """Every map's descriptor by name: what programs are loaded with."""
-        return {name: self.map(name).fd for name in self.map_names()}
+        """Every map's descriptor by the name that programs have for it: to load them with."""
+        return {name: found.fd for name, found in self.program_maps().items()}
+
+    def program_maps(self) -> dict[str, Map]:
+        """The maps by the names that programs know them by (see `flowtable.program_names`), larger
+        ones in the making included."""
+        names = self.map_names()
+        phases = {
+            family: int(self.map(f"table{family}a").records["phase"][0])  # type: ignore[attr-defined]
+            for family in flowtable.FAMILIES
+            if f"table{family}a" in names
+        }
+        taken = flowtable.program_names(names, phases, self.enums)
+        return {name: self._coming.get(other) or self.map(other) for name, other in taken.items()}
+
+    def generation_key(self, bundle_hash: str) -> str:
+        """The name of the directory of a bundle's programs on these maps."""
+        ids = sorted((name, found.id) for name, found in self.program_maps().items())
+        return hashlib.sha256(f"{bundle_hash} {ids}".encode()).hexdigest()[:16]
+
+    def resize(self, name: str, entries: int) -> None:
+        """An empty map in place of one that no program of use has anything in. Programs that were
+        loaded on the old one keep it."""
+        old = self.map(name)
+        if old.max_entries == entries:
+            return
+        path = self.pin_dir / "maps" / name
+        self._adopt(maps.create(old.spec, entries), path)
+        old.close()
+        self.forget_flow_tables()
+
+    def enlarge(self, entries: Mapping[str, int]) -> None:
+        """Larger maps for these names alone, empty: programs are loaded on them from now on. When
+        that is done, `switch` them in; when those programs are everywhere, `finish`. Raises
+        KernelError (no memory), and there are none then."""
+        self._let_go(self._coming)
+        try:
+            for name, number in entries.items():
+                self._coming[name] = maps.create(self.map(name).spec, number)
+        except LbError:
+            self._let_go(self._coming)
+            raise
+
+    def switch(self) -> None:
+        """The larger maps get what the former ones hold, and their place. Until `finish` the
+        programs in place use the former ones: what is written has to be written to both, see
+        `former`."""
+        for name, new in self._coming.items():
+            path, old = self.pin_dir / "maps" / name, self.map(name)
+            self._replaced.take_over(old, new, path)
+            self._adopt(new, path)
+            self._former[name] = old
+        self._coming = {}
+        self.forget_flow_tables()
+
+    @property
+    def flow_tables(self) -> tuple[FlowTable, ...]:
+        """Each family's flows, on the maps as they are; another tuple once those are others. Only
+        where programs are loaded can flows be ended or opened. Raises LayoutError for an earlier
+        version's instance."""
+        if not self._flow_tables:
+            self._table_programs = PinnedPrograms(self.pin_dir / "programs")
+            self._flow_tables = tuple(
+                FlowTable(
+                    family,
+                    {name: self.map(name) for name in flowtable.maps_of(family)},
+                    self.enums,
+                    self._table_programs,
+                )
+                for family in flowtable.FAMILIES
+            )
+        return self._flow_tables
+
+    def forget_flow_tables(self) -> None:
+        """Maps or programs are others now: `flow_tables` are made anew."""
+        self._flow_tables = ()
+        if self._table_programs is not None:
+            self._table_programs.close()
+            self._table_programs = None
+
+    def former(self) -> Former | None:
+        written = [name for name in self._former if not declared.USES[name].filled]
+        return Former(self, self._former) if written else None
 
     @property
     def enums(self) -> dict[str, int]:
@@ -121,6 +209,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         how many flows came. Does nothing when nothing was replaced. Counts that the old programs
         added after the copy (counters, service_counters) are lost: those of some seconds.
         """
+        self._let_go(self._former)
         for name in declared.FORMER:
             (self.pin_dir / "maps" / name).unlink(missing_ok=True)
         carried = self._replaced.finish({name: self.map(name) for name in self.map_names()})
@@ -129,9 +218,9 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def close(self) -> None:
         """Closes descriptors and lets go of the lock; what is pinned stays."""
-        for opened in self._open.values():
-            opened.close()
-        self._open.clear()
+        self.forget_flow_tables()
+        for opened in (self._open, self._coming, self._former):
+            self._let_go(opened)
         self.meta.close()
         if self._lock:
             self._lock.close()
@@ -141,6 +230,11 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _let_go(self, opened: dict[str, Map]) -> None:
+        for one in opened.values():
+            one.close()
+        opened.clear()
 
     def _open_pinned(self, name: str) -> Map:
         path = self.pin_dir / "maps" / name
@@ -173,6 +267,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
                 self._open[name] = old
             else:
                 self._adopt(self._replaced.replace(old, spec, entries, path), path)
+        flowtable.prepare(self._open, bundle.enums)
         self.meta.note_bundle(bundle)
 
     def _adopt(self, new: Map, path: Path) -> None:
@@ -180,6 +275,53 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         self.meta.note_map(new)
         bpffs.pin(new.fd, path)
         self._open[new.name] = new
+
+
+class PinnedPrograms(Mapping[str, int]):
+    """The newest pinned programs by name, opened when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` has one of each generation."""
+        self._directory = directory
+        self._fds: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> int:
+        if name not in self._fds:
+            found = [path for path in self._directory.glob(f"*/{name}") if "~" not in str(path)]
+            if not found:
+                raise LayoutError(
+                    f"program {name} of this instance is not loaded",
+                    "The agent loads it when it starts.",
+                )
+            newest = max(found, key=lambda path: path.parent.stat().st_mtime_ns)
+            self._fds[name] = libbpf.obj_get(str(newest))
+        return self._fds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({path.name for path in self._directory.glob("*/*")})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+
+class Former(Maps[HashMap, ArrayMap, PerCpuArray]):
+    """An instance as it was before some of its maps got larger."""
+
+    def __init__(self, instance: Instance, replaced: Mapping[str, Map]) -> None:
+        self._instance = instance
+        self._replaced = replaced
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Map:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            return self._replaced.get(name) or self._instance.map(name)
 
 
 def remove(pin_dir: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Mapping
@@ -137,8 +136,7 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
 
 def generation_key(bundle: Bundle, instance: Instance) -> str:
     """The name of the directory of this bundle's programs on these maps."""
-    ids = sorted((name, instance.map(name).id) for name in instance.map_names())
-    return hashlib.sha256(f"{bundle.hash} {ids}".encode()).hexdigest()[:16]
+    return instance.generation_key(bundle.hash)
 
 
 def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
@@ -156,6 +154,11 @@ def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
             bpffs.remove_tree(path)
             dropped += 1
     return dropped
+
+
+def count_generations(instance: Instance) -> int:
+    """How many are pinned."""
+    return sum(1 for _ in (instance.pin_dir / "programs").iterdir())
 
 
 def _pinned_programs(directory: Path) -> set[int]:

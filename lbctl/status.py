@@ -22,11 +22,13 @@ OLD_SECONDS = 180.0  # older, it is that of an agent that hangs, or that cannot 
 
 
 class TableUse(msgspec.Struct, frozen=True):
-    """How full a map is; `flag` is the agent's option for a larger one."""
+    """How full a table is; `flag` is the agent's option for a larger one. One that grows has room
+    for `limit` entries now, and for `most` when it has grown."""
 
     entries: int
     limit: int
     flag: str
+    most: int = 0
 
 
 class SourceState(msgspec.Struct, frozen=True):

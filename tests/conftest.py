@@ -18,6 +18,12 @@ def _log_to_nobody_elses_stream() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak", type=float, default=2.0, help="seconds for each stress test (default: 2)"
+    )
+
+
 def _privileged(item: pytest.Item) -> str | None:
     return next((mark for mark in PRIVILEGED if item.get_closest_marker(mark)), None)
 

@@ -29,11 +29,15 @@ class Unit(msgspec.Struct, frozen=True):
 def family_unit(family: str, file: str = "tc.c") -> Unit:
     """`file` for one address family, "4" or "6", with the names of that family's maps."""
     words = (
-        ("FLOWS", f"flows{family}"),
-        ("FLOWS_LRU", f"flows{family}_lru"),
         ("FRAGMENTS", f"fragments{family}"),
-        ("ENDED", f"ended{family}"),
-        ("ANSWERS", f"answers{family}"),
+        ("HELD", f"held{family}"),
+        ("TABLE", f"table{family}a"),
+        ("CONTROL", f"control{family}a"),
+        ("OTHER_CONTROL", f"control{family}b"),
+        ("CELLS", f"cells{family}a"),
+        ("OTHER_CELLS", f"cells{family}b"),
+        ("STATES", f"states{family}a"),
+        ("OTHER_STATES", f"states{family}b"),
     )
     return Unit(f"{Path(file).stem}{family}", file, (("FAMILY", family),), words)
 
@@ -43,6 +47,8 @@ def family_unit(family: str, file: str = "tc.c") -> Unit:
 UNITS = (
     family_unit("4"),
     family_unit("6"),
+    family_unit("4", "table.c"),
+    family_unit("6", "table.c"),
     Unit("entry", "entry.c"),
     Unit("sock", "sock.c", (("FAMILY", "6"),)),
 )

@@ -52,6 +52,15 @@ def elements_for(keys: int) -> int:
     return 1 + -(-buckets // _ELEMENT_WORDS) + _PER_BUCKET * buckets
 
 
+def keys_for(elements: int) -> int:
+    """How many keys a table in a map of so many elements has room for."""
+    return int(_buckets_in(elements) * _PER_BUCKET * _MOST_LOAD)
+
+
+def _buckets_in(elements: int) -> int:
+    return (elements - 1) * _ELEMENT_WORDS // (1 + _PER_BUCKET * _ELEMENT_WORDS)
+
+
 class BucketTable:
     """The table in a map. What a payload is, the low 40 bits of a word, is the caller's; never 0.
 
@@ -66,7 +75,7 @@ class BucketTable:
             raise LayoutError(f"map {array.name} has elements of {array.records.dtype.itemsize}")
         self._array = array
         self._header = words[:_ELEMENT_WORDS]
-        most = (array.max_entries - 1) * _ELEMENT_WORDS // (1 + _PER_BUCKET * _ELEMENT_WORDS)
+        most = _buckets_in(array.max_entries)
         self._buckets = int(self._header[KEY_WORDS]) or most
         first = 1 + -(-self._buckets // _ELEMENT_WORDS)
         if not 0 < self._buckets <= most:

@@ -5,7 +5,7 @@ What opens maps derives from `Maps` and has them as attributes, typed by what it
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Final, Generic, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -14,6 +14,7 @@ from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, MapSpec
 
 # A number that a person can choose; see `Sizes`.
 Limit = Literal["services", "endpoints", "flows"]
+LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 Hash = TypeVar("Hash", covariant=True)
 Array = TypeVar("Array", covariant=True)
@@ -40,23 +41,48 @@ class Table(msgspec.Struct, frozen=True):
     shares: tuple[Share, ...]
 
 
+class Power(msgspec.Struct, frozen=True):
+    """As many entries as a constant of consts.h is the logarithm of."""
+
+    name: str
+
+
+class Cpus(msgspec.Struct, frozen=True):
+    """One entry for each CPU that there can be."""
+
+
+class Buckets(msgspec.Struct, frozen=True):
+    """For the buckets of a bank of the table of flows, each with so many entries. The first bank is
+    made for the number of flows; the second only when the table grows."""
+
+    first: bool
+    each: int = 1
+
+
 class Fixed(msgspec.Struct, frozen=True):
     """The same number of entries on every machine."""
 
     entries: int = 1
 
 
-Size = Share | Constant | Table | Fixed
+class Part(msgspec.Struct, frozen=True):
+    """So many entries, or one while that part of the data path is not used; see `Sizes`."""
 
-# Maps of earlier versions, from which nothing is carried over.
-FORMER = ("service_filter", "backend_filter")
+    part: Literal["sockets"]
+    entries: int
+
+
+Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Part
+
 
 # Entries come from programs, all the time: a map that takes another's place gets late ones too.
 FILLED = "filled by programs"
+# Programs add to numbers that are there: what they add to a map whose place another took is added
+# to that one.
+COUNTED = "counted by programs"
 
 _FRAGMENTS = Fixed(8192)
-_ANSWERS = Fixed(16384)  # conversations of the node's own from ports that are also a service's
-_SOCKETS = Fixed(65536)  # of the node's own processes that call by a name of ours
+_SOCKETS = Part("sockets", 65536)  # of the node's own processes that call by a name of ours
 
 
 class Maps(Generic[Hash, Array, PerCpu]):
@@ -65,33 +91,46 @@ class Maps(Generic[Hash, Array, PerCpu]):
     A service port has one id and up to five frontends on average (an address of its own, a port of
     the node, outer addresses, and each address by itself); the table of frontends has the endpoints
     too. Slots and backends have room for the old set and the new one at once, slots for two regions
-    besides. A flow is two entries.
+    besides. A flow is two cells, or four, see `Buckets`.
     """
+
+    def former(self) -> Maps[Hash, Array, PerCpu] | None:
+        """The maps as programs see them that are still in place, if those are others."""
+        return None
 
     frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints")))]
     source_ranges: Annotated[Hash, Share("services")]
     names: Annotated[Hash, Share("services")]
     services: Annotated[Array, Share("services")]
-    service_counters: Annotated[Array, Share("services")]
+    service_counters: Annotated[Array, Share("services"), COUNTED]
     slots: Annotated[Array, Share("endpoints", 4)]
     backends: Annotated[Array, Share("endpoints", 2)]
+    backend_live: Annotated[Array, Share("endpoints", 2), COUNTED]
     config: Annotated[Array, Fixed()]
-    table_state: Annotated[Array, Fixed()]
     counters: Annotated[PerCpu, Constant("REASON_MAX")]
     devices: Annotated[Hash, Fixed(4096)]
     affinity: Annotated[Hash, Share("flows"), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]
-    flows4: Annotated[Hash, Share("flows", 2), FILLED]
-    flows4_lru: Annotated[Hash, Share("flows"), FILLED]
+    table4a: Annotated[Array, Fixed()]
+    table4b: Annotated[Array, Fixed()]
+    control4a: Annotated[Array, Buckets(True)]
+    control4b: Annotated[Array, Buckets(False)]
+    cells4a: Annotated[Array, Buckets(True, 8)]
+    cells4b: Annotated[Array, Buckets(False, 8)]
+    held4: Annotated[Array, Power("HOLDER_BITS")]
+    table6a: Annotated[Array, Fixed()]
+    table6b: Annotated[Array, Fixed()]
+    control6a: Annotated[Array, Buckets(True)]
+    control6b: Annotated[Array, Buckets(False)]
+    cells6a: Annotated[Array, Buckets(True, 8)]
+    cells6b: Annotated[Array, Buckets(False, 8)]
+    states6a: Annotated[Array, Buckets(True, 8)]
+    states6b: Annotated[Array, Buckets(False, 8)]
+    held6: Annotated[Array, Power("HOLDER_BITS")]
+    cpus: Annotated[Array, Cpus()]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
-    ended4: Annotated[PerCpu, Fixed()]
-    answers4: Annotated[Hash, _ANSWERS, FILLED]
-    flows6: Annotated[Hash, Share("flows", 2), FILLED]
-    flows6_lru: Annotated[Hash, Share("flows"), FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]
-    ended6: Annotated[PerCpu, Fixed()]
-    answers6: Annotated[Hash, _ANSWERS, FILLED]
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -100,6 +139,7 @@ class Use(msgspec.Struct, frozen=True):
     kinds: tuple[int, ...]
     size: Size
     filled: bool
+    counted: bool
 
 
 _KINDS = {Hash: (HASH, LRU_HASH, LPM_TRIE), Array: (ARRAY,), PerCpu: (PERCPU_ARRAY,)}
@@ -109,11 +149,24 @@ def _declared() -> dict[str, Use]:
     found = {}
     for name, hint in get_type_hints(Maps, include_extras=True).items():
         kind, size, *rest = get_args(hint)
-        found[name] = Use(_KINDS[kind], size, FILLED in rest)
+        found[name] = Use(_KINDS[kind], size, FILLED in rest, COUNTED in rest)
     return found
 
 
 USES = _declared()
+
+# Maps of earlier versions, which are let go once no program uses them.
+FORMER: Final = tuple(
+    name
+    for name in (
+        "service_filter",
+        "backend_filter",
+        "table_state",
+        *(f"{name}{family}" for name in ("answers", "ended", "fragments") for family in "46"),
+        *(f"flows{family}{kind}" for kind in ("", "_lru") for family in "46"),
+    )
+    if name not in USES
+)
 
 
 def use_of(spec: MapSpec) -> Use:
@@ -125,6 +178,18 @@ def use_of(spec: MapSpec) -> Use:
     if spec.type not in use.kinds:
         raise LayoutError(f"map {spec.name} is declared as another kind than {spec.type}", where)
     return use
+
+
+def limits_of(name: str) -> set[Limit]:
+    """Which chosen numbers a map's size follows, none if that of the machine or the code."""
+    use = USES.get(name)
+    match use and use.size:
+        case Share(limit):
+            return {limit}
+        case Table(shares):
+            return {share.limit for share in shares}
+        case _:
+            return set()
 
 
 def limit_of(name: str) -> Limit | None:

@@ -29,7 +29,8 @@ class Replaced:
     def __init__(self, pin_dir: Path, notes: Meta) -> None:
         self._directory = pin_dir / "old"
         self._notes = notes
-        self._copied: dict[int, Records] = {}  # keys that were there, by the old map's id
+        # By the old map's id, what it held when that was copied: keys, or elements of an array.
+        self._copied: dict[int, Records] = {}
 
     def replace(self, old: Map, spec: MapSpec, entries: int, path: Path) -> Map:
         """A map like `spec`, not smaller than `old`, with what that holds; not pinned.
@@ -37,15 +38,21 @@ class Replaced:
         `old`, pinned at `path`, is closed and gets its second pin.
         """
         new = maps.create(spec, max(entries, old.max_entries))
-        if isinstance(old, HashMap) and _filled(spec.name):
-            self._copied[old.id] = old.read_all()[0]
-        copy(old, new)
-        os.makedirs(self._directory, exist_ok=True)
-        kept = self._directory / f"{spec.name}-{old.id}"
-        if not kept.exists():
-            os.link(path, kept)
+        self.take_over(old, new, path)
         old.close()
         return new
+
+    def take_over(self, old: Map, new: Map, path: Path) -> None:
+        """Copies what `old` holds into `new`; `old`, pinned at `path`, gets its second pin."""
+        if isinstance(old, HashMap) and _filled(new.name):
+            self._copied[old.id] = old.read_all()[0]
+        if isinstance(old, ArrayMap) and _counted(new.name):
+            self._copied[old.id] = old.records.copy()
+        copy(old, new)
+        os.makedirs(self._directory, exist_ok=True)
+        kept = self._directory / f"{new.name}-{old.id}"
+        if not kept.exists():
+            os.link(path, kept)
 
     def finish(self, current: Mapping[str, Map]) -> int:
         """Lets the old maps go, once no program uses them. What programs still put into them comes
@@ -58,11 +65,20 @@ class Replaced:
             try:
                 if _filled(name) and name in current:
                     carried += self._carry_later(old, current[name])
+                elif _counted(name) and name in current:
+                    self._count_later(old, current[name])
             finally:
                 old.close()
             path.unlink()
         bpffs.remove_tree(self._directory)
         return carried
+
+    def _count_later(self, old: Map, new: Map) -> None:
+        """Adds what was added since the copy; what was before, if another process copied, cannot be
+        told apart and is left out."""
+        before = self._copied.pop(old.id, None)
+        if before is not None and isinstance(old, ArrayMap) and isinstance(new, ArrayMap):
+            add_later(before, old.records, new.records)
 
     def _carry_later(self, old: Map, new: Map) -> int:
         if not isinstance(old, HashMap) or not isinstance(new, HashMap):
@@ -73,7 +89,10 @@ class Replaced:
 def suits(old: Map, spec: MapSpec, entries: int, chosen: bool) -> bool:
     """Whether `old` can stay: of this layout, and of this size or larger. Where sizes were not
     `chosen`, one that follows a limit may keep a smaller size."""
-    nobody_cares = not chosen and declared.limit_of(spec.name) is not None
+    use = declared.USES.get(spec.name)
+    # A table of flows has the size that it has grown to.
+    of_flows = use is not None and isinstance(use.size, declared.Buckets)
+    nobody_cares = of_flows or (not chosen and declared.limit_of(spec.name) is not None)
     return old.spec == spec and (old.max_entries >= entries or nobody_cares)
 
 
@@ -81,6 +100,12 @@ def _filled(name: str) -> bool:
     """Whether programs put entries into the map, which are then nowhere else."""
     use = declared.USES.get(name)
     return use is not None and use.filled
+
+
+def _counted(name: str) -> bool:
+    """Whether programs add to numbers in the map."""
+    use = declared.USES.get(name)
+    return use is not None and use.counted
 
 
 def convert(entries: Records, dtype: np.dtype[Any]) -> Records:
@@ -167,6 +192,17 @@ def copy_later(old: HashMap, new: HashMap, known: Records | None) -> int:
             convert(keys, new.spec.key.dtype), convert(values, new.spec.value.dtype), True
         )
     return written
+
+
+def add_later(before: Records, after: Records, new: Records) -> None:
+    """Adds to `new` what elements of the old map have grown by. The programs add to the same by
+    atomic instructions, which Python has not: only what did change is touched."""
+    count = min(len(before), len(new))
+    grown = np.flatnonzero(before[:count] != after[:count])
+    was, now = (convert(part[grown], new.dtype) for part in (before, after))
+    for name in new.dtype.names or ("",):
+        column = new[name] if name else new
+        column[grown] += (now[name] - was[name]) if name else now - was
 
 
 def _copy_sums(old: PerCpuArray, new: PerCpuArray) -> int:

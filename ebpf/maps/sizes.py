@@ -9,41 +9,70 @@ import msgspec
 from ebpf.errors import LayoutError
 from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import buckets, declared
-from ebpf.maps.declared import Constant, Fixed, Share, Table
+from ebpf.maps.arrays import possible_cpus
+from ebpf.maps.declared import Buckets, Constant, Cpus, Fixed, Part, Power, Share, Table
 
-_SERVICES = 65536
-_ENDPOINTS = 262144
-_FLOWS = 131072
-_GIB = 1 << 30
+# Bounds for any machine: beyond, ids and lists cost the agent more than the maps cost the kernel.
+_SERVICES = 131072
+_ENDPOINTS = 524288
+_FLOWS = 1048576
+_LEAST_SERVICES = 4096
+_LEAST_FLOWS = 8192
+# What an instance begins with; it grows as it is used.
+_FIRST = (1024, 4096, 8192)
+# A share of the machine's memory for flows; 4 GiB give room for 65,536 services.
+_FLOWS_SHARE = 32
+_MEMORY_OF_SERVICE = 65536
+# Of kernel memory, on x86-64 (Linux 6.18).
+_SERVICE_BYTES = 560
+_ENDPOINT_BYTES = 165
+_FLOW_BYTES = 530
+_SOCKETS_BYTES = 15_000_000
+_FIXED_BYTES = 2_000_000
 
 
 class Sizes(msgspec.Struct, frozen=True):
     """`services` are service ports, `endpoints` are (service port, endpoint) pairs in use at once,
-    `flows` are connections per family and table."""
+    `flows` are connections per family. Without `sockets` there is nothing for socket hooks."""
 
     services: int = _SERVICES
     endpoints: int = _ENDPOINTS
     flows: int = _FLOWS
+    sockets: bool = True
 
     @classmethod
     def automatic(cls, memory_bytes: int) -> Sizes:
-        """Defaults for a machine of 4 GiB or more; a smaller one gets its share, by powers of two.
-
-        At the defaults the preallocated tables take about 190 MB of kernel memory.
-        """
-        share = 1
-        while share < 16 and memory_bytes * share < 4 * _GIB:
-            share *= 2
-        return cls(_SERVICES // share, _ENDPOINTS // share, _FLOWS // share)
+        """How large maps may become on a machine, by powers of two."""
+        services = _power_below(memory_bytes // _MEMORY_OF_SERVICE)
+        services = min(max(services, _LEAST_SERVICES), _SERVICES)
+        flows = _power_below(memory_bytes // _FLOWS_SHARE // _FLOW_BYTES)
+        return cls(services, 4 * services, min(max(flows, _LEAST_FLOWS), _FLOWS))
 
     @classmethod
     def automatic_here(cls) -> Sizes:
         """Those for this machine's memory."""
         return cls.automatic(memory_of_machine())
 
+    def at_first(self, flows_there: int = 0) -> Sizes:
+        """What an instance begins with that may become so large, and has so many flows already."""
+        services, endpoints, flows = _FIRST
+        flows = max(flows, 2 * _power_below(2 * flows_there))
+        return msgspec.structs.replace(
+            self,
+            services=min(services, self.services),
+            endpoints=min(endpoints, self.endpoints),
+            flows=min(flows, self.flows),
+        )
+
     def estimated_bytes(self) -> int:
-        """Kernel memory of all maps: measured per entry on x86-64 (Linux 6.18), plus the fixed."""
-        return 550 * self.services + 130 * self.endpoints + 890 * self.flows + 6_400_000
+        """Kernel memory of all maps when all that is used."""
+        return (
+            _SERVICE_BYTES * self.services
+            + _ENDPOINT_BYTES * self.endpoints
+            + _FLOW_BYTES * self.flows
+            + _SOCKETS_BYTES * self.sockets
+            + _FIXED_BYTES
+        )
 
     def max_entries(self, bundle: Bundle) -> dict[str, int]:
         """Entries by map, for every map of `bundle` but the program array.
@@ -64,14 +93,32 @@ class Sizes(msgspec.Struct, frozen=True):
                 return buckets.elements_for(sum(map(self._chosen, shares)))
             case Fixed(entries):
                 return entries
-            case Constant(constant) if constant not in enums:
+            case Part(name_of_part, entries):
+                return entries if getattr(self, name_of_part) else 1
+            case Cpus():
+                return possible_cpus()
+            case Buckets(first, each):
+                return each * (buckets_for(self.flows) if first else 1)
+            case Constant(constant) | Power(constant) if constant not in enums:
                 raise LayoutError(f"map {name} is sized by {constant}, which consts.h lacks")
             case Constant(constant):
                 return enums[constant]
+            case Power(constant):
+                return 1 << enums[constant]
 
     def _chosen(self, share: Share) -> int:
         chosen: int = getattr(self, share.limit)
         return share.times * chosen
+
+
+def buckets_for(flows: int) -> int:
+    """Buckets of eight cells, for flows of two: three quarters full, every tuple finds a place."""
+    return max(1, -(-flows // 3))
+
+
+def _power_below(number: int) -> int:
+    """The largest power of two that is not above `number`; 0 for 0."""
+    return 1 << number.bit_length() - 1 if number else 0
 
 
 def memory_of_machine() -> int:

@@ -6,10 +6,10 @@ sockets of every network namespace (`agent_lives` in bpf_src/socket.h).
 
 from typing import Final
 
-from lbctl.datapath.consts import current_tick
+from lbctl.datapath import clock
 from lbctl.datapath.tables import ArrayTable
 
-# Less than half of what the programs wait for (AGENT_GONE_TICKS): a turn of the loop may be late.
+# Less than half of what the programs wait for (AGENT_SECONDS): a turn of the loop may be late.
 BEAT_SECONDS: Final = 2.0
 
 
@@ -36,4 +36,4 @@ class Beat:
     def step(self, now: float) -> None:
         """Say it once more."""
         self._next = now + BEAT_SECONDS
-        self._config.records["agent_beat"] = current_tick() or 1  # 0 says that there is none
+        self._config.records["agent_beat"] = clock.current_beat() or 1  # 0 says that there is none

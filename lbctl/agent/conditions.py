@@ -79,7 +79,7 @@ class Conditions:
         yield from self._interfaces()
         for text in parts.sockets.problems:
             yield Trouble("sockets", text)
-        if not parts.programs.loaded:
+        if parts.programs.began is not None and not parts.programs.loaded:
             yield Trouble(
                 "programs",
                 "the kernel has not taken the programs yet; the log says how far it is",

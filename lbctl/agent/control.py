@@ -31,6 +31,7 @@ class Control:
         self._announced = False
         self._beating = False
         self._log = structlog.get_logger()
+        parts.programs.maps_changed = self._follow_maps
 
     def attach(self) -> None:
         """Have the programs put in place: there are services to be found in the maps."""
@@ -117,13 +118,19 @@ class Control:
         if reconciler.housekeeper.step(now) and reconciler.freed():
             self._apply()
 
+    def _follow_maps(self) -> None:
+        """Maps are larger: who waited for room may have it now."""
+        self._parts.reconciler.grown()
+        if self._parts.reconciler.freed():
+            self._apply()
+
     def _apply(self) -> None:
         reconciler, health = self._parts.reconciler, self._parts.health
         first = not reconciler.synced
         began = time.monotonic()
         health.queued()
         if first:
-            self._store_config()
+            self._begin()
         try:
             wrote = reconciler.apply(self._complete)
         except Exception as error:  # noqa: BLE001 - one object must not end the agent
@@ -140,6 +147,13 @@ class Control:
             self._log.debug("applied", milliseconds=round(spent * 1000, 2))
         if first:
             self._first_sync(spent)
+
+    def _begin(self) -> None:
+        """The first list is there."""
+        if not self._attached:
+            self._parts.growth.fit()
+        self._parts.programs.begin()
+        self._store_config()
 
     def _first_sync(self, spent: float) -> None:
         """The maps are complete."""
@@ -203,7 +217,6 @@ class Control:
         parts, facts = self._parts, self._parts.facts.current
         settings = DataPathSettings(
             parts.takeover.present,
-            parts.instance.flows4.max_entries,
             socket_flags=parts.sockets.flags,
             host_netns=parts.sockets.host_netns,
             masquerade_by_device=features.ROUTE_SOURCE in features.masked(),

@@ -6,6 +6,7 @@ from ebpf.instance import Instance
 from lbctl.agent.beat import Beat
 from lbctl.agent.facts import Facts
 from lbctl.agent.generation import LaterGeneration
+from lbctl.agent.growth import Growth
 from lbctl.agent.interfaces import Interfaces
 from lbctl.agent.keeper import Keeper
 from lbctl.agent.loop import Guard
@@ -25,6 +26,7 @@ class Parts:
 
     instance: Instance
     programs: LaterGeneration
+    growth: Growth
     source: Source
     config: FollowedFile | None  # of the file behind --config, if there is one
     interfaces: Interfaces

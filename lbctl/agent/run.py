@@ -19,18 +19,21 @@ from ebpf.compile import compiler
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
-from lbctl.agent import memory
+from lbctl.agent import carrying, memory
 from lbctl.agent.beat import Beat
+from lbctl.agent.carrying import Carrying
 from lbctl.agent.control import Control
 from lbctl.agent.facts import Facts
+from lbctl.agent.flowgrowth import MOVING_SECONDS, FlowGrowth
 from lbctl.agent.generation import LaterGeneration
+from lbctl.agent.growth import Growth
 from lbctl.agent.interfaces import Interfaces
 from lbctl.agent.keeper import Keeper
 from lbctl.agent.loop import Guard, Loop, Readable, Reader, Signals, Timed, Timer
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import WRITING_SECONDS, Report, StatusWriter
 from lbctl.agent.routine import Routine
-from lbctl.agent.sockets import SocketHooks
+from lbctl.agent.sockets import OFF, SocketHooks
 from lbctl.agent.stalesockets import CLOSING_SECONDS, StaleSockets
 from lbctl.config.settings import Settings
 from lbctl.config.watch import FollowedFile
@@ -104,16 +107,24 @@ class Agent:
         if flaw := compiler.cache_flaw():
             log = structlog.get_logger()
             log.warning("compiled programs are neither kept nor believed", why=flaw)
-        instance = Instance.create_or_open(options.pin_dir, bundle, options.sizes)
+        most = msgspec.structs.replace(
+            options.sizes or Sizes.automatic_here(), sockets=settings.socket_lb != OFF
+        )
+        first = most.at_first(carrying.count(options.pin_dir))
+        instance = Instance.create_or_open(options.pin_dir, bundle, first)
         undo.callback(instance.close)
         health.set_places(settings.healthz, (), settings.metrics)
         health.start()  # not before the instance is ours, and so the ports
         attacher = Attacher(options.pin_dir)
         interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces, keeper)
         sockets = SocketHooks(options.pin_dir, settings.socket_lb, options.cgroup)
-        # The kernel checks programs for a second: meanwhile the objects are listed and planned.
-        programs = LaterGeneration(bundle, instance, interfaces, sockets, keeper)
+        carried = Carrying(bundle, instance)
+        programs = LaterGeneration(bundle, instance, interfaces, sockets, keeper, carried)
         undo.callback(programs.close)
+        if interfaces.were_attached():
+            # The kernel checks programs for a second: meanwhile the objects are listed and planned.
+            # A fresh instance has to be made as large as they ask for before that.
+            programs.begin()
         interfaces.start()
         undo.callback(interfaces.close)
         self._source.expect(readback.count_services(instance))
@@ -122,7 +133,12 @@ class Agent:
         asking = keeper.errand("kube-proxy's rules", takeover.ASKING_SECONDS)
         watcher = takeover.Watcher(settings.takeover, asking)
         facts = Facts(options.node_name, settings.node, interfaces.network)
-        reconciler = Reconciler(instance, facts.current)
+        entries = most.max_entries(bundle)
+        room, cells = readback.room_for(entries), entries["cells4a"]
+        reconciler = Reconciler(instance, facts.current, instance, room, cells)
+        moving = keeper.errand("moving flows", MOVING_SECONDS)
+        flows = FlowGrowth(instance, programs, moving, most.flows)
+        growth = Growth(bundle, instance, programs, reconciler, flows, most)
         closing = keeper.errand("stale sockets", CLOSING_SECONDS)
         stale = StaleSockets(instance, reconciler, settings.socket_lb, closing)
         undo.callback(stale.stop)
@@ -133,6 +149,7 @@ class Agent:
         return Parts(
             instance=instance,
             programs=programs,
+            growth=growth,
             source=self._source,
             config=self._config,
             interfaces=interfaces,
@@ -177,5 +194,6 @@ def _members(parts: Parts, control: Control, report: Report) -> list[Readable | 
         parts.beat,
         Timer(reconciler.retry_at, control.retry),
         Timer(reconciler.housekeeper.due, control.sweep),
+        parts.growth,
         report,
     ]

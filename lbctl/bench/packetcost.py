@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ebpf import maps
+from ebpf import flowtable, maps
 from ebpf.compile import compiler
 from ebpf.compile.source import Unit
 from ebpf.kernel import libbpf, testrun
@@ -106,11 +106,9 @@ class Bench:
         return testrun.run(self.generation.fds[name], frame).retval
 
     def clear_flows(self) -> None:
-        for name in ("flows4", "flows6", "flows4_lru", "flows6_lru"):
-            table = self.hash(name)
-            table.delete_many(table.read_all()[0])
-        self.array("table_state").records["tcp_entries4"] = 0
-        self.array("table_state").records["tcp_entries6"] = 0
+        for name, table in self.tables.items():
+            if name.startswith(("control", "cells", "states")) and isinstance(table, ArrayMap):
+                table.records[:] = np.zeros(1, table.records.dtype)
 
 
 def _populate(bench: Bench) -> None:
@@ -130,11 +128,8 @@ def _populate(bench: Bench) -> None:
         word = index | 1 << enums["REGION_LENGTH_SHIFT"]
         bench.array("services").store_word(index, "cluster", word)
         frontends.hold(record)
-    # As the sweep finds it on a node without direct traffic to endpoints.
-    for family in "46":
-        bench.array("table_state").records[f"notes{family}"] = enums["NOTES_NONE"]
+    flowtable.prepare(bench.tables, enums)
     config = bench.array("config").records
-    config["flow_limit"] = FLOWS * 2
     config["established_timeout"] = config["syn_timeout"] = 1 << 20
     config["closing_timeout"] = config["datagram_timeout"] = 1 << 20
     config["datagram_stream_timeout"] = 1 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lbctl.cli import options
-from lbctl.cli.output import Column, write
+from lbctl.cli.output import Column, count, write
 from lbctl.inspect import backends
 from lbctl.inspect.backends import BackendRow
 from lbctl.inspect.opened import open_instance
@@ -41,6 +41,7 @@ COLUMNS: list[Column[BackendRow]] = [
     Column("PROTO", lambda row: row.service.protocol),
     Column("BACKEND", lambda row: row.endpoint),
     Column("STATE", lambda row: "serving" if row.serving else "leaving"),
+    Column("FLOWS", lambda row: count(row.flows), number=True),
     Column("NODE", lambda row: "this" if row.here else "other"),
     Column("SETS", lambda row: "+".join(row.sets) or "-", wide=True),
     Column("ID", lambda row: str(row.id), wide=True, number=True),

@@ -13,6 +13,7 @@ import click
 from ebpf.errors import LbError
 from lbctl.cli import options
 from lbctl.cli.output import Column, count, duration, size, write
+from lbctl.datapath import consts
 from lbctl.inspect import flows, names
 from lbctl.inspect.flowfilter import STATES, FlowFilter, Target
 from lbctl.inspect.flows import PROTOCOLS, FlowRow
@@ -106,25 +107,29 @@ def flush(yes: bool, pin_dir: Path, **chosen: Any) -> None:
     lbctl flow flush --backend 10.1.0.7 --protocol tcp
     """
     with open_instance(pin_dir, readonly=False) as instance:
-        found = list(flows.entries_of(instance, _filter(instance, **chosen)))
-        if not found:
+        wanted = _filter(instance, **chosen)
+        found = [
+            (table, rings.forward)
+            for table in instance.flow_tables
+            for rings in flows.matching(table, wanted)
+        ]
+        total = sum(len(cells) for _, cells in found)
+        if not total:
             click.echo("no such flows", err=True)
             return
-        connections = sum(_is_tcp(entries[0]) for entries in found)
+        connections = sum(int((cells["proto"] == socket.IPPROTO_TCP).sum()) for _, cells in found)
         if not yes:
-            question = f"End {_flows(len(found))}, {connections} of them TCP?"
+            question = f"End {_flows(total)}, {connections} of them TCP?"
             click.confirm(question, abort=True, err=True)
-        for entry in itertools.chain.from_iterable(found):
-            entry.table.delete(entry.key)
-    click.echo(f"ended {_flows(len(found))}", err=True)
+        ended = sum(
+            table.end(cells["place"], cells["generation"], consts.END_DELETED)
+            for table, cells in found
+        )
+    click.echo(f"ended {_flows(ended)}", err=True)
 
 
 def _flows(number: int) -> str:
     return "1 flow" if number == 1 else f"{number} flows"
-
-
-def _is_tcp(entry: flows.Entry) -> bool:
-    return bool(entry.tuple["proto"] == socket.IPPROTO_TCP)
 
 
 def _filter(
@@ -166,5 +171,4 @@ COLUMNS: list[Column[FlowRow]] = [
     Column("BYTES", lambda row: size(row.bytes_in + row.bytes_out), number=True),
     Column("PACKETS IN", lambda row: count(row.packets_in), wide=True, number=True),
     Column("BYTES IN", lambda row: size(row.bytes_in), wide=True, number=True),
-    Column("TABLE", lambda row: row.table, wide=True),
 ]

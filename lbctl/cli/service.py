@@ -40,7 +40,7 @@ def list_command(namespace: str, output: str, pin_dir: Path) -> None:
     lbctl service list -o json | jq '.[] | select(.cluster == 0) | .name.text'
     """
     with open_instance(pin_dir) as instance:
-        rows = services.list_services(instance, namespace)
+        rows = services.list_services(instance, namespace, instance.flow_tables)
     where = f" in namespace {namespace}" if namespace else ""
     write(rows, COLUMNS, output, empty=f"no services{where} at {pin_dir}")
 
@@ -61,7 +61,7 @@ def show(service: str, output: str, pin_dir: Path) -> None:
     """
     with open_instance(pin_dir) as instance:
         hints, troubles = status.read_hints(pin_dir), status.read_troubles(pin_dir)
-        rows = services.show(instance, service, hints, troubles)
+        rows = services.show(instance, service, hints, troubles, instance.flow_tables)
     if write_data(rows, output):
         return
     click.echo("\n\n".join(describe(row, wide=output == "wide") for row in rows))
@@ -79,7 +79,7 @@ def describe(row: ServiceRow, *, wide: bool = False) -> str:
         f"  policy    {_policy(row)}",
         *_conditions(row),
         f"  hints     {_hints(row)}",
-        f"  traffic   {counters.connections} connections",
+        f"  traffic   {counters.connections} connections, {counters.live} of them open",
         f"            {counters.packets_in} packets, {size(counters.bytes_in)} bytes to backends",
         f"            {counters.packets_out} packets, {size(counters.bytes_out)} bytes to clients",
     ]
@@ -88,7 +88,7 @@ def describe(row: ServiceRow, *, wide: bool = False) -> str:
         return "\n".join([*lines, f"  backends  none: traffic is {what}"])
     for number, backend in enumerate(row.backends):
         here = "this node" if backend.here else "another node"
-        text = f"{backend.endpoint}  {here}"
+        text = f"{backend.endpoint}  {here}, {backend.flows} open"
         if not backend.serving:
             text += ", leaving"
         if wide:
@@ -141,6 +141,7 @@ COLUMNS: list[Column[ServiceRow]] = [
     Column("INTERNAL", lambda row: row.internal_policy, wide=True),
     Column("EXTERNAL", lambda row: row.external_policy, wide=True),
     Column("AFFINITY", lambda row: f"{row.affinity_seconds}s", wide=True, number=True),
+    Column("OPEN", lambda row: count(row.counters.live), number=True),
     Column("CONNS", lambda row: count(row.counters.connections), number=True),
     Column(
         "PACKETS",

@@ -59,6 +59,8 @@ def _summary(found: InstanceStatus) -> list[str]:
         lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
     if found.thread_restarts:
         lines.append(f"threads     {found.thread_restarts} replaced that had ended or were stuck")
+    memory = sum(item.bytes for item in found.maps)
+    lines.append(f"memory      {size(memory)} of the kernel's, in maps")
     if found.last_apply:
         took = f"{found.last_apply_seconds * 1000:.1f} ms"
         lines.append(f"last apply  {found.last_apply}, took {took}")
@@ -82,7 +84,7 @@ SOCKETS = {
 
 
 def _full(item: MapUse) -> str:
-    return "" if item.entries is None else f"{item.entries / item.capacity:.0%}"
+    return "" if item.entries is None else f"{item.entries / item.most:.0%}"
 
 
 COLUMNS: list[Column[MapUse]] = [
@@ -91,7 +93,8 @@ COLUMNS: list[Column[MapUse]] = [
     Column(
         "ENTRIES", lambda item: "-" if item.entries is None else count(item.entries), number=True
     ),
-    Column("CAPACITY", lambda item: count(item.capacity), number=True),
+    Column("ROOM", lambda item: count(item.capacity), number=True),
+    Column("AT MOST", lambda item: count(item.most), number=True),
     Column("FULL", _full, number=True),
     Column("MEMORY", lambda item: size(item.bytes), number=True),
     Column("FOR MORE", lambda item: item.flag, wide=True),

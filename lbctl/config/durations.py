@@ -8,7 +8,7 @@ _SECONDS = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
 }  # fmt: skip
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
-_LONGEST = 2**31  # seconds; the data path counts 32 bits of ticks
+_LONGEST = 2**31  # seconds; the data path counts 31 bits of beats
 
 
 def parse_duration(text: str) -> float:

@@ -1,7 +1,5 @@
 """The numbers of bpf_src/consts.h that the control plane uses, by their names there."""
 
-import time
-
 from ebpf.compile import constants, source
 
 _C = constants.constants((source.source_dir() / "consts.h").read_text())
@@ -33,27 +31,33 @@ REGION_BASE_MASK = (1 << REGION_LENGTH_SHIFT) - 1
 BACKEND_ID_MASK = _C["BACKEND_ID_MASK"]
 MAX_SERVICE_CIDRS = _C["MAX_SERVICE_CIDRS"]
 MAX_POD_CIDRS = _C["MAX_POD_CIDRS"]
-TICK_SHIFT = _C["TICK_SHIFT"]
-AGENT_GONE_TICKS = _C["AGENT_GONE_TICKS"]
+BEAT_SHIFT = _C["BEAT_SHIFT"]
 
-FLOW_SYN = _C["FLOW_SYN"]
-FLOW_ESTABLISHED = _C["FLOW_ESTABLISHED"]
-FLOW_CLOSING = _C["FLOW_CLOSING"]
-FLOW_RESET = _C["FLOW_RESET"]
-FLOW_TIME_WAIT = _C["FLOW_TIME_WAIT"]
-FLOW_SIDE = _C["FLOW_SIDE"]
-FLOW_DATAGRAM = _C["FLOW_DATAGRAM"]
-FLOW_FIN_WAIT = _C["FLOW_FIN_WAIT"]
-FIN_WAIT_TICKS = _C["FIN_WAIT_TICKS"]
-FLOW_REPLY = _C["FLOW_REPLY"]
-FLOW_MASQUERADED = _C["FLOW_MASQUERADED"]
-FLOW_DIRECT = _C["FLOW_DIRECT"]
-FLOW_REPLIED = _C["FLOW_REPLIED"]
-
-IPPROTO_TCP = 6
-
-NOTES_POSSIBLE = _C["NOTES_POSSIBLE"]
-NOTES_NONE = _C["NOTES_NONE"]
+STATE_FREE = _C["STATE_FREE"]
+STATE_BUSY = _C["STATE_BUSY"]
+STATE_SYN = _C["STATE_SYN"]
+STATE_LIVE = STATE_SYN  # from here on, in their order
+STATE_ESTABLISHED = _C["STATE_ESTABLISHED"]
+STATE_CLOSING = _C["STATE_CLOSING"]
+STATE_FIN_WAIT = _C["STATE_FIN_WAIT"]
+STATE_RESET = _C["STATE_RESET"]
+STATE_TIME_WAIT = _C["STATE_TIME_WAIT"]
+STATE_DATAGRAM = _C["STATE_DATAGRAM"]
+CELL_REPLY = _C["CELL_REPLY"]
+CELL_SIDE = _C["CELL_SIDE"]
+CELL_MASQUERADED = _C["CELL_MASQUERADED"]
+CELL_DIRECT = _C["CELL_DIRECT"]
+CELL_NODE = _C["CELL_NODE"]
+CELL_NOTE = _C["CELL_NOTE"]
+CELL_FRAGMENT = _C["CELL_FRAGMENT"]
+CELL_FIN = _C["CELL_FIN"]
+CELL_FIRST = _C["CELL_FIRST"]
+CELL_RST = _C["CELL_RST"]
+CELL_ACKED = _C["CELL_ACKED"]
+CELL_REPLIED = _C["CELL_REPLIED"]
+END_IDLE = _C["END_IDLE"]
+END_BACKEND = _C["END_BACKEND"]
+END_DELETED = _C["END_DELETED"]
 
 # Of struct handoff, in which the trace variant leaves its answer: bytes from the start of struct
 # __sk_buff, and numbers of 32-bit words from there.
@@ -71,13 +75,3 @@ CONFIG_SOCKET_HOST = _C["CONFIG_SOCKET_HOST"]
 CONFIG_SOCKET_ALL = _C["CONFIG_SOCKET_ALL"]
 CONFIG_SOCKET_PEERS = _C["CONFIG_SOCKET_PEERS"]
 CONFIG_MASQUERADE_BY_DEVICE = _C["CONFIG_MASQUERADE_BY_DEVICE"]
-
-
-def ticks(seconds: float) -> int:
-    """Whole ticks (ktime >> TICK_SHIFT, about 1.07 s) that cover `seconds`; 0 only for 0."""
-    return -(-int(seconds * 1_000_000_000) // (1 << TICK_SHIFT))
-
-
-def current_tick() -> int:
-    """The programs' clock: CLOCK_MONOTONIC in ticks."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> TICK_SHIFT

@@ -1,125 +1,153 @@
-"""What the sweep asks of flow entries, for whole arrays of them: age, partner, references.
+"""What is asked of the cells of a flow table, for whole arrays of them: rings, idleness, sums.
 
-The formulas are those of bpf_src/flow.h (`make_pair_key`, `is_pair`, `timeout_of`).
+A flow is a ring of cells that have its generation and name each other by place (bpf_src/cells.h).
+Its forward cell says its state; notes and fragments' ports are cells of their own, each a ring of
+itself. Everything here takes copies of cells (ebpf/flowtable.py).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ebpf.flowtable import CELL
 from lbctl.datapath import consts
 from lbctl.datapath.records import rows_as_bytes
 from lbctl.datapath.tables import Records
 
 Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int64]
 
-# Entries looked at more closely in one step; each costs some system calls of a few microseconds.
-STEP_ENTRIES = 1024
-_STATES = 256  # of a u8
+# Cells looked at in one step: less than a millisecond, partners included.
+STEP_CELLS = 4096
+_STATES = 256  # of a byte
+_MOST_CELLS = 4  # of a ring
+# What ended and leaves nothing behind waits for a packet that another one overtook.
+OVER_BEATS = 2
+_LONE = consts.CELL_NOTE | consts.CELL_FRAGMENT
+_NOT_FORWARD = consts.CELL_REPLY | consts.CELL_SIDE
+_OVER = (consts.STATE_TIME_WAIT, consts.STATE_RESET)
+
+# The cells that are at these places now.
+At = Callable[[Records], Records]
 
 
-def timeouts(config: Records) -> npt.NDArray[np.int64]:
-    """Ticks by (replied, state), from the one element of `config`."""
-    table = np.empty((2, _STATES), np.int64)
-    table[0] = int(config["datagram_timeout"])
-    table[1] = int(config["datagram_stream_timeout"])
+def live(cells: Records) -> Mask:
+    """Neither free, nor on the way from or to that, nor left for another cell."""
+    found: Mask = (cells["state"] >= consts.STATE_LIVE) & ~cells["moved"]
+    return found
+
+
+def forward(cells: Records) -> Mask:
+    """One for each flow, lone cells not counted."""
+    found: Mask = live(cells) & (cells["kind"] & (_NOT_FORWARD | _LONE) == 0)
+    return found
+
+
+def lone(cells: Records) -> Mask:
+    """Cells that are no flow's."""
+    found: Mask = live(cells) & (cells["kind"] & _LONE != 0)
+    return found
+
+
+def over(cells: Records) -> Mask:
+    """Forward cells whose flow is closed or was reset: not counted as live any more."""
+    found: Mask = np.isin(cells["state"], _OVER)
+    return found
+
+
+def counted(cells: Records) -> Mask:
+    """Forward cells of flows that count as live ones of their service and backend."""
+    found: Mask = forward(cells) & ~over(cells) & (cells["backend"] != 0)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """Flows, one in each row."""
+
+    forward: Records
+    reply: Records  # blank where there is none, or the flow ended while this was read
+    seen: npt.NDArray[np.uint32]  # beat of the last packet of either direction
+
+
+def follow(cells: Records, at: At) -> Rings:
+    """The flows of these forward (or lone) cells, whose other cells are read now."""
+    seen = cells["seen"].copy()
+    reply: Records = np.zeros(len(cells), CELL)
+    rows = np.flatnonzero(cells["next"] != cells["place"])
+    current = take(cells, rows)
+    for step in range(1, _MOST_CELLS):
+        found = at(current["next"])
+        whole = (found["generation"] == cells["generation"][rows]) & live(found)
+        whole &= found["place"] != cells["place"][rows]
+        rows, current = rows[whole], take(found, whole)
+        # Beats may wrap.
+        later = (current["seen"] - seen[rows]).astype(np.int32) > 0
+        seen[rows[later]] = current["seen"][later]
+        if step == 1:
+            rows_as_bytes(reply)[rows] = rows_as_bytes(current)
+        if not len(rows):
+            break
+    return Rings(cells, reply, seen)
+
+
+def timeouts(config: Records) -> Numbers:
+    """Beats by (replied, state), from the one element of `config`."""
+    table = np.full((2, _STATES), np.iinfo(np.int32).max, np.int64)
     for state, name in (
-        (consts.FLOW_SYN, "syn_timeout"),
-        (consts.FLOW_ESTABLISHED, "established_timeout"),
-        (consts.FLOW_CLOSING, "closing_timeout"),
-        (consts.FLOW_RESET, "reset_timeout"),
-        (consts.FLOW_TIME_WAIT, "time_wait_timeout"),
-        # A side entry is ended with its flow, or by the sweep when its flow is gone. Its port is
-        # wanted by others, so it waits only so long as a flow may need to be opened.
-        (consts.FLOW_SIDE, "reset_timeout"),
+        (consts.STATE_SYN, "syn_timeout"),
+        (consts.STATE_ESTABLISHED, "established_timeout"),
+        (consts.STATE_CLOSING, "closing_timeout"),
+        (consts.STATE_FIN_WAIT, "fin_wait_timeout"),
+        (consts.STATE_RESET, "reset_timeout"),
+        (consts.STATE_TIME_WAIT, "time_wait_timeout"),
     ):
         table[:, state] = int(config[name])
-    table[:, consts.FLOW_FIN_WAIT] = consts.FIN_WAIT_TICKS
+    table[0, consts.STATE_DATAGRAM] = int(config["datagram_timeout"])
+    table[1, consts.STATE_DATAGRAM] = int(config["datagram_stream_timeout"])
     return table
 
 
-def expired(values: Records, limits: npt.NDArray[np.int64], tick: int) -> Mask:
-    """Which were not seen for longer than their state allows."""
-    # Both are 32 bits wide and may wrap; an entry seen after `tick` was read has a negative age.
-    age = (np.uint32(tick & 0xFFFFFFFF) - values["seen"]).astype(np.int32)
-    replied = (values["flags"] & consts.FLOW_REPLIED != 0).astype(np.intp)
-    over: Mask = age > limits[replied, values["state"]]
-    return over
+def idle(rings: Rings, limits: Numbers, beat: int) -> Mask:
+    """Which were not seen for longer than their state allows.
+
+    One that is closed keeps its tuples as long as its server may: if that closed first.
+    """
+    # Both are 32 bits wide and may wrap; a cell seen after `beat` was read has a negative age.
+    age = (np.uint32(beat & 0xFFFFFFFF) - rings.seen).astype(np.int32)
+    # A lone cell speaks for itself.
+    flags = np.where(lone(rings.forward), rings.forward["flags"], rings.reply["flags"])
+    replied = (flags & consts.CELL_REPLIED != 0).astype(np.intp)
+    limit = limits[replied, rings.forward["state"]]
+    closed = rings.forward["state"] == consts.STATE_TIME_WAIT
+    rests = flags & consts.CELL_FIRST != 0
+    limit = np.where(closed & ~rests, np.minimum(limit, OVER_BEATS), limit)
+    found: Mask = age > limit
+    return found
+
+
+def backend_ids(cells: Records) -> Numbers:
+    """Without the generations."""
+    ids: Numbers = (cells["backend"] & consts.BACKEND_ID_MASK).astype(np.int64)
+    return ids
+
+
+def tally(ids: npt.NDArray[Any], length: int, amounts: npt.NDArray[Any] | None = None) -> Numbers:
+    """How often each id occurs, or the sum of its amounts, for ids below `length`."""
+    known = ids < length
+    if amounts is None:
+        return np.bincount(ids[known], minlength=length).astype(np.int64)
+    sums = np.zeros(length, np.int64)
+    np.add.at(sums, ids[known], amounts[known].astype(np.int64))
+    return sums
 
 
 def take(records: Records, which: npt.NDArray[Any]) -> Records:
     """The records at these places, byte for byte: numpy's own indexing copies field by field, and
-    leaves what happens to be there in the gaps between fields (an IPv6 flow has one)."""
+    leaves what happens to be there in the gaps between fields."""
     rows = rows_as_bytes(np.ascontiguousarray(records))[which]
     taken: Records = rows.reshape(-1).view(records.dtype)
     return taken
-
-
-def is_reply(values: Records) -> Mask:
-    """Entries for packets to the client."""
-    reply: Mask = values["flags"] & consts.FLOW_REPLY != 0
-    return reply
-
-
-def pair_keys(keys: Records, values: Records) -> Records:
-    """Keys of the other direction's entries."""
-    reply, forward = is_reply(values), ~is_reply(values)
-    pairs = np.zeros(len(keys), keys.dtype)
-    pairs["proto"] = keys["proto"]
-    pairs["src"][reply] = keys["dst"][reply]
-    pairs["sport"][reply] = values["client_port"][reply]
-    pairs["dst"][reply] = values["addr"][reply]
-    pairs["dport"][reply] = values["port"][reply]
-    pairs["src"][forward] = values["addr"][forward]
-    pairs["sport"][forward] = values["port"][forward]
-    pairs["dst"][forward] = keys["src"][forward]
-    pairs["dport"][forward] = values["client_port"][forward]
-    return pairs
-
-
-def are_pairs(pairs: Records, keys: Records, values: Records) -> Mask:
-    """Whether entries `pairs`, found under the pair keys, belong to the flows of `keys`."""
-    reply = is_reply(values)
-    place = np.where(reply, keys["sport"], keys["dport"])
-    other = np.where(reply, keys["dport"], keys["sport"])
-    addresses = np.where(reply[:, None], _address_bytes(keys["src"]), _address_bytes(keys["dst"]))
-    same: Mask = (
-        (is_reply(pairs) != reply)
-        & (pairs["port"] == place)
-        & (pairs["client_port"] == other)
-        & (_address_bytes(pairs["addr"]) == addresses).all(axis=1)
-    )
-    return same
-
-
-def side_owners(keys: Records, values: Records) -> Records:
-    """Keys of the reply entries of the flows that hairpin side entries serve (masquerade.h)."""
-    owners = np.zeros(len(keys), keys.dtype)
-    owners["proto"] = keys["proto"]
-    reply, forward = is_reply(values), ~is_reply(values)
-    # pod:np -> pod:bp, as it goes to the pod: the flow's replies are pod:bp -> pod:np.
-    for ours, theirs in (("src", "dst"), ("dst", "src"), ("sport", "dport"), ("dport", "sport")):
-        owners[ours][reply] = keys[theirs][reply]
-    # pod:bp -> node:np, as it comes from the pod.
-    owners["src"][forward] = keys["src"][forward]
-    owners["sport"][forward] = keys["sport"][forward]
-    owners["dst"][forward] = values["addr"][forward]
-    owners["dport"][forward] = values["port"][forward]
-    return owners
-
-
-def wide_addresses(addresses: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """(n, 16) address bytes of a column of IPv4 numbers or IPv6 addresses."""
-    narrow = _address_bytes(addresses)
-    if narrow.shape[1] == 16:
-        return narrow
-    wide = np.zeros((len(narrow), 16), np.uint8)
-    wide[:, 10:12] = 0xFF
-    wide[:, 12:] = narrow
-    return wide
-
-
-def _address_bytes(column: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    packed = np.ascontiguousarray(column)
-    return packed.view(np.uint8).reshape(len(packed), packed.dtype.itemsize)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ebpf.flowtable import Rooms
 from ebpf.layouts import MapSpec
 from ebpf.maps.declared import Maps
 
@@ -37,6 +38,32 @@ class ArrayTable(Protocol):
     records: Records
 
     def store_word(self, index: int, field: str, value: int) -> None: ...
+
+
+class FlowTable(Protocol):
+    """The flows of one family, as copies of cells: arrays of `ebpf.flowtable.CELL`."""
+
+    family: str
+
+    def snapshots(self, step: int, least: int) -> Iterator[Records]: ...
+    def at(self, places: Records) -> Records: ...
+    def end(self, places: Records, generations: Records, why: int) -> int: ...
+    def rooms(self) -> Rooms: ...
+
+
+class Flows(Protocol):
+    """What has flow tables, one for each family. They are others when they have grown."""
+
+    @property
+    def flow_tables(self) -> Sequence[FlowTable]: ...
+
+
+class NoFlows:
+    """What has none."""
+
+    @property
+    def flow_tables(self) -> Sequence[FlowTable]:
+        return ()
 
 
 class PerCpuTable(Protocol):

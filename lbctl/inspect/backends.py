@@ -16,13 +16,20 @@ from lbctl.inspect import names
 from lbctl.model.names import PortName
 
 
-class BackendTables(Protocol):
+class BackendArrays(Protocol):
+    """The arrays by backend id."""
+
+    @property
+    def backends(self) -> ArrayTable: ...
+    @property
+    def backend_live(self) -> ArrayTable: ...
+
+
+class BackendTables(BackendArrays, Protocol):
     """The maps this module reads."""
 
     @property
     def names(self) -> HashTable: ...
-    @property
-    def backends(self) -> ArrayTable: ...
 
 
 class BackendRow(msgspec.Struct, frozen=True):
@@ -38,6 +45,7 @@ class BackendRow(msgspec.Struct, frozen=True):
     serving: bool
     here: bool  # runs on this node
     sets: tuple[str, ...]  # of cluster, local
+    flows: int  # that are open now, TCP connections and others
 
 
 def list_backends(tables: BackendTables, query: str = "") -> list[BackendRow]:
@@ -47,17 +55,18 @@ def list_backends(tables: BackendTables, query: str = "") -> list[BackendRow]:
     owners = tables.backends.records["service"]
     used = tables.backends.records["port"] != 0  # a freed record is blank but for its generation
     ids = np.flatnonzero(used & np.isin(owners, list(known)))
-    rows = rows_of(tables.backends, ids.tolist(), known)
+    rows = rows_of(tables, ids.tolist(), known)
     return sorted(rows, key=lambda row: (row.service, row.address, row.port, row.id))
 
 
 def rows_of(
-    backends: ArrayTable, ids: Sequence[int], known: dict[int, PortName]
+    tables: BackendArrays, ids: Sequence[int], known: dict[int, PortName]
 ) -> list[BackendRow]:
     """The records with these ids, in their order; `known` names the services they belong to."""
-    records = backends.records[list(ids)]
+    ids = list(ids)
+    records, live = tables.backends.records[ids], tables.backend_live.records[ids].tolist()
     rows = []
-    for backend, record in zip(ids, records, strict=True):
+    for backend, record, flows in zip(ids, records, live, strict=True):
         service, flags = int(record["service"]), int(record["flags"])
         port = socket.ntohs(int(record["port"]))
         address = record["addr"].tobytes()
@@ -73,6 +82,7 @@ def rows_of(
                 serving=bool(flags & consts.BACKEND_SERVING),
                 here=bool(flags & consts.BACKEND_LOCAL),
                 sets=tuple(name for name, flag in sets if flags & flag),
+                flows=flows,
             )
         )
     return rows

@@ -1,4 +1,4 @@
-"""Which flows are meant: filters over whole batches of flow entries at once."""
+"""Which flows are meant: filters over whole batches of cells at once."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.addresses import IPV4, Prefix, host_prefix, parse_address, parse_prefix
-from lbctl.datapath import consts
-from lbctl.datapath.flows import is_reply, wide_addresses
+from lbctl.datapath import consts, flows
 from lbctl.datapath.tables import Records
 
 STATES = {
-    consts.FLOW_SYN: "opening",
-    consts.FLOW_ESTABLISHED: "established",
-    consts.FLOW_FIN_WAIT: "fin-wait",
-    consts.FLOW_CLOSING: "closing",
-    consts.FLOW_RESET: "reset",
-    consts.FLOW_TIME_WAIT: "time-wait",
-    consts.FLOW_DATAGRAM: "datagram",
+    consts.STATE_SYN: "opening",
+    consts.STATE_ESTABLISHED: "established",
+    consts.STATE_FIN_WAIT: "fin-wait",
+    consts.STATE_CLOSING: "closing",
+    consts.STATE_RESET: "reset",
+    consts.STATE_TIME_WAIT: "time-wait",
+    consts.STATE_DATAGRAM: "datagram",
 }
 
 Mask = npt.NDArray[np.bool_]
+_MAPPED = np.frombuffer(bytes(10) + b"\xff\xff", np.uint8)  # what IPv4 begins with
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -60,38 +60,30 @@ class FlowFilter(msgspec.Struct, frozen=True):
     protocol: int = 0
     states: tuple[int, ...] = tuple(STATES)
 
-    def matches(self, keys: Records, values: Records, *, reply: bool) -> Mask:
-        """Which entries of this direction belong to flows that are meant. Helper entries never do:
-        their state is none of STATES."""
-        found: Mask = is_reply(values) == reply
-        found &= np.isin(values["state"], self.states)
+    def matches(self, cells: Records) -> Mask:
+        """Which of these are the forward cells of flows that are meant."""
+        found = flows.forward(cells)
+        found &= np.isin(cells["state"], self.states)
         if self.services is not None:
-            found &= np.isin(values["service"], self.services)
+            found &= np.isin(cells["service"], self.services)
         if self.protocol:
-            found &= keys["proto"] == self.protocol
-        if reply:
-            client, client_port = keys["dst"], values["client_port"]
-            backend, backend_port = keys["src"], keys["sport"]
-        else:
-            client, client_port = keys["src"], keys["sport"]
-            backend, backend_port = values["addr"], values["port"]
-        for target, addresses, port in (
-            (self.client, client, client_port),
-            (self.backend, backend, backend_port),
+            found &= cells["proto"] == self.protocol
+        for target, address, port in (
+            (self.client, "src", "sport"),
+            (self.backend, "addr", "port"),
         ):
             if target is not None:
-                found &= _inside(addresses, target.prefix)
+                found &= _inside(cells[address], target.prefix)
                 if target.port:
-                    found &= port == socket.htons(target.port)
+                    found &= cells[port] == socket.htons(target.port)
         return found
 
 
 def _inside(column: npt.NDArray[Any], prefix: Prefix) -> Mask:
     """Which addresses lie in `prefix`; none if they are of the other family."""
-    if (column.dtype.itemsize == 4) != (prefix.family == IPV4):
-        return np.zeros(len(column), np.bool_)
     bits = (1 << 128) - (1 << 128 - prefix.length)
     mask = np.frombuffer(bits.to_bytes(16, "big"), np.uint8)
     network = np.frombuffer(prefix.address, np.uint8)
-    inside: Mask = ((wide_addresses(column) & mask) == network).all(axis=1)
+    inside: Mask = ((column & mask) == network).all(axis=1)
+    inside &= (column[:, : len(_MAPPED)] == _MAPPED).all(axis=1) == (prefix.family == IPV4)
     return inside

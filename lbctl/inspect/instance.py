@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from ebpf.flowtable import FAMILIES, maps_of
 from ebpf.instance import Instance
 from ebpf.maps.hashes import HashMap
 from lbctl import status
@@ -17,13 +19,15 @@ from lbctl.datapath.tables import HashTable
 
 
 class MapUse(msgspec.Struct, frozen=True):
-    """One map. `entries` is None where every entry always exists; `flag` is the agent's option for
-    a larger map, empty where there is none or no agent has said."""
+    """One map, or the maps of one table. `entries` is None where every entry always exists;
+    `capacity` is what it has room for now, `most` when it has grown. `flag` is the agent's option
+    for a larger one, empty where there is none or no agent has said."""
 
     name: str
     kind: str
     entries: int | None
     capacity: int
+    most: int
     bytes: int
     flag: str = ""
 
@@ -58,7 +62,6 @@ def read(instance: Instance) -> InstanceStatus:
     said = status.read(instance.pin_dir)
     record = said or status.StatusRecord(0, "", "", str(instance.pin_dir))
     alive = status.said_by(record.pid, agent)
-    flags = {name: use.flag for name, use in record.tables.items()}
     return InstanceStatus(
         ready=alive and record.ready and status.age(instance.pin_dir) < status.OLD_SECONDS,
         agent=agent,
@@ -76,7 +79,7 @@ def read(instance: Instance) -> InstanceStatus:
         sockets_closed=record.sockets_closed,
         thread_restarts=record.thread_restarts,
         source=record.source,
-        maps=tuple(_use(instance, name, flags.get(name, "")) for name in instance.map_names()),
+        maps=tuple(sorted(_uses(instance, record.tables), key=lambda use: use.name)),
         reasons=reasons(instance),
         warnings=(*_of_agent(agent, said, instance.pin_dir), *record.warnings),
     )
@@ -106,22 +109,41 @@ def reasons(instance: Instance) -> dict[str, int]:
     return {name: int(sums[number]) for number, name in names.items() if number < len(sums)}
 
 
-def _use(instance: Instance, name: str, flag: str) -> MapUse:
-    table, most = instance.map(name), instance.map(name).max_entries
-    if name == "frontends":
-        most = Frontends(instance.frontends).room
-    return MapUse(name, table.type, _entries(instance, name), most, table.memory_bytes, flag)
+def _uses(instance: Instance, said: Mapping[str, status.TableUse]) -> Iterator[MapUse]:
+    """Of each map, and of the flows of each family what all their maps are together."""
+    of_flows = {name for family in FAMILIES for name in maps_of(family)}
+    for name in instance.map_names():
+        if name not in of_flows:
+            table, room = instance.map(name), instance.map(name).max_entries
+            if name == "frontends":
+                room = Frontends(instance.frontends).room
+            yield _use(
+                said.get(name), name, table.type, _entries(instance, name), room,
+                table.memory_bytes,
+            )  # fmt: skip
+    for flows in instance.flow_tables:
+        name, rooms = f"flows{flows.family}", flows.rooms()
+        memory = sum(instance.map(part).memory_bytes for part in maps_of(flows.family))
+        yield _use(said.get(name), name, "cells", rooms.used, rooms.cells, memory)
+
+
+def _use(
+    said: status.TableUse | None,
+    name: str,
+    kind: str,
+    entries: int | None,
+    capacity: int,
+    memory: int,
+) -> MapUse:
+    most = max(capacity, said.most) if said else capacity
+    return MapUse(name, kind, entries, capacity, most, memory, said.flag if said else "")
 
 
 def _entries(instance: Instance, name: str) -> int | None:
-    """How many entries are in use. The programs count their TCP flows; the other tables that fill
-    up are walked, in batches."""
-    if name in ("flows4", "flows6"):
-        field = name.replace("flows", "tcp_entries")
-        return int(instance.table_state.records[field][0])
+    """How many entries are in use. Those of hashes are walked, in batches."""
     if name in ("services", "service_counters"):
         return _count(instance.names)
-    if name == "backends":
+    if name in ("backends", "backend_live"):
         return int(np.count_nonzero(instance.backends.records["port"]))
     if name == "slots":
         return _slots(instance)

@@ -10,20 +10,19 @@ import msgspec
 import numpy as np
 
 from lbctl.addresses import Prefix, format_address, format_endpoint
-from lbctl.datapath import consts
+from lbctl.datapath import clock, consts
 from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.ranges import ranges_of
 from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES
 from lbctl.datapath.regions import ArrayContents, region_of
-from lbctl.datapath.tables import ArrayTable, HashTable, Records
+from lbctl.datapath.tables import ArrayTable, FlowTable, HashTable, Records
 from lbctl.errors import NotFound
 from lbctl.inspect import names
 from lbctl.inspect.backends import BackendRow, rows_of
+from lbctl.inspect.traffic import totals
 from lbctl.model.names import PortName
 from lbctl.resolve.hints import NO_HINTS
 from lbctl.resolve.ports import FrontendKind
-
-TICK_SECONDS = (1 << consts.TICK_SHIFT) / 1e9
 
 # Kind of address to what people call it; the other flags of a frontend are not kinds.
 KINDS = {
@@ -50,6 +49,8 @@ class ServiceTables(Protocol):
     @property
     def service_counters(self) -> ArrayTable: ...
     @property
+    def backend_live(self) -> ArrayTable: ...
+    @property
     def source_ranges(self) -> HashTable: ...
 
 
@@ -64,13 +65,15 @@ class AddressRow(msgspec.Struct, frozen=True, order=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """Since the service port was first programmed. "in" is to the backends."""
+    """Since the service port was first programmed. "in" is to the backends; `live` are connections
+    that are open now."""
 
     connections: int
     packets_in: int
     bytes_in: int
     packets_out: int
     bytes_out: int
+    live: int
 
 
 class ServiceRow(msgspec.Struct, frozen=True):
@@ -99,8 +102,11 @@ class ServiceRow(msgspec.Struct, frozen=True):
     backends: tuple[BackendRow, ...] = ()
 
 
-def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow]:
-    """All service ports, or those of one namespace, by name. Their `backends` are left out.
+def list_services(
+    tables: ServiceTables, namespace: str = "", flow_tables: Iterable[FlowTable] = ()
+) -> list[ServiceRow]:
+    """All service ports, or those of one namespace, by name. Their `backends` are left out. What
+    is in `flow_tables` counts too.
 
     A service that was removed keeps its name as long as flows may refer to it; without addresses it
     is no service any more, and is not listed.
@@ -108,7 +114,7 @@ def list_services(tables: ServiceTables, namespace: str = "") -> list[ServiceRow
     known = names.all_names(tables.names)
     if namespace:
         known = {service: name for service, name in known.items() if name.namespace == namespace}
-    return _rows(tables, known)
+    return _rows(tables, known, flow_tables)
 
 
 def show(
@@ -116,6 +122,7 @@ def show(
     query: str,
     hints: dict[str, str] | None = None,
     troubles: dict[str, tuple[str, ...]] | None = None,
+    flow_tables: Iterable[FlowTable] = (),
 ) -> list[ServiceRow]:
     """The service ports that `query` means, with all that is known. Raises NotFound.
 
@@ -124,7 +131,8 @@ def show(
     """
     said = troubles or {}
     known = _find(tables.names, query, said)
-    rows = _rows(tables, known, {i for i, n in known.items() if str(n.owner) in said})
+    always = {number for number, name in known.items() if str(name.owner) in said}
+    rows = _rows(tables, known, flow_tables, always)
     if not rows:
         message = f"service {query!r} is being removed"
         if hints is None:  # no agent that could say
@@ -158,13 +166,16 @@ def _find(
 
 
 def _rows(
-    tables: ServiceTables, known: dict[int, PortName], always: Collection[int] = ()
+    tables: ServiceTables,
+    known: dict[int, PortName],
+    flow_tables: Iterable[FlowTable],
+    always: Collection[int] = (),
 ) -> list[ServiceRow]:
     """Of those that have addresses, and of `always`."""
     addresses = _addresses(tables.frontends, known)
     ids = sorted(known, key=known.__getitem__)
     records = _by_name(tables.services.records[ids])
-    counters = _by_name(tables.service_counters.records[ids])
+    counters = _by_name(totals(tables.service_counters.records, flow_tables)[ids])
     return [
         _row(service, known[service], addresses.get(service, ()), record, counted)
         for service, record, counted in zip(ids, records, counters, strict=True)
@@ -193,7 +204,7 @@ def _row(
         addresses=tuple(addresses),
         internal_policy=_policy(flags, consts.SERVICE_INTERNAL_LOCAL),
         external_policy=_policy(flags, consts.SERVICE_EXTERNAL_LOCAL),
-        affinity_seconds=round(affinity * TICK_SECONDS) if flags & consts.SERVICE_AFFINITY else 0,
+        affinity_seconds=int(clock.seconds(affinity)) if flags & consts.SERVICE_AFFINITY else 0,
         cluster=region_of(record["cluster"])[1],
         local=region_of(record["local"])[1],
         without_backends=_without(record["cluster"]),
@@ -250,4 +261,4 @@ def _backends(tables: ServiceTables, row: ServiceRow) -> tuple[BackendRow, ...]:
     ids = {
         backend for field in ("cluster", "local") for backend in contents.region(int(record[field]))
     }
-    return tuple(rows_of(tables.backends, sorted(ids), {row.id: row.name}))
+    return tuple(rows_of(tables, sorted(ids), {row.id: row.name}))

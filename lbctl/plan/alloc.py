@@ -59,6 +59,11 @@ class IdPool:
         return len(self._resting)
 
     @property
+    def taken(self) -> int:
+        """Ids that are not free."""
+        return self._next - 1 - len(self._free)
+
+    @property
     def in_use(self) -> int:
         """Ids that are held by someone."""
         return self._next - 1 - len(self._free) - len(self._resting)
@@ -172,6 +177,11 @@ class RegionPool:
     def resting(self) -> int:
         """Slots of freed regions that rest."""
         return self._resting_slots
+
+    @property
+    def taken(self) -> int:
+        """Slots that are not free."""
+        return self._top - self._free_slots
 
     @property
     def in_use(self) -> int:

@@ -68,7 +68,7 @@ class PortState:
     cluster: int = 0  # region words, or regions.UNKNOWN
     local: int = 0
     flags: int = 0
-    affinity: int = 0  # ticks
+    affinity: int = 0  # beats
     frontends: tuple[tuple[bytes, int], ...] = ()  # asked for: key and flags
     ranges: tuple[Prefix, ...] = ()
     # Who it is, once its object was seen by this agent.

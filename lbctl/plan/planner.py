@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lbctl import advice
 from lbctl.addresses import Prefix
-from lbctl.datapath import consts
+from lbctl.datapath import clock, consts
 from lbctl.datapath.regions import Contents, region_of, region_word
 from lbctl.model.names import shortened
 from lbctl.model.records import ObjectKey
@@ -28,8 +28,11 @@ class Planner:
     """Keeps ids, regions and frontends of all service ports, and plans their changes."""
 
     def __init__(self, contents: Contents, room: Room) -> None:
+        """`room` is what the maps may hold in the end; see `grow`."""
         self._contents = contents
         self.room = room
+        self.now = room.all  # what they hold
+        self._spare = room.spare
         self.services: dict[str, PortState] = {}
         self.retired: dict[str, PortState] = {}  # gone, but flows may still have the id
         self._states: list[PortState | None] = [None] * (room.all.services + 1)  # by id
@@ -42,6 +45,14 @@ class Planner:
         self._used = list(NOTHING)  # what the ports ask for that are served
         self._adding: set[bytes] = set()  # frontends of the plan in the making
         self.range_entries = 0
+
+    def grow(self, now: Need, contents: Contents) -> None:
+        """The maps hold this from now on, which may be less than they will."""
+        self.now, self._contents = now, contents
+        self._spare = Room(now, self.room.name_bytes).spare
+        self.service_ids.capacity = now.services + 1
+        self.backend_ids.capacity = now.backends + 1
+        self.regions.capacity = now.slots
 
     def stored_name(self, name: str) -> str:
         """The text that stands for a service port in `names`, and by which it is known here."""
@@ -154,7 +165,7 @@ class Planner:
         need_before = need_of_state(state) if before else NOTHING
         need = need_of_sets(len(port.source_ranges), frontends, wanted)
         self._check_share(need, need_before, self.room.for_large if large else self.room.all)
-        spare = self.room.spare if large else NOTHING
+        spare = self._spare if large else NOTHING
         adding = self._check_room(state, len(fresh), frontends, port.source_ranges, spare)
         fresh_ids, words, regions = self._allocate(wanted, sets, fresh, spare, now)
         if not state.id:
@@ -204,7 +215,7 @@ class Planner:
     ) -> set[bytes]:
         """Keys that the frontends add to the map. Raises `Exhausted`, with nothing taken, unless
         every map has the entries that are written before others are deleted, and `spare`."""
-        limit = self.room.all
+        limit = self.now
         adding: set[bytes] = set()
         if frontends != state.frontends:
             adding = self.claims.missing(frontends)
@@ -317,7 +328,7 @@ class Planner:
             | consts.SERVICE_EXTERNAL_LOCAL * port.external_local
             | consts.SERVICE_AFFINITY * (port.affinity_seconds > 0)
         )
-        affinity = consts.ticks(port.affinity_seconds)
+        affinity = clock.beats(port.affinity_seconds)
         if (flags, affinity) != (state.flags, state.affinity):
             state.flags, state.affinity = flags, affinity
             (plan.new_settings if new else plan.settings).append((state.id, flags, affinity))

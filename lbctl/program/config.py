@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.addresses import IPV4, IPV6, Prefix, of_family
-from lbctl.datapath import consts
+from lbctl.datapath import clock, consts
 from lbctl.datapath.tables import ArrayTable, HashTable, Records
 from lbctl.errors import ConfigError
 from lbctl.resolve.node import NodeFacts
@@ -20,18 +20,21 @@ TIMEOUTS: Final = {
     "syn_timeout": 60,
     "established_timeout": 86400,
     "closing_timeout": 3600,
+    # TCP sends a FIN again at least every two minutes.
+    "fin_wait_timeout": 180,
     "reset_timeout": 10,
     "time_wait_timeout": 75,
     "datagram_timeout": 30,
     "datagram_stream_timeout": 120,
 }
-_LEAST_TICKS = 4
+# `seen` is of a beat, which may have begun 2.6 s before: what is in use must not look idle.
+_LEAST_BEATS = 2
+# An agent that has not said for so long that it lives is gone.
+AGENT_SECONDS: Final = 5.0
 # Above the ports the kernel gives out by itself (32768-60999), and reserved besides.
 PORTS: Final = (61000, 64511)
 # Of flows that the node's own sockets begin on the wire (bpf_src/node.h): right behind the others.
 NODE_PORTS: Final = (64512, 65535)
-# Share of a TCP table that handshakes may fill.
-FLOW_LIMIT = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,6 @@ class DataPathSettings:
     """What the record says beside the node's facts."""
 
     pass_midstream: bool  # kube-proxy may own TCP connections without a flow
-    tcp_entries: int  # of a family's TCP table
     ports: tuple[int, int] = PORTS
     node_port_max: int = NODE_PORTS[1]
     socket_flags: int = 0  # CONFIG_SOCKET_*
@@ -106,10 +108,9 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
         | settings.socket_flags
     )
     record["host_netns"] = settings.host_netns
-    record["flow_limit"] = int(settings.tcp_entries * FLOW_LIMIT)
     for name, seconds in (*TIMEOUTS.items(), *settings.timeouts):
-        # `seen` is set once per beat, up to 2.6 s apart: what is in use must not look idle.
-        record[name] = max(_LEAST_TICKS, consts.ticks(seconds)) if seconds else 0
+        record[name] = max(_LEAST_BEATS, clock.beats(seconds)) if seconds else 0
+    record["agent_timeout"] = clock.beats(AGENT_SECONDS)
     record["port_min"], record["port_max"] = settings.ports
     record["node_port_max"] = settings.node_port_max
     for family in (IPV4, IPV6):

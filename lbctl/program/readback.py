@@ -4,13 +4,14 @@ What does not add up (a frontend of a service without a name, a region with fore
 left in place and remembered as unknown: the first complete plan replaces it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ebpf.maps import buckets
 from lbctl.addresses import Prefix
 from lbctl.datapath import consts
 from lbctl.datapath.frontends import Frontends
@@ -48,21 +49,13 @@ class Leftovers:
             yield f"{len(self.lowered)} backends had left their sets but were marked as serving"
 
 
-def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
-    """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`."""
-    room = Room(
-        Need(
-            services=min(tables.services.max_entries - 1, tables.names.max_entries),
-            # Every backend in use may be an endpoint of its own.
-            frontends=Frontends(tables.frontends).room - tables.backends.max_entries // 2,
-            slots=tables.slots.max_entries,
-            backends=tables.backends.max_entries - 1,
-            source_ranges=tables.source_ranges.max_entries,
-        ),
-        name_bytes=tables.names.spec.value.field("text").size - 1,
-    )
-    contents = ArrayContents(tables.slots.records, tables.backends.records)
-    planner = Planner(contents, room)
+def read(tables: Tables, now: float, most: Need | None = None) -> tuple[Planner, Leftovers]:
+    """A planner that knows what `tables` hold. Ids and regions nobody refers to rest from `now`.
+    `most` is what the maps may hold when they have grown; None: they do not."""
+    there = room_of(tables)
+    name_bytes = tables.names.spec.value.field("text").size - 1
+    planner = Planner(contents_of(tables), Room(most or there, name_bytes))
+    planner.grow(there, contents_of(tables))
     leftovers = Leftovers()
     by_id = _read_names(tables, planner, leftovers)
     _read_services(tables, by_id)
@@ -71,6 +64,29 @@ def read(tables: Tables, now: float) -> tuple[Planner, Leftovers]:
     _read_frontends(tables, planner, by_id, leftovers)
     _read_ranges(tables, planner, by_id, leftovers)
     return planner, leftovers
+
+
+def room_of(tables: Tables) -> Need:
+    """What the maps hold as they are."""
+    names = ("services", "names", "frontends", "slots", "backends", "source_ranges")
+    return room_for({name: getattr(tables, name).max_entries for name in names})
+
+
+def room_for(entries: Mapping[str, int]) -> Need:
+    """What maps of so many entries hold, by name."""
+    return Need(
+        services=min(entries["services"] - 1, entries["names"]),
+        # Every backend in use may be an endpoint of its own.
+        frontends=buckets.keys_for(entries["frontends"]) - entries["backends"] // 2,
+        slots=entries["slots"],
+        backends=entries["backends"] - 1,
+        source_ranges=entries["source_ranges"],
+    )
+
+
+def contents_of(tables: Tables) -> ArrayContents:
+    """What regions and backends are in them."""
+    return ArrayContents(tables.slots.records, tables.backends.records)
 
 
 def count_services(tables: Tables) -> int:

@@ -19,9 +19,13 @@ from lbctl.plan.changes import Freed, Plan
 
 
 def apply(plan: Plan, tables: Tables) -> None:
-    """Carry out `plan`. Raises KernelError if a map update fails; what came before it is done."""
-    for step in STEPS:
-        step(plan, tables)
+    """Carry out `plan`. Raises KernelError if a map update fails; what came before it is done.
+
+    While maps are exchanged for larger ones, programs in place still go by the former ones.
+    """
+    for one in _in_use(tables):
+        for step in STEPS:
+            step(plan, one)
 
 
 def clear(freed: Freed, tables: Tables) -> None:
@@ -29,6 +33,16 @@ def clear(freed: Freed, tables: Tables) -> None:
 
     A backend keeps its generation, which the next one with this id must not repeat.
     """
+    for one in _in_use(tables):
+        _clear(freed, one)
+
+
+def _in_use(tables: Tables) -> Sequence[Tables]:
+    former = tables.former()
+    return (tables,) if former is None else (former, tables)
+
+
+def _clear(freed: Freed, tables: Tables) -> None:
     if freed.backends:
         records = tables.backends.records
         Frontends(tables.frontends).release(records[freed.backends])

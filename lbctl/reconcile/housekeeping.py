@@ -1,57 +1,92 @@
-"""Between changes: sweeping, giving ids back, and how full each map is."""
+"""Between changes: sweeping, giving ids back, and how full each table is."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 
 import structlog
 
 from ebpf.errors import LbError
 from lbctl import advice
-from lbctl.datapath.tables import Tables
+from lbctl.datapath.tables import Flows, NoFlows, Tables
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
+from lbctl.reconcile.audit import Audit
 from lbctl.reconcile.sweep import Sweep, Swept
 from lbctl.status import TableUse
 
 SWEEP_SECONDS = 10.0
-BUSY_SWEEP_SECONDS = 1.0  # while a TCP table is filling up
-BUSY_LOAD = 0.75
+BUSY_SWEEP_SECONDS = 1.0  # while flows wait for their end, or a table is filling up
+BUSY_LOAD = 0.5
+_SHARE = 20  # a sweep that took a second is followed by so many of rest
 _WARN_AT = (0.9, 0.8)
+NO_FLOWS = NoFlows()
 
 
 class Housekeeper:
     """Runs sweeps in steps, and does after each what only a sweep allows."""
 
-    def __init__(self, tables: Tables, planner: Planner) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        planner: Planner,
+        flows: Flows = NO_FLOWS,
+        most_cells: int = 0,
+    ) -> None:
+        """`most_cells` is what a family's flow table may grow to."""
         self.planner = planner
         self._tables = tables
-        self._sweep = Sweep(tables)
+        self._flows = flows
+        self._most_cells = most_cells
+        self._sweep = Sweep(tables, flows)
+        self._audit = Audit(tables)
         self._running: Iterator[Swept | None] | None = None
+        self._spent = 0.0  # in the steps of this sweep
         self._next = 0.0
-        self._flows: dict[str, int] = {}  # entries by map, as of the last sweep
+        self._doomed: set[int] = set()  # backends whose flows the next sweep ends
+        self._ending: set[int] = set()  # ... and this one
         self._warned: dict[str, float] = {}
         self._log = structlog.get_logger()
+
+    def end_flows(self, backends: Collection[int]) -> None:
+        """End all flows of these backends, by id, at once; they must have left all sets. Whose
+        connection it was is told at its next packet."""
+        self._doomed.update(backends)
+        self._next = 0.0
+
+    @property
+    def corrections(self) -> int:
+        """Counts of live flows that were wrong and set right."""
+        return self._audit.corrections
 
     def due(self) -> float:
         """When `step` has something to do: at once while it is not done with the last."""
         return 0.0 if self.running() else self._next
 
     def step(self, now: float) -> bool:
-        """One short step (some ms). Returns whether a sweep ended and something was freed."""
+        """One short step, less than a millisecond. Returns whether a sweep ended and something was
+        freed."""
         if self._running is None:
             if now < self._next:
                 return False
-            self._running = self._sweep.run(now)
+            self._ending, self._doomed = self._doomed, set()
+            self._running, self._spent = self._sweep.run(now, self._ending), 0.0
+            self._audit.begin()
+        began = time.monotonic()
         try:
             found = next(self._running)
+        except StopIteration:  # the tables are others now
+            self._begin_again(now)
+            return False
         except LbError as error:
             self._log.error("the sweep failed", error=error.message, hint=advice.on(error))
-            self._running, self._next = None, now + SWEEP_SECONDS
+            self._begin_again(now + SWEEP_SECONDS)
             return False
+        self._spent += time.monotonic() - began
         if found is None:
             return False
         self._running = None
-        busy = self._sweep.tcp_load() > BUSY_LOAD
-        self._next = now + (BUSY_SWEEP_SECONDS if busy else SWEEP_SECONDS)
+        if not self._doomed:
+            self._next = now + max(self._pause(found), _SHARE * self._spent)
         return self._finish(found)
 
     def running(self) -> bool:
@@ -59,37 +94,35 @@ class Housekeeper:
         return self._running is not None
 
     def tables(self) -> dict[str, TableUse]:
-        """How full the maps are that can fill up; flows as of the last sweep."""
-        planner, tables = self.planner, self._tables
-        used = {
-            "frontends": (len(planner.claims), planner.room.all.frontends),
-            "services": (
-                planner.service_ids.in_use + planner.service_ids.resting,
-                tables.services.max_entries,
-            ),
-            "backends": (
-                planner.backend_ids.in_use + planner.backend_ids.resting,
-                tables.backends.max_entries,
-            ),
-            "slots": (
-                planner.regions.in_use + planner.regions.resting,
-                tables.slots.max_entries,
-            ),
+        """How full the tables are that can fill up."""
+        planner = self.planner
+        taken = {
+            "frontends": len(planner.claims),
+            "services": planner.service_ids.taken,
+            "backends": planner.backend_ids.taken,
+            "slots": planner.regions.taken,
         }
-        for name, table in (("flows4", tables.flows4), ("flows6", tables.flows6)):
-            if name in self._flows:
-                used[name] = (self._flows[name], table.max_entries)
-        return {name: TableUse(*pair, advice.flag_of(name)) for name, pair in used.items()}
+        found = {}
+        for name, number in taken.items():
+            now, most = getattr(planner.now, name), getattr(planner.room.all, name)
+            found[name] = TableUse(number, now, advice.flag_of(name), most)
+        for table in self._flows.flow_tables:
+            rooms = table.rooms()
+            most = max(self._most_cells, rooms.cells)
+            flag = advice.FLAGS["flows"]
+            found[f"flows{table.family}"] = TableUse(rooms.used, rooms.cells, flag, most)
+        return found
 
     def warnings(self) -> list[str]:
-        """A sentence for each map that is nearly full; logged when one gets fuller."""
+        """A sentence for each table that is nearly full and cannot grow; logged when one gets
+        fuller."""
         said = []
         for name, use in self.tables().items():
-            load = use.entries / use.limit
+            load = use.entries / use.most
             level = next((share for share in _WARN_AT if load >= share), 0.0)
             if level:
                 said.append(
-                    f"map {name} is {load:.0%} full ({use.entries:,} of {use.limit:,} entries); "
+                    f"map {name} is {load:.0%} full ({use.entries:,} of {use.most:,} entries); "
                     f"start the agent with a larger {use.flag}"
                 )
                 if level > self._warned.get(name, 0.0):
@@ -97,14 +130,31 @@ class Housekeeper:
             self._warned[name] = level
         return said
 
+    def _begin_again(self, at: float) -> None:
+        self._running, self._next = None, at
+        self._doomed |= self._ending
+
+    def _pause(self, found: Swept) -> float:
+        rooms = [table.rooms() for table in self._flows.flow_tables]
+        filling = any(room.used > BUSY_LOAD * room.cells for room in rooms)
+        return BUSY_SWEEP_SECONDS if found.over or filling else SWEEP_SECONDS
+
     def _finish(self, found: Swept) -> bool:
-        self._flows = found.entries
-        freed = self.planner.recover(found.began, found.services, found.backends)
+        self._audit.end(found)
+        # By both: a flow that is over is not counted as live, and may have been opened behind the
+        # sweep's back.
+        services = found.services | (self._tables.service_counters.records["live"] != 0)
+        live = self._tables.backend_live.records
+        backends = found.backends.copy()
+        backends[: len(live)] |= live[: len(backends)] != 0
+        freed = self.planner.recover(found.began, services, backends)
         writes.clear(freed, self._tables)
         self._log.debug(
             "swept",
-            flows=found.entries,
+            cells=found.cells,
+            over=found.over,
             ended=found.ended,
+            abandoned=found.abandoned,
             freed_services=len(freed.services),
             freed_backends=len(freed.backends),
         )

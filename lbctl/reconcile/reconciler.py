@@ -8,12 +8,13 @@ from types import MappingProxyType
 import structlog
 
 from ebpf.errors import LbError
-from lbctl.datapath.tables import Tables
+from lbctl.datapath.tables import Flows, Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
+from lbctl.plan.rooms import NOTHING, Need, sum_of
 from lbctl.program import readback, writes
-from lbctl.reconcile.housekeeping import Housekeeper
+from lbctl.reconcile.housekeeping import NO_FLOWS, Housekeeper
 from lbctl.reconcile.notes import Notes
 from lbctl.reconcile.places import Places, target_of, trimmed
 from lbctl.resolve.endpoints import targets_of
@@ -32,8 +33,18 @@ NO_ONE: Mapping[str, Exhausted] = MappingProxyType({})
 class Reconciler:
     """Keeps the maps equal to the objects. Nothing is written before the first complete list."""
 
-    def __init__(self, tables: Tables, node: NodeFacts) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        node: NodeFacts,
+        flows: Flows = NO_FLOWS,
+        most: Need | None = None,
+        most_cells: int = 0,
+    ) -> None:
+        """`most` is what the maps may hold when they have grown (None: they do not grow), and
+        `most_cells` each table of `flows`."""
         self._tables = tables
+        self._most = most
         self._node = node
         self._log = structlog.get_logger()
         self._objects: dict[ObjectKey, ServiceObjects] = {}
@@ -48,12 +59,12 @@ class Reconciler:
         self._settled = -RETRY_SECONDS  # when who is served was last looked at
         self._look_again = 0.0  # ... and when it will be, though nothing changed
         self.synced = False
-        self.planner, leftovers = readback.read(tables, time.monotonic())
+        self.planner, leftovers = readback.read(tables, time.monotonic(), most)
         readback.repair(self.planner, leftovers, tables)
         for sentence in leftovers.describe():
             self._log.warning(sentence)
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
-        self.housekeeper = Housekeeper(tables, self.planner)
+        self.housekeeper = Housekeeper(tables, self.planner, flows, most_cells)
         self.had_services = bool(self._unclaimed)
         self._touched: set[ObjectKey] = set()  # since `take_touched`
         self._left = True  # an earlier agent may have seen some leave
@@ -99,6 +110,21 @@ class Reconciler:
     def waiting(self) -> bool:
         """Whether ports wait for room."""
         return bool(self._places.waiting)
+
+    def waiting_for(self) -> Need:
+        """What those ask for together that wait for room."""
+        return sum_of(found.need for found in self._places.waiting.values())
+
+    def expected(self) -> Need:
+        """About what all objects ask for that are known, before any is resolved; rather more."""
+        needs = (_about(objects) for objects in self._objects.values())
+        return sum_of(needs)
+
+    def grown(self) -> None:
+        """Maps were exchanged for larger ones. While programs are in place that use the former
+        ones, there is no more room than in those."""
+        there = readback.room_of(self._tables.former() or self._tables)
+        self.planner.grow(there, readback.contents_of(self._tables))
 
     def freed(self) -> bool:
         """Something was freed; returns whether `apply` has to look who can have it."""
@@ -310,8 +336,9 @@ class Reconciler:
         """A map refused an update: what is programmed is read back, and all is planned again."""
         self._notes.map_refused(error)
         now = time.monotonic()
-        self.planner, leftovers = readback.read(self._tables, now)
+        self.planner, leftovers = readback.read(self._tables, now, self._most)
         readback.repair(self.planner, leftovers, self._tables)
+        self.grown()
         self.housekeeper.planner = self.planner
         self._places.start_over()
         self._told = -1, -1
@@ -321,6 +348,18 @@ class Reconciler:
         self._unclaimed.update(self.planner.services.keys() - wanted)
         self._dirty.update(dict.fromkeys(self._objects))
         self._retry = now + self._waited()
+
+
+def _about(objects: ServiceObjects) -> Need:
+    """What a service may ask for: each of its ports at each of its addresses."""
+    service = objects.service
+    if service is None or service.left_alone:
+        return NOTHING
+    endpoints = sum(len(part.ports) * len(part.endpoints) for part in objects.slices)
+    addresses = len(service.cluster_ips) + len(service.external_ips) + len(service.ingress_ips)
+    ports = len(service.ports) * max(1, len(service.cluster_ips))
+    frontends = len(service.ports) * (addresses + 2) + addresses
+    return Need(ports, frontends, 2 * endpoints, endpoints, 0)
 
 
 def _affected(before: ServiceObjects | None, after: ServiceObjects) -> set[Target] | None:

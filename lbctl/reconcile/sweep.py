@@ -1,177 +1,145 @@
-"""The sweep: a slow walk over all flows, that ends those nobody ended and sees who is still needed.
+"""The sweep: a walk over all flows, that ends those nobody ended and sees who is still needed.
 
-A flow's two entries live and die together, when neither direction was seen for as long as its state
-allows. The walk is a generator of short steps, so that a change never waits for it.
+A flow ends when no direction was seen for as long as its state allows. The walk is a generator of
+short steps over memory that is mapped, so that a change never waits for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lbctl.addresses import FAMILIES
-from lbctl.datapath import consts, flows
-from lbctl.datapath.consts import current_tick
-from lbctl.datapath.flows import STEP_ENTRIES, Mask
-from lbctl.datapath.tables import HashTable, Records, Tables
-from lbctl.reconcile.flowtables import Entry, FlowTables, pieces
+from lbctl.datapath import clock, consts, flows
+from lbctl.datapath.flows import Mask, Numbers
+from lbctl.datapath.tables import Flows, FlowTable, Records, Tables
 
+# A packet that claimed a cell is done with it in microseconds.
+BUSY_SECONDS: Final = 3.0
+_LISTED: Final = 1024  # ended by one run of a program: half a millisecond
 
-class _Said(NamedTuple):
-    """What table_state holds when there may be some, and when there are none."""
-
-    some: int
-    none: int
-
-
-_SAID: Final = {
-    "overflowed": _Said(1, 0),
-    "direct": _Said(1, 0),
-    "notes": _Said(consts.NOTES_POSSIBLE, consts.NOTES_NONE),
-}
-# What the agent writes over what the programs said, to see whether they say it again. They take it
-# for "some".
-_DOUBTED = 2
+# Place and generation of a cell in each row.
+_NAMES: Final = ("place", "generation")
 
 
 @dataclass(slots=True)
 class Swept:
-    """What one complete sweep saw of flows that live on."""
+    """What one complete sweep saw."""
 
     began: float  # the agent's clock
-    services: npt.NDArray[np.bool_]  # by service id: has flows
+    services: npt.NDArray[np.bool_]  # by service id: a cell has it
     backends: npt.NDArray[np.bool_]  # by backend id
-    entries: dict[str, int] = field(default_factory=dict)  # by map name
-    ended: int = 0  # entries deleted
+    live_services: Numbers  # by service id: flows that are not over
+    live_backends: Numbers  # by backend id
+    cells: dict[str, int] = field(default_factory=dict)  # by family, those in use
+    over: int = 0  # flows that wait for their end
+    ended: int = 0  # flows and lone cells that the sweep ended
+    abandoned: int = 0  # cells that nobody came back for
 
 
 class Sweep:
     """Sweeps over the flow tables of one instance."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, flows: Flows) -> None:
         self._tables = tables
-        self._families = [FlowTables(tables, family) for family in FAMILIES]
+        self._flows = flows
+        # By family, place and generation: since when they are claimed.
+        self._busy: dict[str, dict[tuple[int, int], float]] = {}
 
-    def run(self, began: float) -> Iterator[Swept | None]:
-        """One sweep: yields None after every step, and at its end what it found."""
-        tables = self._tables
+    def run(self, began: float, doomed: Collection[int] = ()) -> Iterator[Swept | None]:
+        """One sweep: yields None after every step, and at its end what it found. Flows of the
+        `doomed` backends, by id, are ended too. It ends without a result if the tables are
+        exchanged for others meanwhile."""
+        services, backends = self._tables.services.max_entries, self._tables.backends.max_entries
         found = Swept(
             began,
-            np.zeros(tables.services.max_entries, bool),
-            np.zeros(tables.backends.max_entries, bool),
+            np.zeros(services, bool),
+            np.zeros(backends, bool),
+            np.zeros(services, np.int64),
+            np.zeros(backends, np.int64),
         )
-        for family in self._families:
-            yield from self._sweep_family(family, found)
+        families = self._flows.flow_tables
+        for table in families:
+            for _ in self._sweep(table, np.array(sorted(doomed), np.int64), found):
+                if self._flows.flow_tables is not families:
+                    return
+                yield None
         yield found
 
-    def tcp_load(self) -> float:
-        """How full the fuller of the two TCP tables is, 0 to 1."""
-        return max(family.load() for family in self._families)
+    def _sweep(self, table: FlowTable, doomed: Numbers, found: Swept) -> Iterator[None]:
+        found.cells[table.family] = 0
+        busy: dict[tuple[int, int], float] = {}
+        for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_BUSY):
+            found.cells[table.family] += len(cells)
+            self._note(cells, found)
+            yield None
+            self._look_at_busy(table, cells, busy, found)
+            yield from self._end_idle(table, cells, found)
+            if len(doomed):
+                yield from self._end_doomed(table, cells, doomed, found)
+        self._busy[table.family] = busy
 
-    def _sweep_family(self, family: FlowTables, found: Swept) -> Iterator[None]:
-        """The LRU table first: entries move from it to the plain one, and must not be missed."""
-        seen = dict.fromkeys(_SAID, False)
-        for name, said in _SAID.items():
-            if family.state(name)[0] != said.none:
-                family.state(name)[0] = _DOUBTED
-        before = int(family.state("tcp_entries")[0])
-        ended_before = found.ended
-        for table in (family.lru, family.plain):
-            found.entries[table.name] = 0
-            for keys, values in table.batches():
-                for start in range(0, len(keys), STEP_ENTRIES * 16):
-                    part = slice(start, start + STEP_ENTRIES * 16)
-                    live = np.ones(len(keys[part]), bool)
-                    yield from self._end_idle(family, table, keys[part], values[part], live, found)
-                    living = keys[part][live], values[part][live]
-                    found.entries[table.name] += len(living[0])
-                    _note(living[1], found)
-                    _note_said(*living, seen, overflow=table is family.lru)
-                    yield None
-        for name, said in _SAID.items():
-            if seen[name]:
-                family.state(name)[0] = said.some
-            elif family.state(name)[0] == _DOUBTED:
-                family.state(name)[0] = said.none
-        ended = found.ended - ended_before
-        family.correct_entries(before, ended, found.entries[family.plain.name])
-
-    def _end_idle(
-        self,
-        family: FlowTables,
-        table: HashTable,
-        keys: Records,
-        values: Records,
-        live: Mask,
-        found: Swept,
-    ) -> Iterator[None]:
-        """Delete idle flows among these entries, and clear their places in `live`."""
+    def _end_idle(self, table: FlowTable, cells: Records, found: Swept) -> Iterator[None]:
+        heads = flows.take(cells, flows.forward(cells) | flows.lone(cells))
+        if not len(heads):
+            return
         limits = flows.timeouts(self._tables.config.records[0])
-        tick = current_tick()
-        idle = np.flatnonzero(flows.expired(values, limits, tick))
-        for start in range(0, len(idle), STEP_ENTRIES):
-            part = idle[start : start + STEP_ENTRIES]
-            picked = flows.take(keys, part), flows.take(values, part)
-            gone = self._end_dead(family, table, *picked, limits, tick, found)
-            live[part[gone]] = False
+        # The beat first: what is seen after that is not idle.
+        beat = clock.current_beat()
+        rings = flows.follow(heads, table.at)
+        found.over += int(flows.over(heads).sum())
+        gone = flows.take(heads, flows.idle(rings, limits, beat))
+        yield None
+        yield from self._end(table, gone, consts.END_IDLE, found)
+
+    def _end_doomed(
+        self, table: FlowTable, cells: Records, doomed: Numbers, found: Swept
+    ) -> Iterator[None]:
+        heads = flows.take(cells, flows.forward(cells))
+        gone = flows.take(heads, np.isin(flows.backend_ids(heads), doomed))
+        yield from self._end(table, gone, consts.END_BACKEND, found)
+
+    def _end(self, table: FlowTable, gone: Records, why: int, found: Swept) -> Iterator[None]:
+        for start in range(0, len(gone), _LISTED):
+            part = gone[start : start + _LISTED]
+            found.ended += table.end(part["place"], part["generation"], why)
             yield None
 
-    def _end_dead(
+    def _look_at_busy(
         self,
-        family: FlowTables,
-        table: HashTable,
-        keys: Records,
-        values: Records,
-        limits: npt.NDArray[np.int64],
-        tick: int,
+        table: FlowTable,
+        cells: Records,
+        busy: dict[tuple[int, int], float],
         found: Swept,
-    ) -> Mask:
-        """End those of these idle entries whose partner is idle or gone; returns which."""
-        sides = values["state"] == consts.FLOW_SIDE
-        partners = flows.pair_keys(keys, values)
-        partners[sides] = flows.side_owners(keys[sides], values[sides])
-        where, raw = family.find(partners)
-        pairs = np.frombuffer(b"".join(raw), values.dtype)
-        there = np.array([place is not None for place in where])
-        paired = there & flows.are_pairs(pairs, keys, values)
-        alive = (paired & ~flows.expired(pairs, limits, tick)) | (sides & there)
-        gone = np.zeros(len(keys), bool)
-        ended: list[Entry] = []
-        raw_keys, raw_values = pieces(keys), pieces(values)
-        raw_partners = pieces(partners)
-        for i in np.flatnonzero(~alive).tolist():
-            if not family.end(table, raw_keys[i], raw_values[i]):
-                # It moved in the meantime, or went with its partner a moment ago.
-                gone[i] = table.get(raw_keys[i]) is None
-                continue
-            gone[i] = True
-            ended.append((raw_keys[i], raw_values[i]))
-            place = where[i]
-            if place and paired[i] and family.end(place, raw_partners[i], raw[i]):
-                ended.append((raw_partners[i], raw[i]))
-        found.ended += len(ended)
-        family.count(ended)
-        return gone
+    ) -> None:
+        """Cells that were claimed for a flow that never came to be: its packet was lost between
+        two programs."""
+        claimed = flows.take(cells, cells["state"] == consts.STATE_BUSY)
+        if not len(claimed):
+            return
+        since = self._busy.get(table.family, {})
+        names = zip(*(claimed[name].tolist() for name in _NAMES), strict=True)
+        for name in names:
+            busy[name] = since.get(name, found.began)
+        old = [name for name, when in busy.items() if found.began - when >= BUSY_SECONDS]
+        if old:
+            places, generations = np.array(old, np.uint32).T
+            found.abandoned += table.end(places, generations, consts.END_IDLE)
+            for name in old:
+                del busy[name]
 
-
-def _note(values: Records, found: Swept) -> None:
-    """What these entries, which live on, still refer to."""
-    found.services[values["service"][values["service"] < len(found.services)]] = True
-    backends = values["backend"] & consts.BACKEND_ID_MASK
-    found.backends[backends[backends < len(found.backends)]] = True
-
-
-def _note_said(keys: Records, values: Records, seen: dict[str, bool], overflow: bool) -> None:
-    """Which of the kinds in `_SAID` there are. `overflow`: TCP here is what did not fit."""
-    direct = values["flags"] & consts.FLOW_DIRECT != 0
-    # Mere notes of direct conversations change no packet, so nobody need look for them then.
-    seen["direct"] |= bool((direct & ~flows.is_reply(values)).any())
-    if overflow:
-        tcp = keys["proto"] == consts.IPPROTO_TCP
-        # A note says of its tuple what it is.
-        noted = tcp & direct & flows.is_reply(values)
-        noted &= values["client_port"] == keys["dport"]
-        seen["notes"] |= bool(noted.any())
-        seen["overflowed"] |= bool((tcp & ~noted).any())
+    def _note(self, cells: Records, found: Swept) -> None:
+        """What these cells refer to."""
+        used: Mask = cells["state"] >= consts.STATE_BUSY
+        for seen, ids in (
+            (found.services, cells["service"][used]),
+            (found.backends, flows.backend_ids(cells)[used]),
+        ):
+            seen[ids[ids < len(seen)]] = True
+        counted = flows.counted(cells)
+        for live, ids in (
+            (found.live_services, cells["service"][counted]),
+            (found.live_backends, flows.backend_ids(cells)[counted]),
+        ):
+            np.add.at(live, ids[ids < len(live)], 1)

@@ -81,7 +81,7 @@ class PrivateNode(TracedNode):
         What the agent would log is logged. Raises LbError for what does not fit, ConfigError for
         too many service ranges.
         """
-        settings = DataPathSettings(pass_midstream=False, tcp_entries=_SMALL)
+        settings = DataPathSettings(pass_midstream=False)
         config.store(self.maps.config, node, settings)
         self._node = node
         wanted = {s.service.key: s for s in services if s.service is not None}

@@ -20,3 +20,10 @@ def world(shared_world: World) -> World:
     """A node without services and flows."""
     shared_world.reset()
     return shared_world
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> float:
+    """How many seconds each test of chance lasts: a few, or as many as --soak says."""
+    seconds: float = request.config.getoption("--soak")
+    return seconds

@@ -282,17 +282,3 @@ def test_what_comes_from_no_endpoint_is_not_noted(world: World, shape: Shape) ->
     world.add_service(node, 30080, shape.protocol, [(peer, peer_port)], cluster_ip=False)
     world.to_pod(packets.frame(shape, node, 30080, pod, 5060, b"x"))
     assert world.flows() == []
-
-
-@pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
-def test_a_note_does_not_take_a_flows_replies(world: World, shape: Shape) -> None:
-    """The reply entry was pushed out, and an answer came before the client spoke again."""
-    talk = Conversation(world, shape, serve(world, shape, count=1)).open()
-    (reply,) = (flow for flow in world.flows() if flow.reply)
-    world.flow_table.delete(reply)
-    late = talk.reply(payload=b"late")
-    assert world.to_pod(late).frame == late
-    world.age(2)
-    talk.up(payload=b"again")
-    talk.down(payload=b"translated again")
-    assert len(world.flows()) == 2

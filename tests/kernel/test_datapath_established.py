@@ -5,7 +5,7 @@ import pytest
 from tests.kernel.support import model
 from tests.kernel.support.conversation import PORT, SERVICE, Conversation, serve
 from tests.kernel.support.packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
-from tests.kernel.support.world import World, tick
+from tests.kernel.support.world import World, beat
 
 pytestmark = pytest.mark.kernel
 
@@ -69,12 +69,12 @@ def test_both_directions_keep_a_flow_alive(world: World, shape: Shape) -> None:
     """`seen` follows the clock in the entry of the direction that the packet took."""
     talk = Conversation(world, shape, serve(world, shape)).open()
     world.age(100)
-    before = tick()
+    before = beat()
     talk.down("A", b"x")
     seen = {flow.reply: flow.seen for flow in world.flows()}
-    assert before <= seen[True] <= tick()
+    assert before <= seen[True] <= beat()
     talk.up("A", b"x")
-    assert all(before <= flow.seen <= tick() for flow in world.flows())
+    assert all(before <= flow.seen <= beat() for flow in world.flows())
 
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)

@@ -6,26 +6,21 @@ import pytest
 
 from tests.kernel.support import model
 from tests.kernel.support.conversation import SECOND, Conversation, serve
-from tests.kernel.support.flows import Flow
 from tests.kernel.support.hairpin import Loop
 from tests.kernel.support.packets import TCP_SHAPES, UDP_SHAPES, Shape
+from tests.kernel.support.uplink import Passage, node_port
 from tests.kernel.support.world import World
 
 pytestmark = pytest.mark.kernel
-ROOM = 64
-LIMIT = 48
-LRU_ROOM = 1024
+BUCKETS = 16
+ROOM = BUCKETS * 8  # cells
 
 
 @pytest.fixture(scope="module")
 def tiny_world() -> Iterator[World]:
-    """64 entries in the plain tables, which handshakes leave alone from 48 on.
-
-    The LRU tables are larger: below some hundred entries the kernel's LRU is none, since each CPU
-    keeps that many aside.
-    """
-    sizes = {"flows4": ROOM, "flows6": ROOM, "flows4_lru": LRU_ROOM, "flows6_lru": LRU_ROOM}
-    made = World(sizes)
+    """A table of 128 cells, which is 64 flows."""
+    parts = ("cells4a", "cells6a", "states6a")
+    made = World({"control4a": BUCKETS, "control6a": BUCKETS, **dict.fromkeys(parts, ROOM)})
     yield made
     made.close()
 
@@ -33,7 +28,6 @@ def tiny_world() -> Iterator[World]:
 @pytest.fixture
 def small(tiny_world: World) -> World:
     tiny_world.reset()
-    tiny_world.configure(flow_limit=LIMIT)
     return tiny_world
 
 
@@ -42,112 +36,91 @@ def _talks(world: World, shape: Shape, count: int) -> list[Conversation]:
     return [Conversation(world, shape, service, sport=20000 + n) for n in range(count)]
 
 
-def _burst(world: World, talk: Conversation, count: int = 4000) -> None:
-    """SYNs or first datagrams from so many other ports, each sent twice: what is used again counts
-    as recently used, and pushes out what is not."""
+def _burst(world: World, talk: Conversation, count: int = 2000, again: int = 2) -> None:
+    """SYNs or first datagrams from so many other ports, each sent `again` times."""
     frame = talk.request("S", b"x")
     for start in range(31000, 31000 + count, 100):
         frames = [model.rewrite(frame, sport=start + n) for n in range(100)]
-        world.run_many("entry_from_pod", frames * 2)
-
-
-@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
-def test_a_burst_of_handshakes_evicts_no_connection(small: World, shape: Shape) -> None:
-    talks = [talk.open() for talk in _talks(small, shape, 15)]
-    _burst(small, talks[0])
-    for talk in talks:
-        talk.up("PA", b"still here")
-        talk.down("PA", b"so am I")
-    table = f"flows{shape.family}"
-    assert small.flow_table.count(table) <= ROOM
-    assert small.flow_table.count(f"{table}_lru") <= LRU_ROOM
-
-
-@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
-def test_beyond_the_limit_handshakes_are_in_the_other_table(small: World, shape: Shape) -> None:
-    """And move to the plain one, both directions, when the handshake is over."""
-    for talk in _talks(small, shape, LIMIT // 2):
-        talk.open()
-    late = Conversation(small, shape, serve(small, shape, address=SECOND[shape.family]), 30000)
-    late.up("S")
-    assert [f.lru for f in _entries(small, late)] == [True, True]
-    late.down("SA")
-    late.up("A")
-    late.down("A")
-    assert [f.lru for f in _entries(small, late)] == [False, False]
+        world.run_many("entry_from_pod", frames * again)
 
 
 @pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
 @pytest.mark.parametrize("silent", ["no data yet", "data both ways"])
-def test_a_connection_beyond_the_limit_survives_a_burst(
+def test_a_burst_of_handshakes_evicts_no_connection(
     small: World, shape: Shape, silent: str
 ) -> None:
     """From the client's ACK on it is established, though its backend may stay silent for long."""
-    for talk in _talks(small, shape, LIMIT // 2):
-        talk.open()
-    late = Conversation(small, shape, serve(small, shape, address=SECOND[shape.family]), 30000)
-    late.open()
+    talks = [talk.open() for talk in _talks(small, shape, 30)]
     if silent != "no data yet":
-        late.up("PA", b"x")
-        late.down("PA", b"y")
-    _burst(small, late)
-    late.down("PA", b"the first word")
-    late.up("PA", b"thanks")
-    late.close_from_client()
-    assert {f.state for f in _entries(small, late)} == {"time_wait"}
+        for talk in talks:
+            talk.up("PA", b"x")
+            talk.down("PA", b"y")
+    small.age(100)  # those that are older go first, if they may
+    _burst(small, talks[0])
+    for talk in talks:
+        talk.down("PA", b"so am I")
+        talk.up("PA", b"still here")
+        assert {flow.state for flow in talk.entries()} == {"established"}
+    assert len(small.flow_table.read(shape.family)) <= ROOM
 
 
 @pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
-def test_a_hairpin_connection_beyond_the_limit_survives_a_burst(small: World, shape: Shape) -> None:
-    """All four of its entries move to the plain table."""
-    for talk in _talks(small, shape, LIMIT // 2):
-        talk.open()
+def test_a_hairpin_connection_survives_a_burst(small: World, shape: Shape) -> None:
+    """All four of its cells."""
     loop = Loop.start(small, shape, SECOND[shape.family])
     loop.request("S")
     loop.answer("SA")
     loop.request("A")
+    small.age(100)
     _burst(small, Conversation(small, shape, serve(small, shape)))
     loop.answer("PA", b"the first word")
     loop.request("PA", b"thanks")
 
 
-def _entries(world: World, talk: Conversation) -> list[Flow]:
-    return [f for f in world.flows(talk.shape.family) if talk.sport in (f.sport, f.dport)]
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_what_is_over_makes_room_first(small: World, shape: Shape) -> None:
+    """As many connections one after another as one likes, and a handshake beside them."""
+    waits = Conversation(small, shape, serve(small, shape, address=SECOND[shape.family]), 30000)
+    waits.up("S")
+    for talk in _talks(small, shape, 300):
+        talk.open().close_from_client()
+    waits.down("SA")
+    waits.up("A")
+    assert {flow.state for flow in waits.entries()} == {"established"}
+    assert len(small.flow_table.read(shape.family)) <= ROOM
 
 
 @pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
-def test_the_plain_table_is_full(small: World, shape: Shape) -> None:
-    """Established connections stay in the other table then; nothing is lost, nothing is mixed."""
-    talks = [talk.open() for talk in _talks(small, shape, 24)]
-    service = talks[0].service
-    more = [Conversation(small, shape, service, sport=21000 + n) for n in range(16)]
-    for talk in more:
+def test_the_table_is_full_of_connections(small: World, shape: Shape) -> None:
+    """What cannot be added is dropped and counted; nothing is lost, nothing is mixed, and there is
+    room again when some have ended."""
+    talks: list[Conversation] = []
+    service = serve(small, shape)
+    refused = 0
+    for number in range(100):
+        talk = Conversation(small, shape, service, sport=20000 + number)
+        outcome = small.from_pod(talk.request("S"))
+        if outcome.verdict == model.DROP:
+            assert outcome.reasons == {"flows_full": 1}
+            refused += 1
+            continue
         talk.open()
-    for talk in (*talks, *more):
+        talks.append(talk)
+    assert len(talks) > 50 and refused > 10
+    for talk in talks:
         talk.up("PA", b"x")
         talk.down("PA", b"y")
-    assert small.flow_table.count(f"flows{shape.family}") <= ROOM
-
-
-@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
-def test_room_comes_back_when_connections_end(small: World, shape: Shape) -> None:
-    """The programs' own count of entries falls as it rose. What ended lingers no longer than until
-    the next one ends, when room is short."""
-    table, field = f"flows{shape.family}", f"tcp_entries{shape.family}"
-    for _ in range(3):
-        talks = [talk.open() for talk in _talks(small, shape, 30)]
-        for talk in talks:
-            talk.close_from_client()
-        entries = small.flow_table.count(table)
-        assert int(small.array("table_state").records[field][0]) == entries <= LIMIT
-        assert {flow.state for flow in small.flows()} == {"time_wait"}
+    assert len(small.flow_table.read(shape.family)) == 2 * len(talks)
+    for talk in talks[:30]:
+        talk.close_from_client()
+    for talk in _talks(small, shape, 5):
+        talk.sport += 5000
+        talk.open()
 
 
 @pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
 def test_a_handshake_that_was_evicted_is_retried(small: World, shape: Shape) -> None:
     """The client's next SYN finds a backend again."""
-    for talk in _talks(small, shape, LIMIT // 2):
-        talk.open()
     late = Conversation(small, shape, serve(small, shape, address=SECOND[shape.family]), 30000)
     late.up("S")
     _burst(small, late)
@@ -161,48 +134,50 @@ def test_a_handshake_that_was_evicted_is_retried(small: World, shape: Shape) -> 
 @pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
 def test_udp_flows_push_out_the_oldest(small: World, shape: Shape) -> None:
     """An evicted one picks a backend anew; TCP is not touched."""
-    tcp = Conversation(
-        small, shape._replace(protocol="tcp"), serve(small, shape._replace(protocol="tcp"))
-    ).open()
+    tcp = shape._replace(protocol="tcp")
+    connection = Conversation(small, tcp, serve(small, tcp)).open()
     talk = _talks(small, shape, 1)[0]
     talk.up(payload=b"x")
+    small.age(10)
     _burst(small, talk)
-    assert small.flow_table.count(f"flows{shape.family}_lru") <= LRU_ROOM
     talk.forget()
     assert talk.up(payload=b"x").reasons.get("forwarded") == 1
     talk.down(payload=b"y")
-    tcp.up("PA", b"x")
-    tcp.down("PA", b"y")
+    connection.up("PA", b"x")
+    connection.down("PA", b"y")
+    assert len(small.flow_table.read(shape.family)) <= ROOM
 
 
 @pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
-def test_a_udp_flow_that_lost_one_entry_works(small: World, shape: Shape) -> None:
-    """The LRU forgets entries one by one, whichever it likes."""
-    for victim in (True, False):
-        talk = _talks(small, shape, 1)[0].open()
-        for flow in small.flows():
-            if flow.reply == victim:
-                small.flow_table.delete(flow)
-        small.age(2)
-        talk.forget()
-        talk.up(payload=b"x")
+def test_conversations_stay_while_questions_come_and_go(small: World, shape: Shape) -> None:
+    """Datagrams that nobody answers push out one another, not what was answered and goes on."""
+    talks = [talk.open() for talk in _talks(small, shape, 10)]
+    for talk in talks:
+        talk.up(payload=b"and")
+        talk.down(payload=b"so on")
+    small.age(10)
+    _burst(small, talks[0], again=1)
+    for talk in talks:
+        assert talk.up(payload=b"x").reasons == {}
         talk.down(payload=b"y")
-        small.reset()
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_no_room_in_either_table(small: World, family: int) -> None:
-    """Live TCP connections everywhere: a new one may push out a handshake, nothing else, and what
-    cannot be added is dropped and counted."""
-    shape = Shape(family, "tcp")
-    small.configure(flow_limit=ROOM * 10)
-    talks = _talks(small, shape, 500)
-    before = small.counts()["flows_full"]
-    results = small.run_many("entry_from_pod", [talk.request("S") for talk in talks])
-    verdicts = [verdict for verdict, _ in results]
-    assert set(verdicts) <= {model.PASS, model.DROP}
-    assert small.counts()["flows_full"] - before == verdicts.count(model.DROP)
-    assert small.flow_table.count(f"flows{family}") <= ROOM
+@pytest.mark.parametrize("shape", [*TCP_SHAPES, *UDP_SHAPES], ids=str)
+def test_room_for_all_four_cells_or_for_none(small: World, shape: Shape) -> None:
+    """Handshakes and questions by a node port: each of a flow's cells makes room, or none stays."""
+    node_port(small, shape)
+    for number in range(300):
+        passage = Passage(small, shape, sport=20000 + number)
+        passage.up("S")
+        passage.down("SA")
+    cells = small.flow_table.read(shape.family)
+    rings: dict[int, int] = {}
+    for cell in cells:
+        rings[cell.generation] = rings.get(cell.generation, 0) + 1
+    assert set(rings.values()) == {4}
+    assert len(cells) > ROOM // 2
+    words = small.array(f"control{shape.family}a").records.view("u1")
+    assert (words != 0).sum() == len(cells), "nothing is left reserved"
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -4,7 +4,7 @@ import pytest
 
 from ebpf.kernel.testrun import CHECKSUM_COMPLETE
 from tests.kernel.support import model
-from tests.kernel.support.conversation import CLIENT, PORT, SERVICE, Conversation, others_end
+from tests.kernel.support.conversation import CLIENT, PORT, SERVICE, Conversation
 from tests.kernel.support.hairpin import TARGET, Loop, own_service
 from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, UDP_SHAPES, Shape
 from tests.kernel.support.world import NODE, PORT_MAX, PORT_MIN, World
@@ -51,7 +51,7 @@ def test_nothing_is_left_after_the_end(world: World, shape: Shape, first: str) -
         loop.request("FA")
         loop.answer("A")
     assert sorted(flow.state for flow in world.flows()) == ["side"] * 2 + ["time_wait"] * 2
-    others_end(world, shape)
+    world.sweep()
     left = {flow.state for flow in world.flows() if loop.port in (flow.sport, flow.dport)}
     assert left == (set() if first == "client" else {"side", "time_wait"})
 

@@ -181,6 +181,6 @@ def test_echoes_are_no_errors(world: World, family: int) -> None:
 def test_errors_keep_no_flow_alive_and_end_none(world: World, shape: Shape) -> None:
     talk = Conversation(world, shape, serve(world, shape)).open()
     translated = talk.up("PA", b"x").frame
-    before = sorted((f.raw_key, f.seen, f.state) for f in world.flows())
+    before = sorted((f.key, f.seen, f.state) for f in world.flows())
     world.to_pod(error(shape, ROUTER[shape.family], talk.client, aged(translated)))
-    assert sorted((f.raw_key, f.seen, f.state) for f in world.flows()) == before
+    assert sorted((f.key, f.seen, f.state) for f in world.flows()) == before

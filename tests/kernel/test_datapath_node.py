@@ -32,7 +32,7 @@ class Socket:
 
     def request(self, flags: str = "S", payload: bytes = b"hello", seq: int = 1000) -> bytes:
         place = (self.node, SPORT, SERVICE[self.shape.family], PORT)
-        return packets.frame(self.shape, *place, payload, flags=flags, seq=seq, ack=5000)
+        return packets.frame(self.shape, *place, payload, flags=flags, seq=seq, ack=5001)
 
     def send(self, flags: str = "S", payload: bytes = b"hello", seq: int = 1000) -> bytes:
         """The translated packet, compared with the model."""
@@ -47,7 +47,8 @@ class Socket:
 
     def hear(self, flags: str = "SA", payload: bytes = b"hello back", hook: str = "net") -> None:
         place = (*self.backend, self.node, self.port)
-        frame = packets.frame(self.shape, *place, payload, flags=flags, seq=5000, ack=1001)
+        seq = 5000 if "S" in flags else 5001
+        frame = packets.frame(self.shape, *place, payload, flags=flags, seq=seq, ack=1001)
         come_in = self.world.from_net if hook == "net" else self.world.from_pod
         out = come_in(frame, self.flags)
         assert out.verdict == model.PASS

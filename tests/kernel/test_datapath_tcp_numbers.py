@@ -205,6 +205,6 @@ def test_a_close_that_lost_its_end_takes_minutes(world: World, shape: Shape) -> 
     talk.up("FA", ack=peer_fin)
     talk.down("FA", ack=fin)
     assert states(world) == {"fin_wait"}
-    world.age(world.flag("FIN_WAIT_TICKS") + 2)
+    world.age(TIMEOUTS["fin_wait_timeout"] + 2)
     talk.forget()
     assert talk.up("S", seq=fin + 100000).reasons == {"forwarded": 1}

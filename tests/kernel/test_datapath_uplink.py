@@ -6,11 +6,10 @@ import pytest
 
 from ebpf.kernel.testrun import CHECKSUM_COMPLETE
 from tests.kernel.support import checks, model, packets
-from tests.kernel.support.conversation import others_end
 from tests.kernel.support.icmp_errors import ROUTER, aged, error, quote_of
 from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, Shape
 from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, REMOTE, Passage, node_port
-from tests.kernel.support.world import NODE, PORT_MIN, World
+from tests.kernel.support.world import NODE, PORT_MAX, PORT_MIN, World
 
 pytestmark = pytest.mark.kernel
 SHAPES = [*PLAIN, *SCTP_SHAPES, Shape(4, "udp", zero=True), Shape(4, "tcp", vlans=1)]
@@ -55,30 +54,91 @@ def test_nothing_but_the_backends_time_wait_is_left(world: World, shape: Shape, 
     assert sorted(flow.state for flow in world.flows()) == ["side"] * 2 + ["time_wait"] * 2
     reply = next(flow for flow in world.flows() if flow.reply and flow.state == "time_wait")
     port = reply.dport
-    others_end(world, shape)
+    world.sweep()
     left = {flow.state for flow in world.flows() if port in (flow.sport, flow.dport)}
     assert left == (set() if first == "client" else {"side", "time_wait"})
 
 
+def clients(world: World, shape: Shape, count: int) -> list[Passage]:
+    """As many, all with one port of their own."""
+    pattern = {4: "8.0.2.%d", 6: "2001:db8:86dd::2:%d"}[shape.family]
+    return [Passage(world, shape, address=pattern % number) for number in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("shape", [*PLAIN, *SCTP_SHAPES], ids=str)
+def test_the_clients_own_port_is_kept_where_it_is_free(world: World, shape: Shape) -> None:
+    """Towards one backend one of them can; the others get ports of the range."""
+    node_port(world, shape)
+    passages = clients(world, shape, 5)
+    for passage in passages:
+        passage.up("S")
+        passage.down("SA")
+    assert passages[0].port == passages[0].sport
+    others = {passage.port for passage in passages[1:]}
+    assert len(others) == 4 and all(PORT_MIN <= port <= PORT_MAX for port in others)
+    own = Passage(world, shape, sport=PORT_MIN + 7)  # may be another's next
+    own.up("S")
+    assert PORT_MIN <= own.port <= PORT_MAX
+
+
 @pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
 def test_a_port_that_the_backend_still_holds_is_taken_last(world: World, shape: Shape) -> None:
-    """Its kernel would not take another client's SYN there for a new connection."""
+    """Its kernel may not take another client's SYN there for a new connection."""
     node_port(world, shape)
     world.configure(port_min=PORT_MIN, port_max=PORT_MIN + 2)
-    first = Passage(world, shape)
+    keeps, first, *more, late = clients(world, shape, 6)
+    keeps.open()
     first.open()
     first.close("server")
-    others_end(world, shape)
-    more = [Passage(world, shape, sport=41000 + number) for number in range(3)]
+    world.sweep()
     for passage in more:
         passage.open()
     assert {passage.port for passage in more} == {PORT_MIN, PORT_MIN + 1, PORT_MIN + 2}
     assert more[-1].port == first.port
-    outcome = world.from_net(Passage(world, shape, sport=42000).request())
+    assert world.counts()["port_reused"] > 0
+    outcome = world.from_net(late.request())
     assert (outcome.verdict, outcome.reasons) == (model.DROP, {"ports_exhausted": 1})
-    for passage in more:
+    for passage in (keeps, *more):
         passage.up("A", b"x")
         passage.down("A", b"y")
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_the_port_that_was_closed_first_is_taken_first(world: World, shape: Shape) -> None:
+    """Of those that the backend does not hold before any that it does."""
+    node_port(world, shape)
+    world.configure(port_min=PORT_MIN, port_max=PORT_MIN + 3)
+    keeps, *closed = clients(world, shape, 5)
+    keeps.open()
+    for passage, side in zip(closed, ("server", "client", "server", "client"), strict=True):
+        passage.open()
+        passage.close(side)
+        world.age(5)
+    again = [Passage(world, shape, sport=keeps.sport, address=OUTSIDE[shape.family])]
+    before = world.counts()["port_reused"]
+    again[0].open()
+    assert again[0].port == closed[1].port
+    assert world.counts()["port_reused"] == before
+
+
+@pytest.mark.parametrize("shape", TCP_SHAPES, ids=str)
+def test_handshakes_that_nobody_goes_on_with_give_their_ports_back(
+    world: World, shape: Shape
+) -> None:
+    """Forged sources must not close a node port. A handshake that goes on is not touched."""
+    node_port(world, shape)
+    world.configure(port_min=PORT_MIN, port_max=PORT_MIN + 3)
+    keeps, *forged = clients(world, shape, 5)
+    keeps.open()
+    for passage in forged:
+        passage.up("S")
+    young = Passage(world, shape, sport=keeps.sport)
+    outcome = world.from_net(young.request())
+    assert (outcome.verdict, outcome.reasons) == (model.DROP, {"ports_exhausted": 1})
+    world.age(world.flag("HANDSHAKE_BEATS") + 2)
+    young.open()
+    keeps.up("A", b"x")
+    keeps.down("A", b"y")
 
 
 @EACH
@@ -150,26 +210,23 @@ def test_other_ports_of_the_node_are_its_own(world: World, shape: Shape) -> None
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)
 def test_never_one_port_inside_and_another_outside(world: World, shape: Shape) -> None:
-    """The client's own port may be one of the node's range, and a flow that is not masqueraded hold
-    the reply's tuple: the new flow is dropped, rather than sent on with the client's address."""
-    world.configure(port_min=61000, port_max=61063)
+    """The client's own ports may be of the node's range, and flows that are not masqueraded hold
+    the replies' tuples: the new flow gets none of theirs."""
+    world.configure(port_min=61000, port_max=61031)
     node_port(world, shape)
     cluster_ip = {4: "10.96.0.77", 6: "fd00:96::77"}[shape.family]
     world.add_service(cluster_ip, 80, shape.protocol, [REMOTE[shape.family]])
     for port in range(61000, 61032):
         frame = packets.frame(shape, OUTSIDE[shape.family], port, cluster_ip, 80, flags="S")
         assert world.from_pod(frame).verdict == model.PASS
-    dropped = 0
-    for sport in range(40000, 40020):
+    outcome = world.from_net(Passage(world, shape, 61000).request())
+    assert (outcome.verdict, outcome.reasons) == (model.DROP, {"ports_exhausted": 1})
+    world.configure(port_min=61020, port_max=61067)
+    for sport in range(61000, 61008):
         passage = Passage(world, shape, sport)
-        outcome = world.from_net(passage.request())
-        if outcome.verdict == model.DROP:
-            assert outcome.reasons == {"ports_exhausted": 1}
-            dropped += 1
-        else:
-            passage.up("S")
-            passage.down("SA")
-    assert 0 < dropped < 20  # either way by chance once in a million
+        passage.up("S")
+        passage.down("SA")
+        assert passage.port > 61031
 
 
 def test_sums_are_checked_by_someone_else() -> None:

@@ -1,13 +1,11 @@
-"""What the tests of the command line look at: a few services and flows, written as an agent and the
-programs would write them, into maps of any kind."""
+"""What the tests of the command line look at: a few services, written as an agent would write them,
+into maps of any kind."""
 
 import socket
-import time
-from typing import Any, Protocol
+from typing import Any
 
 from lbctl.addresses import parse_address
-from lbctl.datapath import consts
-from lbctl.datapath.tables import HashTable, Tables
+from lbctl.datapath.tables import Tables
 from lbctl.model.names import PortName
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
@@ -17,12 +15,6 @@ WEB = "default/web:http/TCP/v4"
 WEB6 = "default/web:http/TCP/v6"
 DNS = "kube-system/kube-dns:dns/UDP/v4"
 EMPTY = "default/empty/TCP/v4"
-
-
-class Writable(HashTable, Protocol):
-    """A table that takes single entries."""
-
-    def put(self, key: bytes, value: bytes) -> object: ...
 
 
 def port(
@@ -84,68 +76,3 @@ def populate(tables: Tables, *gone: str) -> dict[str, int]:
     counters["connections"], counters["packets_in"], counters["bytes_in"] = 3, 30, 3000
     counters["packets_out"], counters["bytes_out"] = 20, 200_000
     return ids
-
-
-def _raw(address: str, width: int) -> bytes:
-    return parse_address(address)[-width:]
-
-
-def add_flow(
-    table: Writable,
-    proto: int,
-    client: tuple[str, int],
-    address: tuple[str, int],
-    backend: tuple[str, int],
-    *,
-    service: int,
-    state: int = consts.FLOW_ESTABLISHED,
-    seen_as: int = 0,
-    flags: int = 0,
-    halves: str = "both",
-    packets: int = 10,
-) -> None:
-    """Both entries of a flow as bpf_src/flow.h makes them; `seen_as` is the client's changed port,
-    `halves` may be "forward" or "reply"."""
-    width = table.spec.key.field("src").size
-    seen_port = socket.htons(seen_as or client[1])
-    client_port, port_, backend_port = (
-        socket.htons(number) for number in (client[1], address[1], backend[1])
-    )
-    client_raw, raw, backend_raw = (_raw(item[0], width) for item in (client, address, backend))
-    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> consts.TICK_SHIFT
-    common = {"service": service, "state": state, "seen": now, "packets": packets}
-    if halves != "reply":
-        table.put(
-            table.spec.key.pack(
-                src=client_raw, sport=client_port, dst=raw, dport=port_, proto=proto
-            ),
-            table.spec.value.pack(
-                addr=backend_raw,
-                port=backend_port,
-                client_port=seen_port,
-                flags=flags,
-                bytes=1000,
-                tick_packets=1,
-                tick_bytes=100,
-                **common,
-            ),
-        )
-    if halves != "forward":
-        table.put(
-            table.spec.key.pack(
-                src=backend_raw, sport=backend_port, dst=client_raw, dport=seen_port, proto=proto
-            ),
-            table.spec.value.pack(
-                addr=raw,
-                port=port_,
-                client_port=client_port,
-                flags=flags | consts.FLOW_REPLY,
-                bytes=5000,
-                **common,
-            ),
-        )
-
-
-def entries(table: HashTable) -> int:
-    """How many entries a table has."""
-    return sum(len(keys) for keys, _ in table.batches())

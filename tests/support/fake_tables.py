@@ -12,27 +12,28 @@ from ebpf.maps.declared import USES, Maps
 from lbctl.datapath import consts
 from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.tables import PerCpuTable, Records
+from tests.support.fake_cells import FakeFlowTable
 
 HASH, ARRAY = 1, 2
 
 ADDR = Field("addr", 0, 16, 0, "struct", (Field("w", 0, 16, 4, "u32"),))
 
 
-def _fields(*described: tuple[str, str]) -> tuple[tuple[Field, ...], int]:
+def fields(*described: tuple[str, str]) -> tuple[tuple[Field, ...], int]:
     """Members aligned as C does it, and the size of them all (the descriptions end aligned)."""
-    fields, offset = [], 0
+    found, offset = [], 0
     for name, kind in described:
         members = ADDR.fields if kind == "addr" else ()
         size = 16 if members else int(kind[1:]) // 8
         offset = -(-offset // (4 if members else size)) * (4 if members else size)
-        fields.append(Field(name, offset, size, 0, "struct" if members else kind, members))
+        found.append(Field(name, offset, size, 0, "struct" if members else kind, members))
         offset += size
-    return tuple(fields), offset
+    return tuple(found), offset
 
 
 def record(name: str, *described: tuple[str, str]) -> Record:
-    fields, size = _fields(*described)
-    return Record(name, size, fields)
+    members, size = fields(*described)
+    return Record(name, size, members)
 
 
 def number(kind: str) -> Record:
@@ -40,7 +41,7 @@ def number(kind: str) -> Record:
 
 
 FRONTEND_KEY = (
-    *_fields(("addr", "addr"), ("port", "u16"), ("proto", "u8"))[0],
+    *fields(("addr", "addr"), ("port", "u16"), ("proto", "u8"))[0],
     Field("pad", 19, 5, 5, "u8"),
 )
 FRONTEND = Record(
@@ -66,13 +67,7 @@ NAME = Record("name", 160, (Field("text", 0, 160, 160, "char"),))
 COUNTERS = record(
     "service_counters",
     *((n, "u64") for n in ("connections", "packets_in", "bytes_in", "packets_out", "bytes_out")),
-)
-_NOT_ZERO = [f"{what}{family}" for what in ("overflowed", "direct", "notes") for family in "46"]
-TABLE_STATE = record(
-    "table_state",
-    ("tcp_entries4", "u64"),
-    ("tcp_entries6", "u64"),
-    *((n, "u32") for n in _NOT_ZERO),
+    ("live", "u64"),
 )
 CIDR = (
     Field("net", 0, 16, 0, "struct", ADDR.fields),
@@ -89,7 +84,6 @@ RANGE = Record(
 )
 CONFIG_NUMBERS = (
     "flags",
-    "flow_limit",
     "syn_timeout",
     "established_timeout",
     "closing_timeout",
@@ -100,7 +94,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    616,
+    624,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 36, 2, 0, "u16"),
@@ -119,33 +113,10 @@ CONFIG = Record(
         Field("agent_beat", 608, 4, 0, "u32"),
         Field("node_port_max", 612, 2, 0, "u16"),
         Field("pad", 614, 2, 0, "u16"),
+        Field("fin_wait_timeout", 616, 4, 0, "u32"),
+        Field("agent_timeout", 620, 4, 0, "u32"),
     ),
 )
-
-
-def flow_records(family: int) -> tuple[Record, Record]:
-    ip = "u32" if family == 4 else "addr"
-    key, key_size = _fields(
-        ("src", ip), ("dst", ip), ("sport", "u16"), ("dport", "u16"), ("proto", "u8")
-    )
-    value, size = _fields(
-        ("addr", ip),
-        ("port", "u16"),
-        ("client_port", "u16"),
-        ("backend", "u32"),
-        ("service", "u32"),
-        ("seen", "u32"),
-        ("ack", "u32"),
-        ("state", "u8"),
-        ("flags", "u8"),
-        ("beat", "u16"),
-        ("tick_packets", "u32"),
-        ("tick_bytes", "u32"),
-        ("packets", "u32"),
-        ("bytes", "u64"),
-    )
-    key += (Field("pad", key_size, 3, 3, "u8"),)
-    return Record("flow_key", key_size + 3, key), Record("flow", size, value)
 
 
 class FakeHash:
@@ -221,11 +192,9 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("backends", BACKEND, endpoints))
         self.add(FakeArray("service_counters", COUNTERS, services))
         self.add(FakeArray("config", CONFIG, 1))
-        self.add(FakeArray("table_state", TABLE_STATE, 1))
+        self.add(FakeArray("backend_live", number("u64"), endpoints))
         self.add(FakeHash("devices", number("u32"), DEVICE, services))
-        for family in (4, 6):
-            self.add(FakeHash(f"flows{family}", *flow_records(family), 4096))
-            self.add(FakeHash(f"flows{family}_lru", *flow_records(family), 4096))
+        self.flow_tables = (FakeFlowTable("4"), FakeFlowTable("6"))
 
     def add(self, table: FakeHash | FakeArray) -> None:
         """One of the declared maps, of its declared kind."""
@@ -238,6 +207,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         found: dict[str, Any] = {
             name: dict(table.entries) if isinstance(table, FakeHash) else table.records.tobytes()
             for name, table in vars(self).items()
+            if isinstance(table, FakeHash | FakeArray)
         }
         keys, words = BucketTable(self.frontends).read()
         found["frontends"] = {k.tobytes(): w for k, w in zip(keys, words.tolist(), strict=True)}

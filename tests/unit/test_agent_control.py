@@ -23,6 +23,7 @@ from lbctl.datapath import consts
 from lbctl.health.monitor import Verdict
 from lbctl.model.records import Node, ObjectKey, Protocol, Service, ServiceObjects, ServicePort
 from lbctl.model.updates import SourceStatus, Update
+from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.status import BEAT_SECONDS, SourceState, StatusRecord
 from tests.support.fake_tables import FakeTables
@@ -81,8 +82,13 @@ class Rig:
         stand_ins: Any = {
             "instance": self.tables,
             "programs": SimpleNamespace(
-                attach=lambda: self.say("attach"), placed=True, loaded=True, began=0.0
+                attach=lambda: self.say("attach"),
+                begin=lambda: self.say("begin"),
+                placed=True,
+                loaded=True,
+                began=0.0,
             ),
+            "growth": SimpleNamespace(fit=lambda: self.say("fit")),
             "keeper": SimpleNamespace(problems=list, restarts=0),
             "guard": Guard(),
             "source": SimpleNamespace(
@@ -167,6 +173,8 @@ def test_the_first_sync_configures_writes_attaches_and_is_ready_in_this_order(ri
     rig.update(WEB)
     assert rig.events == [
         "queued: config unset, 0 frontends",
+        "fit: config unset, 0 frontends",
+        "begin: config unset, 0 frontends",
         "written: config set, 2 frontends",
         "attach: config set, 2 frontends",
         "beat: config set, 2 frontends",
@@ -174,7 +182,7 @@ def test_the_first_sync_configures_writes_attaches_and_is_ready_in_this_order(ri
     ]
     assert [record.ready for record in rig.written] == [True]
     rig.update(WEB)
-    assert not [event for event in rig.events[5:] if event.startswith(("attach", "ready"))]
+    assert not [event for event in rig.events[7:] if event.startswith(("attach", "ready"))]
 
 
 def test_an_earlier_agents_programs_are_replaced_once(rig: Rig) -> None:
@@ -183,6 +191,8 @@ def test_an_earlier_agents_programs_are_replaced_once(rig: Rig) -> None:
     assert [event for event in rig.events if event.startswith("attach")] == [
         "attach: config unset, 0 frontends"
     ]
+    # The maps are in use, and grow as they are.
+    assert not [event for event in rig.events if event.startswith("fit")]
 
 
 def test_the_record_follows_the_network_and_kube_proxy(rig: Rig) -> None:
@@ -273,7 +283,13 @@ def test_packets_may_come_only_when_the_programs_are_in_place(rig: Rig) -> None:
     programs = cast(Any, rig.parts.programs)
     programs.placed = False
     rig.update(WEB)
-    assert [event.partition(":")[0] for event in rig.events] == ["queued", "written", "attach"]
+    assert [event.partition(":")[0] for event in rig.events] == [
+        "queued",
+        "fit",
+        "begin",
+        "written",
+        "attach",
+    ]
     assert rig.control.placed_due() is None
     assert not rig.written
     rig.update(OTHER)
@@ -306,3 +322,15 @@ def test_a_change_that_cannot_be_worked_out_is_tried_again(
     assert rig.events[-1].startswith("written")
     assert rig.reconciler.services == 2
     assert not any("ZeroDivisionError" in text for text in rig.report.record().warnings)
+
+
+def test_those_who_wait_for_room_have_it_when_maps_are_larger(rig: Rig) -> None:
+    tables = rig.tables
+    planner = rig.reconciler.planner
+    planner.grow(planner.now._replace(services=1), readback.contents_of(tables))
+    rig.update(WEB, OTHER)
+    assert rig.reconciler.waiting
+    assert len(tables.names.entries) == 1
+    rig.parts.programs.maps_changed()
+    assert not rig.reconciler.waiting
+    assert len(tables.names.entries) == 2

@@ -2,7 +2,7 @@
 
 from lbctl.addresses import parse_address
 from lbctl.agent.beat import BEAT_SECONDS, Beat
-from lbctl.datapath import consts
+from lbctl.datapath import clock
 from lbctl.program import config
 from lbctl.program.config import DataPathSettings
 from lbctl.resolve.node import NodeFacts
@@ -15,8 +15,8 @@ def test_it_begins_is_repeated_and_is_taken_back() -> None:
     assert beat.due() is None
     beat.start(100.0)
     assert table.records["agent_beat"][0] in (
-        consts.current_tick(),
-        consts.current_tick() - 1,
+        clock.current_beat(),
+        clock.current_beat() - 1,
     )
     assert beat.due() == 100.0 + BEAT_SECONDS
     table.records["agent_beat"] = 1
@@ -34,10 +34,9 @@ def test_it_is_no_settings_business() -> None:
     Beat(table).start(100.0)
     before = int(table.records["agent_beat"][0])
     facts = NodeFacts("node1", primary4=parse_address("192.0.2.1"))
-    assert "agent_beat" not in config.store(table, facts, DataPathSettings(False, 1000))
+    assert "agent_beat" not in config.store(table, facts, DataPathSettings(False))
     assert table.records["agent_beat"][0] == before
 
 
 def test_programs_wait_for_more_than_two_of_them() -> None:
-    ticks = consts.AGENT_GONE_TICKS
-    assert consts.ticks(2 * BEAT_SECONDS) < ticks
+    assert 2 * BEAT_SECONDS < config.AGENT_SECONDS

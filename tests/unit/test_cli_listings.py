@@ -9,12 +9,13 @@ from click.testing import CliRunner
 
 from lbctl.addresses import parse_prefix
 from lbctl.cli.main import command
+from lbctl.datapath import consts
 from lbctl.errors import NotFound
 from lbctl.inspect import backends, names, services
 from lbctl.model.names import PortName
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import FrontendKind
-from tests.support.cli import DNS, EMPTY, WEB, WEB6, populate, port
+from tests.support.cli import DNS, EMPTY, TCP, WEB, WEB6, populate, port
 from tests.support.fake_tables import FakeTables
 
 
@@ -44,7 +45,7 @@ def test_the_table_of_services(tables: FakeTables) -> None:
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][:6] == ["NAMESPACE", "SERVICE", "PROTO", "ADDRESSES", "BACKENDS", "LOCAL"]
     web = next(line for line in lines if line[1] == "web:http" and "10.96" in line[3])
-    assert web[3:] == ["10.96.0.1:80,192.0.2.1:30080", "2", "1", "3", "50", "198K"]
+    assert web[3:] == ["10.96.0.1:80,192.0.2.1:30080", "2", "1", "0", "3", "50", "198K"]
     assert len(lines) == 5
 
 
@@ -64,7 +65,7 @@ def test_what_is_known_of_a_service(tables: FakeTables) -> None:
     assert (row.internal_policy, row.external_policy) == ("Cluster", "Local")
     assert row.affinity_seconds == pytest.approx(10800, abs=2)
     assert (row.cluster, row.local, row.backends) == (2, 1, ())
-    assert row.counters == services.Counters(3, 30, 3000, 20, 200_000)
+    assert row.counters == services.Counters(3, 30, 3000, 20, 200_000, 0)
 
 
 def test_a_removed_service_is_not_listed_though_its_name_rests() -> None:
@@ -143,11 +144,25 @@ def test_show_as_json(tables: FakeTables) -> None:
     assert row["backends"][0]["sets"] == ["cluster", "local"]
 
 
-def test_show_reads_no_flow(tables: FakeTables, monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (tables.flows4, tables.flows4_lru, tables.flows6, tables.flows6_lru):
-        monkeypatch.setattr(table, "batches", None)
-        monkeypatch.setattr(table, "get", None)
-    assert services.show(tables, "web")
+def test_what_lives_counts_too(tables: FakeTables) -> None:
+    """Of a flow the totals have nothing before it ends; how many there are is counted."""
+    (row,) = services.show(tables, WEB)
+    backend = row.backends[0].id
+    tables.service_counters.records["live"][row.id] = tables.backend_live.records[backend] = 1
+    web = {"service": row.id, "backend": backend}
+    client, address, endpoint = ("10.1.0.7", 4000), ("10.96.0.1", 80), ("10.1.0.2", 8080)
+    four, _ = tables.flow_tables
+    four.add_flow(TCP, client, address, endpoint, packets=5, bytes=500,
+                  reply={"packets": 7, "bytes": 7000}, **web)  # fmt: skip
+    four.add_flow(TCP, client, address, endpoint, kind=consts.CELL_DIRECT, **web)
+    (row,) = services.show(tables, WEB, flow_tables=tables.flow_tables)
+    assert row.counters == services.Counters(3, 35, 3500, 27, 207_000, 1)
+    assert [found.flows for found in row.backends] == [1, 0]
+    text = run("service", "show", WEB)[1]
+    assert "3 connections, 1 of them open" in text
+    assert "35 packets" in text
+    assert "10.1.0.2:8080  this node, 1 open" in text
+    assert run("backend", "list", WEB)[1].splitlines()[1].split()[4] == "1"
 
 
 def test_an_unknown_service_suggests_near_ones(tables: FakeTables) -> None:
@@ -194,7 +209,7 @@ def test_backends_of_all_and_of_one(tables: FakeTables) -> None:
     code, out, _ = run("backend", "list", DNS)
     assert code == 0
     assert out.splitlines()[1].split() == [
-        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "this",
+        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "0", "this",
     ]  # fmt: skip
 
 

@@ -49,13 +49,34 @@ def bundle() -> Bundle:
     return Bundle("", "live", {}, maps, enums)
 
 
-def test_a_large_machine_has_the_defaults() -> None:
-    assert Sizes.automatic(64 * GIB) == Sizes() == Sizes(65536, 262144, 131072)
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (1, (4096, 16384, 8192)),
+        (2 * GIB, (32768, 131072, 65536)),
+        (4 * GIB, (65536, 262144, 131072)),
+        (24 * GIB, (131072, 524288, 1048576)),
+        (1024 * GIB, (131072, 524288, 1048576)),
+    ],
+)
+def test_bounds_go_by_the_machine(memory: int, expected: tuple[int, ...]) -> None:
+    sizes = Sizes.automatic(memory)
+    assert (sizes.services, sizes.endpoints, sizes.flows) == expected
 
 
-@pytest.mark.parametrize(("memory", "flows"), [(4 * GIB, 131072), (2 * GIB, 65536), (1, 8192)])
-def test_small_machines_get_their_share(memory: int, flows: int) -> None:
-    assert Sizes.automatic(memory).flows == flows
+def test_an_instance_begins_small_but_with_room_for_what_is_there() -> None:
+    assert Sizes(2000, 100, 9000).at_first() == Sizes(1024, 100, 8192)
+    assert Sizes(100, 100, 100).at_first() == Sizes(100, 100, 100)
+    assert Sizes().at_first(100_000).flows == 262144
+    assert Sizes(flows=50_000).at_first(100_000).flows == 50_000
+
+
+def test_what_is_not_used_has_no_room(bundle: Bundle) -> None:
+    enums = bundle.enums | {"REASON_MAX": 20}
+    whole = structs.replace(bundle, enums=enums)
+    without = Sizes(10, 20, 30, sockets=False).max_entries(whole)
+    assert without["socket_choices"] == without["socket_peers"] == 1
+    assert SIZES.max_entries(whole)["socket_peers"] > 1
 
 
 def test_entries_follow_the_three_numbers_and_the_constants(bundle: Bundle) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from lbctl.addresses import parse_address, parse_prefix
-from lbctl.datapath import consts
+from lbctl.datapath import clock, consts
 from lbctl.errors import ConfigError
 from lbctl.program import config
 from lbctl.program.config import DataPathSettings
@@ -20,12 +20,9 @@ FACTS = NodeFacts(
 
 def test_the_config_record_says_what_the_programs_need() -> None:
     table = FakeTables().config
-    config.store(table, FACTS, DataPathSettings(True, 1000))
+    config.store(table, FACTS, DataPathSettings(True))
     record = table.records[0]
     assert record["flags"] == consts.CONFIG_PASS_MIDSTREAM
-    assert record["flow_limit"] == 750
-    # 60 s are 55.9 ticks of 2^30 ns: never less than what was meant.
-    assert record["syn_timeout"] == 56
     assert (record["port_min"], record["port_max"]) == (61000, 64511)
     assert record["node_port_max"] == 65535
     assert record["node4"].tobytes() == parse_address("172.18.0.11")
@@ -37,9 +34,9 @@ def test_the_config_record_says_what_the_programs_need() -> None:
 
 def test_an_equal_config_is_not_written() -> None:
     table = FakeTables().config
-    config.store(table, FACTS, DataPathSettings(False, 1000))
+    config.store(table, FACTS, DataPathSettings(False))
     table.records.flags.writeable = False
-    assert config.store(table, FACTS, DataPathSettings(False, 1000)) == []
+    assert config.store(table, FACTS, DataPathSettings(False)) == []
 
 
 def test_devices_are_written_and_deleted_by_difference() -> None:
@@ -57,10 +54,10 @@ def test_devices_are_written_and_deleted_by_difference() -> None:
 
 def test_only_what_differs_is_written() -> None:
     table = FakeTables().config
-    config.store(table, FACTS, DataPathSettings(False, 1000))
-    assert config.store(table, FACTS, DataPathSettings(True, 1000)) == ["flags"]
+    config.store(table, FACTS, DataPathSettings(False))
+    assert config.store(table, FACTS, DataPathSettings(True)) == ["flags"]
     fewer = NodeFacts("node1", primary4=FACTS.primary4, primary6=FACTS.primary6)
-    config.store(table, fewer, DataPathSettings(True, 1000))
+    config.store(table, fewer, DataPathSettings(True))
     assert (table.records["cidr_count4"][0], table.records["cidr_count6"][0]) == (0, 0)
 
 
@@ -70,14 +67,25 @@ def test_too_many_ranges_are_an_error_that_says_how_many_fit() -> None:
         config.store(
             FakeTables().config,
             NodeFacts("n", service_cidrs=cidrs),
-            DataPathSettings(False, 1),
+            DataPathSettings(False),
         )
     assert str(consts.MAX_SERVICE_CIDRS) in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"), [(0, 0), (1, 1), (1.0737, 1), (1.1, 2), (60, 56), (10800, 10059)]
-)
-def test_ticks_cover_the_seconds(seconds: float, expected: int) -> None:
-    assert consts.ticks(seconds) == expected
-    assert expected * 2**30 >= seconds * 1e9 - 1e5
+@pytest.mark.parametrize("name", [*config.TIMEOUTS, "agent_timeout"])
+def test_timeouts_are_in_beats_and_never_less_than_what_was_meant(name: str) -> None:
+    table = FakeTables().config
+    config.store(table, FACTS, DataPathSettings(False))
+    seconds = {**config.TIMEOUTS, "agent_timeout": config.AGENT_SECONDS}[name]
+    beats = int(table.records[name][0])
+    assert clock.seconds(beats - 1) < seconds <= clock.seconds(beats)
+
+
+def test_what_is_in_use_does_not_look_idle_however_short_a_timeout() -> None:
+    table, never = FakeTables().config, (("syn_timeout", 0.01), ("reset_timeout", 0.0))
+    config.store(table, FACTS, DataPathSettings(False, timeouts=never))
+    assert (table.records["syn_timeout"][0], table.records["reset_timeout"][0]) == (2, 0)
+
+
+def test_the_longest_timeout_is_one_that_ages_can_reach() -> None:
+    assert clock.beats(2**31) <= 2**31 - 1

@@ -43,7 +43,7 @@ def tables(clock: Clock) -> FakeTables:
 
 
 def synced(tables: FakeTables, *found: ServiceObjects) -> Reconciler:
-    reconciler = Reconciler(tables, NODE)
+    reconciler = Reconciler(tables, NODE, tables)
     reconciler.take(update(*found))
     reconciler.apply(complete=True)
     return reconciler
@@ -246,17 +246,10 @@ def test_ids_and_endpoints_return_after_a_sweep(tables: FakeTables, clock: Clock
 
 def test_a_flow_keeps_its_ids_and_its_endpoint(tables: FakeTables, clock: Clock) -> None:
     reconciler = synced(tables, WEB)
-    flows = tables.flows4
-    backend = next(iter(np.flatnonzero(tables.backends.records["port"])))
-    key = flows.spec.key.pack(
-        src=1, dst=int.from_bytes(bytes([10, 96, 0, 1]), "little"), sport=1, dport=2, proto=6
-    )
-    flows.entries[key] = flows.spec.value.pack(
-        service=1,
-        backend=int(backend),
-        state=consts.FLOW_ESTABLISHED,
-        seen=time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> consts.TICK_SHIFT,
-    )
+    backend = int(np.flatnonzero(tables.backends.records["port"])[0])
+    four, _ = tables.flow_tables
+    ends = ("10.1.0.7", 4000), ("10.96.0.1", 80), ("10.0.0.1", 8080)
+    places = four.add_flow(6, *ends, service=1, backend=backend)
     tables.config.records["established_timeout"] = 1000
     reconciler.take(update(gone=["web"]))
     reconciler.apply(complete=True)
@@ -265,22 +258,75 @@ def test_a_flow_keeps_its_ids_and_its_endpoint(tables: FakeTables, clock: Clock)
     assert len(tables.endpoint_entries()) == 1
     assert len(tables.names.entries) == 1
     assert tables.backends.records["port"][backend]
-    flows.entries.clear()
+    four.cells["state"][places] = consts.STATE_FREE
     for _ in range(2):
         sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
     assert not tables.endpoint_entries()
     assert not tables.names.entries
 
 
-def test_full_maps_are_named_with_their_flag(tables: FakeTables, clock: Clock) -> None:
+def test_ids_rest_while_flows_are_counted(tables: FakeTables, clock: Clock) -> None:
+    """One may have been opened behind the sweep's back."""
     reconciler = synced(tables, WEB)
+    backend = int(np.flatnonzero(tables.backends.records["port"])[0])
+    tables.backend_live.records[backend] = tables.service_counters.records["live"][1] = 1
+    tables.service_counters.records["connections"] += 1  # keeps the audit from setting it right
+    reconciler.take(update(gone=["web"]))
+    reconciler.apply(complete=True)
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert tables.backends.records["port"][backend]
+    assert len(tables.names.entries) == 1
+    tables.backend_live.records[backend] = tables.service_counters.records["live"][1] = 0
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert not tables.backends.records["port"].any()
+    assert not tables.names.entries
+
+
+def test_flows_of_backends_are_ended_when_asked(tables: FakeTables, clock: Clock) -> None:
+    reconciler = synced(tables, WEB)
+    four, _ = tables.flow_tables
+    ends = ("10.1.0.7", 4000), ("10.96.0.1", 80), ("10.0.0.1", 8080)
+    four.add_flow(6, *ends, service=1, backend=2)
+    tables.config.records["established_timeout"] = 1000
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
     keeper = reconciler.housekeeper
-    assert keeper.warnings() == []
-    for i in range(3300):
-        tables.flows4.entries[i.to_bytes(16, "big")] = bytes(tables.flows4.spec.value.size)
-    tables.config.records["datagram_timeout"] = 1 << 30
-    sweep(reconciler, clock, 20)
-    [warning] = keeper.warnings()
-    assert "flows4" in warning
-    assert "--flows" in warning
-    assert "3,300 of 4,096" in warning
+    assert keeper.due() > clock.now
+    keeper.end_flows([2])
+    assert keeper.due() <= clock.now
+    sweep(reconciler, clock, 0.0)
+    assert not four.rooms().used
+    assert [end.why for end in four.ended] == [consts.END_BACKEND]
+    assert keeper.due() > clock.now
+
+
+def test_sweeps_follow_each_other_while_flows_wait_for_their_end(
+    tables: FakeTables, clock: Clock
+) -> None:
+    reconciler = synced(tables, WEB)
+    four, _ = tables.flow_tables
+    tables.config.records["time_wait_timeout"] = 1000
+    ends = ("10.1.0.7", 4000), ("10.96.0.1", 80), ("10.0.0.1", 8080)
+    rests = {"flags": consts.CELL_FIRST}
+    places = four.add_flow(6, *ends, state=consts.STATE_TIME_WAIT, reply=rests)
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert reconciler.housekeeper.due() == clock.now + housekeeping.BUSY_SWEEP_SECONDS
+    four.cells["state"][places] = consts.STATE_FREE
+    sweep(reconciler, clock, housekeeping.SWEEP_SECONDS + 1)
+    assert reconciler.housekeeper.due() == clock.now + housekeeping.SWEEP_SECONDS
+
+
+def test_full_tables_are_named_with_their_flag_unless_they_grow(
+    tables: FakeTables, clock: Clock
+) -> None:
+    four, _ = tables.flow_tables
+    for may_grow_to, said in ((0, True), (8192, False)):
+        keeper = Reconciler(tables, NODE, tables, most_cells=may_grow_to).housekeeper
+        four.cells["state"][:3300] = consts.STATE_FREE
+        assert keeper.warnings() == []
+        four.cells["state"][:3300] = consts.STATE_ESTABLISHED
+        warnings = keeper.warnings()
+        assert bool(warnings) == said
+        for warning in warnings:
+            assert "flows4" in warning
+            assert "--flows" in warning
+            assert "3,300 of 4,096" in warning

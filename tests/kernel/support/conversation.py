@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ BACKENDS: dict[int, list[Endpoint]] = {
 }
 SERVICE = {4: "10.96.0.10", 6: "fd00:96::10"}
 SECOND = {4: "10.96.0.11", 6: "fd00:96::11"}
-OTHERS = {4: "10.96.0.99", 6: "fd00:96::99"}
 PORT = 80
 
 
@@ -33,19 +31,6 @@ def serve(
     if shape.protocol == "sctp":
         chosen = [(ip, port) for ip, _ in chosen]
     return world.add_service(address or SERVICE[shape.family], port, shape.protocol, chosen)
-
-
-def others_end(world: World, shape: Shape) -> None:
-    """As many connections as it takes for one that ended before them to be forgotten."""
-    service = serve(world, shape, address=OTHERS[shape.family])
-    cpus = os.sched_getaffinity(0)
-    try:
-        for cpu in cpus:
-            os.sched_setaffinity(0, {cpu})
-            for port in range(world.flag("LINGERING")):
-                Conversation(world, shape, service, 50000 + port).open().close_from_client()
-    finally:
-        os.sched_setaffinity(0, cpus)
 
 
 @dataclass

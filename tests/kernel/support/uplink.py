@@ -30,6 +30,7 @@ class Passage:
     sport: int = 40000
     flags: int = 0
     bare: bool = False  # an uplink without link header
+    address: str = ""  # the client's
     port: int = 0  # the node's, as the backend sees it
     seq: int = 1000
     peer_seq: int = 500000
@@ -49,7 +50,7 @@ class Passage:
 
     @property
     def client(self) -> str:
-        return OUTSIDE[self.shape.family]
+        return self.address or OUTSIDE[self.shape.family]
 
     def request(self, flags: str = "S", payload: bytes = b"") -> bytes:
         place = (self.client, self.sport, self.node, NODE_PORT)
@@ -67,7 +68,7 @@ class Passage:
         frame = self.request(flags, payload)
         first = self.come_in(frame)
         self.port = self.port or model.tuple_of(first).sport
-        assert PORT_MIN <= self.port <= PORT_MAX
+        assert self.port == self.sport or PORT_MIN <= self.port <= PORT_MAX
         address, port = self.backend
         assert first == model.rewrite(frame, dst=address, dport=port, sport=self.port)
         second = self.go_out(first)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
-from ebpf import maps
+from ebpf import flowtable, maps
 from ebpf.compile import compiler
-from ebpf.kernel import testrun
+from ebpf.flowtable import FlowTable
+from ebpf.kernel import clock, testrun
 from ebpf.layouts import Bundle
 from ebpf.maps.buckets import elements_for
 from ebpf.maps.sizes import Sizes
@@ -32,20 +32,20 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # By map, where they are not those of `Sizes`.
 SIZES = {
     "frontends": elements_for(128),
-    "flows4": 4096,
-    "flows6": 4096,
-    "flows4_lru": 4096,
-    "flows6_lru": 4096,
-    "answers4": 512,
-    "answers6": 512,
+    "control4a": 1024,
+    "cells4a": 8192,
+    "control6a": 1024,
+    "cells6a": 8192,
+    "states6a": 8192,
     "fragments4": 256,
     "fragments6": 256,
 }
-# In ticks. Each its own, and all so long that nothing ages while a test runs.
+# In beats. Each its own, and all so long that nothing ages while a test runs.
 TIMEOUTS = {
     "syn_timeout": 300,
     "established_timeout": 9000,
     "closing_timeout": 500,
+    "fin_wait_timeout": 170,
     "reset_timeout": 200,
     "time_wait_timeout": 400,
     "datagram_timeout": 250,
@@ -102,9 +102,8 @@ class World:
             if name.startswith("REASON_") and name != "REASON_MAX"
         }
         self._counted: dict[str, int] | None = None  # read after the last packet
-        self.flow_table = Flows(
-            enums, {n: self.hash(n) for n in self.maps if n.startswith("flows")}
-        )
+        arrays = {n: m for n, m in self.maps.items() if isinstance(m, maps.ArrayMap)}
+        self.flow_table = Flows(enums, arrays)
         self.reset()
 
     def close(self) -> None:
@@ -131,9 +130,10 @@ class World:
                 made.records[:] = np.zeros(1, made.records.dtype)
         for family in NODE:
             cast(maps.PerCpuArray, self.maps[f"ended{family}"]).clear()
+        flowtable.prepare(self.maps, self.bundle.enums)
         self._next_service = self._next_backend = 1
         self._next_slot = 0
-        self.configure(flow_limit=3 * self.maps["flows4"].max_entries // 4, **TIMEOUTS)
+        self.configure(**TIMEOUTS)
         self.configure(
             port_min=PORT_MIN,
             port_max=PORT_MAX,
@@ -341,32 +341,55 @@ class World:
         return {name: int(sums[value]) for value, name in self.reasons.items()}
 
     def service_counts(self, service: Service) -> dict[str, int]:
+        """What flows that ended have carried, and what those that live did so far."""
         row = self.array("service_counters").records[service.id]
-        return {name: int(row[name]) for name in row.dtype.names}
+        counts = {name: int(row[name]) for name in row.dtype.names}
+        for flow in self.flows():
+            if flow.service == service.id and flow.state != "side":
+                direction = "out" if flow.reply else "in"
+                counts[f"packets_{direction}"] += flow.packets
+                counts[f"bytes_{direction}"] += flow.bytes
+        return counts
 
     # ── flows ─────────────────────────────────────────────────────────────────────────────────
 
     def flows(self, family: int | None = None) -> list[Flow]:
-        """Every entry of the flow tables, of both families unless one is given."""
-        return self.flow_table.read(family)
+        """The cells of every flow, of both families unless one is given."""
+        return [flow for flow in self.flow_table.read(family) if "note" not in flow.flags]
 
-    def age(self, ticks: int) -> None:
-        """As if every flow had been idle that much longer."""
-        for flow in self.flows():
-            seen, beat = (flow.seen - ticks) & 0xFFFFFFFF, flow.beat ^ 0x8000
-            self.flow_table.write(flow, seen=seen, beat=beat)
-        for family in NODE:
-            keys, values = self.hash(f"answers{family}").read_all()
-            self.hash(f"answers{family}").put_many(keys, (values - ticks).astype(values.dtype))
+    def notes(self, family: int | None = None) -> list[Flow]:
+        """What is known of conversations that are no flows, and of tuples that rest."""
+        return [flow for flow in self.flow_table.read(family) if "note" in flow.flags]
 
     def noted(self) -> int:
         """How many conversations of the node's own are known."""
-        return sum(len(self.hash(f"answers{family}").read_all()[0]) for family in NODE)
+        tcp = PROTOCOLS["tcp"]
+        return sum(n.protocol == tcp or "replied" in n.flags for n in self.notes())
+
+    def age(self, beats: int) -> None:
+        """As if everything had been seen that much earlier."""
+        self.flow_table.age(beats)
+
+    def sweep(self) -> None:
+        """Ends what is over and has no tuple that must rest, as the agent does a moment later."""
+        for family in NODE:
+            cells = self.flow_table.read(family)
+            by_place = {cell.place: cell for cell in cells}
+            ended = [
+                (cell.place, cell.generation)
+                for cell in cells
+                if cell.state == "time_wait"
+                and not cell.reply
+                and "first" not in by_place[cell.next].flags
+            ]
+            places, generations = np.array(ended, np.uint32).reshape(-1, 2).T
+            table = FlowTable(str(family), self.maps, self.bundle.enums, self.programs.fds)
+            assert table.end(places, generations, self.flag("END_CLOSED")) == len(ended)
 
 
-def tick() -> int:
+def beat() -> int:
     """Now, in the unit of flow.seen."""
-    return time.monotonic_ns() >> 30
+    return clock.kernel_clock().beat()
 
 
 def mapped(address: str) -> bytes:

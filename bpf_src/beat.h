@@ -1,0 +1,17 @@
+/* Time, as all that is kept has it: in beats. Reading jiffies is a load, asking a clock a call. */
+#pragma once
+
+#include <uapi/linux/bpf.h>
+#include "unit.h"
+#include "consts.h"
+
+INLINE u32 now(void)
+{
+	return bpf_jiffies64() >> BEAT_SHIFT;
+}
+
+/* Has it been longer? Another CPU may have written a beat that is later than ours. */
+INLINE bool is_older(u32 beat, u32 seen, u32 timeout)
+{
+	return (s32)(beat - seen) > (s32)timeout;
+}

@@ -1,0 +1,162 @@
+/* The table of flows: how a flow changes its state, and how it ends.
+ *
+ * The forward cell's head has the true state; only a compare-and-swap changes it. Of all who want
+ * to end a flow one wins that, and does what is done once: counts, the event, the cells' release.
+ * The other cells' heads say the state too, so that a packet needs no more than its own line. */
+#pragma once
+
+#include <uapi/linux/bpf.h>
+#include "unit.h"
+#include "consts.h"
+#include "types.h"
+#include "cells.h"
+#include "account.h"
+
+#define STATE_TRIES 8
+
+/* Takes a place's tag off: whoever claims it next begins with the control word. */
+INLINE void release(bool own, u32 place, u32 tag)
+{
+	u64 *control = control_at(own, (place & PLACE_INDEX_MASK) / CELLS_PER_BUCKET);
+
+	if (control)
+		__sync_fetch_and_add(control, -((u64)tag << place % CELLS_PER_BUCKET * 8));
+}
+
+INLINE void free_cell(bool own, struct cell *cell, u32 place, u64 head)
+{
+	cell->head = IN_STATE(head, STATE_FREE);
+	ORDERED;
+	release(own, place, HEAD_TAG(head));
+}
+
+/* Frees a cell that was reserved, unless somebody else did, or it became a flow. */
+INLINE bool give_back(const struct found *busy)
+{
+	u64 freed = IN_STATE(busy->head, STATE_FREE);
+
+	if (__sync_val_compare_and_swap(&busy->cell->head, busy->head, freed) != busy->head)
+		return false;
+	if (in_own(busy->place))
+		release(true, busy->place, HEAD_TAG(busy->head));
+	else
+		release(false, busy->place, HEAD_TAG(busy->head));
+	return true;
+}
+
+/* Says the flow's state on the ring's other cells, each as long as it is the flow's. */
+INLINE void hint_state(bool own, const struct found *forward, u32 state)
+{
+	u32 place = next_place(forward->state);
+	struct found at;
+
+	ROLLED
+	for (u32 i = 1; i < RING_CELLS; i++) {
+		if (place == forward->place || !get_cell_in(own, place, &at) ||
+		    !same_generation(at.head, forward->head) || HEAD_STATE(at.head) < STATE_LIVE)
+			return;
+		__sync_val_compare_and_swap(&at.cell->head, at.head,
+					    at.head - HEAD_STATE(at.head) + state);
+		place = next_place(at.state);
+	}
+}
+
+/* Changes the flow's state; false if it was not `from` any more, or is about to move. */
+INLINE bool set_state(struct found *forward, u32 from, u32 to)
+{
+	u64 old = IN_STATE(forward->head, from), new = IN_STATE(forward->head, to);
+	/* Before it, since the flow can end right after. */
+	u32 backend = LOAD(&forward->state->backend), service = LOAD(&forward->state->service);
+
+	ORDERED;
+	if (__sync_val_compare_and_swap(&forward->cell->head, old, new) != old)
+		return false;
+	forward->head = new;
+	if (is_over(from) != is_over(to))
+		add_live(backend, service, is_over(to) ? -1 : 1);
+	if (in_own(forward->place))
+		hint_state(true, forward, to);
+	else
+		hint_state(false, forward, to);
+	return true;
+}
+
+/* Frees the cells of a flow that this CPU has ended, and accounts for what they counted. */
+INLINE void free_ring(bool own, const struct found *forward)
+{
+	u64 packets_in = forward->state->packets, bytes_in = forward->state->bytes;
+	u64 packets_out = 0, bytes_out = 0;
+	u32 backend = forward->state->backend, service = forward->state->service;
+	u32 place = next_place(forward->state);
+	struct found at;
+
+	ROLLED
+	for (u32 i = 1; i < RING_CELLS; i++) {
+		if (place == forward->place || !get_cell_in(own, place, &at) ||
+		    !same_generation(at.head, forward->head))
+			break;
+		if ((HEAD_KIND(at.head) & (CELL_REPLY | CELL_SIDE)) == CELL_REPLY) {
+			packets_out = at.state->packets;
+			bytes_out = at.state->bytes;
+		}
+		place = next_place(at.state);
+		free_cell(own, at.cell, at.place, at.head);
+	}
+	if (backend & BACKEND_ID_MASK)
+		count_traffic(service, packets_in, bytes_in, packets_out, bytes_out);
+	free_cell(own, forward->cell, forward->place, forward->head);
+}
+
+/* May a flow in this state make room for another? */
+INLINE bool is_evictable(u32 state)
+{
+	return state == STATE_SYN || state >= STATE_RESET;
+}
+
+/* Of all who try, one gets true: its is what else there is to do. */
+INLINE bool mark_dead(struct found *forward, u32 why)
+{
+	u64 head = forward->head;
+
+	ROLLED
+	for (u32 i = 0; i < STATE_TRIES; i++) {
+		u64 was;
+
+		if (!same_generation(head, forward->head) || HEAD_STATE(head) < STATE_LIVE ||
+		    head & HEAD_MOVED || (why == END_EVICTED && !is_evictable(HEAD_STATE(head))))
+			return false;
+		was = __sync_val_compare_and_swap(&forward->cell->head, head,
+						  IN_STATE(head, STATE_DEAD));
+		if (was == head) {
+			forward->head = head;
+			return true;
+		}
+		head = was;
+	}
+	return false;
+}
+
+/* Accounts for a flow that this CPU has marked dead; its head is what it was before. */
+INLINE void uncount(const struct found *forward)
+{
+	add_held(forward->cell, HEAD_KIND(forward->head), -1);
+	if (!is_over(HEAD_STATE(forward->head)))
+		add_live(forward->state->backend, forward->state->service, -1);
+}
+
+/* Ends the flow that a cell belongs to; exactly one caller gets true. `why` is an enum end_reason;
+ * with END_EVICTED, only a flow that may make room goes. */
+INLINE bool end_flow(const struct found *any, u32 why)
+{
+	struct found forward;
+
+	if (!find_forward(any, &forward) || !mark_dead(&forward, why))
+		return false;
+	uncount(&forward);
+	/* All cells of a flow are in one bank. */
+	if (in_own(forward.place))
+		free_ring(true, &forward);
+	else
+		free_ring(false, &forward);
+	return true;
+}

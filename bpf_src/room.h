@@ -1,0 +1,29 @@
+/* What to do when there is no room for a new flow: another one makes it, if one may. */
+#pragma once
+
+#include <uapi/linux/bpf.h>
+#include "unit.h"
+#include "consts.h"
+#include "types.h"
+#include "parse.h"
+#include "handoff.h"
+#include "stats.h"
+#include "flow.h"
+#include "connect.h"
+
+/* The program; the hash of the tuple comes with the packet. */
+INLINE int make_room(struct __sk_buff *skb)
+{
+	u64 hash = handoff(skb)->hash_low | (u64)handoff(skb)->hash_high << 32;
+	const struct table *t = get_table();
+	struct holder client;
+	struct packet p;
+
+	if (!t || !restore_packet(skb, &p))
+		return DROP;
+	__builtin_memcpy(&client, &p.src, sizeof(client));
+	if (evict(t, hash, greed_of(&client, t)))
+		return hand_to(skb, FAMILY_PROGRAM(RETRY));
+	count(skb, REASON_FLOWS_FULL);
+	return DROP;
+}
