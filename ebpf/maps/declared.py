@@ -65,14 +65,15 @@ class Fixed(msgspec.Struct, frozen=True):
     entries: int = 1
 
 
-class Part(msgspec.Struct, frozen=True):
-    """So many entries, or one while that part of the data path is not used; see `Sizes`."""
+class Learned(msgspec.Struct, frozen=True):
+    """Few entries at first, doubled as programs fill them, up to `most`; one while that `part` of
+    the data path is not used, see `Sizes`."""
 
-    part: Literal["sockets"]
-    entries: int
+    most: int
+    part: Literal["", "sockets"] = ""
 
 
-Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Part
+Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Learned
 
 
 # Entries come from programs, all the time: a map that takes another's place gets late ones too.
@@ -82,7 +83,7 @@ FILLED = "filled by programs"
 COUNTED = "counted by programs"
 
 _FRAGMENTS = Fixed(8192)
-_SOCKETS = Part("sockets", 65536)  # of the node's own processes that call by a name of ours
+_SOCKETS = Learned(65536, "sockets")  # of the node's own processes that call by a name of ours
 
 
 class Maps(Generic[Hash, Array, PerCpu]):
@@ -109,7 +110,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     config: Annotated[Array, Fixed()]
     counters: Annotated[PerCpu, Constant("REASON_MAX")]
     devices: Annotated[Hash, Fixed(4096)]
-    affinity: Annotated[Hash, Share("flows"), FILLED]
+    affinity: Annotated[Hash, Learned(131072), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]
     table4a: Annotated[Array, Fixed()]

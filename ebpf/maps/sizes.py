@@ -10,7 +10,7 @@ from ebpf.errors import LayoutError
 from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import buckets, declared
 from ebpf.maps.arrays import possible_cpus
-from ebpf.maps.declared import Buckets, Constant, Cpus, Fixed, Part, Power, Share, Table
+from ebpf.maps.declared import Buckets, Constant, Cpus, Fixed, Learned, Power, Share, Table
 
 # Bounds for any machine: beyond, ids and lists cost the agent more than the maps cost the kernel.
 _SERVICES = 131072
@@ -20,6 +20,7 @@ _LEAST_SERVICES = 4096
 _LEAST_FLOWS = 8192
 # What an instance begins with; it grows as it is used.
 _FIRST = (1024, 4096, 8192)
+_LEARNED = 4096
 # A share of the machine's memory for flows; 4 GiB give room for 65,536 services.
 _FLOWS_SHARE = 32
 _MEMORY_OF_SERVICE = 65536
@@ -93,8 +94,8 @@ class Sizes(msgspec.Struct, frozen=True):
                 return buckets.elements_for(sum(map(self._chosen, shares)))
             case Fixed(entries):
                 return entries
-            case Part(name_of_part, entries):
-                return entries if getattr(self, name_of_part) else 1
+            case Learned(most, part):
+                return min(_LEARNED, most) if not part or getattr(self, part) else 1
             case Cpus():
                 return possible_cpus()
             case Buckets(first, each):

@@ -143,6 +143,8 @@ class Attaching:
     def _timeout(self) -> float | None:
         if self._pending or self._unwanted or self._watch.waiting:
             return 0.0
+        if self.placed is not self._wanted.generation:  # there is nowhere to put it: say so
+            return 0.0
         times = [] if self._stale is None else [max(self._stale, self._earliest)]
         times += [self._retry] if self._failed else []
         return max(0.0, min(times) - time.monotonic()) if times else None

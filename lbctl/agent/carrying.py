@@ -12,7 +12,6 @@ from ebpf.instance import Instance
 from ebpf.layouts import Bundle
 from ebpf.maps import HashMap
 from lbctl.datapath import former
-from lbctl.datapath.records import rows_as_bytes
 from lbctl.datapath.tables import Records
 
 _TICK_NANOSECONDS_SHIFT = 30
@@ -81,6 +80,6 @@ def _entries(instance: Instance, names: Iterable[str]) -> list[Entries]:
 def _tuples(rings: Records) -> list[bytes]:
     """Of the forward cells."""
     names = ["src", "dst", "sport", "dport", "proto"]
-    columns = [rows_as_bytes(np.ascontiguousarray(rings[name][:, 0])) for name in names]
-    raw = np.concatenate([column.reshape(len(rings), -1) for column in columns], axis=1)
-    return [row.tobytes() for row in raw]
+    columns = [np.ascontiguousarray(rings[name][:, 0]).view(np.uint8) for name in names]
+    raw = [column.reshape(len(rings), -1) for column in columns]
+    return [row.tobytes() for row in np.concatenate(raw, axis=1)]

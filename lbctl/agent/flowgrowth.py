@@ -15,10 +15,7 @@ from lbctl.reconcile.growing import Growing, Room
 
 MOVING_SECONDS: Final = 300.0  # a million flows take some
 _CELLS: Final = 8  # of a bucket
-_FLOWS: Final = 3  # for which a bucket is made
 _MOVED_AT_ONCE: Final = 1 << 14
-# Clients of services with affinity: no more at once than flows, and than this.
-_MOST_CLIENTS: Final = 131072
 
 
 class FlowGrowth:
@@ -63,14 +60,6 @@ class FlowGrowth:
                 case _:
                     growth.tidy()
                     self._begin(family, growth, now)
-
-    def followers(self) -> dict[str, int]:
-        """Entries of maps that are to follow the number of flows, where they are too few."""
-        flows = max(
-            table.rooms().cells * _FLOWS // _CELLS for table in self._instance.flow_tables
-        )
-        wanted = min(flows, _MOST_CLIENTS)
-        return {"affinity": wanted} if wanted > self._instance.affinity.max_entries else {}
 
     def _begin(self, family: str, growth: Steps, now: float) -> None:
         (table,) = (t for t in self._instance.flow_tables if t.family == family)

@@ -22,6 +22,7 @@ from ebpf.maps.sizes import Sizes
 from lbctl import advice
 from lbctl.agent.flowgrowth import FlowGrowth
 from lbctl.agent.generation import LaterGeneration
+from lbctl.agent.learned import Learned
 from lbctl.plan.rooms import Need
 from lbctl.reconcile.growing import Growing, Room
 from lbctl.reconcile.reconciler import Reconciler
@@ -44,6 +45,7 @@ class Growth:
         programs: LaterGeneration,
         reconciler: Reconciler,
         flows: FlowGrowth,
+        learned: Learned,
         most: Sizes,
     ) -> None:
         """`most` bounds all of them."""
@@ -52,9 +54,11 @@ class Growth:
         self._programs = programs
         self._reconciler = reconciler
         self._flows = flows
+        self._learned = learned
         self._most = most
         self._growing: dict[Limit, Growing] = {limit: Growing() for limit in declared.LIMITS}
         self._asked = False  # for programs on other maps
+        self.problem = ""  # why tables do not grow though they should
         self._next = 0.0
         self._log = structlog.get_logger()
 
@@ -79,29 +83,39 @@ class Growth:
         if not self._programs.settled or self._flows.busy:
             return
         if self._asked and not self._programs.fit:  # the log says why the kernel did not take them
-            self._asked, self._next = False, now + _REST_SECONDS
-            self._instance.enlarge({})
+            self._asked = False
+            self._fail("the kernel does not take programs for larger tables; the log says why", now)
             return
         self._asked = False
         try:
             self._flows.step(now)
             self._grow(now)
+            self.problem = ""
         except LbError as error:
             self._log.error("tables do not grow", error=error.message, hint=advice.on(error))
-            self._next = now + _REST_SECONDS
+            self._fail(error.message, now)
+            return
         if not self._programs.fit:
             self._asked = self._programs.reload()
+
+    def _fail(self, why: str, now: float) -> None:
+        self._next = now + _REST_SECONDS
+        self._instance.enlarge({})
+        waiting = self._reconciler.waiting_for().services
+        self.problem = f"tables do not grow: {why}"
+        if waiting:
+            self.problem += f"; {waiting:,} service ports wait for room"
 
     def _grow(self, now: float) -> None:
         """What is written by the agent."""
         there = self._there()
         wanted = _wanted(self._growing, self._rooms(there, self._reconciler.waiting_for()), now)
-        entries = self._flows.followers()
+        entries = self._learned.wanted()
         if wanted != there:
             entries |= self._entries(wanted)
-            self._log.info("tables grow", sizes=dict(wanted))
         if entries:
             self._instance.enlarge(entries)
+            self._log.info("tables grow", entries=entries)
 
     def _there(self) -> dict[Limit, int]:
         """For how many of each there is room."""

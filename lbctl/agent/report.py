@@ -124,7 +124,7 @@ class Report:
         yield from bounded(parts.reconciler.warnings())
         yield from parts.reconciler.housekeeper.warnings()
         yield from parts.sockets.warnings(parts.facts.current.localhost_node_ports)
-        yield from filter(None, [parts.routine.problem, parts.stale.problem])
+        yield from filter(None, [parts.routine.problem, parts.stale.problem, parts.growth.problem])
         yield from bounded(parts.health.problems())
         yield from parts.config.problems() if parts.config else ()
 

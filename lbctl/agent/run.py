@@ -29,6 +29,7 @@ from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.growth import Growth
 from lbctl.agent.interfaces import Interfaces
 from lbctl.agent.keeper import Keeper
+from lbctl.agent.learned import COUNTING_SECONDS, Learned
 from lbctl.agent.loop import Guard, Loop, Readable, Reader, Signals, Timed, Timer
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import WRITING_SECONDS, Report, StatusWriter
@@ -138,7 +139,8 @@ class Agent:
         reconciler = Reconciler(instance, facts.current, instance, room, cells)
         moving = keeper.errand("moving flows", MOVING_SECONDS)
         flows = FlowGrowth(instance, programs, moving, most.flows)
-        growth = Growth(bundle, instance, programs, reconciler, flows, most)
+        learned = Learned(instance, keeper.errand("counting", COUNTING_SECONDS))
+        growth = Growth(bundle, instance, programs, reconciler, flows, learned, most)
         closing = keeper.errand("stale sockets", CLOSING_SECONDS)
         stale = StaleSockets(instance, reconciler, settings.socket_lb, closing)
         undo.callback(stale.stop)

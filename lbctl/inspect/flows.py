@@ -58,6 +58,7 @@ class FlowRow(msgspec.Struct, frozen=True):
     bytes_in: int
     packets_out: int
     bytes_out: int
+    table: str
 
 
 def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
@@ -68,7 +69,8 @@ def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:
             beat = clock.current_beat()
             rows = zip(rings.forward, rings.reply, rings.seen.tolist(), strict=True)
             for cell, reply, seen in rows:
-                yield _row(cell, reply, clock.seconds(max(0, beat - seen)), name_of)
+                idle = clock.seconds(max(0, beat - seen))
+                yield _row(cell, reply, idle, f"flows{table.family}", name_of)
 
 
 def matching(table: FlowTable, wanted: FlowFilter) -> Iterator[Rings]:
@@ -79,7 +81,9 @@ def matching(table: FlowTable, wanted: FlowFilter) -> Iterator[Rings]:
             yield flows.follow(chosen, table.at)
 
 
-def _row(cell: Any, reply: Any, idle: float, name_of: Callable[[int], PortName]) -> FlowRow:
+def _row(
+    cell: Any, reply: Any, idle: float, table: str, name_of: Callable[[int], PortName]
+) -> FlowRow:
     proto = int(cell["proto"])
     return FlowRow(
         service=name_of(int(cell["service"])),
@@ -97,6 +101,7 @@ def _row(cell: Any, reply: Any, idle: float, name_of: Callable[[int], PortName])
         bytes_in=int(cell["bytes"]),
         packets_out=int(reply["packets"]),
         bytes_out=int(reply["bytes"]),
+        table=table,
     )
 
 

@@ -19,9 +19,13 @@ GRACE_SECONDS = 2.0
 
 
 class Exhausted(LbError):
-    """A map has no free place for this; `resting` places will come back by themselves."""
+    """A map has no free place for this; `resting` places will come back by themselves. `for_good`:
+    a larger map would have none either."""
 
-    def __init__(self, map_name: str, capacity: int, resting: int, flag: str) -> None:
+    def __init__(
+        self, map_name: str, capacity: int, resting: int, flag: str, *, for_good: bool = False
+    ) -> None:
+        self.for_good = for_good
         self.map_name = map_name
         self.resting = resting
         self.capacity = capacity

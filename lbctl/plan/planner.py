@@ -54,6 +54,12 @@ class Planner:
         self.backend_ids.capacity = now.backends + 1
         self.regions.capacity = now.slots
 
+    def grows(self, error: Exhausted) -> bool:
+        """Whether the map will hold more than it does, and that helps."""
+        now: int = getattr(self.now, error.map_name)
+        most: int = getattr(self.room.all, error.map_name)
+        return not error.for_good and now < most
+
     def stored_name(self, name: str) -> str:
         """The text that stands for a service port in `names`, and by which it is known here."""
         return shortened(name, self.room.name_bytes)
@@ -203,7 +209,7 @@ class Planner:
             Need._fields, wanted, before, self._used, limit, strict=True
         ):
             if more > had and used + more - had > most:
-                raise Exhausted(field, most, 0, advice.flag_of(field))
+                raise Exhausted(field, most, 0, advice.flag_of(field), for_good=True)
 
     def _check_room(
         self,

@@ -129,7 +129,7 @@ class Places:
             shares = [n / max(most, 1) for n, most in zip(asked, limit, strict=True)]
             place = shares.index(max(shares))
             field = Need._fields[place]
-            error = Exhausted(field, limit[place], 0, advice.flag_of(field))
+            error = Exhausted(field, limit[place], 0, advice.flag_of(field), for_good=True)
             waiting = Waiting(key, _served(planner, name), error)
             found[name] = self.waiting.get(name, waiting)
         self.version += 1
@@ -206,10 +206,12 @@ class Places:
     def sentences(
         self, planner: Planner, ports: Mapping[ObjectKey, Sequence[str]]
     ) -> dict[ObjectKey, str]:
-        """One for each service that lost its place, or a part of it."""
+        """One for each service that lost its place, or a part of it. Those that wait for a map to
+        grow are served in a moment."""
         lost: dict[ObjectKey, list[Waiting]] = {}
         for waiting in self.waiting.values():
-            lost.setdefault(waiting.service, []).append(waiting)
+            if not planner.grows(waiting.error):
+                lost.setdefault(waiting.service, []).append(waiting)
         return {
             key: self._sentence(planner, key, found, ports.get(key, ()))
             for key, found in lost.items()

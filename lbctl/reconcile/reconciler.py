@@ -112,8 +112,9 @@ class Reconciler:
         return bool(self._places.waiting)
 
     def waiting_for(self) -> Need:
-        """What those ask for together that wait for room."""
-        return sum_of(found.need for found in self._places.waiting.values())
+        """What those ask for together that wait for maps to grow."""
+        waiting = self._places.waiting.values()
+        return sum_of(found.need for found in waiting if self.planner.grows(found.error))
 
     def expected(self) -> Need:
         """About what all objects ask for that are known, before any is resolved; rather more."""
@@ -125,6 +126,7 @@ class Reconciler:
         ones, there is no more room than in those."""
         there = readback.room_of(self._tables.former() or self._tables)
         self.planner.grow(there, readback.contents_of(self._tables))
+        self._told = self._told[0], -1  # who waits for that, and who for good
 
     def freed(self) -> bool:
         """Something was freed; returns whether `apply` has to look who can have it."""

@@ -16,11 +16,14 @@ from ebpf.compile import compiler
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance, Sizes
 from ebpf.kernel import bpffs
+from ebpf.maps.sizes import buckets_for
 from ebpf.programs import load_generation
 from lbctl import status
 from lbctl.datapath import consts
+from tests.kernel.support import table_programs
 from tests.kernel.support.programs import MACHINE_BPFFS, Space
-from tests.support.cli import DNS, TCP, UDP, WEB, add_flow, entries, populate
+from tests.support.cli import DNS, TCP, UDP, WEB, populate
+from tests.support.fake_cells import FakeFlowTable
 
 pytestmark = pytest.mark.kernel
 
@@ -40,12 +43,16 @@ def pin_dir() -> Iterator[Path]:
     with Instance.create_or_open(path, compiler.bundle(), SIZES) as instance:
         ids = populate(instance)
         web, dns = ids[WEB], ids[DNS]
-        add_flow(instance.flows4, TCP, ("10.1.0.7", 40001), ("10.96.0.1", 80),
-                 ("10.1.0.2", 8080), service=web)  # fmt: skip
-        add_flow(instance.flows4_lru, UDP, ("10.1.0.8", 40002), ("10.96.0.10", 53),
-                 ("10.1.0.3", 53), service=dns, state=consts.FLOW_DATAGRAM)  # fmt: skip
-        add_flow(instance.flows6, TCP, ("fd00:1::7", 40003), ("fd00:96::1", 80),
-                 ("fd00:1::2", 8080), service=web)  # fmt: skip
+        table_programs.pin(instance, compiler.bundle())
+        four = FakeFlowTable()
+        tcp = four.add_flow(TCP, ("10.1.0.7", 40001), ("10.96.0.1", 80), ("10.1.0.2", 8080),
+                            service=web)  # fmt: skip
+        udp = four.add_flow(UDP, ("10.1.0.8", 40002), ("10.96.0.10", 53), ("10.1.0.3", 53),
+                            service=dns, state=consts.STATE_DATAGRAM)  # fmt: skip
+        six = four.add_flow(TCP, ("fd00:1::7", 40003), ("fd00:96::1", 80), ("fd00:1::2", 8080),
+                            service=web)  # fmt: skip
+        table_programs.open_flows(instance, "4", four.cells[tcp], four.cells[udp])
+        table_programs.open_flows(instance, "6", four.cells[six])
     yield path
     Attacher(path).detach_all()
     bpffs.remove_tree(path)
@@ -116,9 +123,10 @@ def test_flows_are_listed_and_ended(pin_dir: Path) -> None:
         "ended 2 flows\n",
     )
     with Instance.open(pin_dir) as instance:
-        flows = (instance.flows4, instance.flows4_lru, instance.flows6)
-        left = [entries(table) for table in flows]
-    assert left == [0, 2, 0]
+        left = [table.rooms().used for table in instance.flow_tables]
+        live = instance.service_counters.records["live"].sum()
+    assert left == [2, 0]
+    assert live == 1
 
 
 def test_reading_commands_load_nothing_heavy(pin_dir: Path) -> None:
@@ -156,7 +164,9 @@ def test_status_without_an_agent(pin_dir: Path) -> None:
     assert "no agent runs" in found["warnings"][0]
     uses = {use["name"]: use for use in found["maps"]}
     assert (uses["services"]["entries"], uses["services"]["capacity"]) == (4, 64)
-    assert (uses["backends"]["entries"], uses["flows4_lru"]["entries"]) == (4, 2)
+    assert (uses["backends"]["entries"], uses["flows4"]["entries"]) == (4, 4)
+    assert uses["flows4"]["capacity"] == uses["flows4"]["most"] == 8 * buckets_for(SIZES.flows)
+    assert not uses.keys() & {"cells4a", "control6b"}  # one row for what is one table
     assert uses["config"]["entries"] is None
     # Two endpoints of web and one of them local, one of web over IPv6, one of DNS; equal sets of
     # the last two share a region.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec import structs
 
 from ebpf import instance, maps, programs
 from ebpf.compile import compiler
@@ -21,7 +20,7 @@ from ebpf.layouts import ARRAY, F_MMAPABLE, HASH, Bundle, Field, MapSpec, Record
 from ebpf.maps import declared
 from ebpf.programs import drop_other_generations, load_generation
 from lbctl.datapath.frontends import Frontends
-from tests.kernel.support.programs import MACHINE_BPFFS, small_bundle, unique
+from tests.kernel.support.programs import MACHINE_BPFFS, flows4, small_bundle, unique
 
 pytestmark = pytest.mark.kernel
 
@@ -50,16 +49,16 @@ def pin_dir() -> Iterator[Path]:
 
 
 def add_flows(made: Instance, first: int, count: int) -> None:
-    keys = np.zeros(count, made.flows4.spec.key.dtype)
-    values = np.zeros(count, made.flows4.spec.value.dtype)
+    keys = np.zeros(count, flows4(made).spec.key.dtype)
+    values = np.zeros(count, flows4(made).spec.value.dtype)
     keys["src"] = np.arange(first, first + count)
     values["addr"] = keys["src"]
     values["mac"] = [1, 2, 3, 4, 5, 6]
-    made.flows4.put_many(keys, values)
+    flows4(made).put_many(keys, values)
 
 
 def flows(made: Instance) -> list[int]:
-    keys, values = made.flows4.read_all()
+    keys, values = flows4(made).read_all()
     assert (keys["src"] == values["addr"]).all()
     assert (values["mac"] == [1, 2, 3, 4, 5, 6]).all()
     return sorted(int(number) for number in keys["src"])
@@ -84,13 +83,13 @@ def test_readers_need_no_bundle_and_write_nothing(pin_dir: Path, bundle: Bundle)
         with Instance.open(pin_dir) as reader:
             assert flows(reader) == [0, 1]
             assert reader.enums == bundle.enums
-            assert reader.flows4.spec == bundle.maps["flows4"]
+            assert flows4(reader).spec == bundle.maps["flows4"]
             reader.require(bundle)
             made.services.store_word(1, "cluster", 42)
             assert reader.services.records["cluster"][1] == 42
             assert reader.counters.read_sum().tolist() == [0, 0]
             with pytest.raises(KernelError, match="opened for reading"):
-                reader.flows4.delete(bytes(8))
+                flows4(reader).delete(bytes(8))
             with pytest.raises(ValueError, match="read-only"):
                 reader.services.records["cluster"] = 1
             with pytest.raises(TypeError):
@@ -139,7 +138,7 @@ def test_a_pin_that_was_exchanged_is_noticed(pin_dir: Path, bundle: Bundle) -> N
     foreign = libbpf.map_create(maps.HASH, "foreign", 4, 4, 10)
     bpffs.pin(foreign, pin_dir / "maps" / "flows4")
     with Instance.open(pin_dir) as reader, pytest.raises(LayoutError, match="flows4"):
-        _ = reader.flows4
+        _ = flows4(reader)
     with pytest.raises(LayoutError, match="flows4"):
         Instance.create_or_open(pin_dir, bundle, SMALL)
 
@@ -240,10 +239,10 @@ def test_a_new_layout_keeps_the_flows(pin_dir: Path, bundle: Bundle, wide: Bundl
         add_flows(old, 0, 30)
         old.services.records[2] = (7, 8, 9)
         generation = load_generation(bundle, old)
-        old_id = old.flows4.id
+        old_id = flows4(old).id
     with Instance.create_or_open(pin_dir, wide, SMALL) as made:
-        assert made.flows4.id != old_id
-        assert made.flows4.spec == wide.maps["flows4"]
+        assert flows4(made).id != old_id
+        assert flows4(made).spec == wide.maps["flows4"]
         assert flows(made) == list(range(30))
         assert made.services.records[2].tolist() == (7, 8, 9)
         # The old programs still run, on the old map.
@@ -265,51 +264,6 @@ def test_a_new_layout_keeps_the_flows(pin_dir: Path, bundle: Bundle, wide: Bundl
     generation.close()
     with Instance.open(pin_dir) as reader:
         assert flows(reader) == [*range(30), 100]
-
-
-def test_a_table_state_with_other_names_is_taken_over(pin_dir: Path) -> None:
-    """As the first agents pinned it: `notes` was `no_notes`. What is not known is 'possible'."""
-    bundle = compiler.bundle()
-    spec = bundle.maps["table_state"]
-    fields = tuple(
-        structs.replace(field, name=field.name.replace("notes", "no_notes"))
-        for field in spec.value.fields
-    )
-    assert {"no_notes4", "no_notes6"} <= {field.name for field in fields}
-    before = structs.replace(spec, value=structs.replace(spec.value, fields=fields))
-    former = structs.replace(bundle, maps={**bundle.maps, "table_state": before})
-    with Instance.create_or_open(pin_dir, former, SMALL) as old:
-        state = old.table_state.records
-        state["tcp_entries4"], state["overflowed6"], state["direct4"] = 7, 1, 1
-        state["no_notes4"] = state["no_notes6"] = 1
-    with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
-        state = made.table_state.records[0]
-        assert (state["tcp_entries4"], state["overflowed6"], state["direct4"]) == (7, 1, 1)
-        assert state["notes4"] == state["notes6"] == bundle.enums["NOTES_POSSIBLE"]
-
-
-@pytest.mark.parametrize("name", ["flows4", "flows6"])
-def test_flows_of_the_first_version_are_taken_over(pin_dir: Path, name: str) -> None:
-    """They had `peer_fin` where `ack` is: what was acknowledged last is known again with each
-    direction's next packet."""
-    bundle = compiler.bundle()
-    spec = bundle.maps[name]
-    fields = tuple(
-        structs.replace(field, name="peer_fin" if field.name == "ack" else field.name)
-        for field in spec.value.fields
-    )
-    before = structs.replace(spec, value=structs.replace(spec.value, fields=fields))
-    former = structs.replace(bundle, maps={**bundle.maps, name: before})
-    with Instance.create_or_open(pin_dir, former, SMALL) as old:
-        table = getattr(old, name)
-        keys, values = (np.zeros(1, part.dtype) for part in (table.spec.key, table.spec.value))
-        keys["sport"], values["port"], values["bytes"] = 7, 8, 9
-        values["peer_fin"], values["state"] = 77, bundle.enums["FLOW_ESTABLISHED"]
-        table.put_many(keys, values)
-    with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
-        keys, values = getattr(made, name).read_all()
-        assert (keys["sport"], values["port"], values["bytes"]) == (7, 8, 9)
-        assert (values["ack"], values["state"]) == (0, bundle.enums["FLOW_ESTABLISHED"])
 
 
 def hashed_frontends() -> MapSpec:
@@ -379,8 +333,8 @@ def test_what_ended_meanwhile_does_not_come_back(
     with Instance.create_or_open(pin_dir, bundle, SMALL) as old:
         add_flows(old, 0, 10)
     with Instance.create_or_open(pin_dir, wide, SMALL) as made:
-        keys, _ = made.flows4.read_all()
-        assert made.flows4.delete_many(keys[keys["src"] < 3]) == 3
+        keys, _ = flows4(made).read_all()
+        assert flows4(made).delete_many(keys[keys["src"] < 3]) == 3
         assert made.finish() == 0
         assert flows(made) == list(range(3, 10))
 
@@ -404,7 +358,7 @@ def test_a_larger_size_keeps_the_flows(pin_dir: Path, bundle: Bundle) -> None:
         with pytest.raises(KernelError, match="is full"):
             add_flows(made, 128, 1)
     with Instance.create_or_open(pin_dir, bundle, Sizes(16, 16, 1000)) as made:
-        assert made.flows4.max_entries == 2000
+        assert flows4(made).max_entries == 2000
         assert made.finish() == 0
         add_flows(made, 128, 100)
         assert flows(made) == list(range(228))
@@ -412,10 +366,10 @@ def test_a_larger_size_keeps_the_flows(pin_dir: Path, bundle: Bundle) -> None:
 
 def test_smaller_or_unnamed_sizes_change_nothing(pin_dir: Path, bundle: Bundle) -> None:
     with Instance.create_or_open(pin_dir, bundle, SMALL) as made:
-        before = made.flows4.id
+        before = flows4(made).id
     for sizes in (Sizes(1, 1, 1), None):
         with Instance.create_or_open(pin_dir, bundle, sizes) as made:
-            assert made.flows4.id == before
+            assert flows4(made).id == before
 
 
 def test_a_start_killed_before_the_switch_loses_nothing(

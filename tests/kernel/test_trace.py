@@ -32,6 +32,8 @@ from lbctl.trace.flows import parse_flow
 from lbctl.trace.live import LiveNode
 from lbctl.trace.private import PrivateNode, sizes_for
 from lbctl.trace.programs import trace_bundle
+from tests.kernel.support import table_programs
+from tests.support.fake_cells import FakeFlowTable
 from tests.support.k8s_objects import (
     Json,
     as_service,
@@ -106,7 +108,7 @@ def pin_dir(bundle: Bundle) -> Iterator[Path]:
             agent = Reconciler(instance, NODE)
             agent.take(Update(services, None, False, True, True, status))
             assert agent.apply(complete=True)
-            config.store(instance.config, NODE, DataPathSettings(False, 64))
+            config.store(instance.config, NODE, DataPathSettings(False))
             _add_flows(instance)
         yield path
     finally:
@@ -115,18 +117,14 @@ def pin_dir(bundle: Bundle) -> Iterator[Path]:
 
 def _add_flows(instance: Instance) -> None:
     """Flows that the packets of a trace would belong to, all towards an address of nobody."""
-    for table, address in ((instance.flows4, "10.0.0.99"), (instance.flows4_lru, "10.0.0.98")):
-        packed = parse_address(address)[12:]
-        key_record, value_record = table.spec.key, table.spec.value
-        for source_port in range(32768, 32768 + 16):
-            key = key_record.pack(
-                src=int.from_bytes(parse_address("10.0.0.9")[12:], sys.byteorder),
-                dst=int.from_bytes(parse_address("172.30.0.41")[12:], sys.byteorder),
-                sport=int.from_bytes(source_port.to_bytes(2, "big"), sys.byteorder),
-                dport=int.from_bytes((80).to_bytes(2, "big"), sys.byteorder),
-                proto=6,
-            )
-            table.put(key, value_record.pack(addr=int.from_bytes(packed, sys.byteorder)))
+    table_programs.pin(instance, compiler.bundle("live"))
+    table = FakeFlowTable()
+    flows = [
+        table.add_flow(proto, ("10.0.0.9", port), ("172.30.0.41", 80), (address, 80))
+        for proto, address in ((6, "10.0.0.99"), (17, "10.0.0.98"))
+        for port in range(32768, 32768 + 16)
+    ]
+    table_programs.open_flows(instance, "4", *(table.cells[places] for places in flows))
 
 
 def _contents(path: Path) -> dict[str, object]:
@@ -203,7 +201,8 @@ def _tail(answer: Answer) -> tuple[object, ...]:
 
 def test_an_instance_answers_and_is_left_as_it_was(pin_dir: Path) -> None:
     before = _contents(pin_dir)
-    assert before["flows4"]
+    with Instance.open(pin_dir) as instance:
+        assert instance.flow_tables[0].rooms().used == 64
     for question, expected in QUESTIONS:
         [answer] = _answers(*question, "--pin-dir", pin_dir)
         assert _tail(answer) == expected, question

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.kernel
 SMALL = Sizes(16, 16, 64)
 CLIENT, SERVICE, BACKEND = ("10.0.0.9", 4000), ("10.96.0.1", 80), ("10.0.1.1", 8080)
 CLIENT6, SERVICE6, BACKEND6 = ("fd00::9", 4000), ("fd00:96::1", 80), ("fd00:1::1", 8080)
-OPEN = {"state": old.ESTABLISHED, "service": 3, "backend": 7 | 2 << 24}
+OPEN: dict[str, Any] = {"state": old.ESTABLISHED, "service": 3, "backend": 7 | 2 << 24}
 FORMER = {name for names in former.TABLES.values() for name in names}
 
 
@@ -69,7 +70,7 @@ def leave(made: Instance, flows: dict[str, FormerFlows]) -> dict[str, HashMap]:
 
 def flows_at(now: int) -> dict[str, FormerFlows]:
     """Three connections and a conversation, two of the connections in the table that forgets."""
-    common = OPEN | {"seen": now - 60}
+    common: dict[str, Any] = OPEN | {"seen": now - 60}
     tcp, others, six = FormerFlows(), FormerFlows(), FormerFlows(6)
     tcp.add(CLIENT, SERVICE, BACKEND, ack=11, **common)
     others.add(("10.0.0.9", 4001), SERVICE, BACKEND, node=("172.18.0.1", 61001), seen_as=61001,

@@ -9,11 +9,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 
 from ebpf.maps import ArrayMap
-from lbctl.datapath import consts
+from lbctl.inspect.flowfilter import FlowFilter
+from lbctl.inspect.flows import FlowRow, list_flows
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
@@ -90,22 +90,24 @@ def test_beyond_the_range_connections_are_dropped_until_others_end(lab: Lab, fam
     # All closed by the client now; the server's end follows when it gets to it.
     after = exhausted(lab)
     for _ in range(2):
-        wait_until_closed(lab, family)
+        wait_until_closed(lab)
         with contextlib.ExitStack() as stack:
             socks = [connect(lab, stack, SERVICE, family) for _ in range(ROOM)]
             assert {ask(sock, "hello").port for sock in socks} == ports
     assert exhausted(lab) == after
 
 
-def wait_until_closed(lab: Lab, family: int) -> None:
+def wait_until_closed(lab: Lab) -> None:
     """Until no TCP flow of node1 is open or half closed: its port is taken until then."""
-    ended = [consts.FLOW_TIME_WAIT, consts.FLOW_RESET, consts.FLOW_SIDE]
     deadline = time.monotonic() + 10
     with open_instance(lab.pin_dir("node1")) as instance:
-        table = (instance.flows4, instance.flows6)[family]
-        while not np.isin(table.read_all()[1]["state"], ended).all():
+        while not all(map(is_closed, list_flows(instance, FlowFilter(protocol=6)))):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def is_closed(flow: FlowRow) -> bool:
+    return flow.state in ("time-wait", "reset")
 
 
 @FAMILY

@@ -14,7 +14,7 @@ import pytest
 
 from ebpf.instance import Instance
 from lbctl import status
-from lbctl.datapath import consts
+from lbctl.datapath import clock
 from lbctl.lab import objects
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Endpoint, Port
@@ -203,7 +203,7 @@ def test_a_changed_file_is_taken_over(checked: Lab, config: Path) -> None:
         with Instance.open(checked.pin_dir("node1")) as opened:
             return int(opened.config.records["datagram_timeout"][0])
 
-    eventually(lambda: timeout() == consts.ticks(77))
+    eventually(lambda: timeout() == clock.beats(77))
 
     def warned() -> bool:
         said = status.read(checked.pin_dir("node1"))
@@ -216,7 +216,7 @@ def test_a_changed_file_is_taken_over(checked: Lab, config: Path) -> None:
     fresh.write_text(f"{CONFIG}---\n{ours}takeover: on\n")
     fresh.replace(config)
     eventually(warned)
-    eventually(lambda: timeout() == consts.ticks(30))
+    eventually(lambda: timeout() == clock.beats(30))
     assert ask(checked, address, 10256, "/healthz")[0] == 200
     after = checked.agent("node1")
     assert after == before

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lbctl.datapath import consts
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.cluster import Lab
 from tests.lab.support.labs import (
@@ -154,8 +155,9 @@ def test_a_stranger_in_mid_stream_is_reset(lab: Lab, family: int) -> None:
     with connected(lab, "pod1", addresses("live")[family], TCP) as sock:
         assert ask(sock, "before").server == "pod2"
         with open_instance(lab.pin_dir("node1"), readonly=False) as instance:
-            flows = (instance.flows4, instance.flows6)[family]
-            flows.delete_many([key for key, _ in flows.items()])
+            table = instance.flow_tables[family]
+            cells = table.view()
+            assert table.end(cells["place"], cells["generation"], consts.END_DELETED)
         with pytest.raises(ConnectionResetError):
             ask(sock, "after")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class FormerFlows:
         reply: dict[str, int] | None = None,
         flags: int = 0,
         node: Place | None = None,
-        **values: int,
+        **values: Any,
     ) -> None:
         """A flow; with `node`, its address and port there, a masqueraded one."""
         port = seen_as or client[1]

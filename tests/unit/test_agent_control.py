@@ -88,7 +88,7 @@ class Rig:
                 loaded=True,
                 began=0.0,
             ),
-            "growth": SimpleNamespace(fit=lambda: self.say("fit")),
+            "growth": SimpleNamespace(fit=lambda: self.say("fit"), problem=""),
             "keeper": SimpleNamespace(problems=list, restarts=0),
             "guard": Guard(),
             "source": SimpleNamespace(

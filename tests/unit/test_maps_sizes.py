@@ -82,8 +82,9 @@ def test_what_is_not_used_has_no_room(bundle: Bundle) -> None:
 def test_entries_follow_the_three_numbers_and_the_constants(bundle: Bundle) -> None:
     enums = bundle.enums | {"REASON_MAX": 20}
     entries = SIZES.max_entries(structs.replace(bundle, enums=enums))
-    assert entries["flows4"] == entries["flows6"] == 60
-    assert entries["flows4_lru"] == 30
+    assert entries["control4a"] == entries["control6a"] == 10
+    assert entries["cells4a"] == entries["states6a"] == 80
+    assert entries["cells4b"] == 8
     assert entries["slots"] == 80
     assert entries["counters"] == 20
     # A place in 0.7 of the 32-byte cells for each, in buckets of 8 with a word of 8 bytes.

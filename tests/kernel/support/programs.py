@@ -14,9 +14,19 @@ from pyroute2 import netns
 
 from ebpf.compile import compiler
 from ebpf.compile.source import Unit, family_unit
-from ebpf.layouts import Bundle
+from ebpf.instance import Instance
+from ebpf.layouts import HASH, LRU_HASH, Bundle
+from ebpf.maps import HashMap, declared
+from ebpf.maps.declared import Share, Use
 
 T = TypeVar("T")
+
+# Of its maps, those that are none of the data path's: two of flows, which programs fill and whose
+# size follows a number that one can choose.
+declared.USES.update(
+    flows4=Use((HASH,), Share("flows", 2), filled=True, counted=False),
+    flows4_lru=Use((LRU_HASH,), Share("flows"), filled=True, counted=False),
+)
 
 SOURCES = Path(__file__).with_name("ebpf_c")
 UNITS = (family_unit("4", "family.c"), family_unit("6", "family.c"), Unit("entry", "entry.c"))
@@ -26,6 +36,13 @@ MACHINE_BPFFS = Path("/sys/fs/bpf")
 def small_bundle(**defines: str) -> Bundle:
     """The programs of tests/kernel/support/ebpf_c."""
     return compiler.bundle(defines=tuple(defines.items()), directory=SOURCES, units=UNITS)
+
+
+def flows4(made: Instance) -> HashMap:
+    """Its map of flows."""
+    found = made.map("flows4")
+    assert isinstance(found, HashMap)
+    return found
 
 
 class Space:

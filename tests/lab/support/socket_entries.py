@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 import pytest
 
 from ebpf.maps.hashes import HashMap
+from lbctl.addresses import parse_address
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.cluster import Lab
 
@@ -31,6 +31,6 @@ def error_of(call: Callable[[], object]) -> int:
 
 def flows(lab: Lab, address: str) -> list[str]:
     with open_instance(lab.pin_dir("node1")) as instance:
-        keys, _ = instance.flows4.read_all()
-    raw = int.from_bytes(socket.inet_aton(address), "little")
-    return [str(key) for key in keys if raw in (int(key["src"]), int(key["dst"]))]
+        cells = instance.flow_tables[0].view()
+    raw = parse_address(address)
+    return [str(cell) for cell in cells if raw in (cell["src"].tobytes(), cell["dst"].tobytes())]

@@ -1,0 +1,110 @@
+"""Tables grow under traffic: nothing is lost, whoever is killed meanwhile, and counts stay exact."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ebpf.instance import Instance
+from lbctl.inspect.flowfilter import FlowFilter
+from lbctl.inspect.flows import list_flows
+from lbctl.inspect.opened import open_instance
+from lbctl.lab.cluster import Lab
+from lbctl.lab.state import AgentOptions
+from tests.lab.support.labs import (
+    PORT,
+    TCP,
+    Responder,
+    addresses,
+    ask,
+    inside,
+    new_socket,
+    publish,
+)
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.lab
+
+numbers = itertools.count()
+BOUND = 60.0  # programs are loaded three times, beside others
+SMALL, LARGE = AgentOptions(flows=128), AgentOptions(flows=8192)
+FIRST_CELLS = 344  # for 128 flows
+FEW, MANY = 60, 150  # connections: two cells each, a third of them and nearly all
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    """With room for few flows, and from now on for more."""
+    made = make_lab(f"gr{next(numbers)}", nodes=1, pods=2, options=SMALL)
+    with Responder() as responder:
+        responder.serve(made, [pod.name for pod in made.pods])
+        publish(made, {"web": ["pod2"]})
+        made.stop_agent("node1")
+        made.start_agent("node1", LARGE)
+        made.wait_ready()
+        yield made
+    made.down()
+
+
+@contextlib.contextmanager
+def opened(lab: Lab) -> Iterator[Instance]:
+    with open_instance(lab.pin_dir("node1")) as found:
+        yield found
+
+
+def open_more(lab: Lab, stack: contextlib.ExitStack, count: int) -> list[socket.socket]:
+    """Connections of pod1 to the service, that have carried something."""
+
+    def call() -> list[socket.socket]:
+        socks = []
+        for _ in range(count):
+            sock = stack.enter_context(new_socket(0, TCP))
+            sock.connect((addresses("web")[0], PORT))
+            ask(sock, "hello")
+            socks.append(sock)
+        return socks
+
+    return inside(lab, "pod1", call)
+
+
+def has_grown(lab: Lab) -> bool:
+    """Whether the table is larger, and in one piece."""
+    with opened(lab) as instance:
+        table = instance.flow_tables[0]
+        return table.rooms().cells > FIRST_CELLS and len(table.banks) == 1
+
+
+def live(lab: Lab) -> tuple[int, int, int]:
+    """Open connections: as listed, as counted for the service, and for the backend."""
+    with opened(lab) as instance:
+        states = [
+            row.state for row in list_flows(instance, FlowFilter(protocol=socket.IPPROTO_TCP))
+        ]
+        counted = instance.service_counters.records["live"].sum()
+        return states.count("established"), int(counted), int(instance.backend_live.records.sum())
+
+
+@pytest.mark.parametrize("kills", [(), (0.5, 1.0, 2.0, 4.0)], ids=["undisturbed", "killed"])
+def test_flows_outgrow_their_table(lab: Lab, kills: tuple[float, ...]) -> None:
+    assert not has_grown(lab)
+    with contextlib.ExitStack() as stack:
+        socks = open_more(lab, stack, FEW)
+        assert live(lab) == (FEW, FEW, FEW)
+        socks += open_more(lab, stack, MANY - FEW)
+        for seconds in kills:
+            time.sleep(seconds)
+            lab.restart_agent("node1", signal.SIGKILL)
+            assert {ask(sock, "still here").server for sock in socks} == {"pod2"}
+        wait_until(lambda: has_grown(lab), BOUND)
+        assert {ask(sock, "still here").server for sock in socks} == {"pod2"}
+        socks += open_more(lab, stack, FEW)
+        assert live(lab) == (len(socks),) * 3
+        with opened(lab) as instance:
+            assert instance.flow_tables[0].refused() == 0
+    wait_until(lambda: live(lab) == (0, 0, 0), BOUND)
