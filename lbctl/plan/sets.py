@@ -86,8 +86,9 @@ class WantedSets:
                 self.flags[identity] |= consts.BACKEND_CLOSED
 
     def _order(self, port: ResolvedPort) -> None:
-        near = {_identity(e) for e in port.cluster if e.near}
-        if near and len(near) < len(self.cluster):
+        """Those that are to get nothing are neither: a part must have somebody to give it to."""
+        near = {_identity(e) for e in port.cluster if e.near and e.weight}
+        if near and any(e.weight and not e.near for e in port.cluster):
             self.near = len(near)
             self.cluster.sort(key=lambda identity: identity not in near)
 

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.datapath.shares import ONE, Shape
+from lbctl.resolve.ports import MOST_WEIGHTED
 
 Weights = npt.NDArray[np.float64]
-
-# Slots that a slot can name as its other one.
-MOST_WEIGHTED = 1 << 16
 
 
 class Warmth(NamedTuple):

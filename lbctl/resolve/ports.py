@@ -55,6 +55,8 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
         return self.algorithm in BY_HASH
 
 
+# Endpoints of a set whose weights count: more of them are all alike.
+MOST_WEIGHTED = 1 << 16
 BY_HASH = ("maglev", "source-hash")
 AT_RANDOM = Choice()
 

@@ -23,7 +23,14 @@ from lbctl.resolve.allowed import Allowed
 from lbctl.resolve.balancing import settled
 from lbctl.resolve.endpoints import SlicesByTarget, local_ready_addresses, select
 from lbctl.resolve.node import NodeFacts, node_facts
-from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort, Target
+from lbctl.resolve.ports import (
+    MOST_WEIGHTED,
+    Endpoint,
+    Frontend,
+    FrontendKind,
+    ResolvedPort,
+    Target,
+)
 
 __all__ = [
     "Endpoint",
@@ -81,7 +88,12 @@ def resolve(
                 external_local=service.external_local,
                 affinity_seconds=service.affinity_seconds,
                 source_ranges=ranges,
-                warnings=(*_warnings(service, port, repeated), *refused, *unfit),
+                warnings=(
+                    *_warnings(service, port, repeated),
+                    *refused,
+                    *unfit,
+                    *_too_many(selection.cluster),
+                ),
                 hints=selection.hints,
                 service=service.key,
                 seniority=service.seniority,
@@ -160,6 +172,12 @@ def _warnings(
         yield f"port {port.name or port.port} has no nodePort, and only an API server gives one"
     if (port.name, port.protocol) in repeated:
         yield f"several ports are called {port.name!r} for {port.protocol.name}: the first counts"
+
+
+def _too_many(endpoints: Sequence[Endpoint]) -> Iterator[str]:
+    """Whether weights are not heeded."""
+    if len(endpoints) > MOST_WEIGHTED and len({e.weight for e in endpoints}) > 1:
+        yield f"weights of more than {MOST_WEIGHTED:,} endpoints are not used: all are alike"
 
 
 def _frontends(

@@ -202,6 +202,20 @@ def test_if_all_are_near_or_none_it_makes_no_difference(node: Node, near: list[s
     assert node.service("a/web")["near"] == 0
 
 
+@pytest.mark.parametrize(
+    ("weights", "near"), [({B: 0}, 1), ({A: 0, B: 0}, 0), ({C: 0}, 0), ({A: 0, C: 0}, 0)]
+)
+def test_those_of_weight_0_are_neither_near_nor_far(
+    node: Node, weights: dict[str, int], near: int
+) -> None:
+    """A and B are near. Where no part has anybody, there is only one."""
+    node.apply(web(endpoints(*ALL, near=[A, B], weights=weights), Choice(spill_over=2.0)))
+    assert node.service("a/web")["near"] == near
+    if not near:
+        likely = node.likely("a/web")
+        assert {address for address, chance in likely.items() if chance} == {*ALL} - weights.keys()
+
+
 # New ones
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lbctl.datapath.shares import Shape, likelihood
 from lbctl.plan import shares
 from lbctl.plan.shares import Warmth
+from lbctl.resolve.ports import MOST_WEIGHTED
 
 WEIGHTS = st.lists(st.sampled_from([0, 1, 5, 100]) | st.integers(0, 65535), min_size=1, max_size=60)
 
@@ -59,6 +60,6 @@ def test_no_slow_start_no_difference() -> None:
 
 
 def test_more_than_a_slot_can_name_are_alike() -> None:
-    worth = np.ones(shares.MOST_WEIGHTED + 1)
+    worth = np.ones(MOST_WEIGHTED + 1)
     worth[0] = 5
     assert shares.shape(worth, 0).same_as(Shape.plain(len(worth)))
