@@ -8,6 +8,7 @@ from types import MappingProxyType
 import structlog
 
 from ebpf.errors import LbError
+from lbctl.datapath.regions import table_places
 from lbctl.datapath.tables import Flows, Tables
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
@@ -294,7 +295,6 @@ class Reconciler:
         except LbError as error:
             self.start_over(error)
             return True
-        self.housekeeper.note(plan, now)
         self.audit.touched(self.planner, [*map(self.planner.stored_name, wanted)])
         self.departures.note(plan)
         self._left |= bool(plan.lowered)

@@ -7,8 +7,10 @@ from typing import Protocol
 
 from lbctl.addresses import format_endpoint
 from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.likelihood import ChoiceTables, Kind, odds
-from lbctl.datapath.tables import HashTable
+from lbctl.datapath.records import frontend_key
+from lbctl.datapath.tables import ArrayTable, HashTable
 from lbctl.trace.asking import Answer
 from lbctl.trace.flows import Flow
 
@@ -17,7 +19,7 @@ class ChanceTables(ChoiceTables, Protocol):
     """The maps this module reads, and the names of services."""
 
     @property
-    def frontends(self) -> HashTable: ...
+    def frontends(self) -> ArrayTable: ...
     @property
     def names(self) -> HashTable: ...
 
@@ -27,16 +29,13 @@ def of(flow: Flow, answer: Answer, tables: ChanceTables) -> dict[str, float]:
     chosen is who always will be."""
     if answer.verdict != "forward":
         return {}
-    spec = tables.frontends.spec
-    port = socket.htons(flow.port)
-    key = spec.key.pack(addr=flow.destination, port=port, proto=int(flow.protocol))
-    value = tables.frontends.get(key)
-    if value is None:  # gone in the meantime
+    key = frontend_key(flow.destination, flow.port, int(flow.protocol))
+    entry = Frontends(tables.frontends).get(key)
+    if entry is None:  # gone in the meantime
         return {}
-    frontend = spec.value.unpack(value)
-    service = int(frontend["service"])
+    service, flags = entry
     record = tables.services.records[service]
-    kind = _set_of(flow, int(frontend["flags"]), int(record["flags"]))
+    kind = _set_of(flow, flags, int(record["flags"]))
     if record["algorithm"] == consts.ALGORITHM_SOURCE_HASH and len(answer.backends) == 1:
         return {answer.backends[0]: 1.0}
     found = odds(tables, service, kind)

@@ -337,7 +337,7 @@ def test_a_change_that_cannot_be_worked_out_is_tried_again(
 def test_those_who_wait_for_room_have_it_when_maps_are_larger(rig: Rig) -> None:
     tables = rig.tables
     planner = rig.reconciler.planner
-    planner.grow(planner.now._replace(services=1), readback.contents_of(tables))
+    planner.grow(planner.now._replace(services=1), readback.contents_of(tables), 2)
     rig.update(WEB, OTHER)
     assert rig.reconciler.waiting
     assert len(tables.names.entries) == 1

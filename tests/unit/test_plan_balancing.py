@@ -5,6 +5,7 @@ import pytest
 
 from lbctl.datapath import consts
 from lbctl.datapath.regions import region_of
+from lbctl.datapath.ticks import TICK_SECONDS, tick_at
 from lbctl.plan import maglev
 from lbctl.plan.changes import Plan
 from lbctl.program import writes
@@ -14,7 +15,6 @@ from tests.support.planning import WEB, Node, endpoints, resolved
 
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 ALL = (A, B, C)
-TICK = (1 << consts.TICK_SHIFT) / 1e9
 SLOW = Choice(slow_start=30.0)
 
 
@@ -220,7 +220,7 @@ def test_those_of_weight_0_are_neither_near_nor_far(
 
 
 def warm(node: Node, ticks: float) -> Plan:
-    node.now += ticks * TICK
+    node.now += ticks * TICK_SECONDS
     plan = node.planner.warm(node.now)
     for step in writes.STEPS:
         step(plan, node.tables)
@@ -261,7 +261,7 @@ def test_it_goes_on_growing_after_a_restart(node: Node) -> None:
     assert node.likely("a/web")[B] > share
     assert node.apply(web(endpoints(A, B), SLOW)).writes() == {}
     share = node.likely("a/web")[B]
-    node.now += 4 * TICK
+    node.now += 4 * TICK_SECONDS
     plan = node.apply(web(endpoints(A, B, C), SLOW))
     assert plan.writes()["backends"] == 1
     likely = node.likely("a/web")
@@ -288,7 +288,7 @@ def test_flows_of_an_endpoint_that_leaves_have_a_deadline(
     node.apply(web(endpoints(A, B), choice))
     plan = node.apply(web(endpoints(A), choice))
     ((number, tick),) = plan.ending
-    assert tick == consts.tick_at(node.now) + ticks
+    assert tick == tick_at(node.now) + ticks
     record = node.tables.backends.records[number]
     assert record["since"] == tick
     assert record["flags"] == consts.BACKEND_ENDING
