@@ -7,21 +7,18 @@ and open flows, given lists (bpf_src/table.c). Places are those of cell_state.li
 from __future__ import annotations
 
 import secrets
-import signal
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from ebpf.kernel import testrun
+from ebpf import flowlists
 from ebpf.maps import ArrayMap, Map, Records
 
 FAMILIES = ("4", "6")
 _BANKED = ("table", "control", "cells", "states")
 _STEP = 2048  # cells of one snapshot: some tenths of a millisecond
-_LISTED = 256  # MOST_LISTED of table.c
 
 Places = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -99,7 +96,7 @@ class FlowTable:
         self._b = Bank(maps, family, "b", enums["PLACE_BANK"])
         self._held = _array(maps, f"held{family}").records
         self._live = enums["STATE_LIVE"]
-        self._item = _listed_cell(family)
+        self._item = flowlists.cell_of(family)
 
     @property
     def phase(self) -> int:
@@ -164,7 +161,7 @@ class FlowTable:
     def end(self, places: Records, generations: Records, why: int) -> int:
         """Ends the flows that these cells are of, unless somebody else did; returns how many this
         call ended. `why` is an enum end_reason. Cells that were only reserved are given back."""
-        items = np.zeros(len(places), _LISTED_FLOW)
+        items = np.zeros(len(places), flowlists.FLOW)
         items["place"], items["generation"], items["why"] = places, generations, why
         return self._run("end_listed", items)[1]
 
@@ -195,7 +192,7 @@ class FlowTable:
             rows = np.nonzero(meant[:, column] & whole)[0]
             items["generation"][rows, column] = items["generation"][rows, 0]
             items[rows, column], _ = self._run("reserve_listed", items[rows, column])
-            found = items["place"][rows, column] < _NO_PLACES
+            found = items["place"][rows, column] < flowlists.NO_PLACES
             reserved[rows, column] = found
             whole[rows] &= found
         left = np.nonzero(reserved & ~whole[:, None])
@@ -235,7 +232,7 @@ class FlowTable:
         return self._rings(bank, np.nonzero(forward)[0][:most])
 
     def _rings(self, bank: Bank, index: Records) -> Records:
-        rings = np.zeros(len(index), _LISTED_RING)
+        rings = np.zeros(len(index), flowlists.RING)
         rings["cells"]["place"][:, 0] = index | bank.base
         shift = np.uint64(self.enums["HEAD_GENERATION_SHIFT"])
         rings["generation"] = bank.cells["head"][index] >> shift
@@ -256,21 +253,7 @@ class FlowTable:
 
     def _run(self, program: str, items: Records) -> tuple[Records, int]:
         """Runs a program once for each item; returns them as it left them, and its count."""
-        fd = self._programs[program + self.family]
-        out, done = items.copy(), 0
-        size = items.dtype.itemsize
-        # As many as fit a page together with what the kernel adds.
-        step = min(_LISTED, 3000 // size)
-        with _undisturbed():
-            for start in range(0, len(items), step):
-                part = out[start : start + step]
-                work = np.zeros(1, _WORK)
-                work["count"] = len(part)
-                frame = work.tobytes() + part.tobytes()
-                frame = testrun.run(fd, frame, repeat=len(part)).packet
-                done += int(np.frombuffer(frame, _WORK, 1)["done"][0])
-                part[:] = np.frombuffer(frame, items.dtype, len(part), _WORK.itemsize)
-        return out, done
+        return flowlists.run(self._programs[program + self.family], items)
 
     def _indexes(self, bank: Bank, least: int, start: int, stop: int) -> Records:
         state = bank.cells["head"][start:stop] & np.uint64(self.enums["STATE_MASK"])
@@ -365,7 +348,8 @@ def program_names(
     taken = {}
     for name in names:
         part, family, letter = name[:-2], name[-2:-1], name[-1:]
-        swapped = part in _BANKED and own_is_b(phases.get(family, 0), enums)
+        banked = part in _BANKED and letter in swap
+        swapped = banked and own_is_b(phases.get(family, 0), enums)
         taken[name] = f"{part}{family}{swap[letter]}" if swapped else name
     return taken
 
@@ -399,53 +383,6 @@ def prepare(maps: Mapping[str, Map], enums: Mapping[str, int]) -> None:
     cpus = _array(maps, "cpus").records
     if not cpus["random"].any():
         cpus["random"] = _numbers(len(cpus))
-
-
-# struct work and struct listed_flow of types.h; a test of table.c reads back what it wrote.
-_WORK = np.dtype(
-    [("frame", "u1", 16), ("next", "u4"), ("count", "u4"), ("done", "u4"), ("pad", "u4")]
-)
-_LISTED_FLOW = np.dtype([("place", "u4"), ("generation", "u4"), ("why", "u4"), ("pad", "u4")])
-_LISTED_OLD = np.dtype(
-    [("bytes", "u8"), ("packets", "u4"), ("place", "u4"), ("copy", "u4"), ("pad", "u4")]
-)
-_LISTED_RING = np.dtype([("generation", "u4"), ("count", "u4"), ("cells", _LISTED_OLD, 4)])
-_NO_PLACES = 0xFFFFFFFE  # CELL_TAKEN and CELL_FULL
-
-
-def _listed_cell(family: str) -> np.dtype[Any]:
-    """struct listed_cell of types.h."""
-    address: Any = ("u1", 16) if family == "6" else "u4"
-    key = [
-        ("src", *address) if family == "6" else ("src", address),
-        ("dst", *address) if family == "6" else ("dst", address),
-        ("sport", "u2"),
-        ("dport", "u2"),
-        ("proto", "u1"),
-        ("pad", "u1", 3),
-    ]
-    fields = [
-        ("key", np.dtype(key)),
-        ("holder", *address) if family == "6" else ("holder", address),
-        ("addr", *address) if family == "6" else ("addr", address),
-        ("bytes", "u8"),
-        ("port", "u2"),
-        ("client_port", "u2"),
-        *((name, "u4") for name in ("packets", "ack", "seen", "backend", "service")),
-        *((name, "u4") for name in ("next", "place", "generation")),
-        *((name, "u1") for name in ("kind", "flags", "state", "pad")),
-    ]
-    return np.dtype(fields)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A signal would end test runs half-way, and what was done would not be told."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _numbers(count: int) -> Records:

@@ -1,4 +1,4 @@
-"""Tables grow under traffic: nothing is lost, whoever is killed meanwhile, and counts stay exact."""
+"""Tables grow under traffic: nothing is lost, whoever is killed meanwhile; counts stay exact."""
 
 from __future__ import annotations
 

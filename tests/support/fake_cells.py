@@ -47,7 +47,8 @@ class FakeFlowTable:
             yield part[part["state"] >= least].copy()
 
     def at(self, places: Any) -> Records:
-        return self.cells[places].copy()
+        found: Records = self.cells[places].copy()
+        return found
 
     def rooms(self) -> Rooms:
         used = int((self.cells["state"] != consts.STATE_FREE).sum())

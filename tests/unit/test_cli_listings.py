@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -149,7 +150,7 @@ def test_what_lives_counts_too(tables: FakeTables) -> None:
     (row,) = services.show(tables, WEB)
     backend = row.backends[0].id
     tables.service_counters.records["live"][row.id] = tables.backend_live.records[backend] = 1
-    web = {"service": row.id, "backend": backend}
+    web: dict[str, Any] = {"service": row.id, "backend": backend}
     client, address, endpoint = ("10.1.0.7", 4000), ("10.96.0.1", 80), ("10.1.0.2", 8080)
     four, _ = tables.flow_tables
     four.add_flow(TCP, client, address, endpoint, packets=5, bytes=500,
