@@ -190,7 +190,7 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
 #define SOURCE_PORT_TRIES 16
 #define MASQUERADE_PORT_TRIES 16
-#define HANDSHAKE_BEATS 4 /* before one that nobody goes on with gives its port away: 1 to 10 s */
+#define HANDSHAKE_BEATS 4   /* before one that nobody goes on with gives its port away: 1 to 10 s */
 #define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
 
 /* Where the trace variant leaves its answer: struct handoff's place in struct __sk_buff, and words

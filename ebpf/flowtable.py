@@ -355,7 +355,8 @@ def program_names(
     taken = {}
     for name in names:
         part, family, letter = name[:-2], name[-2:-1], name[-1:]
-        swapped = part in _BANKED and own_is_b(phases.get(family, 0), enums)
+        banked = part in _BANKED and letter in swap
+        swapped = banked and own_is_b(phases.get(family, 0), enums)
         taken[name] = f"{part}{family}{swap[letter]}" if swapped else name
     return taken
 
