@@ -108,9 +108,18 @@ class BucketTable:
         whole[self._twice(places, keys)] = False
         return keys[whole], after[whole] & _PAYLOAD
 
+    def read_part(self, part: slice) -> tuple[Places, Words, Words]:
+        """Of these places those that are used, their keys and payloads; for the writer."""
+        places = self._used(part)
+        return places, self._cells[places, :KEY_WORDS], self._cells[places, KEY_WORDS] & _PAYLOAD
+
+    def find(self, keys: Words) -> Places:
+        """The place of each, -1 for one that is not there."""
+        return self._find(keys, self._hashed(keys))
+
     def get(self, keys: Words) -> Words:
         """The payload of each, 0 for one that is not there."""
-        places = self._find(keys, self._hashed(keys))
+        places = self.find(keys)
         found = self._cells[places, KEY_WORDS] & _PAYLOAD
         return np.where(places < 0, np.uint64(0), found)
 
@@ -136,18 +145,27 @@ class BucketTable:
         """Take keys out; returns how many there were."""
         if not len(keys):
             return 0
-        places = self._find(keys, self._hashed(keys))
+        places = self.find(keys)
         places = places[places >= 0]
         self._vacate(places)
         return len(places)
 
-    def tidy(self) -> int:
-        """Finish a move that was interrupted: of a key that is in both its buckets the second is
-        left. Returns how many there were."""
-        places = np.flatnonzero(self._tags)
-        twice = places[self._twice(places, self._cells[places, :KEY_WORDS])]
-        self._vacate(twice)
-        return len(twice)
+    def tidy(self, part: slice = slice(None)) -> int:
+        """Take out what readers have no need of, in this part of the places. Of a key that is in
+        both its buckets, since a move was interrupted, the second is left; of one that somebody
+        put elsewhere, or twice, what is found. Returns how many there were."""
+        places = self._used(part)
+        twice = self._twice(places, self._cells[places, :KEY_WORDS])
+        self._vacate(places[twice])
+        places = np.delete(places, twice)
+        empty = self._cells[places, KEY_WORDS] & _PAYLOAD == 0
+        lost = (self.find(self._cells[places, :KEY_WORDS]) != places) | empty
+        self._vacate(places[lost])
+        return len(twice) + int(lost.sum())
+
+    def _used(self, part: slice) -> Places:
+        """Numbers of those of these places that have a key."""
+        return np.flatnonzero(self._tags[part]) + part.indices(len(self._tags))[0]
 
     def _twice(self, places: Places, keys: Words) -> Places:
         """Which of these, being in the first bucket of their key, are in the second one too."""

@@ -2,7 +2,7 @@
 and which endpoints there are. Words of it are packed and unpacked here alone."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,22 @@ class Entries(NamedTuple):
         return [row.tobytes() for row in self.keys[:, :ADDRESS_BYTES]]
 
 
+class Held(NamedTuple):
+    """Endpoints, as columns: where each is in the table, and how many backends have it."""
+
+    places: npt.NDArray[np.intp]
+    keys: Words
+    counts: Words
+
+
+class Miscounted(NamedTuple):
+    """An endpoint whose entry is wrong: how many backends it says, and how many there are."""
+
+    key: bytes
+    says: int
+    has: int
+
+
 class Frontends:
     """The table in its map. Keys are those of datapath/records.py."""
 
@@ -48,15 +64,25 @@ class Frontends:
         """How many entries there may be, endpoints too."""
         return self._table.room
 
+    @property
+    def places(self) -> int:
+        """How many places there are, by number. Not all can be used."""
+        return self._table.places
+
     def __len__(self) -> int:
         return len(self._table)
 
     def get(self, key: bytes) -> tuple[int, int] | None:
         """Service and flags, None if there is no such entry."""
-        word = int(self._table.get(_words([key]))[0])
-        if not word:
-            return None
-        return word & consts.FRONTEND_SERVICE_MASK, word >> consts.FRONTEND_FLAGS_SHIFT
+        return self.get_many([key])[0]
+
+    def get_many(self, keys: Sequence[bytes]) -> list[tuple[int, int] | None]:
+        """The same of each."""
+        words = self._table.get(_words(keys)).tolist()
+        return [
+            (w & consts.FRONTEND_SERVICE_MASK, w >> consts.FRONTEND_FLAGS_SHIFT) if w else None
+            for w in words
+        ]
 
     def put(self, entries: Sequence[tuple[bytes, int, int]]) -> None:
         """Key, service and flags of each, no key twice. Raises MapFull."""
@@ -72,9 +98,18 @@ class Frontends:
         """All but the endpoints."""
         keys, words = self._table.read()
         chosen = words & _ENDPOINT == 0
-        rows = np.ascontiguousarray(keys[chosen]).view(np.uint8).reshape(-1, 8 * KEY_WORDS)
-        services, flags = words[chosen] & _SERVICE, words[chosen] >> _FLAGS
-        return Entries(rows[:, :_KEY_BYTES], services.astype(np.int64), flags.astype(np.int64))
+        return _entries(keys[chosen], words[chosen])
+
+    def read_part(self, part: slice) -> tuple[Entries, Held]:
+        """What is in these places, as the writer sees it."""
+        places, keys, words = self._table.read_part(part)
+        chosen = words & _ENDPOINT == 0
+        held = Held(places[~chosen], keys[~chosen], words[~chosen] & _SERVICE)
+        return _entries(keys[chosen], words[chosen]), held
+
+    def tidy(self, part: slice) -> int:
+        """Take out of these places what no reader finds there. Returns how many there were."""
+        return self._table.tidy(part)
 
     def hold(self, backends: Records) -> int:
         """As many more of `backends` have each of these endpoints. Returns how many new ones were
@@ -97,31 +132,94 @@ class Frontends:
         """Make the table whole after a writer that was killed: endpoints are those of `backends`,
         and what it moved is in one place. Returns how many entries had to be written."""
         stored = self._table.tidy()
-        keys, words = self._table.read()
-        keys, words = keys[words & _ENDPOINT != 0], words[words & _ENDPOINT != 0]
         wanted, counts = _counted(backends)
-        gone = keys[~np.isin(_as_strings(keys), _as_strings(wanted))]
-        stored += self._table.delete(gone)
+        stored += self._table.delete(self._not_among(wanted))
+        return stored + self._correct(wanted, counts)
+
+    def count(self, backends: Records, counted: npt.NDArray[np.uint32]) -> Words:
+        """Add to `counted`, by place, how many of `backends` have each endpoint. Returns the keys
+        of endpoints that have no entry."""
+        keys, counts = _counted(backends)
+        there = self._table.get(keys) & _ENDPOINT != 0
+        counted[self._table.find(keys[there])] += counts[there].astype(np.uint32)
+        return keys[~there][: self._spare()]
+
+    def recount(self, key: Words, backends: Records) -> bool:
+        """Make the entry of one endpoint say how many of `backends` have it; returns whether it
+        did not."""
+        wanted, counts = _counted(backends[_may_have(key, backends)])
+        same = (wanted == key).all(axis=1)
+        if same.any():
+            return self._correct(wanted[same], counts[same]) > 0
+        return self._table.delete(key.reshape(1, KEY_WORDS)) > 0
+
+    def miscounted(self, backends: Records) -> Iterator[Miscounted]:
+        """Endpoints whose entries are not what `repair` would make them; where there is no room,
+        entries may be missing."""
+        wanted, counts = _counted(backends)
+        for key in self._not_among(wanted):
+            says = int(self._table.get(key.reshape(1, KEY_WORDS))[0] & _SERVICE)
+            yield Miscounted(_as_key(key), says, 0)
+        had = self._table.get(wanted)
+        wrong = np.flatnonzero((had != 0) & (had != counts | _ENDPOINT))
+        missing = np.flatnonzero(had == 0)[: self._spare()]
+        for index in np.concatenate([wrong, missing]).tolist():
+            says, has = int(had[index] & _SERVICE), int(counts[index])
+            yield Miscounted(_as_key(wanted[index]), says, has)
+
+    def _not_among(self, wanted: Words) -> Words:
+        """Keys of endpoints that are entered and not among these."""
+        keys, words = self._table.read()
+        keys = keys[words & _ENDPOINT != 0]
+        return keys[~np.isin(_as_strings(keys), _as_strings(wanted))]
+
+    def _correct(self, wanted: Words, counts: Words) -> int:
+        """Entries of these say these counts; returns how many did not."""
         had = self._table.get(wanted)
         wrong = (had != 0) & (had != counts | _ENDPOINT)
         self._table.put(wanted[wrong], counts[wrong] | _ENDPOINT)
-        return stored + int(wrong.sum()) + self._enter(wanted[had == 0], counts[had == 0])
+        return int(wrong.sum()) + self._enter(wanted[had == 0], counts[had == 0])
 
     def _enter(self, keys: Words, counts: Words) -> int:
         """Endpoints that are not there, as far as there is room; returns how many."""
         if not len(keys):
             return 0
         before = len(self._table)
-        some = slice(0, max(0, int(self._table.places * _MOST_LOAD) - before))
+        some = slice(0, self._spare())
         with contextlib.suppress(MapFull):  # all others are written
             self._table.put(keys[some], counts[some] | _ENDPOINT)
         return len(self._table) - before
+
+    def _spare(self) -> int:
+        """How many endpoints may be entered."""
+        return max(0, int(self._table.places * _MOST_LOAD) - len(self._table))
 
 
 def _words(keys: Sequence[bytes]) -> Words:
     raw = np.zeros((len(keys), 8 * KEY_WORDS), np.uint8)
     raw[:, :_KEY_BYTES] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, _KEY_BYTES)
     return raw.view(np.uint64)
+
+
+def _entries(keys: Words, words: Words) -> Entries:
+    rows = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 8 * KEY_WORDS)
+    services, flags = words & _SERVICE, words >> _FLAGS
+    return Entries(rows[:, :_KEY_BYTES], services.astype(np.int64), flags.astype(np.int64))
+
+
+def _as_key(key: Words) -> bytes:
+    return key.tobytes()[:_KEY_BYTES]
+
+
+def _may_have(key: Words, backends: Records) -> npt.NDArray[np.bool_]:
+    """Which of `backends` may have this endpoint, by what mostly differs: all of it is compared of
+    few."""
+    raw = key.tobytes()
+    last = np.frombuffer(raw[ADDRESS_BYTES - 4 : ADDRESS_BYTES], np.uint32)
+    port = np.frombuffer(raw[ADDRESS_BYTES:IDENTITY_BYTES], np.uint16)
+    found: npt.NDArray[np.bool_] = backends["addr"]["w"][:, 3] == last
+    found &= backends["port"] == port
+    return found
 
 
 def _counted(backends: Records) -> tuple[Words, Words]:

@@ -98,8 +98,13 @@ def count_services(tables: Tables) -> int:
 
 
 def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:
-    """Finish what was interrupted, as far as it deletes nothing. Returns the number of stores."""
-    stored = len(leftovers.lowered) + len(leftovers.names) + len(leftovers.ranges)
+    """Finish what was interrupted, as far as it deletes nothing, also in maps that are being
+    replaced. Returns the number of stores."""
+    unmarked = [(key, 0, flags) for key, flags in planner.claims.take_unmarked()]
+    return [_repair(leftovers, unmarked, one) for one in writes.in_use(tables)][-1]
+
+
+def _repair(leftovers: Leftovers, unmarked: list[tuple[bytes, int, int]], tables: Tables) -> int:
     for number, flags in leftovers.lowered:
         tables.backends.records["flags"][number] = flags
     for number in leftovers.names:
@@ -108,10 +113,10 @@ def repair(planner: Planner, leftovers: Leftovers, tables: Tables) -> int:
         tables.names.delete_many(key)
     writes.delete_ranges(Plan(ranges_gone=leftovers.ranges), tables)
     frontends = Frontends(tables.frontends)
-    stored += frontends.repair(tables.backends.records)
-    unmarked = planner.claims.take_unmarked()
-    frontends.put([(key, 0, flags) for key, flags in unmarked])
-    return stored + len(unmarked)
+    stored = frontends.repair(tables.backends.records)
+    frontends.put(unmarked)
+    entries = len(leftovers.names) + len(leftovers.ranges) + len(unmarked)
+    return stored + len(leftovers.lowered) + entries
 
 
 def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[int, PortState]:

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from ebpf.maps.buckets import Words
 from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.ranges import range_keys
 from lbctl.datapath.records import IDENTITY_BYTES, address_columns, rows_as_bytes
@@ -24,7 +25,7 @@ def apply(plan: Plan, tables: Tables) -> None:
 
     While maps are exchanged for larger ones, programs in place still go by the former ones.
     """
-    for one in _in_use(tables):
+    for one in in_use(tables):
         for step in STEPS:
             step(plan, one)
 
@@ -34,11 +35,18 @@ def clear(freed: Freed, tables: Tables) -> None:
 
     A backend keeps its generation, which the next one with this id must not repeat.
     """
-    for one in _in_use(tables):
+    for one in in_use(tables):
         _clear(freed, one)
 
 
-def _in_use(tables: Tables) -> Sequence[Tables]:
+def recount_endpoint(key: Words, tables: Tables) -> bool:
+    """Have its entry say how many backends have the endpoint; returns whether it did not."""
+    changed = [Frontends(t.frontends).recount(key, t.backends.records) for t in in_use(tables)]
+    return any(changed)
+
+
+def in_use(tables: Tables) -> Sequence[Tables]:
+    """These, and before them those that programs in place still go by."""
     former = tables.former()
     return (tables,) if former is None else (former, tables)
 

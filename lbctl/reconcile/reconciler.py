@@ -15,7 +15,8 @@ from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
 from lbctl.plan.rooms import NOTHING, Need, sum_of
 from lbctl.program import readback, writes
-from lbctl.reconcile.audit import Audit, Corrections
+from lbctl.reconcile.audit import Audit
+from lbctl.reconcile.corrections import Corrections
 from lbctl.reconcile.departures import Departures
 from lbctl.reconcile.housekeeping import NO_FLOWS, Housekeeper
 from lbctl.reconcile.notes import Notes
@@ -354,10 +355,13 @@ class Reconciler:
     def warm(self, now: float) -> None:
         """Endpoints that are new get a share that is larger by now."""
         self._warmed = now
+        names = list(self.planner.warming)
         try:
             writes.apply(self.planner.warm(now), self._tables)
         except LbError as error:
             self.start_over(error)
+            return
+        self.audit.touched(self.planner, names)
 
     def _waited(self) -> float:
         """How long to wait now, and twice as long the next time."""

@@ -6,8 +6,8 @@ import msgspec
 
 
 class Difference(msgspec.Struct, frozen=True, order=True):
-    """`kind` is service, filter, interface, socket hook, pin, program, flow or node; `object` names
-    the one that is meant."""
+    """`kind` is service, endpoint, interface, socket hook, pin, program, flow or node; `object`
+    names the one that is meant."""
 
     kind: str
     object: str

@@ -4,22 +4,23 @@ if it started now. Where nothing is wrong, it is empty."""
 from __future__ import annotations
 
 import socket
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-import numpy as np
-
 from lbctl.addresses import format_endpoint
-from lbctl.datapath import filters
+from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.records import ADDRESS_BYTES
+from lbctl.datapath.regions import region_of
 from lbctl.datapath.tables import Tables
 from lbctl.model.names import PortName
 from lbctl.model.records import ObjectKey, ServiceObjects
-from lbctl.plan.changes import Plan, PortState
+from lbctl.plan.changes import CLUSTER, LOCAL, TABLES, Plan, PortState
 from lbctl.plan.planner import Planner
 from lbctl.program import readback
 from lbctl.reconcile.places import trimmed
+from lbctl.reconcile.reconciler import MOST_WARMING_SECONDS
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import ResolvedPort
 from lbctl.resolve.service import foreign_addresses, own_addresses_in_range, resolve
@@ -35,15 +36,17 @@ def compare(
 ) -> Iterator[Difference]:
     """Differences by service port. `waiting`: services that have no room, which the agent knows and
     says: they are not compared."""
-    planner, leftovers = readback.read(tables, 0.0)
+    # As of then, whoever got some more of its share since is one whose share has yet to grow.
+    now = time.monotonic() - MOST_WARMING_SECONDS
+    planner, leftovers = readback.read(tables, now)
     had = _Had(planner)
-    yield from _filters(tables, planner)
+    yield from _endpoints(tables)
     for name in leftovers.unknown:
         yield Difference("service", name, "its endpoint sets do not add up")
     wanted = dict(_wanted(planner, services, node, waiting))
     gone = _gone(planner, wanted, waiting)
     _share(planner, services, node)
-    plan = planner.plan({**dict.fromkeys(gone), **wanted}, 0.0)
+    plan = planner.plan({**dict.fromkeys(gone), **wanted}, now)
     found = _Faults(tables, plan, had, planner)
     for name in gone:
         yield Difference("service", name, "it is served, and no object asks for it")
@@ -108,6 +111,8 @@ class _Faults:
         self._backends = tables.backends.records
         self._plan = plan
         states: dict[str, PortState] = {**planner.retired, **planner.services}
+        self._states = list(planner.services.values())
+        self._growing = {state.id for state in planner.warming.values()}
         self._names = {state.id: name for name, state in states.items()} | had.names
         self._ids = {name: number for number, name in self._names.items()}
         # Of markers, which are nobody's: those with the address as ClusterIP.
@@ -142,12 +147,13 @@ class _Faults:
         for identity, number in zip(plan.backend_identities, plan.backend_services, strict=True):
             if number not in new:
                 self._note(number, "an endpoint is missing", _endpoint(identity))
-        fresh = set(plan.backend_services)
-        for number, _, _ in plan.words:
-            if number not in new | fresh:
-                self._note(number, "an endpoint set differs")
-        for backend, _ in (*plan.raised, *plan.lowered, *plan.reweighted):
-            self._note_backend(backend)
+        changed = new | set(plan.backend_services)
+        moved = {number for number, field, _ in plan.words if field in (CLUSTER, LOCAL)}
+        for number in sorted(moved - changed):
+            self._note(number, "an endpoint set differs")
+        for backend, _ in (*plan.raised, *plan.lowered):
+            self._note_backend(backend, "an endpoint is there that should not be so")
+        self._read_choice(changed | moved)
         for number, _ in (*plan.ranges, *plan.ranges_gone):
             if number not in new:
                 self._note(number, "its source ranges differ")
@@ -163,6 +169,29 @@ class _Faults:
         for name, error in plan.failed.items():
             self._found[name][error.message].append("")
 
+    def _read_choice(self, changed: set[int]) -> None:
+        """How endpoints are chosen. Of services whose sets are `changed` that differs anyway."""
+        plan = self._plan
+        for backend, _ in plan.reweighted:
+            self._note_backend(backend, "the weight of an endpoint differs")
+        lopsided = {self._owner(base, CLUSTER, LOCAL) for base, _ in plan.shapes}
+        weighed = {int(self._backends["service"][backend]) for backend, _ in plan.reweighted}
+        for number in sorted(lopsided - weighed - changed - self._growing):
+            self._note(number, "the shares of its endpoints differ")
+        hashed = {number for number, field, _ in plan.words if field in TABLES.values()}
+        hashed |= {self._owner(int(p.places[0]), *TABLES.values()) for p in plan.tables}
+        for number in sorted(hashed - changed):
+            self._note(number, "its table of hashes differs")
+
+    def _owner(self, place: int, *fields: str) -> int:
+        """The service with a region that has this place."""
+        for state in self._states:
+            for field in fields:
+                base, length = region_of(getattr(state, field))
+                if base <= place < base + length:
+                    return state.id
+        return 0
+
     def _read_gone(self) -> None:
         """Addresses that lead somewhere, and should not."""
         for key in self._plan.frontends_gone:
@@ -173,11 +202,11 @@ class _Faults:
             else:
                 self._note(self._ids[owner], "an address should not lead to it", _place(key))
 
-    def _note_backend(self, backend: int) -> None:
+    def _note_backend(self, backend: int, kind: str) -> None:
         record = self._backends[backend]
         port = socket.ntohs(int(record["port"]))
         place = format_endpoint(record["addr"].tobytes(), port)
-        self._note(int(record["service"]), "an endpoint is there that should not be so", place)
+        self._note(int(record["service"]), kind, place)
 
     def _note(self, number: int, kind: str, what: str = "") -> None:
         self._found[self._names.get(number, f"service id {number}")][kind].append(what)
@@ -201,13 +230,8 @@ def _place(key: bytes) -> str:
     return f"{_endpoint(key)}/{_PROTOCOLS.get(protocol, protocol)}"
 
 
-def _filters(tables: Tables, planner: Planner) -> Iterator[Difference]:
-    services, called = filters.frontend_bits(*planner.claims.columns())
-    endpoints = filters.backend_record_bits(tables.backends.records)
-    for table, bits in (
-        (tables.service_filter, services),
-        (tables.backend_filter, np.concatenate([called, endpoints])),
-    ):
-        if missing := filters.missing_bits(table, bits):
-            what = f"bits in {missing} words are missing, and hide what they are for"
-            yield Difference("filter", table.name, what)
+def _endpoints(tables: Tables) -> Iterator[Difference]:
+    """Endpoints that are not known by their addresses, or are and should not be."""
+    for found in Frontends(tables.frontends).miscounted(tables.backends.records):
+        what = f"its entry by address is of {found.says} backends, and {found.has} have it"
+        yield Difference("endpoint", _endpoint(found.key), what)
