@@ -1,5 +1,6 @@
-"""Maps that programs fill, of which nobody can say how large they have to be: of sockets, of clients
-of services with affinity. The least recently used entry goes when one is full: it doubles before."""
+"""Maps that programs fill, of which nobody can say how large they have to be: of sockets, and of
+clients of services with affinity. When one is full the least recently used entry goes: it doubles
+before."""
 
 from typing import Final
 

@@ -139,7 +139,7 @@ def test_maglev_goes_by_client_and_port(world: World, shape: Shape) -> None:
     service = serve(world, shape, algorithm="maglev")
     callers = clients(shape.family, 20)
     first = chosen(world, shape, service, PORTS[:100], callers)
-    balancing.forget(world)
+    world.forget_flows()
     assert chosen(world, shape, service, PORTS[:100], callers) == first
     assert Counter(first[:100]).keys() == {*addresses(service)}
     # Places of the table are drawn from evenly; how many each has, the table says.
@@ -194,7 +194,7 @@ def test_maglev_carries_on_what_another_node_had(world: World) -> None:
     talk = Conversation(world, TCP4, service, sport=43210)
     talk.up()
     before = talk.backend
-    balancing.forget(world)  # this is the other node now
+    world.forget_flows()  # this is the other node now
     outcome = world.from_pod(talk.request("A", b"more"))
     assert outcome.reasons == {"forwarded": 1}
     assert before
@@ -234,7 +234,7 @@ def test_at_an_address_of_the_nodes_it_carries_on_too(world: World) -> None:
 def near_share(world: World, service: Service, near: int) -> float:
     close = {address for address, _ in list(service.backends)[:near]}
     seen = some(world, TCP4, service, 600)
-    balancing.forget(world)
+    world.forget_flows()
     return sum(count for address, count in seen.items() if address in close) / 600
 
 
@@ -323,6 +323,6 @@ def test_affinity_does_not_lead_to_weight_0(world: World) -> None:
     world.array("backends").records["flags"][number] |= world.flag("BACKEND_CLOSED")
     endpoint = next(e for e in service.backends if e[0] == had)
     balancing.weigh(world, service, {endpoint: 0})
-    balancing.forget(world)
+    world.forget_flows()
     (has,) = some(world, TCP4, service, 50)
     assert has != had

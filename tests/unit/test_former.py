@@ -1,5 +1,7 @@
 """Flows of 0.1.0's tables, read as flows of cells."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,8 @@ from tests.support.former_flows import FormerFlows
 TICK = 10_000
 PORTS = ("sport", "dport", "proto")
 CLIENT, SERVICE, BACKEND = ("10.0.0.9", 4000), ("10.96.0.1", 80), ("10.0.1.1", 8080)
-FIRST = {"state": old.ESTABLISHED, "seen": TICK, "service": 3, "backend": 7 | 2 << 24}
+OPEN = {"state": old.ESTABLISHED, "seen": TICK}
+FIRST: dict[str, Any] = OPEN | {"service": 3, "backend": 7 | 2 << 24}
 
 
 def opened(*tables: FormerFlows) -> Records:

@@ -94,12 +94,6 @@ def chosen(
     return [by_bytes[model.tuple_of(f).dst] for _, f in world.run_many("entry_from_pod", frames)]
 
 
-def forget(world: World) -> None:
-    """All flows: as on another node."""
-    for flow in world.flows():
-        world.flow_table.delete(flow)
-
-
 def chi_square(seen: Counter[str], weights: Mapping[str, float]) -> float:
     """How far it is from what the weights ask for."""
     total, count = sum(weights.values()), sum(seen.values())

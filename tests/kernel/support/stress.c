@@ -252,6 +252,7 @@ PROGRAM(stress)
 	}
 	if (x >> 24 & 1) {
 		LINGER;
+		LINGER;
 	}
 	if (op < 16) {
 		if (end_flow(&found, END_CLOSED))

@@ -384,9 +384,18 @@ class World:
                 and not cell.reply
                 and "first" not in by_place[cell.next].flags
             ]
-            places, generations = np.array(ended, np.uint32).reshape(-1, 2).T
-            table = FlowTable(str(family), self.maps, self.bundle.enums, self.programs.fds)
-            assert table.end(places, generations, self.flag("END_CLOSED")) == len(ended)
+            self._end(family, ended)
+
+    def forget_flows(self) -> None:
+        """Ends every flow, as on another node that never had one."""
+        for family in NODE:
+            cells = [c for c in self.flow_table.read(family) if not c.reply and c.state != "side"]
+            self._end(family, [(cell.place, cell.generation) for cell in cells])
+
+    def _end(self, family: int, ended: list[tuple[int, int]]) -> None:
+        places, generations = np.array(ended, np.uint32).reshape(-1, 2).T
+        table = FlowTable(str(family), self.maps, self.bundle.enums, self.programs.fds)
+        assert table.end(places, generations, self.flag("END_CLOSED")) == len(ended)
 
 
 def beat() -> int:
