@@ -42,12 +42,12 @@ def guarded(name: str, address: str) -> ServiceObjects:
 
 
 def hashed() -> ServiceObjects:
-    return balanced(objects("hashed", "172.30.0.5", BACKENDS), Balancing(algorithm="maglev"))
+    return balanced(objects("hashed", "172.30.0.15", BACKENDS), Balancing(algorithm="maglev"))
 
 
 def weighted() -> ServiceObjects:
     """A service whose last endpoint is worth less than the others."""
-    made = objects("weighted", "172.30.0.6", BACKENDS)
+    made = objects("weighted", "172.30.0.16", BACKENDS)
     (part,) = made.slices
     *most, last = part.endpoints
     endpoints = (*most, msgspec.structs.replace(last, weight=7))
@@ -154,7 +154,7 @@ def take_endpoint(tables: FakeTables) -> None:
 
 def add_endpoint(tables: FakeTables) -> None:
     nobodys = tables.backends.records[1:2].copy()
-    nobodys["addr"]["w"][:, 3] ^= 1 << 31
+    nobodys["addr"]["w"][:, 3] ^= np.uint32(1 << 31)
     Frontends(tables.frontends).hold(nobodys)
 
 

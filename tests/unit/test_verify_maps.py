@@ -108,7 +108,7 @@ SENTENCES = {
     equal_shares: ("default/weighted/TCP/v4", "the shares of its endpoints differ"),
     mislead_table: ("default/hashed/TCP/v4", "its table of hashes differs"),
     lose_table: ("default/hashed/TCP/v4", "its table of hashes differs"),
-    add_endpoint: ("138.0.0.1:8080", "its entry by address is of 1 backends, and 0 have it"),
+    add_endpoint: ("10.0.0.129:8080", "its entry by address is of 1 backends, and 0 have it"),
 }
 
 
