@@ -43,6 +43,10 @@ class Balancer:
         self.without_table: dict[str, ObjectKey] = {}  # for want of room
         self.version = 0  # of `without_table`
 
+    def grow(self, contents: Contents) -> None:
+        """The maps are others."""
+        self._contents = contents
+
     def prepare(
         self,
         plan: Plan,
