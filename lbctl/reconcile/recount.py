@@ -1,4 +1,4 @@
-"""Whether counts are exact: what the programs count of live flows, against what the cells themselves say.
+"""Whether counts are exact: what the programs count of live flows, against what the cells say.
 
 Whoever opens or ends a flow counts it, so the numbers are exact. Should they ever not be, a sweep
 shows it: all flows of a service were looked at while none of its was opened or ended, and there are
