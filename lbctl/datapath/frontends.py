@@ -142,7 +142,8 @@ class Frontends:
         keys, counts = _counted(backends)
         there = self._table.get(keys) & _ENDPOINT != 0
         counted[self._table.find(keys[there])] += counts[there].astype(np.uint32)
-        return keys[~there][: self._spare()]
+        missing: Words = keys[~there]
+        return missing[: self._spare()]
 
     def recount(self, key: Words, backends: Records) -> bool:
         """Make the entry of one endpoint say how many of `backends` have it; returns whether it
@@ -171,7 +172,8 @@ class Frontends:
         """Keys of endpoints that are entered and not among these."""
         keys, words = self._table.read()
         keys = keys[words & _ENDPOINT != 0]
-        return keys[~np.isin(_as_strings(keys), _as_strings(wanted))]
+        others: Words = keys[~np.isin(_as_strings(keys), _as_strings(wanted))]
+        return others
 
     def _correct(self, wanted: Words, counts: Words) -> int:
         """Entries of these say these counts; returns how many did not."""

@@ -240,7 +240,7 @@ def test_a_place_that_another_key_gets_has_another_generation() -> None:
 def test_a_move_makes_room_and_loses_nobody() -> None:
     """Two buckets: whoever is in the fuller one by choice can go to the other."""
     moved = 0
-    for seed in range(30):
+    for seed in range(1000):  # the secrets are drawn: of thirty tables one or two have to move
         memory = array(11)  # two buckets, filled to the last place
         table = BucketTable(memory)
         numbers = [seed * 100 + n for n in range(1, 15)]
@@ -255,6 +255,8 @@ def test_a_move_makes_room_and_loses_nobody() -> None:
             places = now
         assert [looked_up(memory, n) for n in places] == list(places)
         assert len(places) >= 11, "as many as it says that it has room for"
+        if moved > 2:
+            break
     assert moved, "no key had to move: this tests nothing"
 
 

@@ -102,7 +102,7 @@ def test_each_fault_is_a_difference(fault: Callable[[FakeTables], None]) -> None
         assert one.what.startswith("an address should not lead to it: ")
 
 
-SENTENCES = {
+SENTENCES: dict[Callable[[FakeTables], None], tuple[str, str]] = {
     change_weight: ("default/web/TCP/v4", "the weight of an endpoint differs: 10.0.0.1:8080"),
     change_share: ("default/web/TCP/v4", "the shares of its endpoints differ"),
     equal_shares: ("default/weighted/TCP/v4", "the shares of its endpoints differ"),
