@@ -138,24 +138,31 @@ class FlowTable:
             ]
         )
 
-    def snapshots(self, step: int = _STEP, least: int | None = None) -> Iterator[Records]:
+    def snapshots(
+        self, step: int = _STEP, least: int | None = None, *, tuples: bool = True
+    ) -> Iterator[Records]:
         """Copies of the cells (dtype CELL) in states from `least` on, else the live ones, of one
-        stretch of the table after the other. Each cell is whole: all of one flow."""
+        stretch of the table after the other. Each cell is whole: all of one flow. Without `tuples`
+        what identifies packets and is written to them is left out, and when the flow was opened:
+        that is most of the work."""
+        least = least or self._live
         for bank in self.banks:
             for start in range(0, len(bank.cells), step):
-                yield self._snapshot(bank, least or self._live, start, start + step)
+                index = self._indexes(bank, least, start, start + step)
+                found = self._copy(bank, index, tuples)
+                yield found[found["state"] >= least]
 
     def view(self, least: int | None = None) -> Records:
         """All snapshots as one."""
         return np.concatenate(list(self.snapshots(least=least)))
 
-    def at(self, places: Records) -> Records:
+    def at(self, places: Records, *, tuples: bool = True) -> Records:
         """Copies of the cells (dtype CELL) at these places now; of one that was left for the other
         bank, the cell that it went to."""
-        found = self._at(places)
+        found = self._at(places, tuples)
         moved = np.nonzero(found["moved"])[0]
         if len(moved):
-            found[moved] = self._at(found["next"][moved])
+            found[moved] = self._at(found["next"][moved], tuples)
         return found
 
     def end(self, places: Records, generations: Records, why: int) -> int:
@@ -259,33 +266,41 @@ class FlowTable:
         state = bank.cells["head"][start:stop] & np.uint64(self.enums["STATE_MASK"])
         return start + np.nonzero(state >= least)[0]
 
-    def _at(self, places: Records) -> Records:
+    def _at(self, places: Records, tuples: bool) -> Records:
         out = np.zeros(len(places), CELL)
         for bank in (self._a, self._b):
             rows = np.nonzero(places & self.enums["PLACE_BANK"] == bank.base)[0]
             index = places[rows] & self.enums["PLACE_INDEX_MASK"]
             there = index < len(bank.cells)
-            out[rows[there]] = self._copy(bank, index[there])
+            out[rows[there]] = self._copy(bank, index[there], tuples)
         return out
 
-    def _snapshot(self, bank: Bank, least: int, start: int, stop: int) -> Records:
-        found = self._copy(bank, self._indexes(bank, least, start, stop))
-        return found[found["state"] >= least]
-
-    def _copy(self, bank: Bank, index: Records) -> Records:
+    def _copy(self, bank: Bank, index: Records, tuples: bool) -> Records:
         """Copies of these cells; of one that changed hands meanwhile all is zero."""
-        before = bank.cells["head"][index]
-        cells, states = bank.cells[index], bank.states[index]
-        after = bank.cells["head"][index]
-        same = (before ^ after) >> np.uint64(self.enums["HEAD_GENERATION_SHIFT"]) == 0
-        head = after
         out = np.zeros(len(index), CELL)
+        before = bank.cells["head"][index]
+        states = bank.states[index]
+        if tuples:
+            self._copy_tuples(bank.cells[index], out)
+        head = bank.cells["head"][index]
+        same = (before ^ head) >> np.uint64(self.enums["HEAD_GENERATION_SHIFT"]) == 0
         out["place"] = index | bank.base
         out["generation"] = head >> np.uint64(self.enums["HEAD_GENERATION_SHIFT"])
         out["state"] = head & np.uint64(self.enums["STATE_MASK"])
         out["kind"] = head >> np.uint64(self.enums["HEAD_KIND_SHIFT"]) & np.uint64(0xFF)
         out["proto"] = head >> np.uint64(self.enums["HEAD_PROTO_SHIFT"]) & np.uint64(0xFF)
         out["moved"] = head & np.uint64(self.enums["HEAD_MOVED"]) != 0
+        out["next"] = states["link"] & np.uint32(self.enums["LINK_PLACE_MASK"])
+        out["flags"] = states["link"] >> np.uint32(self.enums["LINK_FLAGS_SHIFT"])
+        for name in _STATE_FIELDS:
+            out[name] = states[name]
+        out["bytes"] &= np.uint64(self.enums["BYTES_MASK"])
+        if tuples:
+            out["opened"] = self._opened(out["next"], states["bytes"], out["kind"])
+        out[~same] = np.zeros((), CELL)
+        return out
+
+    def _copy_tuples(self, cells: Records, out: Records) -> None:
         key = cells if self.family == "6" else cells["key"]
         for name in ("src", "dst"):
             out[name] = self._widen(key[name])
@@ -293,14 +308,6 @@ class FlowTable:
             out[name] = key[name]
         out["addr"] = self._widen(cells["addr"])
         out["port"], out["client_port"] = cells["port"], cells["client_port"]
-        out["next"] = states["link"] & np.uint32(self.enums["LINK_PLACE_MASK"])
-        out["flags"] = states["link"] >> np.uint32(self.enums["LINK_FLAGS_SHIFT"])
-        for name in _STATE_FIELDS:
-            out[name] = states[name]
-        out["bytes"] &= np.uint64(self.enums["BYTES_MASK"])
-        out["opened"] = self._opened(out["next"], states["bytes"], out["kind"])
-        out[~same] = np.zeros((), CELL)
-        return out
 
     def _opened(self, following: Records, own: Records, kind: Records) -> Records:
         """The beat that each cell's flow was opened in: half of it is in the next cell."""

@@ -60,6 +60,7 @@ class StatusRecord(msgspec.Struct, frozen=True):
     socket_lb: str = ""  # off, host or all
     sockets_closed: int = 0  # by this agent, since their endpoint had gone
     thread_restarts: int = 0  # that ended or were stuck
+    corrections: int = 0  # counts of live flows that were wrong, and set right
     source: SourceState = SourceState("")
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()

@@ -101,6 +101,7 @@ class Report:
             socket_lb=parts.sockets.mode,
             sockets_closed=parts.stale.closed,
             thread_restarts=parts.keeper.restarts + source.restarts,
+            corrections=reconciler.housekeeper.corrections,
             source=SourceState(
                 self._record.source.kind,
                 source.connected,

@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
 
 # Cells looked at in one step: less than a millisecond, partners included.
-STEP_CELLS = 4096
+STEP_CELLS = 2048
 _STATES = 256  # of a byte
 _MOST_CELLS = 4  # of a ring
 # What ended and leaves nothing behind waits for a packet that another one overtook.

@@ -18,7 +18,7 @@ def totals(ended: Records, tables: Iterable[FlowTable]) -> Records:
     ones besides."""
     found = ended.copy()
     for table in tables:
-        for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_LIVE):
+        for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_LIVE, tuples=False):
             services = flows.live(cells) & (cells["kind"] & _SIDE == 0)
             reply = cells["kind"] & consts.CELL_REPLY != 0
             for way, which in (("in", services & ~reply), ("out", services & reply)):

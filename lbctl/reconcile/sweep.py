@@ -6,6 +6,7 @@ short steps over memory that is mapped, so that a change never waits for it.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -70,7 +71,7 @@ class Sweep:
     def _sweep(self, table: FlowTable, doomed: Numbers, found: Swept) -> Iterator[None]:
         found.cells[table.family] = 0
         busy: dict[tuple[int, int], float] = {}
-        for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_BUSY):
+        for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_BUSY, tuples=False):
             found.cells[table.family] += len(cells)
             self._note(cells, found)
             yield None
@@ -87,7 +88,7 @@ class Sweep:
         limits = flows.timeouts(self._tables.config.records[0])
         # The beat first: what is seen after that is not idle.
         beat = clock.current_beat()
-        rings = flows.follow(heads, table.at)
+        rings = flows.follow(heads, partial(table.at, tuples=False))
         found.over += int(flows.over(heads).sum())
         gone = flows.take(heads, flows.idle(rings, limits, beat))
         yield None

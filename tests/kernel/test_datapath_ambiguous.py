@@ -282,3 +282,38 @@ def test_what_comes_from_no_endpoint_is_not_noted(world: World, shape: Shape) ->
     world.add_service(node, 30080, shape.protocol, [(peer, peer_port)], cluster_ip=False)
     world.to_pod(packets.frame(shape, node, 30080, pod, 5060, b"x"))
     assert world.flows() == []
+
+
+@EACH
+def test_what_comes_by_an_uplink_straight_to_an_endpoint_keeps_its_tuple(
+    world: World, shape: Shape
+) -> None:
+    """Another node's process, or what another node translated: a service flow of the same client
+    port gets another one."""
+    service = serve(world, shape, count=1)
+    client, backend = CLIENT[shape.family], BACKENDS[shape.family][0]
+    straight = packets.frame(shape, client, 40000, *backend, b"x", flags="S")
+    outcome = world.from_net(straight)
+    assert (outcome.verdict, outcome.frame) == (model.PASS, straight)
+    talk = Conversation(world, shape, service)
+    assert talk.up("S").reasons == {"forwarded": 1, "source_translated": 1}
+    answer = packets.frame(shape, *backend, client, 40000, b"y", flags="SA")
+    outcome = world.to_net(answer)
+    assert (outcome.verdict, outcome.frame) == (model.PASS, answer)
+    talk.down("SA")
+
+
+@EACH
+def test_notes_of_connections_that_closed_rest_and_go(world: World, shape: Shape) -> None:
+    """As tuples of flows do; the next connection takes the note over."""
+    serve(world, shape)
+    direct = Direct(world, shape)
+    direct.up("S")
+    direct.down("SA")
+    (note,) = world.notes()
+    direct.down("FA")
+    (closed,) = world.notes()
+    assert closed.generation == note.generation
+    assert closed.state == ("time_wait" if shape.protocol == "tcp" else "datagram")
+    direct.up("S")
+    assert [n.state for n in world.notes()] == [note.state]

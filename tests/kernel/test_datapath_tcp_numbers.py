@@ -94,10 +94,47 @@ def test_a_reset_behind_data_under_way_shortens_to_half_closed(
     assert states(world) == {"established"}
 
 
-def test_a_reset_in_the_handshake(world: World, shape: Shape) -> None:
-    """A port nobody listens on: there is nothing acknowledged that it could be compared with."""
+def test_a_handshake_ends_by_the_ack_that_fits(world: World, shape: Shape) -> None:
+    """Who does not see the backend's SYN cannot acknowledge it; the client's own ACK still counts."""
     talk = Conversation(world, shape, serve(world, shape))
     talk.up("S")
+    talk.down("SA")
+    for off in (-1, 1000, -100000, 1 << 31):
+        for flags in ("A", "PA", "FA"):
+            talk.up(flags, b"x", seq=talk.seq, ack=(talk.peer_seq + off) % (1 << 32))
+            assert states(world) == {"syn"}
+    talk.down("SA", seq=talk.peer_seq - 1)
+    talk.up("A")
+    assert states(world) == {"established"}
+
+
+def test_a_handshake_with_data_of_the_backends(world: World, shape: Shape) -> None:
+    """TCP Fast Open: the client acknowledges the backend's SYN and what came right behind it."""
+    talk = Conversation(world, shape, serve(world, shape))
+    talk.up("S")
+    talk.down("SA")
+    talk.down("PA", b"answer")
+    talk.up("A")
+    assert states(world) == {"established"}
+
+
+def test_where_no_syn_ack_passes_any_ack_ends_the_handshake(world: World, shape: Shape) -> None:
+    """Answers that take another way."""
+    talk = Conversation(world, shape, serve(world, shape))
+    talk.up("S")
+    talk.up("A", ack=4711)
+    assert states(world) == {"established"}
+
+
+def test_a_reset_in_the_handshake(world: World, shape: Shape) -> None:
+    """A port nobody listens on acknowledges the SYN; anything else is a stray, or forged."""
+    talk = Conversation(world, shape, serve(world, shape))
+    talk.up("S")
+    for flags, ack in (("R", 0), ("RA", talk.seq + 1000), ("RA", talk.seq - 1)):
+        talk.down(flags, seq=0, ack=ack)
+        assert states(world) == {"syn"}
+    talk.up("R", seq=talk.seq + 5)
+    assert states(world) == {"syn"}
     talk.down("RA", seq=0)
     assert states(world) == {"reset"}
     talk = Conversation(world, shape, talk.service, sport=40001)

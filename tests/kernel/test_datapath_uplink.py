@@ -9,7 +9,7 @@ from tests.kernel.support import checks, model, packets
 from tests.kernel.support.icmp_errors import ROUTER, aged, error, quote_of
 from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, Shape
 from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, REMOTE, Passage, node_port
-from tests.kernel.support.world import NODE, PORT_MAX, PORT_MIN, World
+from tests.kernel.support.world import NODE, NODE_PORT_MAX, PORT_MAX, PORT_MIN, World
 
 pytestmark = pytest.mark.kernel
 SHAPES = [*PLAIN, *SCTP_SHAPES, Shape(4, "udp", zero=True), Shape(4, "tcp", vlans=1)]
@@ -139,6 +139,42 @@ def test_handshakes_that_nobody_goes_on_with_give_their_ports_back(
     young.open()
     keeps.up("A", b"x")
     keeps.down("A", b"y")
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_the_node_itself_keeps_off_the_ports_of_masqueraded_flows(
+    world: World, shape: Shape
+) -> None:
+    """Its socket has the port that a client of the node port has kept: both are answered."""
+    node_port(world, shape)
+    passage = Passage(world, shape)
+    passage.up("S")
+    passage.down("SA")
+    assert passage.port == passage.sport
+    node, backend = NODE[shape.family], REMOTE[shape.family]
+    asked = packets.frame(shape, node, passage.sport, *backend, b"own", flags="S")
+    sent = world.to_net(asked)
+    port = model.tuple_of(sent.frame).sport
+    assert (sent.verdict, sent.frame) == (model.PASS, model.rewrite(asked, sport=port))
+    assert PORT_MAX < port <= NODE_PORT_MAX
+    answer = packets.frame(shape, *backend, node, port, b"to you", flags="SA")
+    heard = world.from_net(answer)
+    wanted = model.rewrite(answer, dport=passage.sport)
+    assert (heard.verdict, heard.frame) == (model.PASS, wanted)
+    for payload in (b"", b"more"):
+        passage.up("A", payload)
+        passage.down("PA", payload)
+        again = packets.frame(shape, node, passage.sport, *backend, payload, flags="A")
+        assert world.to_net(again).frame == model.rewrite(again, sport=port)
+    assert world.counts()["internal"] == 0
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_what_the_node_calls_by_itself_is_left_alone(world: World, shape: Shape) -> None:
+    node_port(world, shape)
+    asked = packets.frame(shape, NODE[shape.family], 40000, *REMOTE[shape.family], b"x", flags="S")
+    outcome = world.to_net(asked)
+    assert (outcome.verdict, outcome.frame) == (model.PASS, asked)
 
 
 @EACH

@@ -41,7 +41,7 @@ FEW, MANY = 40, 100  # connections of two cells each: before it is half full, an
 @pytest.fixture
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     """With room for few flows, and from now on for more."""
-    made = make_lab(f"gr{next(numbers)}", nodes=1, pods=2, options=SMALL)
+    made = make_lab(f"gr{next(numbers)}", nodes=1, pods=3, options=SMALL)
     with Responder() as responder:
         responder.serve(made, [pod.name for pod in made.pods])
         publish(made, {"web": ["pod2"]})
@@ -59,18 +59,19 @@ def opened(lab: Lab) -> Iterator[Instance]:
 
 
 def open_more(lab: Lab, stack: contextlib.ExitStack, count: int) -> list[socket.socket]:
-    """Connections of pod1 to the service, that have carried something."""
+    """Connections to the service, that have carried something; of two clients, since one alone may
+    not have nearly all of a table."""
 
     def call() -> list[socket.socket]:
         socks = []
-        for _ in range(count):
+        for _ in range(count // 2):
             sock = stack.enter_context(new_socket(0, TCP))
             sock.connect((addresses("web")[0], PORT))
             ask(sock, "hello")
             socks.append(sock)
         return socks
 
-    return inside(lab, "pod1", call)
+    return [*inside(lab, "pod1", call), *inside(lab, "pod3", call)]
 
 
 def has_grown(lab: Lab) -> bool:

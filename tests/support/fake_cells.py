@@ -41,12 +41,12 @@ class FakeFlowTable:
         self.ended: list[Ended] = []
         self._generation = 0
 
-    def snapshots(self, step: int, least: int) -> Iterator[Records]:
+    def snapshots(self, step: int, least: int, *, tuples: bool = True) -> Iterator[Records]:
         for start in range(0, len(self.cells), step):
             part = self.cells[start : start + step]
             yield part[part["state"] >= least].copy()
 
-    def at(self, places: Any) -> Records:
+    def at(self, places: Any, *, tuples: bool = True) -> Records:
         found: Records = self.cells[places].copy()
         return found
 

@@ -232,7 +232,7 @@ def test_a_table_of_flows_goes_from_step_to_step(monkeypatch: pytest.MonkeyPatch
     growth = FlowGrowth(instance, programs, errand, most_flows=3000)
     growth.step(1.0)
     assert told == []
-    assert shares == [50, 50]
+    assert shares == [200, 200]  # a quarter of what is still to grow
     rooms["4"] = Rooms(401, 800)
     growth.step(2000.0)  # that came in slowly
     assert told == ["begin 4 200"]
@@ -264,4 +264,5 @@ def test_a_table_of_flows_stays_below_its_bound(monkeypatch: pytest.MonkeyPatch)
     instance: Any = SimpleNamespace(flow_tables=tables)
     growth = FlowGrowth(instance, programs, SimpleNamespace(busy=False), most_flows=450)  # type: ignore[arg-type]
     growth.step(1.0)
+    assert shares == [200, 150]
     assert told == ["begin 4 150"]  # 450 flows are 150 buckets; the other was larger before

@@ -128,8 +128,6 @@ class World:
                 made.delete_many(made.read_all()[0])
             elif isinstance(made, maps.ArrayMap):
                 made.records[:] = np.zeros(1, made.records.dtype)
-        for family in NODE:
-            cast(maps.PerCpuArray, self.maps[f"ended{family}"]).clear()
         flowtable.prepare(self.maps, self.bundle.enums)
         # A client of tests may have a small table to itself; what floods come to is the subject of
         # tests/kernel/test_flowtable_fairness.py.
