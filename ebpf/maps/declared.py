@@ -82,7 +82,7 @@ class Fixed(msgspec.Struct, frozen=True):
 
 class Learned(msgspec.Struct, frozen=True):
     """Few entries at first, doubled as programs fill them, up to `most`; one while that `part` of
-    the data path is not used, see `Sizes`."""
+    the data path is not used, see `Sizes`. Without a part, no more than there may be flows."""
 
     most: int
     part: Literal["", "sockets"] = ""

@@ -223,7 +223,7 @@ def _compiler() -> Requirement:
 def _memory() -> Requirement:
     """Map memory is charged to the cgroup of the process that creates the maps."""
     sizes = Sizes.automatic_here()
-    needed = sizes.estimated_bytes()
+    first, most = sizes.at_first().estimated_bytes(), sizes.estimated_bytes()
     limit = None
     mounted = cgroup.mounted()
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -231,11 +231,11 @@ def _memory() -> Requirement:
             path = Path(f"{mounted[0][0]}{line[3:]}", "memory.max")
             text = path.read_text().strip() if path.exists() else "max"
             limit = None if text == "max" else int(text)
-    megabytes = f"maps take about {needed >> 20} MB"
+    megabytes = f"maps take about {first >> 20} MB at first, {most >> 20} MB when all is used"
     if limit is None:
         return _answer(True, f"{megabytes}, and this process has no limit")
     return _answer(
-        limit > 2 * needed,
+        limit > 4 * first,
         f"{megabytes}; this process may use {limit >> 20} MB",
         "Raise the container's memory limit, or choose a smaller --flows.",
     )
