@@ -99,12 +99,17 @@ class BucketTable:
         return int(np.count_nonzero(self._tags))
 
     def read(self) -> tuple[Words, Words]:
-        """All keys, as (n, 3) words, and their payloads; also while somebody else writes."""
+        """All keys that readers find, as (n, 3) words, and their payloads; also while somebody else
+        writes."""
         places = np.flatnonzero(self._tags)
+        marks = self._tags[places]
         before = self._cells[places, KEY_WORDS]
         keys = self._cells[places, :KEY_WORDS]
         after = self._cells[places, KEY_WORDS]
         whole = (before ^ after < _GENERATION) & (after & _PAYLOAD != 0)
+        first, second, tags = self._hashed(keys)
+        buckets = places // _PER_BUCKET
+        whole &= ((buckets == first) | (buckets == second)) & (marks == tags)
         whole[self._twice(places, keys)] = False
         return keys[whole], after[whole] & _PAYLOAD
 

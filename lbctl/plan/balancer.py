@@ -37,9 +37,8 @@ class Balancer:
     def __init__(self, contents: Contents, tables: HashTables) -> None:
         self._contents = contents
         self._tables = tables
-        self.warming: dict[
-            str, PortState
-        ] = {}  # some of whose endpoints have yet to get their share
+        # Ports some of whose endpoints have yet to get their share.
+        self.warming: dict[str, PortState] = {}
         self.without_table: dict[str, ObjectKey] = {}  # for want of room
         self.version = 0  # of `without_table`
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from ebpf.instance import Instance
@@ -19,6 +20,7 @@ from ebpf.kernel import libbpf
 from ebpf.layouts import tail_programs
 from ebpf.programs import PROGRAM_ARRAY, open_array
 from lbctl import status
+from lbctl.datapath.frontends import Frontends
 from lbctl.inspect import names
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
@@ -97,10 +99,17 @@ def ids(instance: Instance) -> list[int]:
 
 def lose_address(lab: Lab) -> None:
     with maps(lab) as instance:
-        keys, values = instance.frontends.read_all()
-        of_it = [i for i, v in enumerate(values["service"].tolist()) if v in ids(instance)]
-        for index in of_it:
-            instance.frontends.delete(keys[index].tobytes())
+        frontends, of_it = Frontends(instance.frontends), ids(instance)
+        entries = frontends.read_all()
+        columns = zip(entries.keys, entries.services.tolist(), strict=True)
+        frontends.delete([key.tobytes() for key, service in columns if service in of_it])
+
+
+def lose_endpoints(lab: Lab) -> None:
+    """The victim's are not known by their addresses, as often as it has them."""
+    with maps(lab) as instance:
+        records = instance.backends.records
+        Frontends(instance.frontends).release(records[np.isin(records["service"], ids(instance))])
 
 
 def lose_name(lab: Lab) -> None:
@@ -136,17 +145,6 @@ def lose_ranges(lab: Lab) -> None:
     with maps(lab) as instance:
         for key, _ in list(instance.source_ranges.items()):
             instance.source_ranges.delete(key)
-
-
-def clear_filter(lab: Lab) -> None:
-    """Of the victim's addresses alone: others have traffic."""
-    from lbctl.addresses import parse_address
-    from lbctl.datapath import filters
-
-    with maps(lab) as instance:
-        bits = filters.service_bits([parse_address(a) for a in addresses(VICTIM)])
-        for bit in bits.tolist():
-            instance.service_filter.records[bit >> 6] &= ~(1 << (bit & 63)) & (2**64 - 1)
 
 
 def link(lab: Lab, direction: str) -> Path:
@@ -219,7 +217,7 @@ FAULTS = [
     Fault(move_backends, "service", "endpoints"),
     Fault(mislead_slots, "service", "endpoints"),
     Fault(lose_ranges, "service", "source range"),
-    Fault(clear_filter, "filter", "filter"),
+    Fault(lose_endpoints, "endpoint", "endpoint entry"),
     Fault(detach_link, "interface", "interface"),
     Fault(unpin_link, "interface", "interface"),
     Fault(replace_program, "interface", "interface"),
@@ -244,14 +242,6 @@ def frozen(lab: Lab) -> Iterator[None]:
         os.kill(agent.pid, signal.SIGCONT)
 
 
-def settled(lab: Lab) -> None:
-    """Nothing rests any more that a change before has freed: the filters' bits are not being made
-    anew, which would put them right without a word."""
-    with maps(lab) as instance:
-        backends = instance.backends.records
-        wait_until(lambda: not ((backends["port"] != 0) & (backends["flags"] & 1 == 0)).any(), 60.0)
-
-
 def works(lab: Lab) -> None:
     for address in addresses(VICTIM):
         wait_answers(lab, "pod1", address, set(SERVERS))
@@ -266,8 +256,6 @@ def test_nothing_differs_where_nothing_is_wrong(lab: Lab, traffic: Bystanders) -
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.act.__name__)
 def test_a_fault_is_named_and_put_right(lab: Lab, traffic: Bystanders, fault: Fault) -> None:
     before = corrections(lab).get(fault.correction, 0)
-    if fault.act is clear_filter:
-        settled(lab)
     with frozen(lab):
         fault.act(lab)
         found = verify(lab)
@@ -289,11 +277,11 @@ def test_a_fault_is_named_and_put_right(lab: Lab, traffic: Bystanders, fault: Fa
 
 def test_without_an_agent_it_is_put_right_at_once(lab: Lab, traffic: Bystanders) -> None:
     lab.stop_agent(NODE)
-    for act in (lose_address, move_backends, clear_filter, lose_ranges, detach_link, unpin_hook):
+    for act in (lose_address, move_backends, lose_endpoints, lose_ranges, detach_link, unpin_hook):
         act(lab)
     found = verify(lab)
     # Flows of the endpoints that were moved have none any more.
-    assert found.kinds - {"flow"} == {"service", "filter", "interface", "socket hook"}
+    assert found.kinds - {"flow"} == {"service", "endpoint", "interface", "socket hook"}
     after = verify(lab, "--repair")
     assert (after.code, after.differences) == (0, [])
     assert {one["kind"] for one in after.repaired} == found.kinds

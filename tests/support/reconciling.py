@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from lbctl.addresses import parse_address
 from lbctl.model.records import (
+    Balancing,
     EndpointSlice,
     Hints,
     ObjectKey,
@@ -46,6 +49,13 @@ def objects(
             ),
         ),
     )
+
+
+def balanced(found: ServiceObjects, how: Balancing) -> ServiceObjects:
+    """The same with another choice of endpoints."""
+    assert found.service
+    service = msgspec.structs.replace(found.service, balancing=how)
+    return msgspec.structs.replace(found, service=service)
 
 
 def update(*found: ServiceObjects, gone: Iterable[str] = (), complete: bool = True) -> Update:

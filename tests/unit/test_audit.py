@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebpf.maps.buckets import BucketTable
 from lbctl.addresses import parse_address, parse_prefix
-from lbctl.datapath import filters
-from lbctl.model.records import ServiceObjects
+from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
+from lbctl.datapath.regions import region_of, table_places
+from lbctl.inspect import names, services
+from lbctl.model.records import Balancing, ServiceObjects
 from lbctl.reconcile import audit
 from lbctl.reconcile.reconciler import Reconciler
 from tests.support.fake_tables import FakeTables
-from tests.support.reconciling import NODE, objects, update
+from tests.support.reconciling import NODE, Clock, balanced, objects, update
 
 BACKENDS = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
 
@@ -32,6 +39,21 @@ def guarded(name: str, address: str) -> ServiceObjects:
         source_ranges=(parse_prefix("198.51.100.0/24"), parse_prefix("203.0.113.0/24")),
     )
     return msgspec.structs.replace(made, service=service)
+
+
+def hashed() -> ServiceObjects:
+    return balanced(objects("hashed", "172.30.0.15", BACKENDS), Balancing(algorithm="maglev"))
+
+
+def weighted() -> ServiceObjects:
+    """A service whose last endpoint is worth less than the others."""
+    made = objects("weighted", "172.30.0.16", BACKENDS)
+    (part,) = made.slices
+    *most, last = part.endpoints
+    endpoints = (*most, msgspec.structs.replace(last, weight=7))
+    return msgspec.structs.replace(
+        made, slices=(msgspec.structs.replace(part, endpoints=endpoints),)
+    )
 
 
 class World(NamedTuple):
@@ -66,6 +88,8 @@ def world() -> World:
             objects("dns", "172.30.0.2", BACKENDS[:2], port=53),
             objects("alone", "172.30.0.3", []),
             guarded("lb", "192.0.2.80"),
+            hashed(),
+            weighted(),
         )
     )
     reconciler.apply(complete=True)
@@ -89,18 +113,49 @@ def test_nothing_is_found_and_nothing_written_where_nothing_is_wrong() -> None:
 
 
 def lose_frontend(tables: FakeTables) -> None:
-    tables.frontends.delete(next(iter(tables.frontends.entries)))
+    Frontends(tables.frontends).delete([next(iter(tables.frontend_entries()))])
 
 
 def change_frontend(tables: FakeTables) -> None:
-    key, value = next(iter(tables.frontends.entries.items()))
-    tables.frontends.entries[key] = value[:-4] + b"\xff\0\0\0"
+    key, (service, flags) = next(iter(tables.frontend_entries().items()))
+    Frontends(tables.frontends).put([(key, service ^ 1, flags)])
 
 
 def add_frontend(tables: FakeTables) -> None:
-    key, value = next(iter(tables.frontends.entries.items()))
-    other = bytes([key[0] ^ 1]) + key[1:]
-    tables.frontends.entries[other] = other + value[len(other) :]
+    key, owner = next(iter(tables.frontend_entries().items()))
+    Frontends(tables.frontends).put([(bytes([key[0] ^ 1]) + key[1:], *owner)])
+
+
+def lose_marker(tables: FakeTables) -> None:
+    found = tables.frontend_entries().items()
+    Frontends(tables.frontends).delete([key for key, (service, _) in found if not service])
+
+
+def hide_frontends(tables: FakeTables) -> None:
+    """What readers of the table go by first is wrong of every key."""
+    control = np.asarray(tables.frontends.records).view(np.uint8)[32:]
+    tags = control[: BucketTable(tables.frontends).places]
+    tags[tags != 0] ^= 0x80
+
+
+def lose_endpoint(tables: FakeTables) -> None:
+    Frontends(tables.frontends).delete([next(iter(tables.endpoint_entries())) + b"\0"])
+
+
+def miscount_endpoint(tables: FakeTables) -> None:
+    Frontends(tables.frontends).hold(tables.backends.records[1:2])
+
+
+def take_endpoint(tables: FakeTables) -> None:
+    """Its entry says that it is a frontend."""
+    key = next(iter(tables.endpoint_entries())) + b"\0"
+    Frontends(tables.frontends).put([(key, 1, consts.FRONTEND_CLUSTER_IP)])
+
+
+def add_endpoint(tables: FakeTables) -> None:
+    nobodys = tables.backends.records[1:2].copy()
+    nobodys["addr"]["w"][:, 3] ^= np.uint32(1 << 31)
+    Frontends(tables.frontends).hold(nobodys)
 
 
 def lose_name(tables: FakeTables) -> None:
@@ -151,18 +206,38 @@ def add_range(tables: FakeTables) -> None:
     tables.source_ranges.entries[key[:-1] + b"\x77"] = b"\1\0\0\0"
 
 
-def clear_service_bit(tables: FakeTables) -> None:
-    tables.service_filter.records[:] = 0
+def change_weight(tables: FakeTables) -> None:
+    tables.backends.records["weight"][1] = 9
 
 
-def clear_backend_bit(tables: FakeTables) -> None:
-    tables.backend_filter.records[:] = 0
+def change_share(tables: FakeTables) -> None:
+    """Of a service all of whose endpoints are worth the same."""
+    tables.slots.records[0] = tables.slots.records["backend"][0], 1000, 1
+
+
+def equal_shares(tables: FakeTables) -> None:
+    tables.slots.records["share"] = 0
+
+
+def mislead_table(tables: FakeTables) -> None:
+    (word,) = tables.services.records["cluster_table"][tables.services.records["cluster_table"] > 0]
+    table_places(tables.hash_tables.records)[region_of(int(word))[0] + 5] = 1
+
+
+def lose_table(tables: FakeTables) -> None:
+    tables.services.records["cluster_table"] = 0
 
 
 FAULTS: dict[Callable[[FakeTables], None], str] = {
     lose_frontend: "frontend",
     change_frontend: "frontend",
     add_frontend: "stray frontend",
+    lose_marker: "frontend",
+    hide_frontends: "frontend",
+    lose_endpoint: "endpoint entry",
+    miscount_endpoint: "endpoint entry",
+    take_endpoint: "endpoint entry",
+    add_endpoint: "endpoint entry",
     lose_name: "name",
     empty_set: "service",
     change_policy: "service",
@@ -171,17 +246,25 @@ FAULTS: dict[Callable[[FakeTables], None], str] = {
     blank_slot: "endpoints",
     move_backend: "endpoints",
     double_backend: "endpoints",
+    change_weight: "endpoints",
+    change_share: "endpoints",
+    equal_shares: "endpoints",
+    mislead_table: "endpoints",
+    lose_table: "service",
     lose_range: "source range",
     add_range: "source range",
-    clear_service_bit: "filter",
-    clear_backend_bit: "filter",
+}
+# What comes with others: of all that is hidden, what is no frontend; and backends whose addresses
+# were changed are of endpoints that have other entries.
+BESIDES = {
+    hide_frontends: {"stray frontend", "endpoint entry"},
+    move_backend: {"endpoint entry"},
+    double_backend: {"endpoint entry"},
 }
 
 
 def served(tables: FakeTables) -> dict[str, object]:
     """What packets see: by address, the endpoints it leads to."""
-    from lbctl.inspect import names, services
-
     found: dict[str, object] = {}
     for name in names.all_names(tables.names).values():
         for row in services.show(tables, name.text):
@@ -199,21 +282,13 @@ def served(tables: FakeTables) -> dict[str, object]:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_fault_is_found_named_and_put_right(fault: Callable[[FakeTables], None]) -> None:
     made = world()
-    before = served(made.tables)
-    wanted_bits = {
-        name: table.records.copy()
-        for name, table in vars(made.tables).items()
-        if name.endswith("_filter")
-    }
+    before, endpoints = served(made.tables), made.tables.endpoint_entries()
     fault(made.tables)
     made.run()
-    # A record that rests until no flow has it keeps what it was made to say, and its bit is set.
-    assert made.counts.keys() - {"filter"} == {FAULTS[fault]} - {"filter"}
-    assert made.counts[FAULTS[fault]]
+    assert made.counts.keys() - BESIDES.get(fault, set()) == {FAULTS[fault]}
     assert served(made.tables) == before
-    for name, bits in wanted_bits.items():
-        now = getattr(made.tables, name).records
-        assert (now & bits == bits).all()
+    # A record that rests until no flow has it keeps what it was made to say.
+    assert made.tables.endpoint_entries() >= endpoints
     said, counts = made.reconciler.audit.corrections.said().lately, made.counts
     assert FAULTS[fault] in said[0]
     for _ in range(2):
@@ -263,10 +338,34 @@ def test_a_step_is_a_part_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps > len(made.tables.backends.records) // 2048 + 4
 
 
-def test_bits_of_others_stay() -> None:
+def test_shares_that_grow_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
     made = world()
-    bits = filters.service_bits([parse_address("172.30.0.200")])
-    filters.set_bits(made.tables.service_filter, bits)
+    slow = Balancing(slow_start=30.0)
+    for backends in (BACKENDS[:1], BACKENDS):
+        made.reconciler.take(update(balanced(objects("slow", "172.30.0.7", backends), slow)))
+        made.reconciler.apply(complete=True)
     made.run()
-    assert filters.set_bits(made.tables.service_filter, bits) == 0
+    seen = set()
+    while (due := made.reconciler.warming_due()) is not None:
+        clock.now = max(clock.now, due) + 1
+        made.reconciler.warm(clock.now)
+        assert not made.run()
+        seen.add(made.tables.slots.records["share"].tobytes())
+    assert len(seen) > 10
     assert made.counts == {}
+
+
+def test_repairs_go_to_maps_that_are_being_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world()
+    before = served(made.tables)
+    former = copy.deepcopy(made.tables)
+    monkeypatch.setattr(made.tables, "former", lambda: former)
+    for fault in (lose_frontend, lose_marker, lose_endpoint, lose_name, empty_set, change_policy):
+        for tables in (made.tables, former):
+            fault(tables)
+    made.run()
+    assert served(made.tables) == before
+    assert served(former) == before
+    assert former.endpoint_entries() == made.tables.endpoint_entries()

@@ -32,8 +32,7 @@ def backends(*numbers: int) -> Records:
 def counts(frontends: Frontends, most: int = 30) -> dict[int, int]:
     found = {}
     for number in range(1, most):
-        record = backends(number)[0]
-        entry = frontends.get(record["addr"].tobytes() + record["port"].tobytes() + b"\0")
+        entry = frontends.get(endpoint(number))
         if entry:
             assert entry[1] == consts.FRONTEND_ENDPOINT
             found[number] = entry[0]
@@ -82,3 +81,30 @@ def test_endpoints_give_way_to_frontends() -> None:
     missing = backends(*(n for n in range(1, 400) if n not in known))
     assert frontends.repair(missing) == left_out
     assert len(frontends) == 21 + left_out
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 12), max_size=20), st.lists(st.integers(1, 12), max_size=20))
+def test_wrong_counts_are_told_and_put_right_one_by_one(held: list[int], wanted: list[int]) -> None:
+    """What the table says is `held`; backends there are those of `wanted`."""
+    frontends, there = table(100), backends(*wanted)
+    frontends.hold(backends(*held))
+    says, has = Counter(held), Counter(wanted)
+    found = {(m.key, m.says, m.has) for m in frontends.miscounted(there)}
+    wrong = [n for n in range(1, 13) if says[n] != has[n]]
+    assert found == {(endpoint(n), says[n], has[n]) for n in wrong}
+    counted = np.zeros(frontends.places, np.uint32)
+    missing = frontends.count(there, counted)
+    _, entries = frontends.read_part(slice(0, frontends.places))
+    differing = entries.keys[entries.counts != counted[entries.places]]
+    doubtful = [*missing, *differing]
+    assert sorted(key.tobytes()[:19] for key in doubtful) == sorted(map(endpoint, wrong))
+    assert all(frontends.recount(key, there) for key in doubtful)
+    assert counts(frontends) == dict(has)
+    assert not any(frontends.recount(key, there) for key in doubtful)
+
+
+def endpoint(number: int) -> bytes:
+    record = backends(number)[0]
+    key: bytes = record["addr"].tobytes() + record["port"].tobytes() + b"\0"
+    return key

@@ -198,6 +198,31 @@ def test_a_writer_that_is_killed_leaves_a_table_that_the_next_one_mends(
     assert [looked_up(memory, n) for n in range(1, 15)] == list(range(1, 15))
 
 
+def test_keys_where_nobody_looks_are_not_there_and_go_with_the_next_tidying() -> None:
+    """Somebody wrote elsewhere than into the right places: tags, keys, payloads."""
+    memory = array(200)
+    table = BucketTable(memory)
+    numbers = range(1, 101)
+    table.put(words(*numbers), payloads(*numbers))
+    elements = memory.records["words"].view(np.uint64).reshape(-1, 4)
+    tags = elements[1:].reshape(-1).view(np.uint8)[: table.places]
+    cells = elements[len(elements) - table.places :]
+    places = np.flatnonzero(tags)
+    tags[places[0]] ^= 0x80  # not among those that have this tag
+    cells[places[1], :3] = cells[places[-1], :3]  # twice, in one place of which it cannot be
+    cells[places[2], 3] = 0  # leads to nothing
+    broken = [n for n in numbers if not looked_up(memory, n)]
+    assert len(broken) == 3
+    keys, found = table.read()
+    assert sorted(found.tolist()) == [n for n in numbers if n not in broken]
+    assert len(keys) == 97
+    assert sum(table.tidy(slice(start, start + 10)) for start in range(0, table.places, 10)) == 3
+    assert len(table) == 97
+    assert table.tidy() == 0
+    table.put(words(*broken), payloads(*broken))
+    assert [looked_up(memory, n) for n in numbers] == list(numbers)
+
+
 def test_a_place_that_another_key_gets_has_another_generation() -> None:
     """Or a reader could take the word of the one for that of the other."""
     memory = array(1)

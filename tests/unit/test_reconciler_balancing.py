@@ -2,13 +2,12 @@
 
 import time
 
-import msgspec
 import pytest
 
-from lbctl.model.records import Balancing, ServiceObjects
+from lbctl.model.records import Balancing
 from lbctl.reconcile.reconciler import Reconciler
 from tests.support.fake_tables import FakeTables
-from tests.support.reconciling import NODE, Clock, objects, update
+from tests.support.reconciling import NODE, Clock, balanced, objects, update
 
 
 @pytest.fixture
@@ -59,9 +58,3 @@ def test_a_table_without_room_is_a_warning(tables: FakeTables) -> None:
     reconciler.take(update(balanced(objects("web", "10.96.0.1", ["10.0.0.1"]), Balancing())))
     reconciler.apply(complete=True)
     assert reconciler.warnings() == []
-
-
-def balanced(found: ServiceObjects, how: Balancing) -> ServiceObjects:
-    assert found.service
-    service = msgspec.structs.replace(found.service, balancing=how)
-    return msgspec.structs.replace(found, service=service)

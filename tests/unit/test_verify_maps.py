@@ -3,6 +3,7 @@ agent has just written, there is none."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -11,20 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbctl.addresses import parse_address
-from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.model.records import Balancing, ObjectKey, ServiceObjects
 from lbctl.plan.alloc import GRACE_SECONDS
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.verify import maps
 from lbctl.verify.difference import Difference
 from tests.support.fake_tables import FakeTables
-from tests.support.reconciling import NODE, objects, update
+from tests.support.reconciling import NODE, Clock, balanced, objects, update
 from tests.unit.test_audit import (
     BACKENDS,
     FAULTS,
+    add_endpoint,
     add_frontend,
-    clear_backend_bit,
-    clear_service_bit,
+    change_share,
+    change_weight,
+    equal_shares,
     guarded,
+    hashed,
+    lose_endpoint,
+    lose_table,
+    miscount_endpoint,
+    mislead_table,
+    weighted,
 )
 
 Services = dict[ObjectKey, ServiceObjects]
@@ -40,6 +49,8 @@ def usual() -> Services:
         objects("dns", "172.30.0.2", BACKENDS[:2], port=53),
         objects("alone", "172.30.0.3", []),
         guarded("lb", "192.0.2.80"),
+        hashed(),
+        weighted(),
     )
 
 
@@ -68,7 +79,7 @@ def test_nothing_differs_after_changes_of_which_something_rests() -> None:
     reconciler.take(update(*usual().values(), objects("gone", "172.30.0.8", BACKENDS)))
     reconciler.apply(complete=True)
     now = services(objects("web", "172.30.0.7", BACKENDS[1:]), guarded("lb", "192.0.2.81"))
-    reconciler.take(update(*now.values(), gone=["dns", "alone", "gone"]))
+    reconciler.take(update(*now.values(), gone=["dns", "alone", "gone", "hashed", "weighted"]))
     reconciler.apply(complete=True)
     assert GRACE_SECONDS > 0
     assert compared(tables, now) == []
@@ -79,17 +90,66 @@ def test_each_fault_is_a_difference(fault: Callable[[FakeTables], None]) -> None
     tables = written(usual())
     fault(tables)
     found = compared(tables, usual())
-    # What somebody puts there has no bits in the filters, which is another difference.
-    named = [one for one in found if one.kind != "filter"]
-    if fault in (clear_service_bit, clear_backend_bit):
-        assert found
-        assert not named
+    kinds = {one.kind for one in found}
+    if FAULTS[fault] == "endpoint entry":
+        assert "endpoint" in kinds
         return
-    assert {one.kind for one in named} == {"service"}
+    named = [one for one in found if one.kind == "service"]
+    assert kinds - {"endpoint"} == {"service"}
     assert all(one.object.startswith("default/") for one in named), named
     if fault is add_frontend:
         (one,) = named
         assert one.what.startswith("an address should not lead to it: ")
+
+
+SENTENCES = {
+    change_weight: ("default/web/TCP/v4", "the weight of an endpoint differs: 10.0.0.1:8080"),
+    change_share: ("default/web/TCP/v4", "the shares of its endpoints differ"),
+    equal_shares: ("default/weighted/TCP/v4", "the shares of its endpoints differ"),
+    mislead_table: ("default/hashed/TCP/v4", "its table of hashes differs"),
+    lose_table: ("default/hashed/TCP/v4", "its table of hashes differs"),
+    add_endpoint: ("10.0.0.129:8080", "its entry by address is of 1 backends, and 0 have it"),
+}
+
+
+@pytest.mark.parametrize("fault", SENTENCES, ids=lambda fault: fault.__name__)
+def test_what_is_said_of_it(fault: Callable[[FakeTables], None]) -> None:
+    tables = written(usual())
+    fault(tables)
+    assert [(one.object, one.what) for one in compared(tables, usual())] == [SENTENCES[fault]]
+
+
+@pytest.mark.parametrize("fault", [lose_endpoint, miscount_endpoint])
+def test_an_endpoint_is_said_to_have_other_backends(fault: Callable[[FakeTables], None]) -> None:
+    tables = written(usual())
+    fault(tables)
+    (one,) = compared(tables, usual())
+    assert one.kind == "endpoint"
+    assert one.object.startswith("10.0.0.")
+
+
+def test_shares_that_grow_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    tables = FakeTables()
+    reconciler = Reconciler(tables, NODE)
+    for backends in (BACKENDS[:1], BACKENDS):
+        wanted = services(
+            balanced(objects("slow", "172.30.0.7", backends), Balancing(slow_start=90))
+        )
+        reconciler.take(update(*wanted.values()))
+        reconciler.apply(complete=True)
+    seen = set()
+    while (due := reconciler.warming_due()) is not None:
+        assert compared(tables, wanted) == []
+        clock.now = due - 0.1
+        assert compared(tables, wanted) == []
+        clock.now = due
+        reconciler.warm(due)
+        seen.add(tables.slots.records["share"].tobytes())
+    clock.now += 100
+    assert compared(tables, wanted) == []
+    assert len(seen) > 10
 
 
 CHANGES: dict[str, tuple[Services, set[tuple[str, str]]]] = {
