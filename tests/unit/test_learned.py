@@ -14,7 +14,7 @@ class Table(HashMap):
     def __init__(self, entries: int, most: int) -> None:
         self.entries, self.max_entries = entries, most
 
-    def batches(self) -> Any:
+    def batches(self, most: int = 0) -> Any:
         yield range(self.entries // 2), ()
         yield range(self.entries - self.entries // 2), ()
 
