@@ -14,15 +14,15 @@
  * names, the program that is called tells which one holds. */
 struct handoff {
 	union {
-		__u32 turn; /* to follow, connect and what they lead to, see connect.h */
+		__u32 turn;	  /* to follow, connect and what they lead to, see connect.h */
 		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded:
 				     of its cells */
-		__u32 reason; /* in the trace variant, which follows no flows: for the caller */
+		__u32 reason;	  /* in the trace variant, which follows no flows: for the caller */
 	};
 	union {
-		__u32 service; /* to open, masquerade and node_flow, and to the trace variant's
-				  caller: whose backend it is */
-		__u32 out;     /* to open_masqueraded: the place of a reserved cell, and `turn` */
+		__u32 service;	/* to open, masquerade and node_flow, and to the trace variant's
+				   caller: whose backend it is */
+		__u32 out;	/* to open_masqueraded: the place of a reserved cell, and `turn` */
 		__u32 hash_low; /* to make_room: of the tuple there is none for */
 	};
 	union {

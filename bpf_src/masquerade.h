@@ -189,8 +189,8 @@ INLINE bool find_port(struct __sk_buff *skb, const struct config *c, const struc
 }
 
 /* The tuple by which the backend answers the node. */
-INLINE void make_back_key(struct flow_key *key, const struct packet *p,
-			  const struct choice *choice, const ip_addr *node, u16 port)
+INLINE void make_back_key(struct flow_key *key, const struct packet *p, const struct choice *choice,
+			  const ip_addr *node, u16 port)
 {
 	__builtin_memset(key, 0, sizeof(*key));
 	key->src = choice->addr;

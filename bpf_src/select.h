@@ -16,7 +16,7 @@ struct choice {
 	__u16 client_port; /* what the backend sees, if not the client's own */
 	__u32 backend;	   /* id | generation << 24 */
 	__u32 service;
-	__u32 kind; /* enum cell_kind, of the flow to make */
+	__u32 kind;  /* enum cell_kind, of the flow to make */
 	__u32 local; /* on this node */
 };
 

@@ -17,7 +17,8 @@ INLINE int hand_to(struct __sk_buff *skb, u32 program)
 	return PASS;
 }
 
-/* handoff.turn, where a packet may find no flow any more: of one that goes out, which begins none. */
+/* handoff.turn, where a packet may find no flow any more: of one that goes out, which begins none.
+ */
 #define TURN_MASK 0xff
 #define NO_TURN TURN_MASK
 

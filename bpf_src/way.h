@@ -1,5 +1,5 @@
-/* What to do when a new flow's reply tuple is taken: the one that has it ends, if it may, or the new
- * flow gets another client port. */
+/* What to do when a new flow's reply tuple is taken: the one that has it ends, if it may, or the
+ * new flow gets another client port. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -75,8 +75,7 @@ INLINE int make_way(struct __sk_buff *skb)
 	choice.client_port = port_of(turn) ? port_of(turn) : p.sport;
 	make_reply_key(&key, &p, &choice);
 	/* Another CPU is at it: perhaps with this very flow. */
-	if (!find_cell(&key, &held) ||
-	    (kind_of(&held) & CELL_REPLY && is_alike(&held, &p)))
+	if (!find_cell(&key, &held) || (kind_of(&held) & CELL_REPLY && is_alike(&held, &p)))
 		return hand_to(skb, FAMILY_PROGRAM(RETRY));
 	if (may_end(&held, &p, port_of(turn) && p.origin != ORIGIN_NODE)) {
 		end_flow(&held, END_REPLACED);

@@ -52,7 +52,10 @@ def test_backend_closes_first_and_its_tuple_rests(world: World, shape: Shape) ->
     talk = Conversation(world, shape, serve(world, shape)).open()
     talk.close_from_backend()
     world.sweep()
-    assert {(f.state, f.reply) for f in talk.entries()} == {("time_wait", True), ("time_wait", False)}
+    assert {(f.state, f.reply) for f in talk.entries()} == {
+        ("time_wait", True),
+        ("time_wait", False),
+    }
 
 
 def test_the_same_service_can_be_called_again_at_once(world: World, shape: Shape) -> None:
@@ -249,7 +252,10 @@ def test_both_close_at_once_and_the_tuple_rests(world: World, shape: Shape) -> N
     talk.up("A", seq=fin + 1, ack=peer_fin + 1)
     talk.down("A", seq=peer_fin + 1, ack=fin + 1)
     world.sweep()
-    assert {(f.state, f.reply) for f in talk.entries()} == {("time_wait", True), ("time_wait", False)}
+    assert {(f.state, f.reply) for f in talk.entries()} == {
+        ("time_wait", True),
+        ("time_wait", False),
+    }
 
 
 def test_a_reset_does_not_end_the_rest(world: World, shape: Shape) -> None:
