@@ -76,6 +76,12 @@ def open_more(lab: Lab, stack: contextlib.ExitStack, count: int) -> list[socket.
     return [*inside(lab, "pod1", call), *inside(lab, "pod3", call)]
 
 
+def grows(lab: Lab) -> bool:
+    """Whether it has begun."""
+    with opened(lab) as instance:
+        return instance.flow_tables[0].phase != 0
+
+
 def has_grown(lab: Lab) -> bool:
     """Whether the table is larger, and in one piece."""
     with opened(lab) as instance:
@@ -99,6 +105,7 @@ def test_flows_outgrow_their_table(lab: Lab, kills: tuple[float, ...]) -> None:
     with contextlib.ExitStack() as stack:
         socks = open_more(lab, stack, FEW)
         assert live(lab) == (FEW, FEW, FEW)
+        wait_until(lambda: grows(lab), BOUND)
         for seconds in kills:
             time.sleep(seconds)
             lab.restart_agent("node1", signal.SIGKILL)
