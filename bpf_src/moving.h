@@ -109,15 +109,13 @@ INLINE void mark_moved(const struct found *old)
 	}
 }
 
-/* Publishes a copy, which may be found by now, and sends who is at the old cell to it. */
-INLINE void publish_copy(u32 old_place, u32 place, u32 state, bool forward)
+/* Sends who is at an old cell to its copy. */
+INLINE void leave_cell(u32 old_place, u32 place, bool forward)
 {
-	struct cell *copy = cell_at(true, place);
 	struct found old;
 
-	if (!copy || !get_cell_in(false, old_place, &old))
+	if (!get_cell_in(false, old_place, &old))
 		return;
-	copy->head = IN_STATE(copy->head, state);
 	link_to_twin(old.state, place);
 	if (!forward)
 		mark_moved(&old);
@@ -197,10 +195,17 @@ INLINE bool move_ring(struct table *t, struct listed_ring *ring)
 		abandon_copies(ring);
 		return false;
 	}
+	/* Before the copies are found, and can end: what is left of them is no flow then. */
+	ROLLED
+	for (u32 i = 0; i < RING_CELLS && i < ring->count; i++)
+		leave_cell(AT(ring, i)->place, AT(ring, i)->copy, i == 0);
+	ORDERED;
 	ROLLED
 	for (u32 i = RING_CELLS; i > 0; i--) {
-		if (i <= ring->count)
-			publish_copy(AT(ring, i - 1)->place, AT(ring, i - 1)->copy, state, i == 1);
+		struct cell *copy = cell_at(true, AT(ring, i - 1)->copy);
+
+		if (i <= ring->count && copy)
+			copy->head = IN_STATE(copy->head, state);
 	}
 	return true;
 }

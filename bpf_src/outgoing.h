@@ -66,10 +66,10 @@ INLINE bool is_of_node(struct __sk_buff *skb, const struct config *c, const stru
 	       is_endpoint(&p->dst, p->dport);
 }
 
-/* A conversation that begins, or goes on, from a port that is also a service's, or with an endpoint:
- * what comes back is noted. What a client of the service has begun goes before. Only what leaves
- * this node gets here, so nobody outside can take a tuple from a client. If it is the tuple by which
- * a backend answers a masqueraded flow, this one gets another port, as node.h's have. */
+/* A conversation that begins, or goes on, from a port that is also a service's, or with an
+ * endpoint: what comes back is noted. What a client of the service has begun goes before. Only what
+ * leaves this node gets here, so nobody outside can take a tuple from a client. If it is the tuple
+ * by which a backend answers a masqueraded flow, this one gets another port, as node.h's have. */
 INLINE int note_conversation(struct __sk_buff *skb, struct packet *p, u32 beat)
 {
 	struct ends ends = {.addr = p->dst, .port = p->dport, .client_port = p->sport};

@@ -47,6 +47,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         self._open: dict[str, Map] = {}
         self._coming: dict[str, Map] = {}  # larger ones, that programs are loaded on
         self._former: dict[str, Map] = {}  # ... and those that they took the place of
+        self._wanted: dict[str, int] = {}  # entries by map, of who creates them
         self._flow_tables: tuple[FlowTable, ...] = ()
         self._table_programs: PinnedPrograms | None = None
         self._replaced = Replaced(pin_dir, notes)
@@ -212,7 +213,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         added after the copy (counters, service_counters) are lost: those of some seconds.
         """
         self._let_go(self._former)
-        for name in set(declared.FORMER) - declared.USES.keys():
+        for name in set(declared.FORMER) - self._wanted.keys():
             (self.pin_dir / "maps" / name).unlink(missing_ok=True)
         carried = self._replaced.finish({name: self.map(name) for name in self.map_names()})
         self.meta.forget_maps({(name, self.map(name).id) for name in self.map_names()})
@@ -275,8 +276,8 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
 
     def _prepare(self, bundle: Bundle, sizes: Sizes | None) -> None:
         """Creates and replaces maps until all are as `bundle` and `sizes` want them."""
-        wanted = (sizes or Sizes.automatic_here()).max_entries(bundle)
-        for name, entries in wanted.items():
+        self._wanted = (sizes or Sizes.automatic_here()).max_entries(bundle)
+        for name, entries in self._wanted.items():
             spec = bundle.maps[name]
             path = self.pin_dir / "maps" / name
             if not path.exists():

@@ -82,7 +82,7 @@ class Fixed(msgspec.Struct, frozen=True):
 
 class Learned(msgspec.Struct, frozen=True):
     """Few entries at first, doubled as programs fill them, up to `most`; one while that `part` of
-    the data path is not used, see `Sizes`."""
+    the data path is not used, see `Sizes`. Without a part, no more than there may be flows."""
 
     most: int
     part: Literal["", "sockets"] = ""
@@ -181,12 +181,16 @@ def _declared() -> dict[str, Use]:
 USES = _declared()
 
 # Maps of earlier versions, which are let go once no program uses them.
-FORMER: Final = (
-    "service_filter",
-    "backend_filter",
-    "table_state",
-    *(f"{name}{family}" for name in ("answers", "ended", "fragments") for family in "46"),
-    *(f"flows{family}{kind}" for kind in ("", "_lru") for family in "46"),
+FORMER: Final = tuple(
+    name
+    for name in (
+        "service_filter",
+        "backend_filter",
+        "table_state",
+        *(f"{name}{family}" for name in ("answers", "ended", "fragments") for family in "46"),
+        *(f"flows{family}{kind}" for kind in ("", "_lru") for family in "46"),
+    )
+    if name not in USES
 )
 
 

@@ -95,7 +95,9 @@ class Sizes(msgspec.Struct, frozen=True):
             case Fixed(entries):
                 return entries
             case Learned(most, part):
-                return min(_LEARNED, most) if not part or getattr(self, part) else 1
+                if not part:
+                    return min(_LEARNED, most, self.flows)
+                return min(_LEARNED, most) if getattr(self, part) else 1
             case Cpus():
                 return possible_cpus()
             case Buckets(first, each):

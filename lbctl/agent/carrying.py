@@ -50,9 +50,9 @@ class Carrying:
     def carry(self) -> int:
         """Open all flows that have come since the last call. Done before programs of this version
         are put in place, and again when the others are gone."""
-        opened = 0
+        opened, there = 0, set(self._instance.map_names())
         for table in self._instance.flow_tables:
-            names = self._tables[table.family]
+            names = [name for name in self._tables[table.family] if name in there]
             if names:
                 opened += self._carry(table, _entries(self._instance, names))
         if opened:

@@ -15,10 +15,6 @@ from lbctl.reconcile.growing import Growing, Room
 
 MOVING_SECONDS: Final = 300.0  # a million flows take some
 _CELLS: Final = 8  # of a bucket
-# A source that holds more than this part is the first to give way, and above twice as much gets no
-# more where there is little room: in a table that is as large as it may be, and in one that grows.
-_SHARES: Final = 16
-_FIRST_SHARES: Final = 4
 _MOVED_AT_ONCE: Final = 1 << 14
 
 
@@ -69,7 +65,6 @@ class FlowGrowth:
         (table,) = (t for t in self._instance.flow_tables if t.family == family)
         rooms = table.rooms()
         room = Room(rooms.used, rooms.cells, max(self._most, rooms.cells))
-        table.set_share(room.now // (_FIRST_SHARES if room.now < room.most else _SHARES))
         cells = self._growing[family].wanted(room, now)
         if cells > rooms.cells:
             growth.begin(cells // _CELLS)

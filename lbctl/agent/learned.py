@@ -16,13 +16,13 @@ _COUNT_EACH: Final = 10  # looks: counting is a walk
 class Learned:
     """Counts their entries in a thread, now and then."""
 
-    def __init__(self, instance: Instance, errand: Errand) -> None:
+    def __init__(self, instance: Instance, errand: Errand, most_flows: int) -> None:
         """`errand` counts, in COUNTING_SECONDS at most."""
         self._instance = instance
         self._errand = errand
         self._looks = 0
         self._most = {
-            name: use.size.most
+            name: use.size.most if use.size.part else min(use.size.most, most_flows)
             for name, use in declared.USES.items()
             if isinstance(use.size, declared.Learned)
         }

@@ -63,6 +63,10 @@ SENTENCES = {
         "A socket of the node's own, which no socket hook served, called a service all of whose "
         "endpoints are processes of this node: it is refused at once."
     ),
+    "port_reused": (
+        "A masqueraded flow got a port whose last connection the backend may still remember: its "
+        "handshake may take a second longer."
+    ),
     "node_unrouted": (
         "A packet of the node's own was translated on its way out, and there is no route to the "
         "endpoint: it is dropped."
@@ -77,7 +81,9 @@ SENTENCES = {
 # What became of a packet, by what was decided about it.
 VERDICTS = {
     "passed": ("not_service", "no_flow_passed", "left_to_stack"),
-    "translated": ("forwarded", "flow_moved", "source_translated", "icmp_translated"),
+    "translated": (
+        *("forwarded", "flow_moved", "source_translated", "icmp_translated", "port_reused"),
+    ),
     "refused": ("no_endpoint", "unknown_port", "no_flow_reset", "endpoint_is_node"),
     "dropped": (
         *("no_local_endpoint", "source_range", "unallocated", "malformed", "truncated"),

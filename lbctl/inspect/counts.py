@@ -1,20 +1,20 @@
 """What is counted of services and endpoints, as columns over all of them: cheap for thousands.
 
-No column costs a system call per service: names come in batches, the rest from mapped arrays. A
-column that an instance does not have is None, and nothing is made up in its place.
+No column costs a system call per service: names come in batches, the rest from mapped arrays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ebpf.errors import LayoutError
 from lbctl.datapath import consts
-from lbctl.datapath.tables import ArrayTable, HashTable
+from lbctl.datapath.tables import ArrayTable, FlowTable, HashTable
+from lbctl.inspect.traffic import totals
 
 Column = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
@@ -33,16 +33,20 @@ class CountTables(Protocol):
     def service_counters(self) -> ArrayTable: ...
     @property
     def backends(self) -> ArrayTable: ...
+    @property
+    def backend_live(self) -> ArrayTable: ...
+    @property
+    def flow_tables(self) -> Sequence[FlowTable]: ...
 
 
 class ServiceCounts(msgspec.Struct, frozen=True):
     """One row per service port that has a name: its id and stored text, what was counted since it
-    was first programmed, and its flows of now where they are counted."""
+    was first programmed, what its living flows have carried included, and its flows of now."""
 
     ids: npt.NDArray[np.uint32]
     texts: list[bytes]
     totals: dict[str, Column]  # by COUNTED
-    live: Column | None
+    live: Column
     internal_alone: Mask  # its internal policy is Local, and only other nodes have endpoints
     external_alone: Mask
 
@@ -51,14 +55,14 @@ def of_services(tables: CountTables) -> ServiceCounts:
     """As of now."""
     parts = [(keys["service"], values["text"].tolist()) for keys, values in tables.names.batches()]
     ids = np.concatenate([ids for ids, _ in parts]) if parts else np.empty(0, np.uint32)
-    counted = tables.service_counters.records[ids]
+    counted = totals(tables.service_counters.records, tables.flow_tables)[ids]
     records = tables.services.records[ids]
     alone = records["local"] & np.uint64(consts.REGION_DROP) != 0
     return ServiceCounts(
         ids=ids,
         texts=[text for _, texts in parts for text in texts],
         totals={name: counted[name] for name in COUNTED},
-        live=_column(counted, "live"),
+        live=counted["live"],
         internal_alone=alone & (records["flags"] & consts.SERVICE_INTERNAL_LOCAL != 0),
         external_alone=alone & (records["flags"] & consts.SERVICE_EXTERNAL_LOCAL != 0),
     )
@@ -70,7 +74,7 @@ class EndpointCounts(msgspec.Struct, frozen=True):
     ids: npt.NDArray[np.int64]
     records: npt.NDArray[Any]
     serving: Mask
-    live: Column | None
+    live: Column
 
 
 def of_endpoints(tables: CountTables, services: npt.NDArray[np.uint32]) -> EndpointCounts:
@@ -78,23 +82,9 @@ def of_endpoints(tables: CountTables, services: npt.NDArray[np.uint32]) -> Endpo
     records = tables.backends.records
     ids = np.flatnonzero((records["port"] != 0) & np.isin(records["service"], services))
     found = records[ids]
-    live = _map(tables, "backend_live")
     return EndpointCounts(
         ids=ids,
         records=found,
         serving=found["flags"] & consts.BACKEND_SERVING != 0,
-        live=None if live is None else live.records[ids].view(np.uint64),
+        live=tables.backend_live.records[ids],
     )
-
-
-def _map(tables: CountTables, name: str) -> ArrayTable | None:
-    """One that only newer instances have."""
-    try:
-        found: ArrayTable = getattr(tables, name)
-    except (AttributeError, LayoutError):
-        return None
-    return found
-
-
-def _column(records: npt.NDArray[Any], name: str) -> Column | None:
-    return records[name] if name in (records.dtype.names or ()) else None

@@ -13,6 +13,7 @@ from lbctl.inspect import names
 from lbctl.inspect.flowfilter import FlowFilter
 from lbctl.inspect.flows import list_flows
 from lbctl.inspect.instance import reasons
+from lbctl.inspect.traffic import totals as with_living
 
 KINDS: Final = ("services", "backends", "clients")
 SORTS: Final = ("connections", "packets", "bytes", "active", "name")
@@ -103,7 +104,7 @@ def sparkline(history: tuple[float, ...]) -> str:
 
 def _totals(instance: Instance, kind: str) -> Iterator[tuple[str, Totals]]:
     if kind == "services":
-        counters = instance.service_counters.records
+        counters = with_living(instance.service_counters.records, instance.flow_tables)
         for number, port in names.all_names(instance.names).items():
             record = counters[number]
             packets = int(record["packets_in"]) + int(record["packets_out"])

@@ -102,9 +102,8 @@ class ServiceSeries:
         metrics = [
             families.NO_LOCAL.metric(_alone(found, rows)),
             families.OMITTED.metric(len(places) - len(chosen)),
+            families.FLOWS.metric(_by_family(found.live, rows)),
         ]
-        if found.live is not None:
-            metrics.append(families.FLOWS.metric(_by_family(found.live, rows)))
         parts = [*_of_services(found, place, len(places), shown, chosen)]
         if bounds.endpoints_of:
             named = {
@@ -131,8 +130,7 @@ def _of_services(
 
     totals = found.totals
     yield families.CONNECTIONS.text(lines(totals["connections"]))
-    if found.live is not None:
-        yield families.ACTIVE.text(lines(found.live))
+    yield families.ACTIVE.text(lines(found.live))
     for family, what in ((families.PACKETS, "packets"), (families.BYTES, "bytes")):
         ways = (lines(totals[f"{what}_{way}"], f',direction="{way}"') for way in ("in", "out"))
         yield family.text([line for way in ways for line in way])
@@ -143,14 +141,14 @@ def _of_endpoints(tables: CountTables, named: Mapping[int, Labels]) -> Iterator[
     found = counts.of_endpoints(tables, np.fromiter(named, np.uint32, len(named)))
     serving: dict[str, int] = {}
     active: dict[str, int] = {}
-    live = [0] * len(found.ids) if found.live is None else found.live.tolist()
-    for record, serves, flows in zip(found.records, found.serving.tolist(), live, strict=True):
+    rows = zip(found.records, found.serving.tolist(), found.live.tolist(), strict=True)
+    for record, serves, flows in rows:
         labels = f'{named[int(record["service"])].text},endpoint="{_endpoint(record)}"'
         serving[labels] = max(serving.get(labels, 0), int(serves))
         active[labels] = active.get(labels, 0) + flows
     for family, values in (
         (families.ENDPOINT_SERVING, serving),
-        (families.ENDPOINT_ACTIVE, active if found.live is not None else {}),
+        (families.ENDPOINT_ACTIVE, active),
     ):
         yield family.text([f"{{{labels}}} {value}" for labels, value in values.items()])
 

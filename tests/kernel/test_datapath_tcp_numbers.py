@@ -95,7 +95,7 @@ def test_a_reset_behind_data_under_way_shortens_to_half_closed(
 
 
 def test_a_handshake_ends_by_the_ack_that_fits(world: World, shape: Shape) -> None:
-    """Who does not see the backend's SYN cannot acknowledge it; the client's own ACK still counts."""
+    """Who does not see the backend's SYN cannot acknowledge it; the client's ACK still counts."""
     talk = Conversation(world, shape, serve(world, shape))
     talk.up("S")
     talk.down("SA")

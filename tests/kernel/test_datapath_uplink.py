@@ -75,7 +75,8 @@ def test_the_clients_own_port_is_kept_where_it_is_free(world: World, shape: Shap
         passage.down("SA")
     assert passages[0].port == passages[0].sport
     others = {passage.port for passage in passages[1:]}
-    assert len(others) == 4 and all(PORT_MIN <= port <= PORT_MAX for port in others)
+    assert len(others) == 4
+    assert all(PORT_MIN <= port <= PORT_MAX for port in others)
     own = Passage(world, shape, sport=PORT_MIN + 7)  # may be another's next
     own.up("S")
     assert PORT_MIN <= own.port <= PORT_MAX

@@ -20,6 +20,7 @@ from ebpf.instance import Instance
 from ebpf.kernel import bpffs
 from lbctl import status
 from lbctl.datapath import consts
+from lbctl.datapath.frontends import Frontends
 from tests.lab.support import confined
 from tests.lab.support.agent_process import BOUND, ROOT, SERVICE, Node
 from tests.support.waiting import wait_until
@@ -157,8 +158,8 @@ def test_the_job_that_verifies(node: ConfinedNode) -> None:
     done = node.lbctl("verify", "-o", "json")
     assert (done.returncode, json.loads(done.stdout)["differences"]) == (0, []), done.stderr
     with Instance.open(node.pin_dir, readonly=False) as opened:
-        for key, _ in list(opened.frontends.items()):
-            opened.frontends.delete(key)
+        frontends = Frontends(opened.frontends)
+        frontends.delete([row.tobytes() for row in frontends.read_all().keys])
     done = node.lbctl(container["args"][0], "--repair", "-o", "json")
     assert (done.returncode, json.loads(done.stdout)["differences"]) == (0, []), done.stderr
     said = node.status()

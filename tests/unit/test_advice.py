@@ -27,8 +27,7 @@ def test_every_limit_is_an_option_of_the_agent() -> None:
         ("source_ranges", "--services"),
         ("slots", "--endpoints"),
         ("backends", "--endpoints"),
-        ("flows4", "--flows"),
-        ("flows6", "--flows"),
+        ("cells4a", ""),
         ("config", ""),
         ("unheard_of", ""),
     ],
@@ -38,7 +37,7 @@ def test_the_option_of_a_map(name: str, flag: str) -> None:
 
 
 def test_what_helps() -> None:
-    assert advice.on(MapFull("flows4", 10, "flows")).endswith("a larger --flows.")
+    assert advice.on(MapFull("slots", 10, "endpoints")).endswith("a larger --endpoints.")
     assert advice.on(MapFull("config", 1)) == ""
     assert "--pin-dir" in advice.on(Locked("held"))
     assert "lbctl cleanup" in advice.on(Damaged("odd"))

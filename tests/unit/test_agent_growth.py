@@ -218,21 +218,16 @@ class FakeSteps:
 
 def test_a_table_of_flows_goes_from_step_to_step(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    shares: list[int] = []
     steps = {family: FakeSteps(told, family) for family in flowtable.FAMILIES}
     monkeypatch.setattr(flowgrowth, "Steps", lambda instance, family: steps[family])
     rooms = {"4": Rooms(100, 800), "6": Rooms(0, 800)}
-    tables = [
-        SimpleNamespace(family=f, rooms=lambda f=f: rooms[f], set_share=shares.append)
-        for f in flowtable.FAMILIES
-    ]
+    tables = [SimpleNamespace(family=f, rooms=lambda f=f: rooms[f]) for f in flowtable.FAMILIES]
     programs: Any = SimpleNamespace(fit=True, alone=lambda: True, in_place={"move_listed4": 3})
     instance: Any = SimpleNamespace(flow_tables=tables)
     errand: Any = SimpleNamespace(busy=False, send=lambda work: work())
     growth = FlowGrowth(instance, programs, errand, most_flows=3000)
     growth.step(1.0)
     assert told == []
-    assert shares == [200, 200]  # a quarter of what is still to grow
     rooms["4"] = Rooms(401, 800)
     growth.step(2000.0)  # that came in slowly
     assert told == ["begin 4 200"]
@@ -252,17 +247,12 @@ def test_a_table_of_flows_goes_from_step_to_step(monkeypatch: pytest.MonkeyPatch
 
 def test_a_table_of_flows_stays_below_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    shares: list[int] = []
     steps = {family: FakeSteps(told, family) for family in flowtable.FAMILIES}
     monkeypatch.setattr(flowgrowth, "Steps", lambda instance, family: steps[family])
     rooms = {"4": Rooms(790, 800), "6": Rooms(2000, 2400)}
-    tables = [
-        SimpleNamespace(family=f, rooms=lambda f=f: rooms[f], set_share=shares.append)
-        for f in flowtable.FAMILIES
-    ]
+    tables = [SimpleNamespace(family=f, rooms=lambda f=f: rooms[f]) for f in flowtable.FAMILIES]
     programs: Any = SimpleNamespace(fit=True, alone=lambda: True, in_place={})
     instance: Any = SimpleNamespace(flow_tables=tables)
     growth = FlowGrowth(instance, programs, SimpleNamespace(busy=False), most_flows=450)  # type: ignore[arg-type]
     growth.step(1.0)
-    assert shares == [200, 150]
     assert told == ["begin 4 150"]  # 450 flows are 150 buckets; the other was larger before

@@ -163,8 +163,8 @@ def test_what_lives_counts_too(tables: FakeTables) -> None:
     text = run("service", "show", WEB)[1]
     assert "3 connections, 1 of them open" in text
     assert "35 packets" in text
-    assert "10.1.0.2:8080  this node, 1 open" in text
-    assert run("backend", "list", WEB)[1].splitlines()[1].split()[4] == "1"
+    assert "10.1.0.2:8080  this node, weight 100, 50.0% of new flows" in text
+    assert run("backend", "list", WEB)[1].splitlines()[1].split()[5] == "1"
 
 
 def test_an_unknown_service_suggests_near_ones(tables: FakeTables) -> None:
@@ -211,7 +211,7 @@ def test_backends_of_all_and_of_one(tables: FakeTables) -> None:
     code, out, _ = run("backend", "list", DNS)
     assert code == 0
     assert out.splitlines()[1].split() == [
-        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "0", "this",
+        "kube-system/kube-dns:dns", "UDP", "10.1.0.3:53", "serving", "this", "0",
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from lbctl.metrics import services
 from lbctl.metrics.services import Bounds, ServiceSeries
 from lbctl.model.names import port_text
 from lbctl.model.records import ObjectKey
-from tests.support.fake_tables import COUNTERS, FakeArray, FakeHash, FakeTables, record
+from tests.support.fake_tables import FakeHash, FakeTables
 
 COUNTED = ("connections", "packets_in", "bytes_in", "packets_out", "bytes_out")
 Sample = dict[tuple[str, ...], float]
@@ -92,25 +92,13 @@ def test_counts_beyond_what_a_float_holds_are_whole(rig: Rig) -> None:
     assert f"}} {large}\n" in rig.series.scrape()[1]
 
 
-def test_what_is_not_counted_has_no_series(rig: Rig) -> None:
-    rig.port(1, "web", 5)
-    found = rig.scrape()
-    assert "lbctl_service_active_connections" not in found
-    assert "lbctl_flows" not in found
-
-
-def test_live_counts_are_shown_where_an_instance_has_them(rig: Rig) -> None:
-    fields = [(field.name, field.kind) for field in COUNTERS.fields]
-    layout = record("service_counters", *fields, ("live", "u64"))
-    rig.tables.service_counters = FakeArray("service_counters", layout, 64)
-    live = FakeArray("service_filter", record("", ("value", "u64")), 64)
-    vars(rig.tables)["backend_live"] = live  # as newer instances have it
+def test_live_counts(rig: Rig) -> None:
     rig.port(1, "web", 5)
     rig.port(2, "web", 5, family=6)
     rig.tables.service_counters.records["live"][[1, 2]] = 3, 4
     rig.bounds = Bounds(1000, frozenset({"default/web"}))
     rig.endpoint(7, 1, "10.0.0.1", consts.BACKEND_SERVING)
-    live.records["value"][7] = 3
+    rig.tables.backend_live.records[7] = 3
     found = rig.scrape()
     assert by_name(found["lbctl_service_active_connections"]) == {("web",): 7}
     assert {dict(k)["family"]: v for k, v in found["lbctl_flows"].items()} == {"4": 3, "6": 4}

@@ -12,7 +12,8 @@
 #include "claim.h"
 #include "ending.h"
 
-/* Flows KEYS .. KEYS + LASTING - 1 are always there, established, and only used. */
+/* Flows KEYS .. KEYS + LASTING - 1 are always there, and only used. Their table has room for all.
+ */
 #ifndef LASTING
 #define LASTING 0
 #endif
@@ -190,7 +191,7 @@ INLINE void judge(struct thread *t, const struct found *f, const struct flow_key
 }
 
 /* From SYN to where flows stay, and out of it, so that some can be evicted and some not. */
-INLINE void change_one(struct thread *t, const struct found *found, bool lasting)
+INLINE void change_one(struct thread *t, const struct found *found)
 {
 	struct found forward;
 	u32 state;
@@ -208,9 +209,7 @@ INLINE void change_one(struct thread *t, const struct found *found, bool lasting
 		t->apart++;
 	state = HEAD_STATE(forward.head);
 	t->changed += set_state(&forward, state,
-				state != STATE_ESTABLISHED ? STATE_ESTABLISHED
-				: lasting		   ? STATE_CLOSING
-							   : STATE_RESET);
+				state == STATE_ESTABLISHED ? STATE_RESET : STATE_ESTABLISHED);
 }
 
 PROGRAM(stress)
@@ -260,7 +259,7 @@ PROGRAM(stress)
 		else
 			t->lost_end++;
 	} else if (op < 18) {
-		change_one(t, &found, n >= KEYS);
+		change_one(t, &found);
 	} else {
 		judge(t, &found, &key, which);
 	}
