@@ -22,7 +22,7 @@ from lbctl.plan.changes import Plan
 from lbctl.plan.planner import Planner
 from lbctl.program import readback, writes
 from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
-from tests.support.fake_tables import FakeHash, FakeTables
+from tests.support.fake_tables import FakeArray, FakeHash, FakeTables
 from tests.support.map_contents import contents
 
 pytestmark = pytest.mark.kernel
