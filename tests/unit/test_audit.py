@@ -17,7 +17,7 @@ from ebpf.maps.buckets import BucketTable
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.datapath import consts
 from lbctl.datapath.frontends import Frontends
-from lbctl.datapath.regions import region_of, table_places
+from lbctl.datapath.regions import table_places
 from lbctl.inspect import names, services
 from lbctl.model.records import Balancing, ServiceObjects
 from lbctl.reconcile import audit
@@ -220,8 +220,8 @@ def equal_shares(tables: FakeTables) -> None:
 
 
 def mislead_table(tables: FakeTables) -> None:
-    (word,) = tables.services.records["cluster_table"][tables.services.records["cluster_table"] > 0]
-    table_places(tables.hash_tables.records)[region_of(int(word))[0] + 5] = 1
+    places = table_places(tables.hash_tables.records)
+    places[np.flatnonzero(places)[5]] = 1
 
 
 def lose_table(tables: FakeTables) -> None:
