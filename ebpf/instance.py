@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebpf import flowtable, maps, trust
-from ebpf.errors import LayoutError, LbError
+from ebpf.errors import KernelError, LayoutError, LbError
 from ebpf.flowtable import FlowTable
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
@@ -308,15 +308,27 @@ class PinnedPrograms(Mapping[str, int]):
 
     def __getitem__(self, name: str) -> int:
         if name not in self._fds:
-            found = [path for path in self._directory.glob(f"*/{name}") if "~" not in str(path)]
-            if not found:
-                raise LayoutError(
-                    f"program {name} of this instance is not loaded",
-                    "The agent loads it when it starts.",
-                )
-            newest = max(found, key=lambda path: path.parent.stat().st_mtime_ns)
-            self._fds[name] = libbpf.obj_get(str(newest))
+            self._fds[name] = self._open(name)
         return self._fds[name]
+
+    def __bool__(self) -> bool:
+        return True  # there may be some by the time that they are asked for
+
+    def _open(self, name: str) -> int:
+        for generation in self._newest_first():
+            with contextlib.suppress(KernelError):  # another process has just let it go
+                return libbpf.obj_get(str(generation / name))
+        raise LayoutError(
+            f"program {name} of this instance is not loaded", "The agent loads it when it starts."
+        )
+
+    def _newest_first(self) -> list[Path]:
+        found = []
+        for path in self._directory.iterdir():
+            if "~" not in path.name:
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(found, reverse=True)]
 
     def __iter__(self) -> Iterator[str]:
         return iter({path.name for path in self._directory.glob("*/*")})

@@ -32,21 +32,22 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.lab
 
 numbers = itertools.count()
+SERVER = "pod2"
 BOUND = 60.0  # programs are loaded three times, beside others
 SMALL, LARGE = AgentOptions(flows=128), AgentOptions(flows=8192)
 FIRST_CELLS = 344  # for 128 flows
-# Connections, of two cells each: as many as its two clients may have of the small table. They come
-# so fast that it would be full in seconds.
-FEW, MANY = 40, 100
+# Connections of each client, of two cells: no more than its share of the small table, and all of
+# them together more than half of it.
+FEW, MANY = 5, 15
 
 
 @pytest.fixture
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     """With room for few flows, and from now on for more."""
-    made = make_lab(f"gr{next(numbers)}", nodes=1, pods=3, options=SMALL)
+    made = make_lab(f"gr{next(numbers)}", nodes=1, pods=8, options=SMALL)
     with Responder() as responder:
         responder.serve(made, [pod.name for pod in made.pods])
-        publish(made, {"web": ["pod2"]})
+        publish(made, {"web": [SERVER]})
         made.stop_agent("node1")
         made.start_agent("node1", LARGE)
         made.wait_ready()
@@ -60,20 +61,20 @@ def opened(lab: Lab) -> Iterator[Instance]:
         yield found
 
 
-def open_more(lab: Lab, stack: contextlib.ExitStack, count: int) -> list[socket.socket]:
-    """Connections to the service, that have carried something; of two clients, since one alone may
-    not have nearly all of a table."""
+def open_more(lab: Lab, stack: contextlib.ExitStack, each: int) -> list[socket.socket]:
+    """Connections of each client to the service, that have carried something."""
 
     def call() -> list[socket.socket]:
         socks = []
-        for _ in range(count // 2):
+        for _ in range(each):
             sock = stack.enter_context(new_socket(0, TCP))
             sock.connect((addresses("web")[0], PORT))
             ask(sock, "hello")
             socks.append(sock)
         return socks
 
-    return [*inside(lab, "pod1", call), *inside(lab, "pod3", call)]
+    clients = [pod.name for pod in lab.pods if pod.name != SERVER]
+    return [sock for name in clients for sock in inside(lab, name, call)]
 
 
 def grows(lab: Lab) -> bool:
@@ -104,14 +105,15 @@ def test_flows_outgrow_their_table(lab: Lab, kills: tuple[float, ...]) -> None:
     assert not has_grown(lab)
     with contextlib.ExitStack() as stack:
         socks = open_more(lab, stack, FEW)
-        assert live(lab) == (FEW, FEW, FEW)
+        assert live(lab) == (len(socks),) * 3
+        socks += open_more(lab, stack, MANY - FEW)
         wait_until(lambda: grows(lab), BOUND)
         for seconds in kills:
             time.sleep(seconds)
             lab.restart_agent("node1", signal.SIGKILL)
-            assert {ask(sock, "still here").server for sock in socks} == {"pod2"}
+            assert {ask(sock, "still here").server for sock in socks} == {SERVER}
         wait_until(lambda: has_grown(lab), BOUND)
-        assert {ask(sock, "still here").server for sock in socks} == {"pod2"}
+        assert {ask(sock, "still here").server for sock in socks} == {SERVER}
         socks += open_more(lab, stack, MANY)
         assert live(lab) == (len(socks),) * 3
         with opened(lab) as instance:
