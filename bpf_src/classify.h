@@ -226,6 +226,8 @@ INLINE int coming_in(struct __sk_buff *skb)
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return early_coming_in(skb, c, &p);
 	if (p.proto == PROTO_ICMP && is_icmp_error(skb, &p)) {
+		if (!address_flags(&p.dst) && not_service(skb, c, &p) == DROP)
+			return DROP;
 		save_packet(skb, &p);
 		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
 	}

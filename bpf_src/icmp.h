@@ -134,12 +134,18 @@ INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 
 	if (!restore_packet(skb, &outer) || !parse_quote(skb, &outer, &inner))
 		return PASS;
+	/* It is told to whoever sent what it is about. */
+	if (!same_address(&outer.dst, &inner.src))
+		return PASS;
 	key.src = inner.dst;
 	key.sport = inner.dport;
 	key.dst = inner.src;
 	key.dport = inner.sport;
 	key.proto = inner.proto;
 	if (!find_cell(&key, &f) || kind_of(&f) & CELL_NOTE || !read_ends(&f, &ends))
+		return PASS;
+	/* Where the packets that it is about would be translated, and nowhere else. */
+	if (reply ? !acts_going_out(kind_of(&f)) : !acts_coming_in(kind_of(&f)))
 		return PASS;
 	/* What comes in about a flow of the node's own is about what its client sent. */
 	if (kind_of(&f) & CELL_REPLY)
