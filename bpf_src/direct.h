@@ -12,11 +12,11 @@
 #include "address.h"
 #include "parse.h"
 #include "handoff.h"
-#include "stats.h"
+#include "cells.h"
+#include "beat.h"
+#include "ending.h"
 #include "tailcall.h"
 #include "flow.h"
-#include "select.h"
-#include "connect.h"
 
 /* Is it what such a conversation has noted, and no rest of a service's flow? */
 INLINE bool is_own_note(const struct found *held, const struct flow_key *reply_key)

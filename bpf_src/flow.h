@@ -4,18 +4,15 @@
 
 #include <linux/in.h>
 #include "unit.h"
-#include "kernel.h"
 #include "consts.h"
 #include "types.h"
-#include "address.h"
 #include "config.h"
 #include "parse.h"
+#include "hash.h"
 #include "beat.h"
-#include "stats.h"
 #include "cells.h"
 #include "claim.h"
 #include "cpu.h"
-#include "ending.h"
 
 /* In whole words, as the table reads them: a load that spans several stores waits for them. */
 INLINE void make_key(struct flow_key *key, const struct packet *p)

@@ -12,6 +12,7 @@
 #include "address.h"
 #include "parse.h"
 #include "handoff.h"
+#include "cells.h"
 #include "stats.h"
 #include "flow.h"
 #include "checksum.h"

@@ -7,6 +7,7 @@
 #include "types.h"
 #include "consts.h"
 #include "parse.h"
+#include "cells.h"
 #include "frontend.h"
 #include "flow.h"
 

@@ -7,9 +7,11 @@
 #include "types.h"
 #include "parse.h"
 #include "handoff.h"
+#include "cells.h"
+#include "account.h"
+#include "evict.h"
 #include "stats.h"
-#include "flow.h"
-#include "connect.h"
+#include "tailcall.h"
 
 /* The program; the hash of the tuple comes with the packet. */
 INLINE int make_room(struct __sk_buff *skb)

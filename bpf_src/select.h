@@ -8,7 +8,6 @@
 #include "maps.h"
 #include "address.h"
 #include "algorithm.h"
-#include "cpu.h"
 #include "beat.h"
 
 struct choice {

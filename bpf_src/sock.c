@@ -10,6 +10,7 @@
 #include "maps.h"
 #include "address.h"
 #include "config.h"
+#include "cpu.h"
 #include "algorithm.h"
 #include "frontend.h"
 #include "select.h"

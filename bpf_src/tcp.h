@@ -13,14 +13,15 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
-#include "config.h"
 #include "parse.h"
 #include "handoff.h"
-#include "stats.h"
+#include "hash.h"
+#include "cells.h"
+#include "beat.h"
+#include "ending.h"
 #include "tailcall.h"
 #include "flow.h"
 #include "established.h"
-#include "nat.h"
 
 /* How far behind what was acknowledged a FIN or RST may be that others' data overtook: larger than
  * almost every window, and 1 of 256 for who knows no number. */

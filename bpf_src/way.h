@@ -4,6 +4,7 @@
 
 #include <uapi/linux/bpf.h>
 #include "unit.h"
+#include "kernel.h"
 #include "consts.h"
 #include "types.h"
 #include "address.h"
@@ -11,9 +12,14 @@
 #include "cpu.h"
 #include "parse.h"
 #include "handoff.h"
+#include "hash.h"
+#include "cells.h"
+#include "beat.h"
+#include "ending.h"
 #include "stats.h"
 #include "flow.h"
 #include "select.h"
+#include "tailcall.h"
 #include "connect.h"
 
 /* A source port to try: any of the range that the node keeps for this, or for its own flows.
