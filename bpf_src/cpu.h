@@ -30,12 +30,16 @@ INLINE u32 new_generation(void)
  * for who sees the choices. */
 INLINE u32 next_random(void)
 {
+#ifdef TRACE /* which writes nothing */
+	return bpf_get_prandom_u32();
+#else
 	struct cpu *own = this_cpu();
 
 	if (!own)
 		return bpf_get_prandom_u32();
 	own->random = own->random * 6364136223846793005ULL + 1442695040888963407ULL;
 	return own->random >> 32;
+#endif
 }
 
 /* About a second, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> BEAT_SHIFT. The
