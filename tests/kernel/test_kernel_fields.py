@@ -74,7 +74,7 @@ def test_a_kernel_that_does_not_tell_gets_the_answer_that_asks_the_helper(
 
 def test_every_program_that_rewrites_has_such_places() -> None:
     programs = compiler.bundle("live").programs
-    for name in ("service4", "service6", "reply4", "reply6", "connect4", "track6", "upkeep4"):
+    for name in ("from_pod4", "to_pod6", "from_net6", "to_net4", "follow4", "track6", "open4"):
         assert programs[name].kernel_reads, name
 
 

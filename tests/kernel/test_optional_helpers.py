@@ -18,7 +18,7 @@ from ebpf.kernel import optional
 from ebpf.programs import load
 assert not optional.has_mptcp()
 bundle = compiler.bundle()
-made = {n: maps.create(s, 16) for n, s in bundle.maps.items() if n != "programs"}
+made = {n: maps.create(s, 4096) for n, s in bundle.maps.items() if n != "programs"}
 fds = {name: one.fd for name, one in made.items()}
 for name in bundle.programs:
     if name.startswith("sock_"):
