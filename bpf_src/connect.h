@@ -36,7 +36,7 @@
 
 #define CONNECT_TURNS 5 /* until a flow is open: another CPU is at it, there is no room, ... */
 #define RETRY_LOOKS 4	/* per turn, with a pause before each: some hundred nanoseconds */
-#define RETRY_PAUSE 200
+#define RETRY_PAUSE 8	/* calls of a helper: a step each for the verifier, and some twenty ns */
 
 /* handoff.turn: how often it was tried, and the client port as the backend is to see it (network
  * byte order; 0: its own). */
@@ -245,7 +245,7 @@ INLINE int retry(struct __sk_buff *skb)
 	for (i = 0; i < RETRY_LOOKS && !known; i++) {
 		ROLLED
 		for (pause = 0; i && pause < RETRY_PAUSE; pause++)
-			ORDERED;
+			bpf_get_prandom_u32();
 		known = find_cell(&key, &f);
 	}
 	if (known && kind_of(&f) & CELL_NOTE)
