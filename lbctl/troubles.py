@@ -60,6 +60,12 @@ KINDS: Final = {
         "Start the agent with the larger option that the sentence names.",
         "MapNearlyFull",
     ),
+    "growth": Kind(
+        "Tables do not grow, though they are about to be full.",
+        "The sentence has the reason: usually the kernel has no memory, or does not take the "
+        "programs. It is tried again every minute.",
+        "TablesNotGrowing",
+    ),
     "source": Kind(
         "The agent is cut off from the API server or the manifests; what is known is served.",
         "Look at the API server, the way to it (`--api-server`), and the agent's rights.",

@@ -20,6 +20,7 @@ PORTS = range(20000, 23000)
 ALGORITHMS = ["random", "round-robin", "least-connections", "maglev", "source-hash"]
 # Of maglev and source-hash the table is uneven by up to a third; of the others, nothing is.
 EVEN = ["random", "round-robin", "least-connections"]
+MANY = 10**6  # live flows, beside which those that a test opens and the programs count are nothing
 
 
 def some(world: World, shape: Shape, service: Service, count: int = 3000) -> Counter[str]:
@@ -98,7 +99,7 @@ def test_turns_of_weights_are_spread_evenly(world: World) -> None:
 def test_the_less_busy_of_two(world: World, shape: Shape) -> None:
     """The busiest of six is in no pair the less busy one; the idlest in a third of all."""
     service = serve(world, shape, algorithm="least-connections")
-    set_live(world, service, {e: 100 * n for n, e in enumerate(service.backends, 1)})
+    set_live(world, service, {e: MANY * n for n, e in enumerate(service.backends, 1)})
     seen = some(world, shape, service)
     # Pairs of six, of which the less busy is chosen: 5, 4, 3, 2, 1, 0 of 15.
     wanted = {address: 5 - n for n, (address, _) in enumerate(service.backends)}
@@ -108,18 +109,39 @@ def test_the_less_busy_of_two(world: World, shape: Shape) -> None:
 def test_of_two_it_is_always_the_less_busy(world: World) -> None:
     service = serve(world, TCP4, count=2, algorithm="least-connections")
     busy, idle = service.backends
-    set_live(world, service, {busy: 10, idle: 8})
+    set_live(world, service, {busy: 1000, idle: 800})
     assert some(world, TCP4, service, 200) == {idle[0]: 200}
+
+
+def test_new_flows_make_busy(world: World) -> None:
+    """The programs count what they open, and choose by it at once."""
+    service = serve(world, TCP4, count=2, algorithm="least-connections")
+    busy, idle = service.backends
+    set_live(world, service, {busy: 10, idle: 8})
+    assert some(world, TCP4, service, 202) == {busy[0]: 100, idle[0]: 102}
+
+
+def test_flows_that_end_make_idle(world: World) -> None:
+    service = serve(world, TCP4, count=2, algorithm="least-connections")
+    first, second = service.backends
+    set_live(world, service, {first: MANY})
+    assert some(world, TCP4, service, 50) == {second[0]: 50}
+    set_live(world, service, {first: 10})
+    assert some(world, TCP4, service, 60)[second[0]] == 50  # those that are there; the rest is new
+    world.forget_flows()
+    live = world.array("backend_live").records
+    assert [live[number] for number in service.backends.values()] == [10, 0]
+    assert some(world, TCP4, service, 10) == {second[0]: 10}
 
 
 def test_busy_is_by_weight(world: World) -> None:
     service = serve(world, TCP4, count=2, algorithm="least-connections")
     strong, weak = service.backends
     balancing.weigh(world, service, {strong: 300, weak: 100})
-    set_live(world, service, {strong: 20, weak: 10})
+    set_live(world, service, {strong: 2 * MANY, weak: MANY})
     assert some(world, TCP4, service, 200) == {strong[0]: 200}
     # The weak one is less busy by weight now, and is drawn as often as its weight says, twice.
-    set_live(world, service, {strong: 40, weak: 10})
+    set_live(world, service, {strong: 4 * MANY, weak: MANY})
     seen = some(world, TCP4, service, 2000)
     assert 0.40 < seen[weak[0]] / 2000 < 0.60
 
@@ -231,23 +253,29 @@ def test_at_an_address_of_the_nodes_it_carries_on_too(world: World) -> None:
 # Near first
 
 
-def near_share(world: World, service: Service, near: int) -> float:
-    close = {address for address, _ in list(service.backends)[:near]}
-    seen = some(world, TCP4, service, 600)
-    world.forget_flows()
-    return sum(count for address, count in seen.items() if address in close) / 600
-
-
 @pytest.mark.parametrize("algorithm", EVEN)
 def test_near_ones_are_taken_until_they_are_busier(world: World, algorithm: str) -> None:
     service = serve(world, TCP4, algorithm=algorithm)
     balancing.near_first(world, service, 2, 1.5)
     order = list(service.backends)
-    idle = dict.fromkeys(order, 9)
-    for busy, taken in ((0, 1), (9, 1), (13, 1), (14, 1), (15, 0), (100, 0)):
+    near = {address for address, _ in order[:2]}
+    ports = iter(PORTS)
+    for busy, taken in ((0, True), (9, True), (13, True), (14, True), (15, False), (100, False)):
         # With one more: (14 + 1) is 1.5 times (9 + 1), and (15 + 1) is more.
-        set_live(world, service, idle | dict.fromkeys(order[:2], busy))
-        assert near_share(world, service, 2) == taken
+        for _ in range(100):
+            set_live(world, service, dict.fromkeys(order, 9) | dict.fromkeys(order[:2], busy))
+            (address,) = chosen(world, TCP4, service, [next(ports)], [CLIENT[4]])
+            assert (address in near) == taken
+
+
+@pytest.mark.parametrize("algorithm", EVEN)
+def test_new_flows_spill_over_as_they_make_busy(world: World, algorithm: str) -> None:
+    """Two near ones end with twice as many each as four others, if none is chosen unevenly."""
+    service = serve(world, TCP4, algorithm=algorithm)
+    balancing.near_first(world, service, 2, 2)
+    seen = some(world, TCP4, service)
+    near = sum(seen[address] for address in addresses(service)[:2])
+    assert 0.45 < near / 3000 < 0.55
 
 
 def test_the_rest_is_as_busy_as_whom_it_is_compared_with(world: World) -> None:
@@ -255,7 +283,7 @@ def test_the_rest_is_as_busy_as_whom_it_is_compared_with(world: World) -> None:
     service = serve(world, TCP4)
     balancing.near_first(world, service, 2, 2)
     order = list(service.backends)
-    set_live(world, service, dict.fromkeys(order, 20) | {order[4]: 5})
+    set_live(world, service, dict.fromkeys(order, 4 * MANY) | {order[4]: MANY})
     seen = some(world, TCP4, service)
     parts = dict(zip(addresses(service), (3 / 8, 3 / 8, 0, 0, 1 / 4, 0), strict=True))
     assert chi_square(seen, parts) < FLAT
@@ -266,6 +294,7 @@ def test_near_is_by_weight_in_itself(world: World) -> None:
     balancing.near_first(world, service, 2, 2)
     order = list(service.backends)
     balancing.weigh(world, service, {order[0]: 300}, near=2)
+    set_live(world, service, dict.fromkeys(order, MANY))
     seen = some(world, TCP4, service)
     parts = dict(zip(addresses(service), (3, 1, 0, 0, 0, 0), strict=True))
     assert chi_square(seen, parts) < FLAT
@@ -286,7 +315,7 @@ def test_the_odds_are_what_happens(world: World, algorithm: str, near: int) -> N
     balancing.weigh(world, service, weights, near)
     if algorithm in ("maglev", "source-hash"):
         balancing.tabulate(world, service, weights)
-    live = (40, 10, 50, 2, 20, 0) if algorithm != "round-robin" else (0, 0, 0, 0, 0, 0)
+    live = (40 * MANY, 10 * MANY, 50 * MANY, 2 * MANY, 20 * MANY, 0)
     set_live(world, service, dict(zip(order, live, strict=True)))
     expected = odds(balancing.tables(world), service.id, "cluster")
     assert sum(expected.values()) == pytest.approx(1)

@@ -122,7 +122,9 @@ def change_frontend(tables: FakeTables) -> None:
 
 
 def add_frontend(tables: FakeTables) -> None:
-    key, owner = next(iter(tables.frontend_entries().items()))
+    """An address leads to a service that has it not; markers lead to none."""
+    found = tables.frontend_entries().items()
+    key, owner = next((key, owner) for key, owner in found if owner[0])
     Frontends(tables.frontends).put([(bytes([key[0] ^ 1]) + key[1:], *owner)])
 
 
