@@ -33,7 +33,9 @@ INLINE bool starts_over(const struct packet *p, const struct found *f, u32 beat)
 		return true;
 	if (p->proto == IPPROTO_TCP)
 		return is_over(state_of(f)) || state_of(f) == STATE_FIN_WAIT || is_idle(f, beat);
-	return !(kind & CELL_DIRECT) && (is_idle(f, beat) || has_new_owner(p, f));
+	if (kind & CELL_DIRECT || f->state->seen == beat)
+		return false;
+	return is_idle(f, beat) || has_new_owner(p, f);
 }
 
 /* TCP that may change its flow's state is for track(). */

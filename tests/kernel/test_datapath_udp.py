@@ -1,11 +1,13 @@
 """UDP and SCTP flows: they stay while their backend serves, and move on when it stops."""
 
+import time
+
 import pytest
 
 from tests.kernel.support import checks, model
 from tests.kernel.support.conversation import BACKENDS, PORT, SERVICE, Conversation, serve
 from tests.kernel.support.packets import UDP_SHAPES, Shape
-from tests.kernel.support.world import TIMEOUTS, Endpoint, World
+from tests.kernel.support.world import TIMEOUTS, Endpoint, World, beat
 
 SCTP_SHAPES = [Shape(4, "sctp"), Shape(6, "sctp")]
 DATAGRAMS = pytest.mark.parametrize("shape", UDP_SHAPES + SCTP_SHAPES, ids=str)
@@ -45,16 +47,17 @@ def test_moves_on_when_its_backend_stops_serving(world: World, shape: Shape) -> 
 def test_moves_on_when_another_service_has_the_address(world: World, shape: Shape) -> None:
     """The old one's backend goes on serving. Asked once per beat."""
     family = shape.family
+    _wait_for_beat()
     loser = world.add_service(SERVICE[family], PORT, shape.protocol, _backends(shape)[:1])
     talk = Conversation(world, shape, loser).open()
     owner = world.add_service(SERVICE[family], PORT, shape.protocol, _backends(shape)[1:2])
     assert talk.up(payload=b"x").reasons == {}
-    world.age(0)
+    world.age(1)
     talk.service = owner
     talk.forget()
     assert talk.up(payload=b"x").reasons == {"forwarded": 1, "flow_moved": 1}
     talk.down(payload=b"y")
-    world.age(0)
+    world.age(1)
     assert talk.up(payload=b"x").reasons == {}
 
 
@@ -67,6 +70,14 @@ def test_stays_when_other_backends_change(world: World, shape: Shape) -> None:
     world.set_backends(talk.service, [talk.backend, *_others(talk)])
     for _ in range(10):
         assert talk.up(payload=b"x").reasons == {}
+
+
+def _wait_for_beat() -> None:
+    """Until one begins: what follows at once is all in it."""
+    before, deadline = beat(), time.monotonic() + 60
+    while beat() == before:
+        assert time.monotonic() < deadline, "time stands still"
+        time.sleep(0.002)
 
 
 def _others(talk: Conversation) -> list[Endpoint]:

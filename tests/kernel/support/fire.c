@@ -84,7 +84,7 @@ int fire(struct __sk_buff *skb)
 	request.service = found.service;
 	request.frontend_flags = found.flags;
 	before = *(volatile u64 *)&epochs->committed;
-	if (choose_backend(&request, &choice)) {
+	if (choose_backend(&request, true, &choice)) {
 		n->refused++;
 		return TC_ACT_SHOT;
 	}

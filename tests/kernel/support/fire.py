@@ -29,7 +29,12 @@ from tests.kernel.support.world import Service, World, mapped
 STRIDE = 8  # slots and backends of one region: sets have 1 to 8 members
 REGIONS = 32768
 BATCH = 256  # sets written ahead, so that the switches follow each other closely
-SIZES = {"slots": STRIDE * REGIONS, "backends": STRIDE * REGIONS, "flows4_lru": 65536}
+SIZES = {
+    "slots": STRIDE * REGIONS,
+    "backends": STRIDE * REGIONS,
+    "control4a": 8192,
+    "cells4a": 8 * 8192,
+}
 FIRST_SET = 0x3FFFFFFF
 GRACE_SECONDS = 0.2
 _POISON = 0x7FFFFFFF
