@@ -323,10 +323,7 @@ class Costs(msgspec.Struct, frozen=True):
 
 # What the records are about: the two directions of an established IPv4 TCP connection.
 HEADLINES = ("established, IPv4", "established reply, IPv4")
-HEADLINE_PROGRAMS = (
-    *("entry_from_pod", "from_pod4", "service4"),
-    *("entry_to_pod", "to_pod4", "reply4"),
-)
+HEADLINE_PROGRAMS = ("entry_from_pod", "from_pod4", "entry_to_pod", "to_pod4")
 
 
 def all_costs(rounds: int, repeat: int, progress: Callable[[str], None]) -> Costs:
