@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from lbctl.model.records import SliceEndpoint
 from lbctl.resolve.endpoints import Candidate, Place, stages
 from lbctl.resolve.node import NodeFacts
-from lbctl.resolve.ports import Frontend, FrontendKind, ResolvedPort
+from lbctl.resolve.ports import MOST_WEIGHTED, Frontend, FrontendKind, ResolvedPort
 
 
 class Origin(StrEnum):
@@ -32,6 +32,7 @@ class Reason(StrEnum):
     HINTS = "hints"
     ELSEWHERE = "elsewhere"
     NO_NODE = "no_node"
+    WEIGHT_0 = "weight_0"
 
 
 SENTENCES = {
@@ -43,11 +44,12 @@ SENTENCES = {
     Reason.HINTS: "topology hints mean it for others",
     Reason.ELSEWHERE: "on another node, and the policy is Local",
     Reason.NO_NODE: "on no node that is known, and the policy is Local",
+    Reason.WEIGHT_0: "weight 0: what it has stays, nothing new comes",
 }
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """Of one endpoint and one set."""
+    """Of one endpoint and one set. `used` is whether anything new goes there."""
 
     used: bool
     reason: Reason
@@ -67,6 +69,7 @@ def judge(found: Mapping[Place, SliceEndpoint], node: NodeFacts) -> list[Judged]
     """Every candidate of a port, sorted by where it listens."""
     result = stages(found, node)
     ready, cluster, local = map(_places, (result.ready, result.cluster, result.local))
+    closed_cluster, closed_local = map(_closed, (result.cluster, result.local))
     judged = []
     for place, endpoint in sorted(found.items(), key=lambda item: item[0]):
         if place in ready:
@@ -80,11 +83,17 @@ def judge(found: Mapping[Place, SliceEndpoint], node: NodeFacts) -> list[Judged]
             Judged(
                 *place,
                 endpoint,
-                Verdict(place in cluster, used if place in cluster else not_used),
-                Verdict(place in local, used if place in local else not_local),
+                _verdict(place, cluster, closed_cluster, used, not_used),
+                _verdict(place, local, closed_local, used, not_local),
             )
         )
     return judged
+
+
+def heeds_weight_0(weights: Collection[int]) -> bool:
+    """Whether those of weight 0 get nothing new: in a set that is too large all are alike, unless
+    nobody is to get anything."""
+    return len(weights) <= MOST_WEIGHTED or not any(weights)
 
 
 def uses_local_set(port: ResolvedPort, frontend: Frontend, origin: Origin) -> bool:
@@ -102,6 +111,22 @@ def is_for(frontend: Frontend, origin: Origin) -> bool:
 
 def _places(items: Iterable[Candidate]) -> set[Place]:
     return {place for place, _ in items}
+
+
+def _closed(items: Collection[Candidate]) -> set[Place]:
+    """Those that are in a set, and get nothing new."""
+    weights = [endpoint.weight for _, endpoint in items]
+    if all(weights) or not heeds_weight_0(weights):
+        return set()
+    return {place for place, endpoint in items if not endpoint.weight}
+
+
+def _verdict(
+    place: Place, members: set[Place], closed: set[Place], used: Reason, not_used: Reason
+) -> Verdict:
+    if place in closed:
+        return Verdict(False, Reason.WEIGHT_0)
+    return Verdict(True, used) if place in members else Verdict(False, not_used)
 
 
 def _idle(endpoint: SliceEndpoint) -> Reason:

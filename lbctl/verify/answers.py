@@ -14,7 +14,7 @@ from lbctl.inspect import services
 from lbctl.inspect.opened import open_instance
 from lbctl.model.records import ServiceObjects
 from lbctl.resolve.service import resolve
-from lbctl.resolve.why import Origin
+from lbctl.resolve.why import Origin, Reason
 from lbctl.verify.explain import ExplainedPort, Explanation, Group, explain
 from lbctl.verify.objects import Known
 
@@ -69,7 +69,8 @@ def _checked(port: ExplainedPort, row: services.ServiceRow | None) -> ExplainedP
 
 
 def _compared(group: Group, row: services.ServiceRow | None) -> Group:
-    wanted = {endpoint.endpoint for endpoint in group.endpoints if endpoint.used}
+    # Those of weight 0 are in the sets too.
+    wanted = {e.endpoint for e in group.endpoints if e.used or e.reason == Reason.WEIGHT_0}
     name = group.policy.lower()
     has = {b.endpoint for b in row.backends if name in b.sets} if row else set()
     return msgspec.structs.replace(group, programmed=has == wanted)

@@ -24,7 +24,9 @@ from lbctl.resolve.why import SENTENCES, Judged, Origin, Reason
 # Nodes whose loss is tried, those with the most endpoints first.
 MOST_NODES: Final = 32
 # Of these it would mean nothing to become ready.
-_READY_ALREADY = frozenset({Reason.READY, Reason.HINTS, Reason.ELSEWHERE, Reason.NO_NODE})
+_READY_ALREADY = frozenset(
+    {Reason.READY, Reason.HINTS, Reason.ELSEWHERE, Reason.NO_NODE, Reason.WEIGHT_0}
+)
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -113,15 +115,19 @@ def explain(
 
 
 def used_endpoints(port: ResolvedPort, local: bool) -> tuple[Endpoint, ...]:
-    """Of one of the two sets."""
-    return port.local if local else port.cluster
+    """Those of one of the two sets that anything new goes to."""
+    members = port.local if local else port.cluster
+    if not why.heeds_weight_0([e.weight for e in members]):
+        return members
+    return tuple(e for e in members if e.weight)
 
 
 def verdict(port: ResolvedPort, local: bool) -> str:
     """What becomes of the first packet of a connection."""
     if used_endpoints(port, local):
         return "forward"
-    return "drop" if local and port.local_drop else "reject"
+    # A set of nothing but weight 0 refuses under any policy (docs/semantics.md, Weights).
+    return "drop" if local and port.local_drop and not port.local else "reject"
 
 
 def _port(
@@ -195,7 +201,7 @@ def _endpoints(asked: _Asked, local: bool) -> Iterator[ExplainedEndpoint]:
         endpoint = judged.endpoint
         then = ""
         if found.reason not in _READY_ALREADY:
-            kind = (found, endpoint.node, endpoint.hints)
+            kind = (found, endpoint.node, endpoint.hints, endpoint.weight)
             if kind not in known:
                 known[kind] = _if_ready(asked, judged, local)
             then = known[kind]

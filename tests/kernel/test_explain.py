@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from lbctl.addresses import parse_address, parse_prefix
+from lbctl.model.balancing import WEIGHT
 from lbctl.model.records import ServiceObjects
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.why import Origin
@@ -55,8 +56,22 @@ SETS: dict[str, list[Json]] = {
 }
 
 
-def objects(listed: list[Json], internal: str, external: str, number: int = 0) -> ServiceObjects:
-    """`number` makes it another service, at other addresses."""
+# Endpoints of weight 0 beside those of SETS of the first name.
+CLOSED: dict[str, tuple[str, list[Json]]] = {
+    "weight 0 alone": ("none", [endpoint("10.0.0.2"), endpoint("10.0.1.2", "worker-2")]),
+    "weight 0 here": ("elsewhere", [endpoint("10.0.0.2")]),
+    "weight 0 elsewhere": ("here", [endpoint("10.0.1.2", "worker-2")]),
+}
+
+
+def objects(
+    listed: list[Json],
+    internal: str,
+    external: str,
+    number: int = 0,
+    closed: Sequence[Json] = (),
+) -> ServiceObjects:
+    """`number` makes it another service, at other addresses. `closed` have weight 0."""
     made = k8s_objects.service(
         f"svc{number}",
         cluster_ips=[f"172.30.0.{41 + number}"],
@@ -70,7 +85,11 @@ def objects(listed: list[Json], internal: str, external: str, number: int = 0) -
     part = endpoint_slice(
         f"svc{number}-1", f"svc{number}", ports=[k8s_objects.port(8080)], endpoints=listed
     )
-    return ServiceObjects(as_service(made), (as_slice(part),))
+    rest = endpoint_slice(
+        f"svc{number}-2", f"svc{number}", ports=[k8s_objects.port(8080)], endpoints=closed
+    )
+    rest["metadata"]["annotations"] = {WEIGHT: "0"}
+    return ServiceObjects(as_service(made), (as_slice(part), as_slice(rest)))
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +99,12 @@ def private() -> Iterator[PrivateNode]:
         yield made
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", [*SETS, *CLOSED])
 def test_the_programs_do_what_is_explained(private: PrivateNode, name: str) -> None:
     asked = 0
+    plain, closed = CLOSED.get(name, (name, []))
     for internal, external in itertools.product(("Cluster", "Local"), repeat=2):
-        found = objects(SETS[name], internal, external)
+        found = objects(SETS[plain], internal, external, closed=closed)
         private.apply([found], NODE)
         for origin, (source, arrives) in SOURCES.items():
             (port,) = explain(found, NODE, origin).ports

@@ -1,6 +1,7 @@
 """`lbctl service` and `lbctl backend` over maps without a kernel."""
 
 import contextlib
+import itertools
 import json
 import re
 import socket
@@ -253,6 +254,49 @@ def test_as_ipvsadm_shows_it(tables: FakeTables) -> None:
     assert "TCP  10.96.0.9:80 random" in lines
     (at,) = (i for i, line in enumerate(lines) if line.startswith("TCP  10.96.0.1:80 random"))
     assert re.fullmatch(r"TCP  10.96.0.1:80 random persistent \d+", lines[at])
-    assert lines[at + 1] == "  -> 10.1.0.2:8080                Masq    1      1          1"
-    assert lines[at + 2] == "  -> 10.1.1.2:8080                Masq    1      0          0"
+    assert lines[at + 1] == "  -> 10.1.0.2:8080                Masq    100    1          1"
+    assert lines[at + 2] == "  -> 10.1.1.2:8080                Masq    100    0          0"
     assert "UDP  10.96.0.10:53 random" in lines
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "alike", "weighted"),
+    [
+        ("RANDOM", "random", "random"),
+        ("ROUND_ROBIN", "rr", "wrr"),
+        ("LEAST_CONNECTIONS", "lc", "wlc"),
+        ("MAGLEV", "mh", "mh"),
+        ("SOURCE_HASH", "sh", "sh"),
+    ],
+)
+def test_ipvsadm_has_the_scheduler_and_the_weights(
+    tables: FakeTables, algorithm: str, alike: str, weighted: str
+) -> None:
+    ids = {name.text: number for number, name in names.all_names(tables.names).items()}
+    found = getattr(consts, f"ALGORITHM_{algorithm}")
+    tables.services.records["algorithm"][ids[WEB]] = found
+    assert _ipvs_server("10.96.0.1:80")[0].split()[2] == alike
+    first, second = (row.id for row in backends.list_backends(tables, WEB))
+    tables.backends.records["weight"][[first, second]] = 300, 0
+    server, *endpoints = _ipvs_server("10.96.0.1:80")
+    assert server.split()[2] == weighted
+    assert [line.split()[3] for line in endpoints] == ["300", "0"]
+    # One that left counts with neither its weight nor for the scheduler's name.
+    (four, _), address = tables.flow_tables, ("10.96.0.1", 80)
+    client, endpoint = ("10.1.0.9", 1000), ("10.1.1.2", 8080)
+    four.add_flow(TCP, client, address, endpoint, service=ids[WEB], state=consts.STATE_ESTABLISHED)
+    tables.backends.records["weight"][second] = 50
+    tables.backends.records["flags"][second] ^= consts.BACKEND_SERVING
+    server, *endpoints = _ipvs_server("10.96.0.1:80")
+    assert server.split()[2] == alike
+    assert [line.split()[3] for line in endpoints] == ["300", "0"]
+
+
+def _ipvs_server(address: str) -> list[str]:
+    """The lines of one virtual server."""
+    code, out, _ = run("service", "list", "-o", "ipvsadm")
+    assert code == 0
+    _, _, rest = out.partition(f" {address} ")
+    server, *lines = rest.splitlines()
+    endpoints = itertools.takewhile(lambda line: line.startswith("  ->"), lines)
+    return [f"TCP {address} {server}", *endpoints]

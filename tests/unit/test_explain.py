@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lbctl.addresses import format_endpoint, parse_address, parse_prefix
 from lbctl.cli.main import command as lbctl
+from lbctl.model.balancing import WEIGHT
 from lbctl.model.records import ServiceObjects
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import resolve
@@ -121,6 +122,12 @@ def slice_of(*endpoints: Json) -> list[Json]:
     return [endpoint_slice(ports=[port(8080)], endpoints=endpoints)]
 
 
+def slice_weighing(weight: str, *endpoints: Json) -> Json:
+    part = endpoint_slice("svc1-w", ports=[port(8080)], endpoints=endpoints)
+    part["metadata"]["annotations"] = {WEIGHT: weight}
+    return part
+
+
 CASES: dict[str, tuple[list[Json], dict[str, str], str]] = {
     "not ready": (slice_of(endpoint("10.0.0.1", ready=False)), {}, "not ready"),
     "others are ready": (
@@ -153,6 +160,16 @@ CASES: dict[str, tuple[list[Json], dict[str, str], str]] = {
         {"internalTrafficPolicy": "Local"},
         "on no node that is known",
     ),
+    "weight": (
+        [slice_weighing("0", endpoint("10.0.0.1")), *slice_of(endpoint("10.0.0.2"))],
+        {},
+        "weight 0: what it has stays, nothing new comes",
+    ),
+    "weight, and not ready": (
+        [slice_weighing("0", endpoint("10.0.0.1", ready=False)), *slice_of(endpoint("10.0.0.2"))],
+        {},
+        "not ready",
+    ),
 }
 
 
@@ -164,6 +181,42 @@ def test_why_an_endpoint_is_not_used(case: str) -> None:
     assert first.endpoint == "10.0.0.1:8080"
     assert not first.used
     assert why in first.why
+
+
+def test_weight_0_keeps_what_becomes_ready_from_being_used() -> None:
+    parts, policy, _ = CASES["weight, and not ready"]
+    group = groups(explain(objects(parts, **policy), NODE, Origin.POD))["172.30.0.41:80"]
+    first, second = group.endpoints
+    assert first.if_ready.startswith("it would still not be used: weight 0")
+    assert (second.used, second.if_ready) == (True, "")
+
+
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_with_weight_0_alone_it_is_refused(policy: str) -> None:
+    parts = [slice_weighing("0", endpoint("10.0.0.1"), endpoint("10.0.1.1", "worker-2"))]
+    found = objects(parts, type="LoadBalancer", externalTrafficPolicy=policy)
+    group = groups(explain(found, NODE, Origin.OUTSIDE))[f"{EXTERNAL}:80"]
+    assert group.verdict == "reject"
+    assert group.losses == ()
+    assert not any(e.used for e in group.endpoints)
+
+
+def test_the_last_of_weight_is_a_loss() -> None:
+    parts = [
+        slice_weighing("0", endpoint("10.0.0.1")),
+        *slice_of(endpoint("10.0.0.2", "worker-2")),
+    ]
+    group = groups(explain(objects(parts), NODE, Origin.POD))["172.30.0.41:80"]
+    (loss,) = group.losses
+    assert (loss.node, loss.left, loss.verdict) == ("worker-2", 0, "reject")
+
+
+def test_in_sets_that_are_too_large_weight_0_is_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbctl.resolve.why.MOST_WEIGHTED", 1)
+    parts, policy, _ = CASES["weight"]
+    group = groups(explain(objects(parts, **policy), NODE, Origin.POD))["172.30.0.41:80"]
+    assert [e.reason for e in group.endpoints] == [Reason.READY, Reason.READY]
+    assert group.verdict == "forward"
 
 
 def test_the_last_resort_would_be_left_for_one_that_is_ready() -> None:
