@@ -16,7 +16,7 @@
 #include "evict.h"
 
 #define CELL_FULL 0xffffffff  /* no room, not even by eviction */
-#define CELL_TAKEN 0xfffffffe /* a live cell has the tuple, or somebody is about to */
+#define CELL_TAKEN 0xfffffffe /* a live cell has the tuple, or somebody is at it */
 #define IS_PLACE(place) ((place) < CELL_TAKEN)
 #define CLAIM_TRIES 4
 #define NO_PLACE CELL_FULL
@@ -75,8 +75,9 @@ INLINE bool is_taken(const struct table *t, u64 hash, const struct flow_key *key
 	       is_taken_on(true, t, hash, key, generation, mine);
 }
 
-/* Puts the tag into an empty place of the emptier bucket. The place, or CELL_FULL. `limit`: how
- * many of its cells may be in use afterwards. */
+/* Puts the tag into an empty place of the emptier bucket. The place; CELL_FULL; or CELL_TAKEN where
+ * others change the bucket all the time, which is no reason to evict anybody: one tries again.
+ * `limit`: how many of its cells may be in use afterwards. */
 INLINE u32 take_place(const struct table *t, u64 hash, u32 limit)
 {
 	u32 one = first_bucket(hash, t->buckets), two = second_bucket(hash, t->buckets);
@@ -103,7 +104,7 @@ INLINE u32 take_place(const struct table *t, u64 hash, u32 limit)
 				  : __sync_val_compare_and_swap(second, old, taken) == old)
 			return t->bank | (bucket * CELLS_PER_BUCKET + which);
 	}
-	return CELL_FULL;
+	return CELL_TAKEN;
 }
 
 /* A claimed cell's head and key. The key may be read once the head says BUSY. */
@@ -147,8 +148,8 @@ INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kin
 	place = take_place(t, hash, room_for(greed));
 	if (evicting && place == CELL_FULL && evict(t, hash, greed))
 		place = take_place(t, hash, CELLS_PER_BUCKET);
-	if (place == CELL_FULL)
-		return CELL_FULL;
+	if (!IS_PLACE(place))
+		return place;
 	if (is_taken(t, hash, key, generation, place)) {
 		release(true, place, tag_of(hash));
 		return CELL_TAKEN;

@@ -50,7 +50,8 @@ INLINE void get_key(struct flow_key *key, const struct cell *cell, u64 head)
 #endif
 }
 
-/* A copy of a cell in the own bank, BUSY: its place, or CELL_FULL. `next` is the copy's. */
+/* A copy of a cell in the own bank, BUSY: its place, or CELL_FULL, now at least. `next` is the
+ * copy's. */
 INLINE u32 copy_cell(struct table *t, const struct found *old)
 {
 	struct flow_key key;
@@ -63,7 +64,7 @@ INLINE u32 copy_cell(struct table *t, const struct found *old)
 	place = take_place(t, hash, CELLS_PER_BUCKET);
 	if (place == CELL_FULL && evict(t, hash, 0))
 		place = take_place(t, hash, CELLS_PER_BUCKET);
-	if (place == CELL_FULL || !get_cell_in(true, place, &copy))
+	if (!IS_PLACE(place) || !get_cell_in(true, place, &copy))
 		return CELL_FULL;
 	write_key(copy.cell, &key, old->head);
 	copy.cell->addr = old->cell->addr;
