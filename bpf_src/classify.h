@@ -18,6 +18,7 @@
 #include "fragment.h"
 #include "stash.h"
 #include "icmp.h"
+#include "masquerade.h"
 #include "plain.h"
 #include "outgoing.h"
 
@@ -186,15 +187,27 @@ INLINE int unreadable(struct __sk_buff *skb, const struct config *c, const struc
 	return is_cluster_ip(address) ? DROP : PASS;
 }
 
-/* A later fragment that comes in, whose first was not seen. Who masquerades has the node's address:
- * what answers there may be anybody's. */
-INLINE int early_coming_in(struct __sk_buff *skb, const struct config *c, const struct packet *p)
+/* Is it for the node itself? The primary address need not be asked about, and is known where
+ * nothing is forwarded. A multicast address or none at all counts too: nobody loses by that. */
+INLINE bool is_for_node(struct __sk_buff *skb, const struct config *c, const struct packet *p)
 {
-	u32 address = address_flags(&p->dst);
+	struct bpf_fib_lookup fib;
 	ip_addr node;
 
 	narrow(&node, NODE_ADDRESS(c));
-	if (!has_ports(p->proto) || (!address && !same_address(&p->dst, &node)))
+	if (same_address(&p->dst, &node))
+		return true;
+	make_fib_question(&fib, skb, p, &p->dst);
+	return bpf_fib_lookup(skb, &fib, sizeof(fib), 0) == BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
+/* A later fragment that comes in, whose first was not seen. Who masquerades has an address of the
+ * node's, that of the way to the backend: what answers there may be anybody's. */
+INLINE int early_coming_in(struct __sk_buff *skb, const struct config *c, const struct packet *p)
+{
+	u32 address = address_flags(&p->dst);
+
+	if (!has_ports(p->proto) || (!address && !is_for_node(skb, c, p)))
 		return unreadable(skb, c, p, REASON_FRAGMENT_UNMATCHED);
 	return hand_fragment(skb, p, is_cluster_ip(address) ? EARLY_OURS : 0);
 }

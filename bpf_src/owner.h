@@ -11,8 +11,8 @@
 #include "frontend.h"
 #include "flow.h"
 
-/* Asked by a flow's first packet in a beat. An address that nobody has any more is left to its backends, which stop
- * serving with their service. */
+/* Asked by a flow's first packet in a beat. An address that nobody has any more is left to its
+ * backends, which stop serving with their service. */
 INLINE bool has_new_owner(const struct packet *p, const struct found *f)
 {
 	struct frontend_key key;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,14 @@ from lbctl.addresses import format_endpoint, parse_address, parse_prefix
 from lbctl.cli.main import command as lbctl
 from lbctl.model.balancing import WEIGHT
 from lbctl.model.records import ServiceObjects
+from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import resolve
 from lbctl.resolve.why import SENTENCES, Origin, Reason
+from lbctl.verify import answers
 from lbctl.verify.explain import Explanation, Group, explain, origin_of
+from lbctl.verify.objects import Known
+from tests.support.fake_tables import FakeTables
 from tests.support.k8s_objects import (
     Json,
     as_service,
@@ -31,6 +36,7 @@ from tests.support.k8s_objects import (
     port,
     service,
 )
+from tests.support.reconciling import update
 from tests.unit.test_resolve_properties import slices
 
 EXTERNAL = "192.0.2.80"
@@ -199,6 +205,23 @@ def test_with_weight_0_alone_it_is_refused(policy: str) -> None:
     assert group.verdict == "reject"
     assert group.losses == ()
     assert not any(e.used for e in group.endpoints)
+
+
+@pytest.mark.parametrize("origin", [*Origin])
+def test_the_kernel_has_those_of_weight_0_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, origin: Origin
+) -> None:
+    found = objects(CASES["weight"][0])
+    assert found.service
+    tables = FakeTables()
+    monkeypatch.setattr(answers, "open_instance", lambda _: contextlib.nullcontext(tables))
+    known = Known({found.service.key: found}, NODE, None, (), "", (), None, agents=True)
+    reconciler = Reconciler(tables, NODE)
+    for here, same in ((found, True), (objects(slice_of(endpoint("10.0.0.2"))), False)):
+        reconciler.take(update(here))
+        reconciler.apply(complete=True)
+        said = answers.explained(found, known, origin, None, tmp_path, ())
+        assert {group.programmed for group in groups(said).values()} == {same}
 
 
 def test_the_last_of_weight_is_a_loss() -> None:

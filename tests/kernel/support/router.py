@@ -24,6 +24,11 @@ ENDS = {NEAR: "right", FAR: "far"}
 MACS = {NEAR: "02:00:00:00:01:01", FAR: "02:00:00:00:02:01"}
 # Of nobody: the ends are of the same kernel, which must not forward what arrives there.
 OTHERS = {NEAR: "02:00:00:00:01:99", FAR: "02:00:00:00:02:99"}
+# By which the node is known there: what masquerades takes those of the far one.
+ADDRESSES = {
+    NEAR: {4: "169.254.1.1", 6: "fe80::1"},
+    FAR: {4: "169.254.2.1", 6: "fe80::2"},
+}
 TUNNEL = "tunnel"
 _ETH_P_ALL = 0x0003
 _TUNSETIFF = 0x400454CA  # linux/if_tun.h, as the next two
@@ -54,10 +59,8 @@ class Router:
                 Path("/proc/sys/net", name).write_text("1")
 
         self._space.run(settings)
-        for device, first4, first6 in (
-            (NEAR, "169.254.1.1", "fe80::1"),
-            (FAR, "169.254.2.1", "fe80::2"),
-        ):
+        for device, addresses in ADDRESSES.items():
+            first4, first6 = addresses.values()
             next4, next6 = first4[:-1] + "2", first6 + "2"
             self._space.ip("addr", "add", f"{first4}/24", "dev", device)
             self._space.ip("addr", "add", f"{first6}/64", "dev", device, "nodad")
@@ -163,7 +166,7 @@ class Router:
 
 
 def is_ip(frame: bytes) -> bool:
-    """Neither a neighbour's question nor a router's."""
+    """Neither a neighbour's question nor a router's, nor a report of groups (with options)."""
     if frame[12:14] == b"\x08\x00":
         return True
-    return frame[12:14] == b"\x86\xdd" and frame[20] != model.ICMP6
+    return frame[12:14] == b"\x86\xdd" and frame[20] not in (0, model.ICMP6)
