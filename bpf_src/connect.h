@@ -35,8 +35,12 @@
 #include "outgoing.h"
 
 #define CONNECT_TURNS 5 /* until a flow is open: another CPU is at it, there is no room, ... */
-#define RETRY_LOOKS 4	/* per turn, with a pause before each: some hundred nanoseconds */
-#define RETRY_PAUSE 8	/* calls of a helper: a step each for the verifier, and some twenty ns */
+/* Per turn, with a pause before each. A call takes some twenty or thirty ns, and is one step for
+ * the verifier: some hundred ns in the first turn, some microseconds in the others, since the other
+ * CPU's caches may be cold. */
+#define RETRY_LOOKS 4
+#define RETRY_PAUSE 8
+#define RETRY_LONGER_PAUSE 100
 
 /* handoff.turn: how often it was tried, and the client port as the backend is to see it (network
  * byte order; 0: its own). */
@@ -236,16 +240,18 @@ INLINE int retry(struct __sk_buff *skb)
 	struct packet p;
 	struct found f;
 	int i, pause;
+	bool longer;
 
 	if (!restore_packet(skb, &p))
 		return DROP;
 	make_key(&key, &p);
 	handoff(skb)->turn &= TURN_MASK;
+	longer = handoff(skb)->turn > 1;
 	ROLLED
 	for (i = 0; i < RETRY_LOOKS && !known; i++) {
 		ROLLED
-		for (pause = 0; i && pause < RETRY_PAUSE; pause++)
-			bpf_get_prandom_u32();
+		for (pause = 0; i && pause < (longer ? RETRY_LONGER_PAUSE : RETRY_PAUSE); pause++)
+			bpf_ktime_get_ns(); /* only to spend time */
 		known = find_cell(&key, &f);
 	}
 	if (known && kind_of(&f) & CELL_NOTE)
