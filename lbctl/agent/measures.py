@@ -34,6 +34,7 @@ def _look(parts: Parts, report: Report) -> Snapshot:
     generations = parts.instance.pin_dir / "programs"
     return Snapshot(
         record=report.latest,
+        condition=parts.health.condition(),
         loaded=parts.programs.loaded,
         placed=parts.programs.placed,
         generations=sum(1 for _ in generations.iterdir()),

@@ -40,6 +40,16 @@ class Condition(msgspec.Struct, frozen=True):
         """Whether packets are served as the objects say."""
         return self.alive and self.fit
 
+    @property
+    def takes_traffic(self) -> bool:
+        """What /healthz says."""
+        return self.healthy and self.ready and self.eligible
+
+    @property
+    def does_all(self) -> bool:
+        """What /readyz says."""
+        return self.healthy and self.ready and self.settled
+
 
 def service_answer(key: ObjectKey, count: int, healthy: bool) -> Answer:
     """Of a health-check node port: whether to send this node traffic for the service.
@@ -59,7 +69,7 @@ def healthz(condition: Condition) -> Answer:
     """Whether to send this node traffic of any service: not if it is about to be removed
     (KEP-3836)."""
     body = _times(condition) | {"nodeEligible": condition.eligible} | _problems(condition)
-    return _json(condition.healthy and condition.ready and condition.eligible, body)
+    return _json(condition.takes_traffic, body)
 
 
 def livez(condition: Condition) -> Answer:
@@ -71,8 +81,7 @@ def livez(condition: Condition) -> Answer:
 
 def readyz(condition: Condition) -> Answer:
     """Whether this agent does all that it is for: what a rollout waits for."""
-    ready = condition.healthy and condition.ready and condition.settled
-    return _json(ready, _times(condition) | _problems(condition))
+    return _json(condition.does_all, _times(condition) | _problems(condition))
 
 
 PROXY_MODE = Answer(HTTPStatus.OK, b"lbctl", _TEXT_HEADERS)

@@ -57,6 +57,7 @@ _PORT: Final = ("namespace", "name", "port", "protocol")
 # The agent
 BUILD: Final = _gauge("lbctl_build_info", "1, with the version that runs.", "version")
 READY: Final = _gauge("lbctl_ready", "1 if /readyz answers 200: it does all that it is for.")
+HEALTHY: Final = _gauge("lbctl_healthy", "1 if /healthz answers 200: load balancers may come.")
 CONDITION: Final = _gauge(
     "lbctl_condition", "How many things of a kind are wrong; `lbctl status` names them.", "kind"
 )

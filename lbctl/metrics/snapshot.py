@@ -9,6 +9,7 @@ import msgspec
 from prometheus_client.core import Metric
 
 from lbctl.datapath.reasons import verdict
+from lbctl.health.answers import Condition
 from lbctl.metrics import families
 from lbctl.status import StatusRecord
 from lbctl.troubles import KINDS
@@ -20,6 +21,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     others changed was put right, by what it was."""
 
     record: StatusRecord
+    condition: Condition
     loaded: bool
     placed: bool
     generations: int
@@ -30,6 +32,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 def metrics(said: Snapshot) -> Iterator[Metric]:
     """All of it."""
+    yield families.READY.metric(int(said.condition.does_all))
+    yield families.HEALTHY.metric(int(said.condition.takes_traffic))
     yield from _of_agent(said.record)
     yield from _of_programs(said)
     yield from _of_tables(said.record)
@@ -40,7 +44,6 @@ def metrics(said: Snapshot) -> Iterator[Metric]:
 
 def _of_agent(record: StatusRecord) -> Iterator[Metric]:
     yield families.BUILD.metric({(record.version,): 1})
-    yield families.READY.metric(int(record.ready))
     yield families.CONDITION.metric({(kind,): record.conditions.get(kind, 0) for kind in KINDS})
     yield families.SOURCE_CONNECTED.metric({(record.source.kind,): int(record.source.connected)})
     yield families.THREAD_RESTARTS.metric(record.thread_restarts)

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lbctl.config import agentconfig
 from lbctl.config.settings import OPTIONS, Settings
-from lbctl.health.answers import Answer
+from lbctl.health.answers import Answer, Condition
 from lbctl.instruments import Described, Instruments
 from lbctl.metrics import configz, families
 from lbctl.metrics.pages import Pages
@@ -38,8 +38,18 @@ RECORD = StatusRecord(
     },
     conditions={"interface": 2},
 )
+CONDITION = Condition(
+    alive=True, fit=True, ready=True, settled=False, eligible=True, updated=0.0, now=0.0
+)
 SNAPSHOT = Snapshot(
-    RECORD, True, True, 1, ("uplink", "pod", "pod"), {"forwarded": 5, "future": 1}, {"interface": 3}
+    RECORD,
+    CONDITION,
+    True,
+    True,
+    1,
+    ("uplink", "pod", "pod"),
+    {"forwarded": 5, "future": 1},
+    {"interface": 3},
 )
 
 
@@ -80,6 +90,7 @@ def one(
 def test_what_the_agent_says_of_itself(rig: Rig) -> None:
     found = rig.scrape()
     assert one(found, "lbctl_build_info", version="1.2.3") == 1
+    assert (one(found, "lbctl_ready"), one(found, "lbctl_healthy")) == (0, 1)
     assert one(found, "lbctl_condition", kind="interface") == 2
     assert one(found, "lbctl_condition", kind="maps") == 0
     assert {dict(labels)["kind"] for name, labels in found if name == "lbctl_condition"} == {*KINDS}
