@@ -62,6 +62,9 @@ HELD = {
     "object skipped, the others are kept": "objects",
     "part of an object skipped, the rest of it is used": "objects",
     "thread is replaced": "thread",
+    "corrected": MOMENT,
+    "cannot write what is gone by": MOMENT,
+    "the audit could not go on": MOMENT,
     "thread ended by an error": "thread",
 }
 

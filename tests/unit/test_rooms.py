@@ -292,7 +292,7 @@ def test_all_that_is_wrong_with_one_is_one_sentence(clock: Clock) -> None:
     assert told.startswith("default/huge has no room: ")
     assert "; besides, 900 endpoints" in told
     assert reconciler.troubles() == {"default/huge": (told,)}
-    about = [entry["event"] for entry in logged if "default/huge" in entry["event"]]
+    about = [entry for entry in logged if entry.get("service") == "default/huge"]
     assert len(about) == 1
 
 
