@@ -147,4 +147,4 @@ def test_what_the_agent_would_log_is_told_on_stderr(tmp_path: Path) -> None:
     common = ("--manifests", path, "--node-name", "worker-1", "-o", "json")
     result = _run(*common, "10.0.0.9", "172.30.0.41:80")
     assert msgspec.json.decode(result.stdout, type=list[Answer])[0].reason == "no_endpoint"
-    assert "note: ns1/twin asks for 172.30.0.41:80, which ns1/svc1 has" in result.stderr
+    assert "ns1/twin asks for 172.30.0.41:80, which ns1/svc1 has" in result.stderr
