@@ -1,5 +1,5 @@
-"""Options that say which objects and which node a question is about; shared by explain, drain and
-verify."""
+"""Options that say which objects and which node a question is about, shared by explain, drain and
+verify; and what they, and trace, tell the person beside the answer."""
 
 from __future__ import annotations
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from lbctl.cli import options
+from lbctl.cli import objects, options
 from lbctl.cli.output import Column, write, write_data
 from lbctl.errors import LbError, UsageError
 from lbctl.printing import print_rich
@@ -164,36 +162,18 @@ def _private(
     from lbctl.trace.private import PrivateNode, sizes_for
     from lbctl.trace.programs import trace_bundle
 
-    objects = load_manifests(manifests)
-    node = situation.node(objects.nodes, node_name, config, local_ips, service_cidrs, _say)
-    services = list(objects.services.values())
+    known = load_manifests(manifests)
+    node = situation.node(known.nodes, node_name, config, local_ips, service_cidrs, objects.say)
+    services = list(known.services.values())
     _require_root()
     made = PrivateNode(trace_bundle(), sizes_for(services, node), node)
     try:
-        with _log_as_notes():
+        with objects.log_as_notes():
             made.apply(services, node)
     except LbError:
         made.close()
         raise
     return made
-
-
-@contextlib.contextmanager
-def _log_as_notes() -> Iterator[None]:
-    """What the agent's code logs is told to the person here: its default would be stdout."""
-    import structlog
-
-    def note(_: object, __: str, event: MutableMapping[str, Any]) -> str:
-        details = [f"{name}: {value}" for name, value in event.items() if name != "event" and value]
-        _say("; ".join([str(event["event"]), *details]))
-        raise structlog.DropEvent
-
-    before = structlog.get_config()
-    structlog.configure(processors=[note])
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
 
 
 def _require_root() -> None:
@@ -205,28 +185,26 @@ def _require_root() -> None:
         )
 
 
-def _say(text: str) -> None:
-    click.echo(f"{click.style('note:', fg='yellow')} {text}", err=True)
-
-
 def _remark(traced: list[Traced]) -> None:
     """What the answers do not show."""
     if any(t.flow.arrives == "node" for t in traced):
-        _say(
+        objects.say(
             "what starts on the node is served at its sockets, and the kernel has no test run for "
             "those programs: the same choice was made for a packet instead (a socket's owner sees "
             "ECONNREFUSED for reject, EHOSTUNREACH for drop)"
         )
     for t in traced:
         if not t.agreed:
-            _say(f"flow {t.answer.name}: the samples differ, the tables are changing; ask again")
+            objects.say(
+                f"flow {t.answer.name}: the samples differ, the tables are changing; ask again"
+            )
 
 
 def _print(traced: list[Traced], samples: int, output: str) -> None:
     if write_data([t.answer for t in traced], output):
         return
     if not traced:
-        _say("no flows were given")
+        objects.say("no flows were given")
         return
     if len(traced) == 1:
         _print_one(traced[0], samples)

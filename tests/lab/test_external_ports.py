@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ebpf.maps import ArrayMap
+from lbctl.agent import auditing
 from lbctl.inspect.flowfilter import FlowFilter
 from lbctl.inspect.flows import FlowRow, list_flows
 from lbctl.inspect.opened import open_instance
@@ -31,7 +32,9 @@ FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab("ep", nodes=2, pods=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LBCTL_MASK", auditing.MASK)  # it would put the range right again
+        made = make_lab("ep", nodes=2, pods=2)
     with Responder() as responder:
         responder.serve(made, [pod.name for pod in made.pods])
         SERVICE.publish(made, ["pod2"])

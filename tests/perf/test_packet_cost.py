@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -63,6 +64,7 @@ FREE = {1, 12, 118, -1}
 ARRAY, COUNTERS = 2, "counters"
 # Of packets whose sum the device has taken (CHECKSUM_COMPLETE).
 SUMS = {11, 40}
+ROUNDS = 20  # at most
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +82,18 @@ def bench() -> Iterator[Bench]:
 def test_cost_of_a_packet(bench: Bench, name: str) -> None:
     case = next(case for case in cost.CASES if case.name == name)
     repeat = min(case.repeat, 100_000)
-    costs, yardsticks = [], []
-    for _ in range(3):
-        costs.append(cost.measure(bench, case, 3, repeat).median)
-        yardsticks.append(cost.yardstick(bench, case, 3, repeat).median)
-        bench.clear_flows()
     bound = BOUNDS[name]
     if name.startswith("established") and not kernel_fields.checksum_place():
         bound += HELPER
-    # The best of each: other tenants of the machine only ever add.
-    ratio = min(costs) / min(yardsticks)
-    assert ratio < bound, f"{name}: {min(costs):.0f} ns, yardstick {min(yardsticks):.0f} ns"
+    # The two of a round have the same clock and neighbours, as good as it goes.
+    ratios: list[float] = []
+    for _ in range(ROUNDS):
+        packet = cost.measure(bench, case, 3, repeat).median
+        ratios.append(packet / cost.yardstick(bench, case, 3, repeat).median)
+        bench.clear_flows()
+        if len(ratios) > 2 and statistics.median(ratios) < bound:
+            return
+    pytest.fail(f"{name}: {statistics.median(ratios):.1f} yardsticks, {bound} allowed")
 
 
 @pytest.mark.parametrize("name", COUNTS)
