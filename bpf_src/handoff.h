@@ -18,6 +18,7 @@ struct handoff {
 		__u32 early;	  /* to fragment: enum early */
 		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded:
 				     of its cells */
+		__u32 told;	  /* to tell: enum reason */
 		__u32 reason;	  /* in the trace variant, which follows no flows: for the caller */
 	};
 	union {
@@ -26,6 +27,7 @@ struct handoff {
 		__u32 fragment_id; /* to fragment */
 		__u32 out;	/* to open_masqueraded: the place of a reserved cell, and `turn` */
 		__u32 hash_low; /* to make_room: of the tuple there is none for */
+		__u32 answered; /* to tell: is the packet refused, not dropped? */
 	};
 	union {
 		__u32 frontend_flags; /* to choose */

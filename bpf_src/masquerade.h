@@ -24,7 +24,7 @@
 #include "handoff.h"
 #include "hash.h"
 #include "cells.h"
-#include "stats.h"
+#include "decided.h"
 #include "cpu.h"
 #include "beat.h"
 #include "claim.h"
@@ -260,8 +260,7 @@ INLINE int masquerade(struct __sk_buff *skb)
 	handoff(skb)->back = sides.back;
 	programs.call(skb, FAMILY_PROGRAM(OPEN_MASQUERADED));
 	abandon_sides(&sides);
-	count(skb, REASON_INTERNAL);
-	return DROP;
+	return drop(skb, REASON_INTERNAL);
 }
 
 /* The program for a masqueraded flow's own cells. */
