@@ -4,7 +4,6 @@
 
 #include <uapi/linux/bpf.h>
 #include "unit.h"
-#include "consts.h"
 #include "types.h"
 #include "maps.h"
 #include "beat.h"

@@ -14,7 +14,6 @@
 #include "unit.h"
 #include "kernel.h"
 #include "consts.h"
-#include "maps.h"
 #include "parse.h"
 #include "handoff.h"
 #include "checksum.h"

@@ -17,6 +17,7 @@
 #include "owned.h"
 #include "socket.h"
 #include "peers.h"
+#include "beat.h"
 #include "event.h"
 
 INLINE void count_socket(u32 reason)

@@ -7,6 +7,7 @@
 #include "types.h"
 #include "address.h"
 #include "cells.h"
+#include "beat.h"
 #include "event.h"
 
 /* What a flow's cells said of it. */

@@ -50,6 +50,7 @@ class Ring(Map):
         """The same where all records are of one size, which with its header divides the ring's:
         without a step for each."""
         self._map()
+        assert self._producer is not None
         stride = _HEADER + -(-dtype.itemsize // 8) * 8
         assert self._size % stride == 0, "a record never breaks off"
         at, end = self._positions()

@@ -47,9 +47,12 @@ from lbctl.health.monitor import Health
 from lbctl.host import requirements, takeover
 from lbctl.instruments import Instruments
 from lbctl.model.updates import Source
+from lbctl.observe.hub import Hub, events_of
 from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.status import SourceState, StatusRecord
+
+_LEAVES = 2.0
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -176,6 +179,11 @@ class Agent:
         undo.callback(beat.stop)
         routine = Routine(interfaces, sockets)
         routine.reserve_ports()
+        hub = Hub(options.pin_dir, events_of(instance), instance)
+        telling = keeper.work("flow events", hub.work)
+        telling.start()
+        undo.callback(telling.join, _LEAVES)
+        undo.callback(telling.stop)
         return Parts(
             instance=instance,
             programs=programs,
@@ -194,6 +202,7 @@ class Agent:
             keeper=keeper,
             guard=Guard(),
             syncs=Syncs(self._instruments),
+            hub=hub,
         )
 
     def _tell(self, parts: Parts, report: Report, undo: ExitStack) -> list[Timed]:

@@ -18,6 +18,7 @@ COMMANDS = {
     "service": "List services, or show one with its addresses, backends and counters.",
     "backend": "List the endpoints that services translate to.",
     "flow": "List the connections being translated, or end some.",
+    "observe": "Show new flows, ends of flows, refusals and drops, as they happen.",
     "top": "Watch who has the most traffic: services, endpoints, clients.",
     "trace": "Ask the programs where a packet would go, and why.",
     "explain": "Say which endpoints of a service are used from here, which are not, and why.",
