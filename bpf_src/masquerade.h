@@ -234,8 +234,8 @@ INLINE int masquerade(struct __sk_buff *skb)
 	const struct config *c = get_config();
 	u32 turn = handoff(skb)->turn, generation = new_generation(), place, beat = now();
 	struct choice choice = {};
+	struct sides sides = {}; /* or LLVM may save what it has not set, which is no program */
 	struct flow_key back;
-	struct sides sides;
 	struct packet p;
 	ip_addr node;
 
