@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -31,7 +32,8 @@ class Listener:
         try:
             self._sock.settimeout(_ANSWER_SECONDS)
             self._connect(pin_dir)
-            self._sock.sendall(msgspec.json.encode(wanted) + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # the answer says why
+                self._sock.sendall(msgspec.json.encode(wanted) + b"\n")
             said, rest = self._hello(pin_dir)
         except BaseException:
             self._sock.close()
@@ -57,7 +59,7 @@ class Listener:
         while b"\n" not in received:
             try:
                 piece = self._sock.recv(wire.MOST_LINE)
-            except TimeoutError as error:
+            except (TimeoutError, ConnectionError) as error:
                 raise LbError(
                     f"the agent of {pin_dir} does not answer", "`lbctl status` says how it is."
                 ) from error

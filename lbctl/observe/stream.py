@@ -11,7 +11,7 @@ import numpy as np
 
 from ebpf.instance import Instance
 from lbctl.datapath.tables import Records
-from lbctl.errors import NotFound
+from lbctl.errors import LbError
 from lbctl.observe import past
 from lbctl.observe.eventfilter import EventFilter
 from lbctl.observe.events import EventRow, Names, Reader
@@ -150,7 +150,7 @@ class Stream:
         while not self._ending and time.monotonic() < until:
             try:
                 Listener(self._instance.pin_dir, Wanted()).close()
-            except NotFound:
+            except LbError:  # it is about to listen, or to end
                 time.sleep(_AGAIN_SECONDS)
                 continue
             return True

@@ -71,6 +71,12 @@ class Observing:
         lines = self._output.read_bytes().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
+    def state(self) -> str:
+        """For who waits in vain."""
+        if self.process.poll() is None:
+            return "it runs"
+        return f"it has ended: {self.process.communicate()[1]}"
+
     def end(self) -> str:
         """All that was told before; returns what was said beside the events."""
         self.process.send_signal(signal.SIGINT)
@@ -87,7 +93,7 @@ def observing(lab: Lab, output: Path, *words: str) -> Iterator[Observing]:
         yield made
     finally:
         made.process.kill()
-        made.process.wait(10)
+        made.process.communicate(timeout=10)
 
 
 def is_listened_to(lab: Lab) -> bool:
@@ -240,7 +246,7 @@ def test_an_agent_that_is_killed_leaves_nobody_listening_for_long(lab: Lab, tmp_
             assert until <= clock.current_beat(), "programs believe it no more"
         lab.start_agent("node1")
         lab.wait_ready()
-        wait_until(lambda: is_listened_anew(lab), BOUND)
+        wait_until(lambda: is_listened_anew(lab), BOUND, seen.state)
         connect(lab)
         wait_until(lambda: seen.events() != [], BOUND)
         assert "the agent has ended" in seen.end()
