@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 
@@ -11,15 +12,17 @@ from ebpf.flowevents import EVENT
 from lbctl.datapath import clock, consts, flows
 from lbctl.datapath.tables import FlowTable, Records
 
-_SAME = (
+BEAT: Final = int(clock.seconds(1) * 1e9)  # ns
+_IDENTITY: Final = ("src", "dst", "sport", "dport", "proto", "backend")
+_SAME: Final = (
     *("src", "dst", "addr", "sport", "dport", "port", "client_port", "proto", "kind"),
     *("service", "backend", "opened", "seen"),
 )
 
 
 def opened(tables: Iterable[FlowTable], since: int, before: int) -> Records:
-    """As events, sorted: flows that began between these readings (ns) of the monotonic clock, to
-    about a second, and are open."""
+    """As events, sorted: flows that began between these readings (ns) of the monotonic clock, as
+    far as the beat tells that their cells have, and are open."""
     found = [np.empty(0, EVENT)]
     for table in tables:
         for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_LIVE):
@@ -36,7 +39,14 @@ def _events(cells: Records) -> Records:
     events["what"] = consts.EVENT_OPENED
     events["packets_in"], events["bytes_in"] = cells["packets"], cells["bytes"]
     ages = (np.uint32(clock.current_beat()) - cells["opened"]).astype(np.int32)
-    now = time.monotonic_ns()
-    beat = clock.seconds(1) * 1e9
-    events["time"] = np.maximum(0, now - (np.maximum(0, ages) * beat).astype(np.int64))
+    began = (np.maximum(0, ages) * float(BEAT)).astype(np.int64)
+    events["time"] = np.maximum(0, clock.beat_began(time.monotonic()) - began)
     return events
+
+
+def identities(events: Records) -> list[bytes]:
+    """What tells flows that are open at one time apart, of each."""
+    named = np.zeros(len(events), [(name, events.dtype[name]) for name in _IDENTITY])
+    for name in _IDENTITY:
+        named[name] = events[name]
+    return [row.tobytes() for row in named]

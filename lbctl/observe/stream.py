@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from ebpf.instance import Instance
+from lbctl.datapath import consts
 from lbctl.datapath.tables import Records
 from lbctl.errors import LbError
 from lbctl.observe import past
@@ -58,6 +59,7 @@ class Stream:
         self._reader = Reader(self._enums, Names(instance.names), self._places)
         self._ending = False
         self._earlier = 0  # lost while agents listened that have ended
+        self._shown: set[bytes] = set()
         self.lost = 0
 
     def end(self) -> None:
@@ -72,19 +74,19 @@ class Stream:
         if self._places.problem:
             yield Note(self._places.problem)
         wanted = self._wanted(began)
-        while True:
-            with Listener(self._instance.pin_dir, wanted) as listener:
-                if wanted != Wanted():
-                    yield from self._before(listener, wanted)
-                yield from self._listened(listener, until)
-            if self._ending or not self._asked.live:
-                return
+        with Listener(self._instance.pin_dir, wanted) as first:
+            if wanted != Wanted():
+                yield from self._before(first, wanted)
+            yield from self._listened(first, until)
+        while self._asked.live and not self._ending:
             self._earlier = self.lost
             yield Note("the agent has ended: what happens until another runs is not told")
-            if not self._await_agent(until):
+            listener = self._next_agent(until)
+            if listener is None:
                 return
-            wanted = Wanted()
-            yield Note("an agent runs again")
+            with listener:
+                yield Note("an agent runs again")
+                yield from self._listened(listener, until)
 
     def _wanted(self, now: float) -> Wanted:
         since = max(1, int((now - self._asked.since) * 1e9)) if self._asked.since else 0
@@ -92,14 +94,15 @@ class Stream:
 
     def _before(self, listener: Listener, wanted: Wanted) -> Iterator[EventRow | Note]:
         """Flows of the time when nobody listened, then what was told to others."""
-        known = past.opened(
-            self._instance.flow_tables, wanted.since, listening := listener.listening
-        )
+        listening = listener.listening
+        known = past.opened(self._instance.flow_tables, wanted.since, listening)
         told = np.empty(0, known.dtype)
         for frame in self._whole(listener):
             told = frame.records
-        earlier = wanted.since < listening
-        if self._asked.since and earlier:
+        # A flow's beginning is known to a beat alone: one that began right then may be told too.
+        self._shown = set(past.identities(known[known["time"] >= listening - past.BEAT]))
+        told = self._unshown(told)
+        if self._asked.since and wanted.since < listening:
             moment = self._reader.moment(listening)
             yield Note(f"nobody listened before {moment}: of that, flows that are still open")
         yield from self._last([*self._rows(known), *self._rows(told)])
@@ -134,24 +137,32 @@ class Stream:
 
     def _told(self, frame: Frame) -> Iterator[EventRow | Lost | Note]:
         if frame.told is not Told.PAST:
-            yield from self._rows(frame.records)
+            yield from self._rows(self._unshown(frame.records))
         lost = self._earlier + frame.lost
         if lost != self.lost:
             self.lost = lost
             yield Lost(lost)
+
+    def _unshown(self, records: Records) -> Records:
+        """Without new flows that were shown as open ones; each of them is told once at most."""
+        if not self._shown:
+            return records
+        names = past.identities(records)
+        again = [name in self._shown for name in names]
+        self._shown -= {name for name, found in zip(names, again, strict=True) if found}
+        kept: Records = records[~np.array(again, bool) | (records["what"] != consts.EVENT_OPENED)]
+        return kept
 
     def _rows(self, records: Records) -> Iterator[EventRow]:
         wanted = self._asked.wanted
         rows = self._reader.rows(wanted.chosen(records, self._enums))
         return (row for row in rows if wanted.matches(row))
 
-    def _await_agent(self, until: float) -> bool:
-        """Until there is one; False if that is not to be waited for."""
+    def _next_agent(self, until: float) -> Listener | None:
+        """Once there is one; None if that is not to be waited for any longer."""
         while not self._ending and time.monotonic() < until:
             try:
-                Listener(self._instance.pin_dir, Wanted()).close()
+                return Listener(self._instance.pin_dir, Wanted())
             except LbError:  # it is about to listen, or to end
                 time.sleep(_AGAIN_SECONDS)
-                continue
-            return True
-        return False
+        return None
