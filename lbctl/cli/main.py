@@ -20,6 +20,7 @@ COMMANDS = {
     "flow": "List the connections being translated, or end some.",
     "observe": "Show new flows, ends of flows, refusals and drops, as they happen.",
     "top": "Watch who has the most traffic: services, endpoints, clients.",
+    "ui": "Serve a page about this node, for a browser.",
     "trace": "Ask the programs where a packet would go, and why.",
     "explain": "Say which endpoints of a service are used from here, which are not, and why.",
     "drain": "Say what the loss of a node would do to services and flows.",

@@ -118,15 +118,13 @@ def command(
     lbctl observe --verdict dropped --verdict refused -o json
     lbctl observe --pod web-7d4b9 --since 10m --follow
     """
-    from lbctl.inspect.opened import open_instance
     from lbctl.observe.stream import Asked, Stream
 
-    with open_instance(pin_dir) as instance:
-        live = follow or not (last or since)
-        asked = Asked(_filter(**chosen), last or 0, since or 0.0, live, seconds or 0.0)
-        stream = Stream(instance, asked)
-        with _ending(stream):
-            shown = _show(stream, output)
+    live = follow or not (last or since)
+    asked = Asked(_filter(**chosen), last or 0, since or 0.0, live, seconds or 0.0)
+    stream = Stream(pin_dir, asked)
+    with _ending(stream):
+        shown = _show(stream, output)
     said = "1 event was" if shown == 1 else f"{shown} events were"
     click.echo(f"{said} shown, {stream.lost} lost", err=True)
 

@@ -14,8 +14,7 @@ import numpy as np
 from lbctl.addresses import format_address, format_endpoint, parse_address
 from lbctl.datapath import clock, consts
 from lbctl.datapath.reasons import reason_names, sentence, verdict
-from lbctl.datapath.tables import HashTable, Records
-from lbctl.inspect import names
+from lbctl.datapath.tables import Records
 from lbctl.inspect.flows import PROTOCOLS
 from lbctl.model.names import PortName
 from lbctl.observe.places import Places
@@ -94,8 +93,11 @@ class EventRow(msgspec.Struct, frozen=True):
 class Names:
     """Names of service ports by id, read anew when they may be others."""
 
-    def __init__(self, table: HashTable, now: Callable[[], float] = time.monotonic) -> None:
-        self._table = table
+    def __init__(
+        self, read: Callable[[], dict[int, PortName]], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`read` opens the map anew: it may have been replaced by a larger one."""
+        self._read_all = read
         self._now = now
         self._known: dict[int, PortName] = {}
         self._read = float("-inf")
@@ -106,7 +108,7 @@ class Names:
             return None
         age = self._now() - self._read
         if age > _NAMES_SECONDS or (service not in self._known and age > 1.0):
-            self._known = names.all_names(self._table)
+            self._known = self._read_all()
             self._read = self._now()
         return self._known.get(service) or PortName.parse(f"service id {service}")
 

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from ebpf.errors import LbError
+from lbctl.addresses import parse_address
 from lbctl.config import standing
 from lbctl.config.standing import SourcePlace
 from lbctl.sources import targets
@@ -66,6 +67,10 @@ class Places:
             self._missed = True
             return NOWHERE
         return Place(found.name, found.node)
+
+    def named(self, address: str) -> Place:
+        """The same of an address as text."""
+        return self.of(parse_address(address))
 
     def refresh(self) -> None:
         """Read the names again, if there was an address without one and it has been a while."""

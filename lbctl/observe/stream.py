@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from ebpf.instance import Instance
 from lbctl.datapath import consts
 from lbctl.datapath.tables import Records
 from lbctl.errors import LbError
+from lbctl.inspect import names
+from lbctl.inspect.opened import open_instance
+from lbctl.model.names import PortName
 from lbctl.observe import past
 from lbctl.observe.eventfilter import EventFilter
 from lbctl.observe.events import EventRow, Names, Reader
@@ -51,12 +54,14 @@ class Asked(msgspec.Struct, frozen=True):
 class Stream:
     """One listener's view. `lost` is how many events it did not get."""
 
-    def __init__(self, instance: Instance, asked: Asked) -> None:
-        self._instance = instance
+    def __init__(self, pin_dir: Path, asked: Asked) -> None:
+        """Raises NotFound if there is no instance, LbError."""
+        self._pin_dir = pin_dir
         self._asked = asked
-        self._enums = instance.enums
-        self._places = Places.of_agent(instance.pin_dir)
-        self._reader = Reader(self._enums, Names(instance.names), self._places)
+        with open_instance(pin_dir) as instance:
+            self._enums = instance.enums
+        self._places = Places.of_agent(pin_dir)
+        self._reader = Reader(self._enums, Names(self._names), self._places)
         self._ending = False
         self._earlier = 0  # lost while agents listened that have ended
         self._shown: set[bytes] = set()
@@ -74,7 +79,7 @@ class Stream:
         if self._places.problem:
             yield Note(self._places.problem)
         wanted = self._wanted(began)
-        with Listener(self._instance.pin_dir, wanted) as first:
+        with Listener(self._pin_dir, wanted) as first:
             if wanted != Wanted():
                 yield from self._before(first, wanted)
             yield from self._listened(first, until)
@@ -88,6 +93,10 @@ class Stream:
                 yield Note("an agent runs again")
                 yield from self._listened(listener, until)
 
+    def _names(self) -> dict[int, PortName]:
+        with open_instance(self._pin_dir) as instance:
+            return names.all_names(instance.names)
+
     def _wanted(self, now: float) -> Wanted:
         since = max(1, int((now - self._asked.since) * 1e9)) if self._asked.since else 0
         return Wanted(self._asked.last, since)
@@ -95,7 +104,8 @@ class Stream:
     def _before(self, listener: Listener, wanted: Wanted) -> Iterator[EventRow | Note]:
         """Flows of the time when nobody listened, then what was told to others."""
         listening = listener.listening
-        known = past.opened(self._instance.flow_tables, wanted.since, listening)
+        with open_instance(self._pin_dir) as instance:
+            known = past.opened(instance.flow_tables, wanted.since, listening)
         told = np.empty(0, known.dtype)
         for frame in self._whole(listener):
             told = frame.records
@@ -162,7 +172,7 @@ class Stream:
         """Once there is one; None if that is not to be waited for any longer."""
         while not self._ending and time.monotonic() < until:
             try:
-                return Listener(self._instance.pin_dir, Wanted())
+                return Listener(self._pin_dir, Wanted())
             except LbError:  # it is about to listen, or to end
                 time.sleep(_AGAIN_SECONDS)
         return None
