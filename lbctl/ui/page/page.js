@@ -229,7 +229,7 @@ async function look() {
 $("wanted").addEventListener("input", () => state.overview && showServices());
 $("from").addEventListener("change", explain);
 $("close").addEventListener("click", () => choose(null));
-document.addEventListener("keydown", (event) => event.key === "Escape" && choose(null));
+document.addEventListener("keydown", (event) => event.key === "Escape" && state.chosen !== null && choose(null));
 document.querySelector("#services thead").addEventListener("click", (event) => {
   const sort = event.target.dataset.sort;
   if (sort) { state.sort = sort; showServices(); }
