@@ -87,7 +87,9 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     "--since", callback=_seconds, metavar="DURATION", help="Those of the last 30s, 5m, 1h."
 )
 @click.option("--follow", "-f", is_flag=True, help="Go on after --last or --since.")
-@click.option("--for", "seconds", callback=_seconds, metavar="DURATION", help="End after so long.")
+@click.option(
+    "--duration", "seconds", callback=_seconds, metavar="DURATION", help="End after so long."
+)
 @click.option(
     "-o",
     "--output",

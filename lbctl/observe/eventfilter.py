@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.datapath import consts
-from lbctl.datapath.reasons import reason_names, verdict
+from lbctl.datapath.reasons import ENDINGS, VERDICTS, ending_names, reason_names, verdict
 from lbctl.datapath.tables import Records
 from lbctl.inspect.flowfilter import Target, inside
-from lbctl.observe.events import DROPPED, ENDED, ENDINGS, OPENED, REFUSED, EventRow, ending_names
+from lbctl.observe.events import DROPPED, ENDED, OPENED, REFUSED, EventRow
 
 Mask = npt.NDArray[np.bool_]
 _SIDES: Final = (("src", "sport"), ("dst", "dport"), ("addr", "port"))
@@ -79,8 +79,6 @@ class EventFilter(msgspec.Struct, frozen=True):
 
 def known_reasons() -> tuple[str, ...]:
     """What --reason may be: why flows end, and why packets go no further."""
-    from lbctl.datapath.reasons import VERDICTS
-
     return (*ENDINGS, *VERDICTS[REFUSED], *VERDICTS[DROPPED])
 
 

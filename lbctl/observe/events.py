@@ -13,7 +13,7 @@ import numpy as np
 
 from lbctl.addresses import format_address, format_endpoint, parse_address
 from lbctl.datapath import clock, consts
-from lbctl.datapath.reasons import reason_names, sentence, verdict
+from lbctl.datapath.reasons import ENDINGS, ending_names, reason_names, sentence, verdict
 from lbctl.datapath.tables import Records
 from lbctl.inspect.flows import PROTOCOLS
 from lbctl.model.names import PortName
@@ -25,17 +25,6 @@ REFUSED: Final = "refused"
 DROPPED: Final = "dropped"
 VERDICTS: Final = (OPENED, ENDED, REFUSED, DROPPED)
 
-# Why flows end, and what that means; the names are those of enum end_reason.
-ENDINGS: Final = {
-    "closed": "Both sides closed it.",
-    "reset": "One side reset it.",
-    "idle": "Nothing was seen of it for as long as its kind may be silent.",
-    "evicted": "The table of flows was full, and another needed its place.",
-    "replaced": "Its client began anew from the same port.",
-    "backend": "Its endpoint stopped serving.",
-    "deleted": "A person or a policy ended it.",
-}
-_END: Final = "END_"
 _NAMES_SECONDS: Final = 5.0  # ids get other owners, but rest before
 _TRAFFIC: Final = ("packets_in", "bytes_in", "packets_out", "bytes_out")
 
@@ -111,15 +100,6 @@ class Names:
             self._known = self._read_all()
             self._read = self._now()
         return self._known.get(service) or PortName.parse(f"service id {service}")
-
-
-def ending_names(enums: Mapping[str, int]) -> dict[int, str]:
-    """enum end_reason by number: lower case, without the prefix."""
-    return {
-        number: name.removeprefix(_END).lower()
-        for name, number in enums.items()
-        if name.startswith(_END) and name != f"{_END}MAX"
-    }
 
 
 class Reader:

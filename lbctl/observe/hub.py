@@ -68,7 +68,7 @@ class Hub:
         self._config = maps.config
         self._cpus = maps.cpus
         self._log = structlog.get_logger()
-        self._problem = ""
+        self.problem = ""
         self.dropped = 0  # events that one listener or another was too slow for
         self.listeners = 0
 
@@ -100,11 +100,12 @@ class Hub:
             fresh.replace(self._path)  # what an agent left that was killed
         except (OSError, Untrusted) as error:
             made.close()
-            if (problem := str(error)) != self._problem:
-                self._log.warning("nobody can listen to events", error=problem)
-            self._problem = problem
+            problem = f"nobody can listen to events of flows: {error}"
+            if problem != self.problem:
+                self._log.warning("nobody can listen to events", error=str(error))
+            self.problem = problem
             return None
-        self._problem = ""
+        self.problem = ""
         return made
 
     def read(self) -> Records:

@@ -14,11 +14,11 @@ from ebpf.flowevents import EVENT
 from ebpf.maps.base import Records
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts
-from lbctl.datapath.reasons import VERDICTS
+from lbctl.datapath.reasons import ENDINGS, VERDICTS, ending_names
 from lbctl.inspect.flowfilter import Target
 from lbctl.model.names import PortName
 from lbctl.observe.eventfilter import EventFilter, known_reasons
-from lbctl.observe.events import ENDINGS, EventRow, Names, Reader, ending_names
+from lbctl.observe.events import EventRow, Names, Reader
 from lbctl.observe.places import Places
 from lbctl.sources.targets import Target as Pod
 

@@ -259,3 +259,21 @@ def test_the_line_tells_how_records_are_laid_out() -> None:
     said = msgspec.json.decode(wire.hello(5), type=wire.Hello)
     assert said.dtype == EVENT
     assert said.listening == 5
+
+
+def test_a_place_that_cannot_be_had_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(hubs, "_AGAIN_SECONDS", 0.05)
+    (tmp_path / "run").write_text("no directory")
+    hub = Hub(tmp_path / "pins", cast(Any, FakeRing()), FakeTables())
+    thread = Watched("events", hub.work)
+    thread.start()
+    wait_until(lambda: hub.problem, BOUND)
+    assert str(tmp_path / "run") in hub.problem
+    (tmp_path / "run").unlink()
+    wait_until(lambda: wire.path_of(tmp_path / "pins").exists(), BOUND)
+    wait_until(lambda: not hub.problem, BOUND)
+    thread.stop()
+    assert thread.join(BOUND)
