@@ -1,8 +1,9 @@
 """The agent: opens what it consists of, and lets each part act when it has something to do.
 
 One thread decides all of it. The source's own threads only fill its store, and others carry out
-what may take long: attaching, the status file, closing sockets, answering probes. Killing the agent
-at any point leaves the data path in place, and the next one continues from what is in the maps.
+what may take long: attaching, the status file, closing sockets, probes, passing on events.
+Killing the agent at any point leaves the data path in place, and the next one continues from what
+is in the maps.
 """
 
 import gc

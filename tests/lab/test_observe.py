@@ -8,6 +8,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -255,3 +256,24 @@ def test_an_agent_that_is_killed_leaves_nobody_listening_for_long(lab: Lab, tmp_
 def is_listened_anew(lab: Lab) -> bool:
     with open_instance(lab.pin_dir("node1")) as instance:
         return int(instance.config.records["events_until"][0]) > clock.current_beat()
+
+
+def test_a_socket_of_the_nodes_own(lab: Lab, tmp_path: Path) -> None:
+    """It is told an endpoint when it connects: by whom, and that nobody is there at another."""
+    call = "import socket,sys; socket.create_connection((sys.argv[1], 80), 5)"
+    with observing(lab, tmp_path / "events") as seen:
+        codes = [
+            lab.exec("node1", [sys.executable, "-c", call, addresses(name)[0]]).returncode
+            for name in ("web", "empty")
+        ]
+        wait_until(lambda: "refused" in {e["verdict"] for e in seen.events()}, BOUND)
+        assert "0 lost" in seen.end()
+    assert codes[0] == 0
+    assert codes[1] != 0
+    opened, refused = (e for e in seen.events() if e["process"])
+    assert (opened["verdict"], opened["kind"]) == ("opened", "socket")
+    assert opened["service"]["service"] == "web"
+    assert opened["backend"]["name"] == "default/pod2"
+    assert (refused["verdict"], refused["reason"]) == ("refused", "no_endpoint")
+    assert refused["service"]["service"] == "empty"
+    assert opened["process"] != refused["process"]
