@@ -28,7 +28,7 @@ INLINE int not_service(struct __sk_buff *skb, const struct config *c, const stru
 {
 	if (!in_service_range(c, &p->dst) || c->flags & CONFIG_PASS_MIDSTREAM)
 		return PASS;
-	return drop_parsed(skb, p, REASON_UNALLOCATED);
+	return drop_elsewhere(skb, p, REASON_UNALLOCATED);
 }
 
 /* May its answers be taken for those of a flow through a service (direct.h)? */

@@ -148,7 +148,7 @@ PROGRAM(FAMILY_NAME(refuse))
 
 PROGRAM(FAMILY_NAME(tell))
 {
-	return tell_decided(skb);
+	return tell(skb);
 }
 
 PROGRAM(FAMILY_NAME(sctp))
