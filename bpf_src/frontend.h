@@ -17,6 +17,7 @@
 #include "maps.h"
 #include "hash.h"
 #include "address.h"
+#include "subprogram.h"
 
 struct frontend {
 	__u32 service;
@@ -83,7 +84,7 @@ INLINE u64 frontend_in(u32 bucket, u32 cells, u32 tag, const struct frontend_key
 	return 0;
 }
 
-INLINE u64 frontend_word(const struct frontend_key *key)
+INLINE u64 frontend_word_inline(const struct frontend_key *key)
 {
 	u32 zero = 0, buckets, cells, tag;
 	const struct frontend_cell *header = frontends.lookup(&zero);
@@ -100,13 +101,31 @@ INLINE u64 frontend_word(const struct frontend_key *key)
 	return word ? word : frontend_in((hash >> 32) * buckets >> 32, cells, tag, key);
 }
 
-INLINE bool find_frontend(const struct frontend_key *key, struct frontend *out)
+CALLED(frontend, struct frontend_key, SUBPROGRAM_FRONTEND);
+SIZED(frontend, struct frontend_key)
+SUBPROGRAM(frontend, struct frontend_key)
+{
+	return own ? frontend_word_inline(own) : 0;
+}
+
+/* The word of a key, or 0. */
+INLINE u64 frontend_word(struct frontend_key *key)
+{
+	return call_frontend(key);
+}
+
+INLINE bool find_frontend(struct frontend_key *key, struct frontend *out)
 {
 	u64 word = frontend_word(key);
 
 	out->service = word & FRONTEND_SERVICE_MASK;
 	out->flags = word >> FRONTEND_FLAGS_SHIFT & FRONTEND_FLAGS_MASK;
 	return word;
+}
+
+INLINE u32 flags_of_word(u64 word)
+{
+	return word >> FRONTEND_FLAGS_SHIFT & FRONTEND_FLAGS_MASK;
 }
 
 /* What services have an address for: FRONTEND_ADDRESS, FRONTEND_OUTER, FRONTEND_SHARED; 0 if none
@@ -116,7 +135,16 @@ INLINE u32 address_flags(const ip_addr *address)
 	struct frontend_key key;
 
 	make_frontend_key(&key, address, 0, 0);
-	return frontend_word(&key) >> FRONTEND_FLAGS_SHIFT & FRONTEND_FLAGS_MASK;
+	return flags_of_word(frontend_word(&key));
+}
+
+/* The same for what every packet asks that is none of ours. */
+INLINE u32 address_flags_inline(const ip_addr *address)
+{
+	struct frontend_key key;
+
+	make_frontend_key(&key, address, 0, 0);
+	return flags_of_word(frontend_word_inline(&key));
 }
 
 /* Is this some service's endpoint, or was it one, and may there still be flows to it? */
