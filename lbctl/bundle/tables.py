@@ -23,7 +23,9 @@ _UNSAID: Final = ("pad", "secret", "random")
 _OF_CLIENTS: Final = frozenset(
     name
     for name, use in USES.items()
-    if use.filled or isinstance(use.size, Buckets | Power) or name.startswith("stash")
+    if use.filled
+    or isinstance(use.size, Buckets | Power)
+    or name in ("stash", "stash_buckets", "flow_events")
 )
 
 
