@@ -204,8 +204,9 @@ class Control:
         return True
 
     def _use_settings(self) -> None:
+        """What can be refused comes first: interfaces are another thread's, which would get
+        programs for a moment."""
         settings = self._settings
-        self._parts.interfaces.set_patterns(settings.uplinks, settings.pod_interfaces)
         self._parts.facts.settings = settings.node
         self._note_own_places()
         if self._use_facts():
@@ -213,6 +214,7 @@ class Control:
         if self._parts.reconciler.synced:
             self._store_config()
             self._set_health_places()
+        self._parts.interfaces.set_patterns(settings.uplinks, settings.pod_interfaces)
 
     def _note_own_places(self) -> bool:
         """Where the API server and this agent listen, which no object may take; returns whether
