@@ -212,6 +212,11 @@ def change_weight(tables: FakeTables) -> None:
     tables.backends.records["weight"][1] = 9
 
 
+def change_since(tables: FakeTables) -> None:
+    """It would be spared as one that is new."""
+    tables.backends.records["since"][1] = 12345
+
+
 def change_share(tables: FakeTables) -> None:
     """Of a service all of whose endpoints are worth the same."""
     tables.slots.records[0] = tables.slots.records["backend"][0], 1000, 1
@@ -249,6 +254,7 @@ FAULTS: dict[Callable[[FakeTables], None], str] = {
     move_backend: "endpoints",
     double_backend: "endpoints",
     change_weight: "endpoints",
+    change_since: "endpoints",
     change_share: "endpoints",
     equal_shares: "endpoints",
     mislead_table: "endpoints",
@@ -285,8 +291,10 @@ def served(tables: FakeTables) -> dict[str, object]:
 def test_a_fault_is_found_named_and_put_right(fault: Callable[[FakeTables], None]) -> None:
     made = world()
     before, endpoints = served(made.tables), made.tables.endpoint_entries()
+    since = made.tables.backends.records["since"].copy()
     fault(made.tables)
     made.run()
+    assert (made.tables.backends.records["since"] == since).all()
     assert made.counts.keys() - BESIDES.get(fault, set()) == {FAULTS[fault]}
     assert served(made.tables) == before
     # A record that rests until no flow has it keeps what it was made to say.
@@ -358,6 +366,29 @@ def test_shares_that_grow_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.add(made.tables.slots.records["share"].tobytes())
     assert len(seen) > 10
     assert made.counts == {}
+
+
+def test_slow_starts_begin_when_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    made = world()
+    slow = Balancing(slow_start=30.0)
+    for backends in (BACKENDS[:1], BACKENDS):
+        made.reconciler.take(update(balanced(objects("slow", "172.30.0.7", backends), slow)))
+        made.reconciler.apply(complete=True)
+    made.run()
+    since = made.tables.backends.records["since"]
+    before = since.copy()
+    assert np.count_nonzero(before) == 2
+    since[before != 0] = 1
+    made.run()
+    assert (since == before).all()
+    assert made.counts == {"endpoints": 1}
+    # Another one's, by a change of ours, is no fault.
+    made.reconciler.take(update(balanced(objects("slow", "172.30.0.7", ["10.0.0.8"]), slow)))
+    made.reconciler.apply(complete=True)
+    made.run()
+    assert made.counts == {"endpoints": 1}
 
 
 def test_repairs_go_to_maps_that_are_being_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from tests.unit.test_audit import (
     add_endpoint,
     add_frontend,
     change_share,
+    change_since,
     change_weight,
     equal_shares,
     guarded,
@@ -85,7 +86,10 @@ def test_nothing_differs_after_changes_of_which_something_rests() -> None:
     assert compared(tables, now) == []
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+# When an endpoint began, no object says: an agent alone knows what it wrote.
+@pytest.mark.parametrize(
+    "fault", [f for f in FAULTS if f is not change_since], ids=lambda fault: fault.__name__
+)
 def test_each_fault_is_a_difference(fault: Callable[[FakeTables], None]) -> None:
     tables = written(usual())
     fault(tables)
