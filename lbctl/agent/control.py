@@ -7,7 +7,6 @@ import structlog
 from ebpf.errors import LbError
 from ebpf.kernel import features
 from lbctl.agent import memory
-from lbctl.agent.facts import device_addresses
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import Report
 from lbctl.config.settings import Settings
@@ -248,9 +247,8 @@ class Control:
 
     def _store_addresses(self) -> int:
         """Returns how many devices were others."""
-        parts, facts = self._parts, self._parts.facts.current
-        devices = device_addresses(parts.facts.network, facts)
-        return config.store_devices(parts.instance.devices, devices)
+        parts = self._parts
+        return config.store_devices(parts.instance.devices, parts.facts.devices)
 
 
 def _unexpected(error: Exception) -> LbError:
