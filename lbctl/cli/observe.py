@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,9 +133,11 @@ def command(
 def _filter(
     services: tuple[str, ...], port: int | None, protocol: str | None, **chosen: Any
 ) -> EventFilter:
+    from lbctl.inspect.flows import PROTOCOLS
     from lbctl.observe.eventfilter import EventFilter
 
-    number = socket.getprotobyname(protocol) if protocol else 0
+    numbers = {name: number for number, name in PROTOCOLS.items()}
+    number = numbers[protocol.upper()] if protocol else 0
     return EventFilter(services=services, port=port or 0, protocol=number, **chosen)
 
 
