@@ -181,9 +181,7 @@ def test_flows(lab: Lab, traffic: Bystanders, family: int) -> None:
             sock = stack.enter_context(client(lab, "pod1", family, TCP))
             sock.connect(where)
             held.append((sock, ask(sock, f"first {number}").connection))
-        others = [
-            stack.enter_context(client(lab, "pod1", family, TCP)) for _ in range(2 * FLOWS)
-        ]
+        others = [stack.enter_context(client(lab, "pod1", family, TCP)) for _ in range(2 * FLOWS)]
         for sock in others:
             sock.setblocking(False)
             sock.connect_ex(where)
