@@ -23,6 +23,7 @@
 #include "icmp.h"
 #include "node.h"
 #include "stash.h"
+#include "fast.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -163,4 +164,9 @@ PROGRAM(FAMILY_NAME(icmp_to_pod))
 PROGRAM(FAMILY_NAME(fragment))
 {
 	return fragment(skb);
+}
+
+PROGRAM(FAMILY_NAME(learn_hops))
+{
+	return learn_hops(skb);
 }

@@ -1,0 +1,210 @@
+/* Past the stack: packets of a flow that is established go straight to the pod or the device that
+ * they are for, where nobody on the way would have a say about them. Whether that is so the agent
+ * tells (config.fast_epoch, fast_devices), and only for a while; all that is not quite sure takes
+ * the stack.
+ *
+ * What goes to a device meets its egress program there, which translates as ever. A pod's is
+ * skipped when a packet is given to the pod itself: what it would have done is done here. */
+#pragma once
+
+#include <uapi/linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include "unit.h"
+#include "kernel.h"
+#include "consts.h"
+#include "types.h"
+#include "config.h"
+#include "parse.h"
+#include "handoff.h"
+#include "cells.h"
+#include "checksum.h"
+#include "cpu.h"
+#include "tailcall.h"
+#include "flow.h"
+#include "plain.h"
+#include "hop.h"
+
+/* All that it costs while it is off, is the first word. */
+INLINE bool is_fast(const struct config *c)
+{
+	return c->fast_epoch && (s32)(c->fast_until - now()) >= 0;
+}
+
+/* May this packet, whose flow was found, go on by itself? It must be one in the middle: those that
+ * open and close a connection take the stack. So does what is none of this host's, or has no link
+ * header. */
+INLINE bool may_pass(struct __sk_buff *skb, const struct packet *p, u32 kind, u32 state)
+{
+	if (kind & (CELL_NODE | CELL_NOTE | CELL_FRAGMENT) || skb->pkt_type || p->l3 != ETH_HLEN)
+		return false;
+	/* Of masqueraded flows the two that act where packets come in. */
+	if (kind & CELL_MASQUERADED && !acts_coming_in(kind))
+		return false;
+	if (p->proto != IPPROTO_TCP)
+		return state == STATE_DATAGRAM;
+	return state == STATE_ESTABLISHED && !(p->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST));
+}
+
+/* The longest datagram that the packet becomes on the wire. 0: it is not what it was. */
+INLINE u32 length_on_wire(struct __sk_buff *skb, const struct packet *p)
+{
+	void *transport = packet_start(skb) + (p->l4 & L4_MASK);
+	u32 header = sizeof(struct udphdr);
+
+	if (!skb->gso_size)
+		return skb->len - p->l3;
+	if (p->proto == IPPROTO_TCP) {
+		if (transport + sizeof(struct tcphdr) > packet_end(skb))
+			return 0;
+		header = ((struct tcphdr *)transport)->doff * 4;
+	}
+	return IP_HEADER_LENGTH + header + skb->gso_size;
+}
+
+/* May a router send it on, or has it been on the way for too long? That the stack answers. */
+INLINE bool has_hops_left(struct __sk_buff *skb, const struct packet *p)
+{
+	void *network = packet_start(skb) + (p->l3 & L3_MASK);
+
+	if (network + IP_HEADER_LENGTH > packet_end(skb))
+		return false;
+#if FAMILY == 4
+	return ((struct iphdr *)network)->ttl > 1;
+#else
+	return ((struct ipv6hdr *)network)->hop_limit > 1;
+#endif
+}
+
+/* As a router does. */
+INLINE void count_hop(struct __sk_buff *skb, const struct packet *p)
+{
+	void *network = packet_start(skb) + (p->l3 & L3_MASK);
+	u16 *word, before;
+
+	if (network + IP_HEADER_LENGTH > packet_end(skb))
+		return;
+#if FAMILY == 4
+	word = (u16 *)&((struct iphdr *)network)->ttl;
+	before = *word;
+	((struct iphdr *)network)->ttl--;
+	((struct iphdr *)network)->check =
+	    adjusted(((struct iphdr *)network)->check, fold((u64)(u16)~before + *word));
+#else
+	word = (u16 *)&((struct ipv6hdr *)network)->nexthdr;
+	before = *word;
+	((struct ipv6hdr *)network)->hop_limit--;
+	if (checksum_kind(skb) == CHECKSUM_COMPLETE)
+		bpf_csum_update(skb, fold((u64)(u16)~before + *word));
+#endif
+}
+
+INLINE void count_passed(void)
+{
+	struct cpu *own = this_cpu();
+
+	if (own)
+		own->passed++;
+}
+
+INLINE int give_to_device(const struct hop *hop)
+{
+	struct bpf_redir_neigh next = {.nh_family = AF_OF_FAMILY};
+
+#if FAMILY == 6
+	__builtin_memcpy(next.ipv6_nh, &hop->next, sizeof(hop->next));
+#else
+	next.ipv4_nh = hop->next;
+#endif
+	count_passed();
+	return redirect_neigh(hop->ifindex, &next, sizeof(next), 0);
+}
+
+/* The pod's own stack never looks at the frame's addresses; what it does with the packet, a bridge
+ * in it for example, may. */
+INLINE int give_to_pod(struct __sk_buff *skb, const struct hop *hop)
+{
+	void *frame = packet_start(skb);
+
+	if (frame + ETH_HLEN > packet_end(skb))
+		return DROP;
+	__builtin_memcpy(frame, hop->macs, sizeof(hop->macs));
+	count_passed();
+	return redirect_peer(hop->ifindex, 0);
+}
+
+/* Where a packet goes by itself: nowhere (`hop` is 0) if the stack is to have it, or if that is yet
+ * to be asked (`unknown`). */
+struct passage {
+	const struct hop *hop;
+	bool unknown;
+};
+
+INLINE void find_passage(struct __sk_buff *skb, const struct config *c, const struct packet *p,
+			 const ip_addr *to, struct passage *way)
+{
+	struct hop_key from = {.addr = p->src, .in = skb->ifindex, .epoch = c->fast_epoch};
+	struct hop_key key = {.addr = *to, .epoch = c->fast_epoch};
+	const struct table *t = get_table();
+	const struct hop *sender, *hop;
+
+	if (!t)
+		return;
+	sender = find_hop(t, &from);
+	hop = find_hop(t, &key);
+	if (!sender || !hop) {
+		way->unknown = true;
+		return;
+	}
+	/* What goes back to where it came from makes the stack tell its sender a better way. */
+	if (sender->flags & FAST_FROM && hop->flags && hop->ifindex != skb->ifindex &&
+	    length_on_wire(skb, p) - 1 < hop->mtu && has_hops_left(skb, p))
+		way->hop = hop;
+}
+
+INLINE int hand_to_learn(struct __sk_buff *skb, const struct packet *p)
+{
+	save_packet(skb, p);
+	return hand_to(skb, FAMILY_PROGRAM(LEARN_HOPS));
+}
+
+/* Is it given to the pod itself? Not where there is another half of the translation to be done, by
+ * the egress program. */
+INLINE bool goes_to_pod(const struct passage *way, u32 kind)
+{
+	return way->hop && way->hop->flags & FAST_PEER && !(kind & CELL_MASQUERADED);
+}
+
+INLINE int pass_on(struct __sk_buff *skb, const struct packet *p, const struct passage *way,
+		   u32 kind)
+{
+	if (way->unknown)
+		return hand_to_learn(skb, p);
+	if (!way->hop)
+		return PASS;
+	count_hop(skb, p);
+	return goes_to_pod(way, kind) ? give_to_pod(skb, way->hop) : give_to_device(way->hop);
+}
+
+/* A plain packet that comes in, and has a flow. A backend's answer is translated where it goes out;
+ * or here, if it skips that. */
+INLINE int plain_or_past(struct __sk_buff *skb, const struct config *c, struct packet *p,
+			 const struct found *f)
+{
+	u32 kind = kind_of(f);
+	bool coming = acts_coming_in(kind);
+	struct passage way = {};
+	struct ends ends;
+	int verdict;
+
+	if (is_fast(c) && may_pass(skb, p, kind, state_of(f)))
+		find_passage(skb, c, p, coming ? &f->cell->addr : &p->dst, &way);
+	if (!coming && !goes_to_pod(&way, kind))
+		return pass_on(skb, p, &way, kind);
+	verdict = plain(skb, p, f, &ends);
+	return verdict == PASS ? pass_on(skb, p, &way, kind) : verdict;
+}
