@@ -17,6 +17,7 @@
 #include "types.h"
 #include "maps.h"
 #include "hash.h"
+#include "subprogram.h"
 
 #define HEAD_STATE(head) ((u32)(head)&STATE_MASK)
 #define HEAD_KIND(head) ((u32)((head) >> HEAD_KIND_SHIFT) & 0xff)
@@ -250,8 +251,10 @@ INLINE bool find_twin(const struct table *t, struct found *found)
 }
 
 /* The live cell of a tuple. The own bank first: a flow is there before it has gone from the other,
- * so none is missed. */
-INLINE bool find_cell(const struct flow_key *key, struct found *found)
+ * so none is missed. Inlined, for the programs of plain packets; all others call it, as
+ * find_cell().
+ */
+INLINE bool find_cell_inline(const struct flow_key *key, struct found *found)
 {
 	const struct table *t = get_table();
 	u64 hash;
@@ -263,6 +266,50 @@ INLINE bool find_cell(const struct flow_key *key, struct found *found)
 		return true;
 	return find_on(false, t, hash, key, found) &&
 	       (!(found->head & HEAD_MOVED) || find_twin(t, found));
+}
+
+/* A cell that was found, in a record that a subprogram can have. */
+struct cell_call {
+	__u64 head;
+	__u32 place;
+	__u32 to; /* whatever the subprogram takes: a state, a reason, a beat */
+	__u32 from;
+	__u32 pad;
+};
+
+INLINE bool found_at(u32 place, u64 head, struct found *found)
+{
+	if (!get_cell(place, found))
+		return false;
+	found->head = head;
+	return true;
+}
+
+struct lookup {
+	struct flow_key key;
+	__u64 head;
+	__u32 place;
+	__u32 pad;
+};
+
+CALLED(find, struct lookup, SUBPROGRAM_FIND);
+SIZED(find, struct lookup)
+SUBPROGRAM(find, struct lookup)
+{
+	struct found found;
+
+	if (!own || !find_cell_inline(&own->key, &found))
+		return false;
+	own->place = found.place;
+	own->head = found.head;
+	return true;
+}
+
+INLINE bool find_cell(const struct flow_key *key, struct found *found)
+{
+	struct lookup lookup = {.key = *key};
+
+	return call_find(&lookup) && found_at(lookup.place, lookup.head, found);
 }
 
 /* The next cell of the ring, a lone cell's is itself. False when the flow has ended meanwhile. What

@@ -167,11 +167,32 @@ INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 k
 	return claim_cell(key, holder, kind, generation, true);
 }
 
+struct claim {
+	struct flow_key key;
+	ip_addr holder;
+	__u32 kind;
+	__u32 generation;
+#if FAMILY == 4
+	__u32 pad;
+#endif
+};
+
+CALLED(claim, struct claim, SUBPROGRAM_CLAIM);
+SIZED(claim, struct claim)
+SUBPROGRAM(claim, struct claim)
+{
+	if (!own)
+		return CELL_FULL;
+	return claim_cell(&own->key, &own->holder, own->kind, own->generation, false);
+}
+
 /* ... if there is room. */
 INLINE u32 reserve_free_cell(const struct flow_key *key, const ip_addr *holder, u32 kind,
 			     u32 generation)
 {
-	return claim_cell(key, holder, kind, generation, false);
+	struct claim claim = {*key, *holder, kind, generation};
+
+	return call_claim(&claim);
 }
 
 /* The content of a reserved cell; `next` is the next cell of the ring, forward to reply to out to

@@ -120,7 +120,7 @@ INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 fr
 	if (!c || !parse_plain(skb, &p, from))
 		return NOT_PLAIN;
 	make_key(&key, &p);
-	if (!find_cell(&key, &f) || kind_of(&f) & CELL_NOTE)
+	if (!find_cell_inline(&key, &f) || kind_of(&f) & CELL_NOTE)
 		return comes_without_flow(skb, c, &p);
 	return plain_or_past(skb, c, &p, &f);
 }
@@ -135,7 +135,7 @@ INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
 	if (!parse_plain(skb, &p, to))
 		return NOT_PLAIN;
 	make_key(&key, &p);
-	if (!find_cell(&key, &f))
+	if (!find_cell_inline(&key, &f))
 		return goes_without_flow(skb, &p);
 	if (!acts_going_out(kind_of(&f)))
 		return PASS;

@@ -296,5 +296,15 @@ enum program {
 	PROGRAM_MAX,
 };
 
+/* Functions that programs call (subprogram.h), by the number that stands for them until linked. */
+enum subprogram {
+	SUBPROGRAM_FIND = 1001, /* the cell of a tuple */
+	SUBPROGRAM_CLAIM,	/* a cell for a tuple */
+	SUBPROGRAM_SET_STATE,	/* of a flow */
+	SUBPROGRAM_END,		/* a flow */
+	SUBPROGRAM_IDLE,	/* is a flow? */
+	SUBPROGRAM_FRONTEND,	/* what an address and port is */
+};
+
 /* The unit of time of all that is kept: a beat is 256 jiffies, 0.25 to 2.6 s by the kernel's HZ. */
 #define BEAT_SHIFT 8

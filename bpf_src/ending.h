@@ -63,8 +63,7 @@ INLINE void hint_state(bool own, const struct found *forward, u32 state)
 	}
 }
 
-/* Changes the flow's state; false if it was not `from` any more, or is about to move. */
-INLINE bool set_state(struct found *forward, u32 from, u32 to)
+INLINE bool set_state_inline(const struct found *forward, u32 from, u32 to)
 {
 	u64 old = IN_STATE(forward->head, from), new = IN_STATE(forward->head, to);
 	/* Before it, since the flow can end right after. */
@@ -73,13 +72,33 @@ INLINE bool set_state(struct found *forward, u32 from, u32 to)
 	ORDERED;
 	if (__sync_val_compare_and_swap(&forward->cell->head, old, new) != old)
 		return false;
-	forward->head = new;
 	if (is_over(from) != is_over(to))
 		add_live(backend, service, is_over(to) ? -1 : 1);
 	if (in_own(forward->place))
 		hint_state(true, forward, to);
 	else
 		hint_state(false, forward, to);
+	return true;
+}
+
+CALLED(set_state, struct cell_call, SUBPROGRAM_SET_STATE);
+SIZED(set_state, struct cell_call)
+SUBPROGRAM(set_state, struct cell_call)
+{
+	struct found forward;
+
+	return own && found_at(own->place, own->head, &forward) &&
+	       set_state_inline(&forward, own->from, own->to);
+}
+
+/* Changes the flow's state; false if it was not `from` any more, or is about to move. */
+INLINE bool set_state(struct found *forward, u32 from, u32 to)
+{
+	struct cell_call call = {forward->head, forward->place, to, from};
+
+	if (!call_set_state(&call))
+		return false;
+	forward->head = IN_STATE(forward->head, to);
 	return true;
 }
 
@@ -153,19 +172,29 @@ INLINE void uncount(const struct found *forward)
 		add_live(forward->state->backend, forward->state->service, -1);
 }
 
-/* Ends the flow that a cell belongs to; exactly one caller gets true. `why` is an enum end_reason;
- * with END_EVICTED, only a flow that may make room goes. */
-INLINE bool end_flow(const struct found *any, u32 why)
+CALLED(end, struct cell_call, SUBPROGRAM_END);
+SIZED(end, struct cell_call)
+SUBPROGRAM(end, struct cell_call)
 {
-	struct found forward;
+	struct found any, forward;
 
-	if (!find_forward(any, &forward) || !mark_dead(&forward, why))
+	if (!own || !found_at(own->place, own->head, &any) || !find_forward(&any, &forward) ||
+	    !mark_dead(&forward, own->to))
 		return false;
 	uncount(&forward);
 	/* All cells of a flow are in one bank. */
 	if (in_own(forward.place))
-		free_ring(true, &forward, why);
+		free_ring(true, &forward, own->to);
 	else
-		free_ring(false, &forward, why);
+		free_ring(false, &forward, own->to);
 	return true;
+}
+
+/* Ends the flow that a cell belongs to; exactly one caller gets true. `why` is an enum end_reason;
+ * with END_EVICTED, only a flow that may make room goes. */
+INLINE bool end_flow(const struct found *any, u32 why)
+{
+	struct cell_call call = {any->head, any->place, why};
+
+	return call_end(&call);
 }

@@ -126,22 +126,35 @@ INLINE u32 timeout_of(const struct config *c, u32 state, bool replied)
 	return replied ? c->datagram_stream_timeout : c->datagram_timeout;
 }
 
+CALLED(idle, struct cell_call, SUBPROGRAM_IDLE);
+SIZED(idle, struct cell_call)
+SUBPROGRAM(idle, struct cell_call)
+{
+	const struct config *c = get_config();
+	struct found forward, reply;
+	u32 timeout;
+
+	if (!c || !own || !found_at(own->place, own->head, &forward))
+		return false;
+	reply = forward;
+	if (!(kind_of(&forward) & CELL_NOTE)) {
+		struct found any = forward;
+
+		if (!find_forward(&any, &forward) || !find_next(&forward, &reply))
+			return false;
+	}
+	timeout = timeout_of(c, state_of(&forward), flags_of(reply.state) & CELL_REPLIED);
+	return is_older(own->to, forward.state->seen, timeout) &&
+	       is_older(own->to, reply.state->seen, timeout);
+}
+
 /* Has nothing been seen of the flow for as long as its state allows? It lives as long as either
  * direction does. */
 INLINE bool is_idle(const struct found *any, u32 beat)
 {
-	const struct config *c = get_config();
-	struct found forward = *any, reply = *any;
-	u32 timeout;
+	struct cell_call call = {any->head, any->place, beat};
 
-	if (!c)
-		return false;
-	if (!(kind_of(any) & CELL_NOTE) &&
-	    (!find_forward(any, &forward) || !find_next(&forward, &reply)))
-		return false;
-	timeout = timeout_of(c, state_of(&forward), flags_of(reply.state) & CELL_REPLIED);
-	return is_older(beat, forward.state->seen, timeout) &&
-	       is_older(beat, reply.state->seen, timeout);
+	return call_idle(&call);
 }
 
 /* What a note counts from the start: it is no less to be kept than a flow that was answered. */

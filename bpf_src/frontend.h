@@ -17,6 +17,7 @@
 #include "maps.h"
 #include "hash.h"
 #include "address.h"
+#include "subprogram.h"
 
 struct frontend {
 	__u32 service;
@@ -83,7 +84,7 @@ INLINE u64 frontend_in(u32 bucket, u32 cells, u32 tag, const struct frontend_key
 	return 0;
 }
 
-INLINE u64 frontend_word(const struct frontend_key *key)
+INLINE u64 frontend_word_inline(const struct frontend_key *key)
 {
 	u32 zero = 0, buckets, cells, tag;
 	const struct frontend_cell *header = frontends.lookup(&zero);
@@ -100,7 +101,20 @@ INLINE u64 frontend_word(const struct frontend_key *key)
 	return word ? word : frontend_in((hash >> 32) * buckets >> 32, cells, tag, key);
 }
 
-INLINE bool find_frontend(const struct frontend_key *key, struct frontend *out)
+CALLED(frontend, struct frontend_key, SUBPROGRAM_FRONTEND);
+SIZED(frontend, struct frontend_key)
+SUBPROGRAM(frontend, struct frontend_key)
+{
+	return own ? frontend_word_inline(own) : 0;
+}
+
+/* The word of a key, or 0. */
+INLINE u64 frontend_word(struct frontend_key *key)
+{
+	return call_frontend(key);
+}
+
+INLINE bool find_frontend(struct frontend_key *key, struct frontend *out)
 {
 	u64 word = frontend_word(key);
 

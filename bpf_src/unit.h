@@ -4,7 +4,7 @@
 #include <uapi/linux/bpf.h>
 #include <linux/pkt_cls.h>
 
-/* There are no calls between functions: bcc loads each program by itself. */
+/* bcc knows no calls between functions; subprogram.h has ours. */
 #define INLINE static __attribute__((always_inline)) inline
 #define PASS TC_ACT_UNSPEC /* lets the next program on the interface run; TC_ACT_OK would not */
 #define DROP TC_ACT_SHOT

@@ -134,9 +134,18 @@ class MapSpec(msgspec.Struct, frozen=True):
     value: Record
 
 
+class Function(msgspec.Struct, frozen=True):
+    """A function within a program: where its first instruction is, and how many bytes the record
+    has that it takes."""
+
+    name: str
+    at: int
+    size: int
+
+
 class Program(msgspec.Struct, frozen=True):
     """One program's instructions; `relocations` are (instruction index, map name), `kernel_reads`
-    indexes of what ebpf/kernel/fields.py completes."""
+    indexes of what ebpf/kernel/fields.py completes, `functions` what it calls."""
 
     name: str
     unit: str
@@ -145,6 +154,7 @@ class Program(msgspec.Struct, frozen=True):
     prog_type: int
     attach_type: int
     kernel_reads: tuple[int, ...] = ()
+    functions: tuple[Function, ...] = ()
 
 
 class Bundle(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from ebpf.errors import CompileError, LbError
 from ebpf.hooks.cgroup import SocketAttacher
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
-from ebpf.kernel import bpffs, libbpf, optional
+from ebpf.kernel import bpffs, functions, libbpf, optional
 from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import Bundle, Field, MapSpec, Program, Record
 from ebpf.maps import ProgramArray
@@ -35,7 +36,16 @@ def load(program: Program, map_fds: Mapping[str, int]) -> int:
     for index in program.kernel_reads:
         kernel_fields.complete(code, index)
     optional.without_missing(code)
-    return libbpf.prog_load(program.prog_type, program.name, bytes(code), program.attach_type)
+    load = functools.partial(
+        libbpf.prog_load, program.prog_type, program.name, bytes(code), program.attach_type
+    )
+    if not program.functions:
+        return load()
+    types, infos = functions.load_types(program.name, program.functions)
+    try:
+        return load(types=types, infos=infos)
+    finally:
+        os.close(types)
 
 
 class Generation:

@@ -19,6 +19,7 @@ from msgspec import structs
 
 from ebpf import trust
 from ebpf.compile import constants, source
+from ebpf.compile.linker import Piece, link
 from ebpf.compile.source import Unit
 from ebpf.errors import CompileError, Untrusted
 from ebpf.layouts import SCHED_CLS, SOCKET_HOOKS, XDP, XDP_ATTACH, Bundle, MapSpec, Program
@@ -32,19 +33,12 @@ _CACHE_MODE = 0o755
 _VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {"live": (), "trace": (("TRACE", "1"),)}
 
 
-class _ChildProgram(msgspec.Struct):
-    name: str
-    insns: bytes
-    relocations: tuple[tuple[int, str], ...]
-    kernel_reads: tuple[int, ...]
-
-
 class _Answer(msgspec.Struct):
     """What the child writes; bytes travel as base64."""
 
     error: str = ""
     detail: str = ""
-    programs: tuple[_ChildProgram, ...] = ()
+    programs: tuple[Piece, ...] = ()
     maps: tuple[MapSpec, ...] = ()
 
 
@@ -292,7 +286,7 @@ def _merge(
                     f"map {spec.name} of unit {unit.name} differs from that of another unit",
                     "Give maps whose records differ per family a name per family.",
                 )
-        for found in answer.programs:
+        for found in link(answer.programs, enums):
             if found.name in programs:
                 raise CompileError(
                     f"program {found.name} exists in {unit.name} and {programs[found.name].unit}"
@@ -306,6 +300,7 @@ def _merge(
                 kind,
                 attach,
                 found.kernel_reads,
+                found.functions,
             )
     return Bundle(key, variant, programs, maps, enums)
 

@@ -14,6 +14,7 @@ from ebpf.errors import KernelError, MissingFeature
 
 _LOG_SIZE = 1 << 20
 _LOG_LINES = 25
+_FUNCTION_INFO = 8  # bytes of struct bpf_func_info
 
 Pointer = ctypes.c_void_p
 
@@ -151,6 +152,7 @@ def library() -> ctypes.CDLL:
         ctypes.c_uint32,
         Pointer,
     ]
+    lib.bpf_btf_load.argtypes = [ctypes.c_char_p, ctypes.c_size_t, Pointer]
     fd = ctypes.c_int
     lib.bpf_map_lookup_elem.argtypes = [fd, Pointer, Pointer]
     lib.bpf_map_update_elem.argtypes = [fd, Pointer, Pointer, ctypes.c_uint64]
@@ -169,15 +171,27 @@ def library() -> ctypes.CDLL:
 
 
 def prog_load(
-    prog_type: int, name: str, insns: bytes, expected_attach_type: int = 0, log_level: int = 0
+    prog_type: int,
+    name: str,
+    insns: bytes,
+    expected_attach_type: int = 0,
+    log_level: int = 0,
+    types: int = 0,
+    infos: bytes = b"",
 ) -> int:
-    """Loads instructions whose map fds are filled in; returns the program's fd.
+    """Loads instructions whose map fds are filled in; returns the program's fd. `types` and `infos`
+    tell of the functions in it (functions.py).
 
     On refusal the load is repeated with the verifier's log, whose last lines go into the error.
     """
     options = _LoadOptions(
         sz=ctypes.sizeof(_LoadOptions), expected_attach_type=expected_attach_type
     )
+    if infos:
+        options.prog_btf_fd = types
+        options.func_info = ctypes.cast(ctypes.c_char_p(infos), Pointer)
+        options.func_info_rec_size = _FUNCTION_INFO
+        options.func_info_cnt = len(infos) // _FUNCTION_INFO
     log = None
     if log_level:
         log = ctypes.create_string_buffer(_LOG_SIZE)
@@ -196,7 +210,7 @@ def prog_load(
     if log is None:
         # Level 1 explains; a log too small for its text is an error of its own (ENOSPC), and then
         # what fits is shown.
-        return prog_load(prog_type, name, insns, expected_attach_type, 1)
+        return prog_load(prog_type, name, insns, expected_attach_type, 1, types, infos)
     lines = log.value.decode(errors="replace").strip().splitlines()
     told = "\n  ".join(lines[-_LOG_LINES:])
     raise KernelError(
@@ -204,6 +218,14 @@ def prog_load(
         -fd,
         f"The verifier says:\n  {told}" if told else "",
     )
+
+
+def btf_load(types: bytes, name: str) -> int:
+    """Type information of a program's own; returns its fd."""
+    fd: int = library().bpf_btf_load(types, len(types), None)
+    if fd < 0:
+        raise KernelError(f"the kernel does not take the types of program {name}", -fd)
+    return fd
 
 
 def map_create(
