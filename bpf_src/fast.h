@@ -1,6 +1,6 @@
 /* Past the stack: packets of a flow that is established go straight to the pod or the device that
  * they are for, where nobody on the way would have a say about them. Whether that is so the agent
- * tells (config.fast_epoch, fast_devices), and only for a while; all that is not quite sure takes
+ * tells (config.fast_open, fast_devices), and only for a while; all that is not quite sure takes
  * the stack.
  *
  * What goes to a device meets its egress program there, which translates as ever. A pod's is
@@ -32,7 +32,7 @@
 /* All that it costs while it is off, is the first word. */
 INLINE bool is_fast(const struct config *c)
 {
-	return c->fast_epoch && (s32)(c->fast_until - now()) >= 0;
+	return c->fast_open && (s32)(c->fast_until - now()) >= 0;
 }
 
 /* May this packet, whose flow was found, go on by itself? It must be one in the middle: those that

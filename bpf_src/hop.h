@@ -163,8 +163,6 @@ INLINE int learn_hops(struct __sk_buff *skb)
 	/* First: what changes while it is asked ends the epoch. */
 	key.epoch = LOAD(&c->fast_epoch);
 	ORDERED;
-	if (!key.epoch)
-		return PASS;
 	key.addr = p.dst;
 	hop = find_hop(t, &key) ? 0 : make_hop(t, &key);
 	if (hop)

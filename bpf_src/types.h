@@ -302,9 +302,10 @@ struct config {
 	__u16 pad;
 	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
 	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
-	__u32 fast_epoch; /* another whenever a hop may have changed; 0: all take the stack (fast.h)
-			   */
-	__u32 fast_until; /* beat up to which that holds */
+	__u32 fast_open;	/* packets of established flows may pass the stack by (fast.h) */
+	__u32 fast_until;	/* beat up to which they may */
+	__u32 fast_epoch;	/* another whenever a hop may have changed */
+	__u32 fast_pad;
 };
 
 /* What the node is called on a device: its first address there of each family, or zero. */

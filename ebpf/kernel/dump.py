@@ -23,6 +23,7 @@ _ERROR, _DONE = 2, 3
 _REQUEST, _DUMP, _MULTI = 1, 0x300, 2
 _DUMP_INTERRUPTED = 0x10
 _KIND_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _ANSWER_SECONDS = 5.0
 _TRIES = 5  # of a list that changes while it is read
 # The kernel has nothing of this family, or not this list.
@@ -103,7 +104,9 @@ def subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
     KernelError."""
     try:
         sock = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            protocol,
         )
     except OSError as error:
         raise KernelError(f"no netlink of family {protocol}", error.errno or 0) from error
@@ -113,11 +116,10 @@ def subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
             sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
     except OSError as error:
         sock.close()
-        raise KernelError(f"cannot hear of changes of family {protocol}", error.errno or 0) from error
+        raise KernelError(
+            f"cannot hear of changes of family {protocol}", error.errno or 0
+        ) from error
     return sock
-
-
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 
 
 def drain(sock: socket.socket) -> tuple[list[tuple[int, bytes]], bool]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from types import MappingProxyType
 
 from ebpf.hooks.tc import Attacher
 from ebpf.kernel import netlink
@@ -30,7 +31,7 @@ class Found:
     """What the thread last said."""
 
     network: Network
-    attached: int = 0
+    running: Mapping[int, str] = MappingProxyType({})
     unattached: tuple[Unattached, ...] = ()
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
     repairs: int = 0  # times that this was so
@@ -64,7 +65,12 @@ class Interfaces:
     @property
     def attached(self) -> int:
         """Interfaces with programs."""
-        return self._found.attached
+        return len(self._found.running)
+
+    @property
+    def running(self) -> Mapping[int, str]:
+        """By index, the program at the ingress of each interface that has programs."""
+        return self._found.running
 
     @property
     def unattached(self) -> tuple[Unattached, ...]:
@@ -156,7 +162,7 @@ class Interfaces:
     def _publish(self, said: Attaching, now: float) -> None:
         found = Found(
             said.network,
-            len(said.attached),
+            {index: program for index, (_, program) in said.attached.items()},
             said.unattached(),
             said.repaired(now),
             said.repairs,
