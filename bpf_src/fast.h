@@ -40,7 +40,8 @@ INLINE bool is_fast(const struct config *c)
  * header. */
 INLINE bool may_pass(struct __sk_buff *skb, const struct packet *p, u32 kind, u32 state)
 {
-	if (kind & (CELL_NODE | CELL_NOTE | CELL_FRAGMENT) || skb->pkt_type || p->l3 != ETH_HLEN)
+	if (kind & (CELL_DIRECT | CELL_NODE | CELL_NOTE | CELL_FRAGMENT) || skb->pkt_type ||
+	    p->l3 != ETH_HLEN)
 		return false;
 	/* Of masqueraded flows the two that act where packets come in. */
 	if (kind & CELL_MASQUERADED && !acts_coming_in(kind))
@@ -160,9 +161,8 @@ INLINE void find_passage(struct __sk_buff *skb, const struct config *c, const st
 		way->unknown = true;
 		return;
 	}
-	/* What goes back to where it came from makes the stack tell its sender a better way. */
-	if (sender->flags & FAST_FROM && hop->flags && hop->ifindex != skb->ifindex &&
-	    length_on_wire(skb, p) - 1 < hop->mtu && has_hops_left(skb, p))
+	if (sender->flags & FAST_FROM && hop->flags && length_on_wire(skb, p) - 1 < hop->mtu &&
+	    has_hops_left(skb, p))
 		way->hop = hop;
 }
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
-from types import MappingProxyType
 
 from ebpf.hooks.tc import Attacher
 from ebpf.kernel import netlink
@@ -31,7 +30,7 @@ class Found:
     """What the thread last said."""
 
     network: Network
-    running: Mapping[int, str] = MappingProxyType({})
+    running: Mapping[int, str] = field(default_factory=dict)  # by index, at ingress
     unattached: tuple[Unattached, ...] = ()
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
     repairs: int = 0  # times that this was so
