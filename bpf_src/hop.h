@@ -129,8 +129,10 @@ INLINE void learn_from(struct __sk_buff *skb, const struct packet *p, struct hop
 }
 
 /* A neighbour that is not known is the stack's to ask for; so is all for a gateway of the other
- * family. */
-INLINE void learn_to(struct __sk_buff *skb, const struct packet *p, struct hop *hop)
+ * family. Of a route's MTU the helper knows nothing unless it is locked, while the stack goes by
+ * it: the least one of all routes holds for each. */
+INLINE void learn_to(struct __sk_buff *skb, const struct config *c, const struct packet *p,
+		     struct hop *hop)
 {
 	struct bpf_fib_lookup fib;
 
@@ -138,7 +140,7 @@ INLINE void learn_to(struct __sk_buff *skb, const struct packet *p, struct hop *
 		return;
 	hop->ifindex = fib.ifindex;
 	hop->flags = fast_flags_of(fib.ifindex) & (FAST_NEIGH | FAST_PEER);
-	hop->mtu = fib.mtu_result;
+	hop->mtu = fib.mtu_result < c->fast_mtu ? fib.mtu_result : c->fast_mtu;
 	__builtin_memcpy(hop->macs, fib.dmac, 6);
 	__builtin_memcpy(hop->macs + 6, fib.smac, 6);
 #if FAMILY == 6
@@ -166,7 +168,7 @@ INLINE int learn_hops(struct __sk_buff *skb)
 	key.addr = p.dst;
 	hop = find_hop(t, &key) ? 0 : make_hop(t, &key);
 	if (hop)
-		learn_to(skb, &p, hop);
+		learn_to(skb, c, &p, hop);
 	key.addr = p.src;
 	key.in = skb->ifindex;
 	hop = find_hop(t, &key) ? 0 : make_hop(t, &key);

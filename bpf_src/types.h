@@ -305,7 +305,7 @@ struct config {
 	__u32 fast_open;	/* packets of established flows may pass the stack by (fast.h) */
 	__u32 fast_until;	/* beat up to which they may */
 	__u32 fast_epoch;	/* another whenever a hop may have changed */
-	__u32 fast_pad;
+	__u32 fast_mtu;		/* the least of any route: the kernel says it of none (hop.h) */
 };
 
 /* What the node is called on a device: its first address there of each family, or zero. */

@@ -20,6 +20,10 @@ from ebpf.kernel.netfilter import NFTABLES_GROUP
 _GROUPS: Final = (1, 3, 4, 5, 7, 8, 9, 11, 19, 24, 25, 32)
 _NEW_NEIGHBOUR, _DEL_NEIGHBOUR = 28, 29
 _RULES: Final = (32, 33)
+_NEW_ROUTE, _GET_ROUTE = 24, 26
+_ROUTE_HEAD = 12  # struct rtmsg
+_METRICS, _MTU = 8, 2
+NO_MTU: Final = 0xFFFF  # of no route
 _TRAFFIC_CONTROL: Final = range(36, 56)
 _NEIGHBOUR_HEAD = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, index, state, flags, type
 _ADDRESS, _LINK_ADDRESS = 1, 2
@@ -29,10 +33,32 @@ _MOST_NEIGHBOURS = 65536
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What changed: `hops`, where packets go; `rules`, who has a say about them."""
+    """What changed: `hops`, where packets go; `rules`, who has a say about them. `mtu` is the least
+    that a new route has; after `lost` there may have been anything."""
 
     hops: bool = False
     rules: bool = False
+    mtu: int = NO_MTU
+    lost: bool = False
+
+
+def least_mtu() -> int:
+    """The least MTU that any route has of its own. Raises KernelError."""
+    found = [NO_MTU]
+    for family in _FAMILIES:
+        head = bytes([family]).ljust(_ROUTE_HEAD, b"\0")
+        try:
+            found += map(_mtu_of, dump.ask(dump.NETLINK_ROUTE, _GET_ROUTE, head))
+        except KernelError as error:
+            if error.errno not in dump.ABSENT:
+                raise
+    return min(found)
+
+
+def _mtu_of(route: bytes) -> int:
+    metrics = dump.attributes(route, _ROUTE_HEAD).get(_METRICS)
+    raw = dump.attributes(metrics).get(_MTU) if metrics else None
+    return min(NO_MTU, struct.unpack("=I", raw)[0]) if raw else NO_MTU
 
 
 class Watch:
@@ -59,6 +85,7 @@ class Watch:
         """All that is waiting. What the kernel had to drop may have been anything."""
         messages, lost = dump.drain(self._routes)
         hops = rules = lost
+        mtu = NO_MTU
         for kind, payload in messages:
             if kind in _RULES or kind in _TRAFFIC_CONTROL:
                 rules = True
@@ -66,10 +93,12 @@ class Watch:
                 hops = self._is_other_neighbour(kind, payload) or hops
             else:
                 hops = True
+            if kind == _NEW_ROUTE:
+                mtu = min(mtu, _mtu_of(payload))
         if self._filters is not None:
-            changes, lost = dump.drain(self._filters)
-            rules = rules or lost or bool(changes)
-        return Seen(hops, rules)
+            changes, dropped = dump.drain(self._filters)
+            rules = rules or dropped or bool(changes)
+        return Seen(hops, rules, mtu, lost)
 
     def _is_other_neighbour(self, kind: int, payload: bytes) -> bool:
         """Whether the neighbour has another link address: mostly it was only asked again."""

@@ -38,6 +38,7 @@ from lbctl.threads import Beat
 OFF: Final = "off"
 ON: Final = "on"
 LOOK_SECONDS: Final = 1.0  # between looks at what nobody announces
+ROUTES_SECONDS: Final = 60.0  # between lists of all routes
 LIFE_SECONDS: Final = 3.0  # what is open ends, if nobody looks
 _LEAST_SECONDS = 0.1  # between looks, however often others change their rules
 _STUCK_SECONDS = 20.0
@@ -69,6 +70,15 @@ class Gate:
         until = clock.current_beat() + clock.beats(LIFE_SECONDS)
         self._record["fast_until"] = until % _U32
 
+    def lower_mtu(self, mtu: int) -> None:
+        """A route has so little. Its epoch begins after that."""
+        self._record["fast_mtu"] = min(mtu, int(self._record["fast_mtu"]))
+
+    def set_mtu(self, mtu: int) -> bool:
+        """The least of all routes; whether it was another."""
+        before, self._record["fast_mtu"] = int(self._record["fast_mtu"]), mtu
+        return before != mtu
+
     def shut(self) -> None:
         """All packets take the stack."""
         self._record["fast_open"] = 0
@@ -93,6 +103,7 @@ class FastPath:
         self._programs = programs
         self._gate = Gate(self._config)
         self._gate.shut()
+        self._routes_at = 0.0
         self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = keeper.work("fast path", self._follow)
 
@@ -135,6 +146,9 @@ class FastPath:
         if seen.rules:
             self._gate.shut()
             look_at = min(look_at, now)
+        self._gate.lower_mtu(seen.mtu)
+        if seen.lost:
+            self._routes_at = now
         if seen.hops and self._gate.is_open:
             self._gate.open_anew()
         if now < look_at:
@@ -145,7 +159,7 @@ class FastPath:
     def _look(self, beat: Beat) -> None:
         found = self._obstacles()
         try:
-            changed = not found and self._store_devices()
+            changed = not found and (self._look_at_routes() | self._store_devices())
         except KernelError as error:  # an interface went meanwhile: it is looked at again
             found, changed = [f"interfaces cannot be looked at: {error.message}"], False
         if beat.stopping.is_set():  # another thread does this now
@@ -161,16 +175,22 @@ class FastPath:
     def _obstacles(self) -> list[str]:
         return obstacles.find() if self._programs.placed else [_NOT_READY]
 
+    def _look_at_routes(self) -> bool:
+        """Now and then: those that come are heard of, and those that go make nothing wrong."""
+        now = time.monotonic()
+        if now < self._routes_at:
+            return False
+        self._routes_at = now + ROUTES_SECONDS
+        return self._gate.set_mtu(paths.least_mtu())
+
     def _store_devices(self) -> bool:
         """Make `fast_devices` say what each device may be used for; whether it said another."""
-        running = self._interfaces.running
-        links = {link.ifindex: link for link in self._interfaces.network.links}
         ours = {libbpf.prog_id(fd) for fd in self._programs.in_place.values()}
         queues = others.queues()
         wanted = {
             index: flags
-            for index, program in running.items()
-            if index in links and (flags := flags_of(links[index], program, ours, queues))
+            for index, (link, program) in self._interfaces.running.items()
+            if (flags := flags_of(link, program, ours, queues))
         }
         return store(self._devices, wanted)
 

@@ -17,7 +17,7 @@ from ebpf.kernel import netlink
 from ebpf.kernel.netlink import IPAddress, Network
 from ebpf.programs import Generation
 from lbctl.addresses import IPV4, family_of
-from lbctl.agent.attaching import Attaching, Unattached, Wanted
+from lbctl.agent.attaching import Attaching, Running, Unattached, Wanted
 from lbctl.agent.keeper import Keeper
 from lbctl.threads import Beat
 
@@ -30,7 +30,7 @@ class Found:
     """What the thread last said."""
 
     network: Network
-    running: Mapping[int, str] = field(default_factory=dict)  # by index, at ingress
+    running: Mapping[int, Running] = field(default_factory=dict)
     unattached: tuple[Unattached, ...] = ()
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
     repairs: int = 0  # times that this was so
@@ -67,8 +67,8 @@ class Interfaces:
         return len(self._found.running)
 
     @property
-    def running(self) -> Mapping[int, str]:
-        """By index, the program at the ingress of each interface that has programs."""
+    def running(self) -> Mapping[int, Running]:
+        """Those with programs, by index."""
         return self._found.running
 
     @property
@@ -161,7 +161,7 @@ class Interfaces:
     def _publish(self, said: Attaching, now: float) -> None:
         found = Found(
             said.network,
-            {index: program for index, (_, program) in said.attached.items()},
+            said.running(),
             said.unattached(),
             said.repaired(now),
             said.repairs,

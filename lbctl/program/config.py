@@ -51,7 +51,7 @@ class DataPathSettings:
 
 
 # Fields that others write: lbctl/agent/beat.py, lbctl/agent/fastpath.py.
-_NOT_HERE: Final = ("agent_beat", "fast_open", "fast_until", "fast_epoch")
+_NOT_HERE: Final = ("agent_beat", "fast_open", "fast_until", "fast_epoch", "fast_mtu")
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:

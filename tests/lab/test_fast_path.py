@@ -12,16 +12,29 @@ import pytest
 from lbctl.agent.fastpath import LIFE_SECONDS, LOOK_SECONDS
 from lbctl.datapath import clock
 from lbctl.lab.cluster import Lab
+from lbctl.lab.network import LINK_GATEWAYS
 from lbctl.lab.topology import Pod
 from tests.lab.support.external import Exposed
 from tests.lab.support.fast import OPTIONS, forwarded, is_open, passed, said, wait_open
 from tests.lab.support.labs import (
     TARGET,
     TCP,
+    TIMEOUT,
     UDP,
     Responder,
     ask,
     connected,
+    listen,
+)
+from tests.lab.support.transfers import (
+    MTU_KNOWN,
+    SMALL_MTU,
+    Exchange,
+    content,
+    echoed,
+    flush_routes,
+    read,
+    text_of,
 )
 from tests.support.waiting import wait_until
 
@@ -135,8 +148,8 @@ def test_a_rule_that_others_make_is_obeyed_at_once(lab: Lab, place: str, family:
             lab.exec("node1", ["nft", f"add rule inet t f udp dport {TARGET} drop"], check=True)
             wait_until(lambda: not is_open(lab), LOOK_SECONDS)
             assert not is_answered(sock)
-            wait_until(lambda: bool(said(lab)))
-            assert said(lab) == ("nftables: chain f of inet t has rules",)
+            # The file that tells is written once a second.
+            wait_until(lambda: said(lab) == ("nftables: chain f of inet t has rules",))
         wait_until(lambda: is_open(lab))
         wait_until(lambda: is_answered(sock), PATIENCE)
         fast = passed(lab)
@@ -164,8 +177,7 @@ def test_a_rule_of_routing_stands_in_the_way(lab: Lab, family: int) -> None:
     made = ["ip", *rule, "add", "fwmark", "7", "table", "100"]
     gone = ["ip", *rule, "del", "fwmark", "7", "table", "100"]
     with changed(lab, "node1", made, gone):
-        wait_until(lambda: bool(said(lab)))
-        assert "policy routing" in said(lab)[0]
+        wait_until(lambda: "policy routing" in str(said(lab)))
         assert not is_open(lab)
     wait_until(lambda: is_open(lab))
 
@@ -223,16 +235,21 @@ def test_a_neighbour_that_changes_under_traffic_is_followed(
 def test_a_pod_whose_link_goes_down_gets_nothing(lab: Lab, family: int) -> None:
     backend = lab.find(BACKENDS["same-node"])
     assert isinstance(backend, Pod)
-    down, up = (["ip", "link", "set", backend.interface, state] for state in ("down", "up"))
+    link, node = backend.interface, lab.node("node1")
     with conversation(lab, "pod1", "cluster", "same-node", UDP, family) as sock:
         go_on(sock)
-        with changed(lab, "node1", down, up):
+        lab.exec("node1", ["ip", "link", "set", link, "down"], check=True)
+        try:
             wait_until(lambda: not is_answered(sock), PATIENCE)
-    route = ["ip", "route", "replace", backend.addresses[0], "dev", backend.interface]
-    lab.exec("node1", [*route, "src", lab.node("node1").addresses[0]], check=True)
-    route = ["ip", "-6", "route", "replace", backend.addresses[1], "dev", backend.interface]
-    lab.exec("node1", route, check=True)
-    with conversation(lab, "pod1", "cluster", "same-node", UDP, family) as sock:
+        finally:
+            for command in (  # what went with it, as network.py has it
+                ["link", "set", link, "up"],
+                ["address", "replace", f"{LINK_GATEWAYS[1]}/64", "dev", link, "nodad"],
+                ["route", "replace", backend.ipv4, "dev", link, "src", node.ipv4],
+                ["route", "replace", backend.ipv6, "dev", link, "src", node.ipv6],
+            ):
+                lab.exec("node1", ["ip", *command], check=True)
+        wait_until(lambda: is_answered(sock), PATIENCE)
         go_on(sock)
 
 
@@ -250,6 +267,75 @@ def test_a_packet_has_one_hop_less_to_go(lab: Lab, family: int) -> None:
         assert not is_answered(sock)
         sock.setsockopt(level, option, 64)
         go_on(sock)
+
+
+@pytest.fixture
+def narrowed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
+    """Forwarding goes by the route's MTU. A link's own would make its peer drop in silence."""
+    where: str = request.param
+    members = [pod.name for pod in lab.pods]
+    flush_routes(lab, members)
+    change_routes(lab, where, ["mtu", str(SMALL_MTU)])
+    yield where
+    change_routes(lab, where, [])
+    flush_routes(lab, members)
+
+
+def change_routes(lab: Lab, where: str, attributes: list[str]) -> None:
+    node, pod = lab.node("node2"), lab.find("pod3")
+    assert isinstance(pod, Pod)
+    ways = {
+        "nowhere": [],
+        "between-nodes": [
+            [cidr, "via", via] for cidr, via in zip(node.pod_cidrs, node.addresses, strict=True)
+        ],
+        "at-the-backend": [[address, "dev", pod.interface] for address in pod.addresses],
+    }
+    for way in ways[where]:
+        lab.exec("node1", ["ip", "route", "replace", *way, *attributes], check=True)
+
+
+@FAMILY
+@pytest.mark.parametrize(
+    ("narrowed", "place"),
+    [
+        ("nowhere", "same-node"),
+        ("nowhere", "other-node"),
+        ("between-nodes", "other-node"),
+        ("at-the-backend", "same-node"),
+    ],
+    indirect=["narrowed"],
+)
+def test_a_large_transfer_passes_in_bundles_and_finds_its_size(
+    lab: Lab, narrowed: str, place: str, family: int
+) -> None:
+    backend = lab.find(BACKENDS[place])
+    exposed = Exposed(f"bulk-{place}", 3 + list(BACKENDS).index(place))
+    exposed.publish(lab, [backend.name], target=TARGET + 1)
+    address, port = exposed.where(lab, "cluster", family)
+    with listen(lab, backend.name, backend.addresses[family], TARGET + 1, TCP) as server:
+        exchange = Exchange(server)
+        exchange.start()
+        fast = passed(lab)
+        with connected(lab, "pod1", address, TCP, port=port) as sock:
+            sock.sendall(content("up"))
+            mtu = sock.getsockopt(*MTU_KNOWN[family])
+            got = read(sock)
+        exchange.join(TIMEOUT)
+    assert exchange.got == content("up")
+    assert got == content("down")
+    assert mtu == (SMALL_MTU if narrowed != "nowhere" else 1500)
+    assert passed(lab) - fast > 50
+
+
+@FAMILY
+@pytest.mark.parametrize("size", [2000, 9000])
+@pytest.mark.parametrize("place", BACKENDS)
+def test_fragments_go_on_beside_what_passes(lab: Lab, place: str, size: int, family: int) -> None:
+    with conversation(lab, "pod1", "cluster", place, UDP, family) as sock:
+        for number in range(5):
+            assert echoed(sock, text_of(number, size)).server == BACKENDS[place]
+            go_on(sock, 2)
 
 
 @FAMILY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from lbctl.inspect import instance as inspected
 from lbctl.inspect.opened import open_instance
@@ -43,4 +44,4 @@ def said(lab: Lab, node: str = "node1") -> tuple[str, ...]:
 
 def wait_open(lab: Lab) -> None:
     for node in lab.nodes:
-        wait_until(lambda node=node: is_open(lab, node.name), why=lambda: str(said(lab, node.name)))
+        wait_until(partial(is_open, lab, node.name), why=lambda: str(lab.paths.run))
