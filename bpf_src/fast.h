@@ -18,7 +18,7 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
-#include "config.h"
+#include "beat.h"
 #include "parse.h"
 #include "handoff.h"
 #include "cells.h"
@@ -27,6 +27,7 @@
 #include "tailcall.h"
 #include "flow.h"
 #include "plain.h"
+#include "masquerade.h"
 #include "hop.h"
 
 /* All that it costs while it is off, is the first word. */
@@ -179,8 +180,8 @@ INLINE bool goes_to_pod(const struct passage *way, u32 kind)
 	return way->hop && way->hop->flags & FAST_PEER && !(kind & CELL_MASQUERADED);
 }
 
-INLINE int pass_on(struct __sk_buff *skb, const struct packet *p, const struct passage *way,
-		   u32 kind)
+INLINE int send_past(struct __sk_buff *skb, const struct packet *p, const struct passage *way,
+		     u32 kind)
 {
 	if (way->unknown)
 		return hand_to_learn(skb, p);
@@ -204,7 +205,7 @@ INLINE int plain_or_past(struct __sk_buff *skb, const struct config *c, struct p
 	if (is_fast(c) && may_pass(skb, p, kind, state_of(f)))
 		find_passage(skb, c, p, coming ? &f->cell->addr : &p->dst, &way);
 	if (!coming && !goes_to_pod(&way, kind))
-		return pass_on(skb, p, &way, kind);
+		return send_past(skb, p, &way, kind);
 	verdict = plain(skb, p, f, &ends);
-	return verdict == PASS ? pass_on(skb, p, &way, kind) : verdict;
+	return verdict == PASS ? send_past(skb, p, &way, kind) : verdict;
 }

@@ -8,7 +8,6 @@
 
 #include <uapi/linux/bpf.h>
 #include "unit.h"
-#include "kernel.h"
 #include "consts.h"
 #include "types.h"
 #include "maps.h"

@@ -23,7 +23,7 @@
 #include "icmp.h"
 #include "node.h"
 #include "stash.h"
-#include "fast.h"
+#include "hop.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
