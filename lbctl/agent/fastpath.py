@@ -154,7 +154,8 @@ class FastPath:
         if now < look_at:
             return look_at
         self._look(beat)
-        return time.monotonic() + (_LEAST_SECONDS if seen.rules else LOOK_SECONDS)
+        soon = seen.rules or not self._programs.placed
+        return time.monotonic() + (_LEAST_SECONDS if soon else LOOK_SECONDS)
 
     def _look(self, beat: Beat) -> None:
         found = self._obstacles()
