@@ -42,8 +42,8 @@ _ENTRIES_HEAD = 40
 # Name, socket family, level of the socket option, list of tables, where an entry says where its
 # target is (after struct ipt_ip or ip6t_ip6, and nfcache).
 _LEGACY: Final = (
-    ("iptables", socket.AF_INET, socket.IPPROTO_IP, "/proc/net/ip_tables_names", 88),
-    ("ip6tables", socket.AF_INET6, socket.IPPROTO_IPV6, "/proc/net/ip6_tables_names", 140),
+    ("iptables", socket.AF_INET, socket.IPPROTO_IP, "/proc/thread-self/net/ip_tables_names", 88),
+    ("ip6tables", socket.AF_INET6, socket.IPPROTO_IPV6, "/proc/thread-self/net/ip6_tables_names", 140),
 )
 _VERDICT_AT = 32  # of struct xt_standard_target
 _ACCEPTED = -2  # -NF_ACCEPT - 1

@@ -13,7 +13,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -23,14 +23,13 @@ import structlog
 from ebpf.errors import KernelError
 from ebpf.hooks import others
 from ebpf.hooks.others import Queues
-from ebpf.instance import Instance
 from ebpf.kernel import libbpf, paths
 from ebpf.kernel.netlink import Link
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.interfaces import Interfaces
 from lbctl.agent.keeper import Keeper
 from lbctl.datapath import clock, consts
-from lbctl.datapath.tables import ArrayTable, HashTable
+from lbctl.datapath.tables import ArrayTable, HashTable, Tables
 from lbctl.host import obstacles
 from lbctl.status import FastPathState
 from lbctl.threads import Beat
@@ -90,18 +89,19 @@ class FastPath:
     def __init__(
         self,
         mode: str,
-        instance: Instance,
+        tables: Tables,
         interfaces: Interfaces,
         programs: LaterGeneration,
         keeper: Keeper,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now = now
         self.mode = mode
         self.state = FastPathState(mode == ON)
-        self._config = instance.config
-        self._devices = instance.fast_devices
+        self._devices = tables.fast_devices
         self._interfaces = interfaces
         self._programs = programs
-        self._gate = Gate(self._config)
+        self._gate = Gate(tables.config)
         self._gate.shut()
         self._routes_at = 0.0
         self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -133,14 +133,14 @@ class FastPath:
             look_at = 0.0
             while not beat.stopping.is_set():
                 beat.within(_STUCK_SECONDS)
-                poll.poll(max(0.0, look_at - time.monotonic()) * 1000)
+                poll.poll(max(0.0, look_at - self._now()) * 1000)
                 look_at = self._turn(beat, watch.read(), look_at)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._told)
 
     def _turn(self, beat: Beat, seen: paths.Seen, look_at: float) -> float:
         """Returns when to look again."""
-        now = time.monotonic()
+        now = self._now()
         if beat.stopping.is_set():
             return look_at
         if seen.rules:
@@ -155,7 +155,7 @@ class FastPath:
             return look_at
         self._look(beat)
         soon = seen.rules or not self._programs.placed
-        return time.monotonic() + (_LEAST_SECONDS if soon else LOOK_SECONDS)
+        return self._now() + (_LEAST_SECONDS if soon else LOOK_SECONDS)
 
     def _look(self, beat: Beat) -> None:
         found = self._obstacles()
@@ -178,7 +178,7 @@ class FastPath:
 
     def _look_at_routes(self) -> bool:
         """Now and then: those that come are heard of, and those that go make nothing wrong."""
-        now = time.monotonic()
+        now = self._now()
         if now < self._routes_at:
             return False
         self._routes_at = now + ROUTES_SECONDS

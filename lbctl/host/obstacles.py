@@ -28,7 +28,7 @@ _USUAL: Final = {0: 255, 32766: 254, 32767: 253}
 
 _GET_POLICIES = 0x25  # XFRM_MSG_GETSPDINFO
 _POLICY_COUNTS = 1
-_VIRTUAL_SERVERS = Path("/proc/net/ip_vs")
+_VIRTUAL_SERVERS = Path("/proc/thread-self/net/ip_vs")
 _HEADING_LINES = 3
 _MOST_NAMED = 3
 
