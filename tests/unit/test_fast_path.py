@@ -164,8 +164,10 @@ class Rig:
         self.programs = SimpleNamespace(placed=True, in_place={})
         self.interfaces = SimpleNamespace(running={7: Running(POD, "entry_from_pod")})
         keeper = SimpleNamespace(work=lambda name, work: None)
-        parts: Any = (self.interfaces, self.programs, keeper)
-        self.path = FastPath("on", self.tables, *parts, now=lambda: self.now)
+        loose: Any = FastPath
+        self.path: FastPath = loose(
+            "on", self.tables, self.interfaces, self.programs, keeper, lambda: self.now
+        )
         self.look_at = 0.0
 
     def turn(self, seconds: float = 0.0, **seen: Any) -> None:
