@@ -293,6 +293,8 @@ enum program {
 	PROGRAM_FRAGMENT6,
 	PROGRAM_CHOOSE4, /* to a service that does not choose simply by chance */
 	PROGRAM_CHOOSE6,
+	PROGRAM_GO_PAST4, /* plain packets of flows that may go past the stack */
+	PROGRAM_GO_PAST6,
 	PROGRAM_LEARN_HOPS4, /* of a flow that may go past the stack, but nobody has asked where to
 			      */
 	PROGRAM_LEARN_HOPS6,

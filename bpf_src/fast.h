@@ -18,6 +18,7 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
+#include "config.h"
 #include "beat.h"
 #include "parse.h"
 #include "handoff.h"
@@ -29,12 +30,6 @@
 #include "plain.h"
 #include "masquerade.h"
 #include "hop.h"
-
-/* All that it costs while it is off, is the first word. */
-INLINE bool is_fast(const struct config *c)
-{
-	return c->fast_open && (s32)(c->fast_until - now()) >= 0;
-}
 
 /* May this packet, whose flow was found, go on by itself? It must be one in the middle: those that
  * open and close a connection take the stack. So does what is none of this host's, or has no link
@@ -167,6 +162,13 @@ INLINE void find_passage(struct __sk_buff *skb, const struct config *c, const st
 		way->hop = hop;
 }
 
+/* It is not so plain after all. */
+INLINE int hand_back(struct __sk_buff *skb, const struct packet *p)
+{
+	handoff(skb)->from = p->origin;
+	return hand_to(skb, FAMILY_PROGRAM(COMING_IN));
+}
+
 INLINE int hand_to_learn(struct __sk_buff *skb, const struct packet *p)
 {
 	save_packet(skb, p);
@@ -191,21 +193,54 @@ INLINE int send_past(struct __sk_buff *skb, const struct packet *p, const struct
 	return goes_to_pod(way, kind) ? give_to_pod(skb, way->hop) : give_to_device(way->hop);
 }
 
-/* A plain packet that comes in, and has a flow. A backend's answer is translated where it goes out;
- * or here, if it skips that. */
+/* The cell that the packet's tuple was found in. False if the flow has ended since. */
+INLINE bool restore_found(struct __sk_buff *skb, struct found *f)
+{
+	return get_cell(handoff(skb)->place, f) &&
+	       HEAD_GENERATION(f->head) == handoff(skb)->generation && state_of(f) >= STATE_LIVE;
+}
+
+/* The program for plain packets of flows while the way is open. A backend's answer is translated
+ * where it goes out; or here, if it skips that. */
+INLINE int go_past(struct __sk_buff *skb)
+{
+	const struct config *c = get_config();
+	struct passage way = {};
+	struct ends ends;
+	struct packet p;
+	struct found f;
+	u32 kind;
+	bool coming;
+	int verdict;
+
+	if (!c || !restore_packet(skb, &p))
+		return PASS;
+	if (!restore_found(skb, &f))
+		return hand_back(skb, &p);
+	kind = kind_of(&f);
+	coming = acts_coming_in(kind);
+	if ((s32)(c->fast_until - now()) >= 0)
+		find_passage(skb, c, &p, coming ? &f.cell->addr : &p.dst, &way);
+	if (!coming && !goes_to_pod(&way, kind))
+		return send_past(skb, &p, &way, kind);
+	verdict = plain(skb, &p, &f, &ends);
+	if (verdict == NOT_PLAIN)
+		return hand_back(skb, &p);
+	return verdict == PASS ? send_past(skb, &p, &way, kind) : verdict;
+}
+
+/* A plain packet that comes in, and has a flow. All that the way past costs while it is shut is the
+ * first word. */
 INLINE int plain_or_past(struct __sk_buff *skb, const struct config *c, struct packet *p,
 			 const struct found *f)
 {
-	u32 kind = kind_of(f);
-	bool coming = acts_coming_in(kind);
-	struct passage way = {};
 	struct ends ends;
-	int verdict;
 
-	if (is_fast(c) && may_pass(skb, p, kind, state_of(f)))
-		find_passage(skb, c, p, coming ? &f->cell->addr : &p->dst, &way);
-	if (!coming && !goes_to_pod(&way, kind))
-		return send_past(skb, p, &way, kind);
-	verdict = plain(skb, p, f, &ends);
-	return verdict == PASS ? send_past(skb, p, &way, kind) : verdict;
+	if (c->fast_open && may_pass(skb, p, kind_of(f), state_of(f))) {
+		save_packet(skb, p);
+		handoff(skb)->generation = HEAD_GENERATION(f->head);
+		handoff(skb)->place = f->place;
+		return hand_to(skb, FAMILY_PROGRAM(GO_PAST));
+	}
+	return acts_coming_in(kind_of(f)) ? plain(skb, p, f, &ends) : PASS;
 }
