@@ -57,13 +57,11 @@ class Audited(msgspec.Struct, frozen=True):
 
 
 class FastPathState(msgspec.Struct, frozen=True):
-    """The way past the stack. `obstacles` say why it is not open although it is `wanted`; `since`
-    is when that became so, in seconds since 1970."""
+    """The way past the stack. `obstacles` say why it is not open although it is `wanted`."""
 
     wanted: bool = False
     open: bool = False
     obstacles: tuple[str, ...] = ()
-    since: float = 0.0
 
 
 class StatusRecord(msgspec.Struct, frozen=True):

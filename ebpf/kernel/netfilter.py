@@ -41,9 +41,10 @@ _GET_INFO, _GET_ENTRIES = 64, 65
 _ENTRIES_HEAD = 40
 # Name, socket family, level of the socket option, list of tables, where an entry says where its
 # target is (after struct ipt_ip or ip6t_ip6, and nfcache).
+_LISTS = Path("/proc/thread-self/net")
 _LEGACY: Final = (
-    ("iptables", socket.AF_INET, socket.IPPROTO_IP, "/proc/thread-self/net/ip_tables_names", 88),
-    ("ip6tables", socket.AF_INET6, socket.IPPROTO_IPV6, "/proc/thread-self/net/ip6_tables_names", 140),
+    ("iptables", socket.AF_INET, socket.IPPROTO_IP, "ip_tables_names", 88),
+    ("ip6tables", socket.AF_INET6, socket.IPPROTO_IPV6, "ip6_tables_names", 140),
 )
 _VERDICT_AT = 32  # of struct xt_standard_target
 _ACCEPTED = -2  # -NF_ACCEPT - 1
@@ -103,7 +104,7 @@ def _number(raw: bytes) -> int:
 
 def _legacy(tool: str, family: int, level: int, names: str, target_at: int) -> Iterator[Hooked]:
     try:
-        tables = Path(names).read_text().split()
+        tables = (_LISTS / names).read_text().split()
         sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
     except FileNotFoundError:
         return

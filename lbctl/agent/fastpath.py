@@ -13,10 +13,9 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
-import msgspec
 import numpy as np
 import structlog
 
@@ -186,7 +185,7 @@ class FastPath:
 
     def _store_devices(self) -> bool:
         """Make `fast_devices` say what each device may be used for; whether it said another."""
-        ours = {libbpf.prog_id(fd) for fd in self._programs.in_place.values()}
+        ours = own_programs(self._programs.descriptors)
         queues = others.queues()
         wanted = {
             index: flags
@@ -196,14 +195,23 @@ class FastPath:
         return store(self._devices, wanted)
 
     def _say(self, state: FastPathState) -> None:
-        if msgspec.structs.replace(state, since=self.state.since) == self.state:
+        if state == self.state:
             return
         log = structlog.get_logger()
         if state.open:
             log.info("established flows pass the stack")
         else:
             log.info("all packets take the stack", why=list(state.obstacles))
-        self.state = msgspec.structs.replace(state, since=time.time())
+        self.state = state
+
+
+def own_programs(descriptors: Iterable[int]) -> set[int]:
+    """The kernel's numbers of these. The loop may close one meanwhile, which runs no more then."""
+    found = set()
+    for descriptor in descriptors:
+        with contextlib.suppress(KernelError):
+            found.add(libbpf.prog_id(descriptor))
+    return found
 
 
 def flags_of(link: Link, program: str, ours: Collection[int], queues: Queues) -> int:

@@ -122,6 +122,12 @@ DECISIONS: Final = _counter(
     "established flows are not among them.",
     *("verdict", "reason"),
 )
+FAST_OPEN: Final = _gauge(
+    "lbctl_fast_path_open", "1 while packets may pass the node's network stack by."
+)
+PASSED: Final = _counter(
+    "lbctl_fast_path_packets_total", "Packets that did, of flows through services."
+)
 FLOWS: Final = _gauge("lbctl_flows", "Live connections through services, by IP family.", "family")
 CONNECTIONS: Final = _counter(
     "lbctl_service_connections_total", "Connections begun since the port was programmed.", *_PORT

@@ -17,7 +17,8 @@ from lbctl.troubles import KINDS
 
 class Snapshot(msgspec.Struct, frozen=True):
     """At one moment. `unattached` are the roles (uplink, pod) of interfaces without programs,
-    `reasons` the packets by what was decided about them, `corrections` the times that something
+    `reasons` the packets by what was decided about them, `passed` those that passed the stack by,
+    `corrections` the times that something
     others changed was put right, by what it was."""
 
     record: StatusRecord
@@ -27,6 +28,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     generations: int
     unattached: tuple[str, ...]
     reasons: dict[str, int]
+    passed: int
     corrections: dict[str, int]
 
 
@@ -40,6 +42,8 @@ def metrics(said: Snapshot) -> Iterator[Metric]:
     yield families.DECISIONS.metric(
         {(verdict(reason), reason): count for reason, count in said.reasons.items()}
     )
+    yield families.FAST_OPEN.metric(int(said.record.fast_path.open))
+    yield families.PASSED.metric(said.passed)
 
 
 def _of_agent(record: StatusRecord) -> Iterator[Metric]:

@@ -161,7 +161,7 @@ class Rig:
         self.beat = SimpleNamespace(stopping=threading.Event())
         monkeypatch.setattr(obstacles, "find", lambda: list(self.obstacles))
         monkeypatch.setattr(paths, "least_mtu", lambda: self.routes)
-        self.programs = SimpleNamespace(placed=True, in_place={})
+        self.programs = SimpleNamespace(placed=True, descriptors=[])
         self.interfaces = SimpleNamespace(running={7: Running(POD, "entry_from_pod")})
         keeper = SimpleNamespace(work=lambda name, work: None)
         loose: Any = FastPath
