@@ -295,6 +295,8 @@ enum program {
 	PROGRAM_CHOOSE6,
 	PROGRAM_GO_PAST4, /* plain packets of flows that may go past the stack */
 	PROGRAM_GO_PAST6,
+	PROGRAM_TRACK_PAST4, /* ... of those, a SYN-ACK */
+	PROGRAM_TRACK_PAST6,
 	PROGRAM_LEARN_HOPS4, /* of a flow that may go past the stack, but nobody has asked where to
 			      */
 	PROGRAM_LEARN_HOPS6,

@@ -29,11 +29,20 @@
 #include "flow.h"
 #include "plain.h"
 #include "masquerade.h"
+#include "established.h"
+#include "tcp.h"
 #include "hop.h"
 
+/* Does a backend take the connection whose SYN has passed the stack? */
+INLINE bool is_syn_ack(const struct packet *p, u32 kind)
+{
+	return p->proto == IPPROTO_TCP && kind & CELL_REPLY &&
+	       (p->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+}
+
 /* May this packet, whose flow was found, go on by itself? It must be one in the middle: those that
- * open and close a connection take the stack. So does what is none of this host's, or has no link
- * header. */
+ * open and close a connection take the stack, but for the SYN-ACK, for which its client waits. So
+ * does what is none of this host's, or has no link header. */
 INLINE bool may_pass(struct __sk_buff *skb, const struct packet *p, u32 kind, u32 state)
 {
 	if (kind & (CELL_DIRECT | CELL_NODE | CELL_NOTE | CELL_FRAGMENT) || skb->pkt_type ||
@@ -44,6 +53,8 @@ INLINE bool may_pass(struct __sk_buff *skb, const struct packet *p, u32 kind, u3
 		return false;
 	if (p->proto != IPPROTO_TCP)
 		return state == STATE_DATAGRAM;
+	if (state == STATE_SYN)
+		return is_syn_ack(p, kind);
 	return state == STATE_ESTABLISHED && !(p->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST));
 }
 
@@ -223,10 +234,38 @@ INLINE int go_past(struct __sk_buff *skb)
 		find_passage(skb, c, &p, coming ? &f.cell->addr : &p.dst, &way);
 	if (!coming && !goes_to_pod(&way, kind))
 		return send_past(skb, &p, &way, kind);
+	if (is_syn_ack(&p, kind))
+		return hand_to(skb, FAMILY_PROGRAM(TRACK_PAST));
 	verdict = plain(skb, &p, &f, &ends);
 	if (verdict == NOT_PLAIN)
 		return hand_back(skb, &p);
 	return verdict == PASS ? send_past(skb, &p, &way, kind) : verdict;
+}
+
+/* The program for a SYN-ACK that goes to a pod by itself: what it says of the flow is noted here,
+ * too. If anything is not as it was, the stack and the program at its end see to it. */
+INLINE int track_past(struct __sk_buff *skb)
+{
+	const struct config *c = get_config();
+	struct passage way = {};
+	struct flow_key key;
+	struct packet p;
+	struct found f;
+	struct pair pair;
+	struct ends ends;
+	int verdict;
+
+	if (!c || !restore_packet(skb, &p))
+		return PASS;
+	make_key(&key, &p);
+	if (!find_cell(&key, &f) || !is_syn_ack(&p, kind_of(&f)))
+		return PASS;
+	find_passage(skb, c, &p, &p.dst, &way);
+	if (!goes_to_pod(&way, kind_of(&f)) || !read_ends(&f, &ends) || !find_pair(&f, &pair))
+		return PASS;
+	track_tcp(skb, &p, &pair);
+	verdict = translate_by(skb, &p, kind_of(&f), &ends);
+	return verdict == PASS ? send_past(skb, &p, &way, kind_of(&f)) : verdict;
 }
 
 /* A plain packet that comes in, and has a flow. All that the way past costs while it is shut is the

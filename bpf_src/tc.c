@@ -172,6 +172,11 @@ PROGRAM(FAMILY_NAME(go_past))
 	return go_past(skb);
 }
 
+PROGRAM(FAMILY_NAME(track_past))
+{
+	return track_past(skb);
+}
+
 PROGRAM(FAMILY_NAME(learn_hops))
 {
 	return learn_hops(skb);
