@@ -19,6 +19,7 @@ from lbctl.config.watch import FollowedFile
 from lbctl.health.monitor import Health
 from lbctl.host.takeover import Watcher
 from lbctl.model.updates import Source
+from lbctl.observe.hub import Hub
 from lbctl.reconcile.reconciler import Reconciler
 
 
@@ -44,3 +45,4 @@ class Parts:
     keeper: Keeper
     guard: Guard
     syncs: Syncs
+    hub: Hub
