@@ -49,7 +49,7 @@ COUNTS = {
     "entry_from_pod": Counts(60, 80, 3),
     "entry_to_pod": Counts(60, 80, 3),
     "from_pod4": Counts(2150, 16000, 46),
-    "from_pod6": Counts(2500, 20000, 55),
+    "from_pod6": Counts(2550, 21500, 55),
     "to_pod4": Counts(1800, 13000, 37),
     "to_pod6": Counts(2050, 24000, 46),
     "from_net4": Counts(2250, 25500, 48),
