@@ -21,6 +21,7 @@
 #include "masquerade.h"
 #include "plain.h"
 #include "outgoing.h"
+#include "outer.h"
 
 /* A packet that is not for a service. */
 INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
@@ -56,6 +57,10 @@ INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, str
 		return hand_to_connect(skb, p);
 	}
 #ifndef TRACE
+	if (may_be_outer(c, p)) {
+		save_packet(skb, p);
+		return hand_to(skb, FAMILY_PROGRAM(ARRIVE));
+	}
 	if (may_meet_flow(p)) {
 		save_packet(skb, p);
 		return hand_to(skb, FAMILY_PROGRAM(DIRECT));

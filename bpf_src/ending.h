@@ -102,6 +102,12 @@ INLINE bool set_state(struct found *forward, u32 from, u32 to)
 	return true;
 }
 
+/* The beat of which a lone cell has the lower half: the last one up to another. */
+INLINE u32 latest_beat(u32 half, u32 until)
+{
+	return until - ((until - half) & 0xffff);
+}
+
 /* Frees the cells of a flow that this CPU has ended, and accounts for what they counted. */
 INLINE void free_ring(bool own, const struct found *forward, u32 why)
 {
@@ -127,6 +133,8 @@ INLINE void free_ring(bool own, const struct found *forward, u32 why)
 		place = next_place(at.state);
 		free_cell(own, at.cell, at.place, at.head);
 	}
+	if (goes_whole(HEAD_KIND(forward->head)))
+		flow.opened = latest_beat(flow.opened, flow.seen);
 	if (forward->state->backend & BACKEND_ID_MASK) {
 		count_traffic(forward->state->service, flow.packets_in, flow.bytes_in,
 			      flow.packets_out, flow.bytes_out);

@@ -148,6 +148,9 @@ INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 	/* Where the packets that it is about would be translated, and nowhere else. */
 	if (reply ? !acts_going_out(kind_of(&f)) : !acts_coming_in(kind_of(&f)))
 		return PASS;
+	/* About what the endpoint has answered, which its node alone has translated. */
+	if (goes_whole(kind_of(&f)))
+		return hand_to_encapsulate(skb, &outer, &f);
 	/* What comes in about a flow of the node's own is about what its client sent. */
 	if (kind_of(&f) & CELL_REPLY)
 		reply = true;

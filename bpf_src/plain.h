@@ -19,6 +19,7 @@
 #include "cells.h"
 #include "beat.h"
 #include "flow.h"
+#include "tailcall.h"
 #include "established.h"
 #include "select.h"
 #include "owner.h"
@@ -119,5 +120,7 @@ INLINE int plain(struct __sk_buff *skb, struct packet *p, const struct found *f)
 	if (!is_plain(p, f, beat) || !read_ends(f, &ends))
 		return NOT_PLAIN;
 	follow(p, f, skb->len - p->l3, beat);
+	if (goes_whole(kind_of(f)))
+		return hand_to_encapsulate(skb, p, f);
 	return translate_by(skb, p, kind_of(f), &ends);
 }

@@ -24,10 +24,10 @@ INLINE int make_room(struct __sk_buff *skb)
 	if (!t || !restore_packet(skb, &p))
 		return DROP;
 	__builtin_memcpy(&client, &p.src, sizeof(client));
-	/* Nobody else is at the flow, so this waits for nobody. */
-	if (evict(t, hash, greed_of(&client, t)))
-		return hand_to(skb, p.origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)
-							    : FAMILY_PROGRAM(CONNECT));
+	/* Nobody else is at the flow, so this waits for nobody. What came in an outer header has
+	 * lost its endpoint on the way here: there is room for the next of it. */
+	if (evict(t, hash, greed_of(&client, t)) && p.origin != ORIGIN_DSR)
+		return hand_to(skb, beginning_program(&p));
 	count(skb, REASON_FLOWS_FULL);
 	return DROP;
 }

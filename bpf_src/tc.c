@@ -23,6 +23,8 @@
 #include "icmp.h"
 #include "node.h"
 #include "stash.h"
+#include "dsr.h"
+#include "arrive.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -138,6 +140,26 @@ PROGRAM(FAMILY_NAME(open_masqueraded))
 PROGRAM(FAMILY_NAME(direct))
 {
 	return direct(skb);
+}
+
+PROGRAM(FAMILY_NAME(open_dsr))
+{
+	return open_dsr(skb);
+}
+
+PROGRAM(FAMILY_NAME(encapsulate))
+{
+	return encapsulate(skb);
+}
+
+PROGRAM(FAMILY_NAME(too_big))
+{
+	return too_big(skb);
+}
+
+PROGRAM(FAMILY_NAME(arrive))
+{
+	return arrive(skb);
 }
 
 PROGRAM(FAMILY_NAME(refuse))

@@ -301,6 +301,10 @@ struct config {
 	__u16 pad;
 	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
 	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
+	__u16 dsr_port; /* of outer UDP headers, network byte order; 0: none are taken off */
+	__u16 pad2[3];
+	struct addr node_port4; /* any of the node's addresses that serve node ports, or zero */
+	struct addr node_port6;
 };
 
 /* What the node is called on a device: its first address there of each family, or zero. */
