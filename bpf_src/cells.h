@@ -251,9 +251,7 @@ INLINE bool find_twin(const struct table *t, struct found *found)
 }
 
 /* The live cell of a tuple. The own bank first: a flow is there before it has gone from the other,
- * so none is missed. Inlined, for the programs of plain packets; all others call it, as
- * find_cell().
- */
+ * so none is missed. The programs of plain packets have it inlined, all others call find_cell(). */
 INLINE bool find_cell_inline(const struct flow_key *key, struct found *found)
 {
 	const struct table *t = get_table();

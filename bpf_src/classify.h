@@ -47,11 +47,11 @@ INLINE bool is_to_frontend(const struct packet *p)
 	return frontend_word(&key);
 }
 
-/* No flow has the tuple of a packet that comes in. Its ports are known. */
-INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, struct packet *p)
+/* No flow has the tuple of a packet that comes in. Its ports are known; `address` is what services
+ * have the destination for. */
+INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, struct packet *p,
+			      u32 address)
 {
-	u32 address = address_flags(&p->dst);
-
 	if (address & FRONTEND_ADDRESS || (address && is_to_frontend(p))) {
 		save_packet(skb, p);
 		return hand_to_connect(skb, p);
@@ -125,7 +125,7 @@ INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 fr
 		return NOT_PLAIN;
 	make_key(&key, &p);
 	if (!find_cell_inline(&key, &f) || kind_of(&f) & CELL_NOTE)
-		return comes_without_flow(skb, c, &p);
+		return comes_without_flow(skb, c, &p, address_flags_inline(&p.dst));
 	return acts_coming_in(kind_of(&f)) ? plain(skb, &p, &f) : PASS;
 }
 
@@ -262,7 +262,7 @@ INLINE int coming_in(struct __sk_buff *skb)
 	if (is_news(&p, from) && address_flags(&p.dst))
 		return hand_first(skb, &p, 0);
 #endif
-	return comes_without_flow(skb, c, &p);
+	return comes_without_flow(skb, c, &p, address_flags(&p.dst));
 }
 
 /* Any packet that goes out. */

@@ -123,6 +123,11 @@ INLINE bool find_frontend(struct frontend_key *key, struct frontend *out)
 	return word;
 }
 
+INLINE u32 flags_of_word(u64 word)
+{
+	return word >> FRONTEND_FLAGS_SHIFT & FRONTEND_FLAGS_MASK;
+}
+
 /* What services have an address for: FRONTEND_ADDRESS, FRONTEND_OUTER, FRONTEND_SHARED; 0 if none
  * has it. */
 INLINE u32 address_flags(const ip_addr *address)
@@ -130,7 +135,16 @@ INLINE u32 address_flags(const ip_addr *address)
 	struct frontend_key key;
 
 	make_frontend_key(&key, address, 0, 0);
-	return frontend_word(&key) >> FRONTEND_FLAGS_SHIFT & FRONTEND_FLAGS_MASK;
+	return flags_of_word(frontend_word(&key));
+}
+
+/* The same for what every packet asks that is none of ours. */
+INLINE u32 address_flags_inline(const ip_addr *address)
+{
+	struct frontend_key key;
+
+	make_frontend_key(&key, address, 0, 0);
+	return flags_of_word(frontend_word_inline(&key));
 }
 
 /* Is this some service's endpoint, or was it one, and may there still be flows to it? */

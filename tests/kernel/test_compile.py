@@ -12,7 +12,7 @@ import pytest
 
 from ebpf import __main__ as entry
 from ebpf import maps
-from ebpf.compile import compiler, constants
+from ebpf.compile import compiler, constants, source
 from ebpf.compile.source import Unit
 from ebpf.errors import CompileError, KernelError
 from ebpf.kernel import testrun
@@ -245,3 +245,45 @@ def test_the_real_programs_load(
     listed = capsys.readouterr().out
     for name in ("entry_from_pod", "entry_to_pod", "from_pod4", "to_pod6"):
         assert name in listed
+
+
+SUBPROGRAMS = """
+#include "consts.h"
+#include "subprogram.h"
+BPF_F_TABLE("array", u32, u64, seen, 1, BPF_F_MMAPABLE);
+struct sum { u64 value; u32 step; u32 pad; };
+CALLED(add, struct sum, SUBPROGRAM_ADD);
+SIZED(add, struct sum)
+SUBPROGRAM(add, struct sum)
+{
+	u32 zero = 0;
+	u64 *count = seen.lookup(&zero);
+
+	if (!own || !count)
+		return 0;
+	__sync_fetch_and_add(count, 1);
+	own->value += own->step;
+	return *count;
+}
+PROGRAM(entry_sum)
+{
+	struct sum sum = {.value = 5, .step = 10};
+
+	call_add(&sum);
+	return call_add(&sum) * 100 + sum.value;
+}
+"""
+
+
+def test_programs_call_functions_of_their_own(cache: Path, sources: Path) -> None:
+    shutil.copy(source.source_dir() / "subprogram.h", sources)
+    shutil.copy(source.source_dir() / "unit.h", sources)
+    (sources / "consts.h").write_text("enum subprogram { SUBPROGRAM_ADD = 1001 };")
+    bundle = _one(SUBPROGRAMS, sources)
+    (program,) = bundle.programs.values()
+    assert [found.size for found in program.functions] == [16]
+    seen = maps.create(bundle.maps["seen"], 1)
+    fd = load(program, {"seen": seen.fd})
+    assert testrun.run(fd, bytes(64)).retval == 2 * 100 + 25  # of two calls, each 10 on top of 5
+    os.close(fd)
+    seen.close()
