@@ -14,11 +14,11 @@
 #include <linux/udp.h>
 #include "unit.h"
 #include "hash.h"
-#include "kernel.h"
 #include "consts.h"
 #include "types.h"
 #include "maps.h"
 #include "address.h"
+#include "algorithm.h"
 #include "config.h"
 #include "parse.h"
 #include "handoff.h"

@@ -27,6 +27,8 @@
 #include "handoff.h"
 #include "cells.h"
 #include "claim.h"
+#include "account.h"
+#include "select.h"
 #include "beat.h"
 #include "cpu.h"
 #include "flow.h"

@@ -14,6 +14,7 @@
 #include "handoff.h"
 #include "cells.h"
 #include "stats.h"
+#include "tailcall.h"
 #include "flow.h"
 #include "checksum.h"
 #include "nat.h"

@@ -6,7 +6,7 @@
 #include <linux/tcp.h>
 #include "unit.h"
 #include "kernel.h"
-#include "types.h"
+#include "consts.h"
 #include "hash.h"
 #include "parse.h"
 #include "subprogram.h"

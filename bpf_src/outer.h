@@ -10,7 +10,6 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
-#include "config.h"
 #include "parse.h"
 
 #if FAMILY == 6

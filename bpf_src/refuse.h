@@ -21,21 +21,21 @@
 #include "checksum.h"
 
 #if FAMILY == 6
-#define PORT_UNREACHABLE                                                                           \
+#define ICMP_PORT_UNREACHABLE                                                                      \
 	{                                                                                          \
 		.type = 1, .code = 4                                                               \
 	}
-#define TOO_BIG(mtu)                                                                               \
+#define ICMP_TOO_BIG(mtu)                                                                          \
 	{                                                                                          \
 		.type = 2, .rest = htonl(mtu)                                                      \
 	}
 #define QUOTE_MAX (40 + 48 + 8) /* extension headers beyond that: dropped instead */
 #else
-#define PORT_UNREACHABLE                                                                           \
+#define ICMP_PORT_UNREACHABLE                                                                      \
 	{                                                                                          \
 		.type = 3, .code = 3                                                               \
 	}
-#define TOO_BIG(mtu)                                                                               \
+#define ICMP_TOO_BIG(mtu)                                                                          \
 	{                                                                                          \
 		.type = 3, .code = 4, .rest = htonl(mtu)                                           \
 	}
@@ -277,7 +277,7 @@ INLINE int answer_error(struct __sk_buff *skb, struct packet *p, const struct er
 /* The program for what does not fit on its way (dsr.h). An error is not answered with one. */
 INLINE int too_big(struct __sk_buff *skb)
 {
-	struct error error = TOO_BIG(handoff(skb)->mtu);
+	struct error error = ICMP_TOO_BIG(handoff(skb)->mtu);
 	struct packet p;
 
 	if (!restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER || p.proto == PROTO_ICMP)
@@ -287,7 +287,7 @@ INLINE int too_big(struct __sk_buff *skb)
 
 INLINE int answer(struct __sk_buff *skb)
 {
-	struct error error = PORT_UNREACHABLE;
+	struct error error = ICMP_PORT_UNREACHABLE;
 	struct packet p;
 
 	if (!restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)

@@ -114,7 +114,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    624,
+    664,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 32, 2, 0, "u16"),
@@ -135,6 +135,10 @@ CONFIG = Record(
         Field("pad", 614, 2, 0, "u16"),
         Field("fin_wait_timeout", 616, 4, 0, "u32"),
         Field("agent_timeout", 620, 4, 0, "u32"),
+        Field("dsr_port", 624, 2, 0, "u16"),
+        Field("pad2", 626, 6, 3, "u16"),
+        Field("node_port4", 632, 16, 0, "struct", ADDR.fields),
+        Field("node_port6", 648, 16, 0, "struct", ADDR.fields),
     ),
 )
 
