@@ -1,0 +1,336 @@
+"""Answers straight back, with real sockets: a client outside calls node1, the endpoint is on node2.
+
+The endpoint sees the client's own address, and nothing of what it answers passes node1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lbctl.inspect.flowfilter import FlowFilter
+from lbctl.inspect.flows import FlowRow, list_flows
+from lbctl.inspect.opened import open_instance
+from lbctl.inspect.services import show
+from lbctl.lab.cluster import Lab
+from lbctl.lab.state import AgentOptions
+from tests.lab.support.external import Exposed
+from tests.lab.support.labs import (
+    TARGET,
+    TCP,
+    TIMEOUT,
+    UDP,
+    Responder,
+    ask,
+    client,
+    connected,
+    counted,
+    endpoint,
+    hear_back,
+    listen,
+)
+from tests.lab.support.transfers import (
+    Exchange,
+    content,
+    echoed,
+    flush_routes,
+    learn_size,
+    read,
+    text_of,
+)
+
+pytestmark = pytest.mark.lab
+
+BACKEND = "pod2"
+ECHO = Exposed("echo", 1)
+BULK = Exposed("bulk", 2)
+DEAF = Exposed("deaf", 3)
+MODES = Exposed("modes", 4)
+OWN = Exposed("own", 5)
+WAYS = ("node1", "ingress", "external")
+PATIENCE = 20.0  # seconds for agents to follow
+DSR = {"lbctl/forwarding": "dsr"}
+FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+KIND = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
+OVERHEAD = {"udp": (28, 48), "ipip": (20, 40)}
+
+
+@pytest.fixture(scope="module", params=["udp", "ipip"])
+def form(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def lab(form: str, make_lab: Callable[..., Lab]) -> Iterator[Lab]:
+    options = AgentOptions(extra=("--dsr-encapsulation", form))
+    made = make_lab(f"d-{form}", nodes=2, pods=2, options=options)
+    for node in made.nodes:  # errors are what is tested, not how often a node sends them
+        for limit in ("ipv4.icmp_ratelimit", "ipv6.icmp.ratelimit"):
+            made.exec(node.name, ["sysctl", "-q", f"net.{limit}=0"], check=True)
+    with Responder() as responder:
+        responder.serve(made, [BACKEND, "pod4", "node2"])
+        publish(made, ECHO)
+        publish(made, BULK, target=TARGET + 1)
+        publish(made, DEAF, target=TARGET + 9)
+        publish(made, OWN, members=("node2",))
+        yield made
+    made.down()
+
+
+def publish(
+    lab: Lab,
+    service: Exposed,
+    mode: str = "dsr",
+    members: tuple[str, ...] = (BACKEND,),
+    target: int = TARGET,
+) -> None:
+    """Returns when both agents have it so."""
+    endpoints = [endpoint(lab, member) for member in members]
+    objects = service.objects(lab, endpoints, target=target)
+    objects[0]["metadata"]["annotations"] = {"lbctl/forwarding": mode}
+    lab.apply(service.name, objects)
+    lab.wait_programmed(f"default/{service.name}", endpoints)
+    deadline = time.monotonic() + PATIENCE
+    while any(shown(lab, node.name, service) != mode for node in lab.nodes):
+        assert time.monotonic() < deadline, "the agents do not follow"
+        time.sleep(0.05)
+
+
+def shown(lab: Lab, node: str, service: Exposed) -> str:
+    with open_instance(lab.pin_dir(node)) as instance:
+        return show(instance, f"default/{service.name}")[0].forwarding
+
+
+def flows(lab: Lab, node: str, port: int) -> list[FlowRow]:
+    """Those of a client's port."""
+    with open_instance(lab.pin_dir(node)) as instance:
+        found = list_flows(instance, FlowFilter())
+        return [row for row in found if row.client.rpartition(":")[2] == str(port)]
+
+
+@KIND
+@FAMILY
+@pytest.mark.parametrize("way", WAYS)
+def test_the_endpoint_sees_the_client_and_answers_past_the_node(
+    lab: Lab, way: str, family: int, kind: socket.SocketKind
+) -> None:
+    address, port = ECHO.where(lab, way, family)
+    with connected(lab, "outside", address, kind, port=port) as sock:
+        own = sock.getsockname()[1]
+        for number in range(20):
+            reply = ask(sock, f"line {number}")
+            assert (reply.server, reply.client) == (BACKEND, lab.outside.addresses[family])
+            assert reply.port == own
+        (sent,) = flows(lab, "node1", own)
+        (got,) = flows(lab, "node2", own)
+    assert (sent.kind, sent.packets_out) == ("dsr", 0)
+    assert got.kind == "service"
+    assert sent.packets_in == got.packets_in >= 20
+    assert got.packets_out >= 20
+    assert (sent.address, sent.backend) == (got.address, got.backend)
+
+
+@FAMILY
+@KIND
+def test_a_process_of_the_node_as_endpoint(
+    lab: Lab, family: int, kind: socket.SocketKind
+) -> None:
+    for way in WAYS:
+        address, port = OWN.where(lab, way, family)
+        with connected(lab, "outside", address, kind, port=port) as sock:
+            reply = ask(sock, "hello")
+        assert (reply.server, reply.client) == ("node2", lab.outside.addresses[family])
+
+
+@FAMILY
+@KIND
+@pytest.mark.parametrize("origin", ["pod1", "pod2", "pod4", "node2"])
+def test_from_elsewhere(lab: Lab, origin: str, family: int, kind: socket.SocketKind) -> None:
+    """Pods of this node, of the other one, the endpoint itself, the other node."""
+    for way in WAYS:
+        address, port = ECHO.where(lab, way, family)
+        with connected(lab, origin, address, kind, port=port) as sock:
+            assert [ask(sock, f"{n}").server for n in range(3)] == [BACKEND] * 3
+
+
+@KIND
+@FAMILY
+def test_one_port_towards_all_addresses_at_once(
+    lab: Lab, family: int, kind: socket.SocketKind
+) -> None:
+    """The endpoint's node keeps them apart, as its answers have to pass there."""
+    with contextlib.ExitStack() as undo:
+        talks = []
+        for way in WAYS:
+            sock = undo.enter_context(client(lab, "outside", family, kind, 45000 + family))
+            sock.connect(ECHO.where(lab, way, family))
+            talks.append(sock)
+        for number in range(3):
+            replies = [ask(sock, f"{number} of {n}") for n, sock in enumerate(talks)]
+            assert {reply.server for reply in replies} == {BACKEND}
+            assert len({reply.port for reply in replies}) == len(WAYS)
+
+
+@FAMILY
+@pytest.mark.parametrize("way", WAYS)
+def test_a_closed_port_is_refused(lab: Lab, way: str, family: int) -> None:
+    for kind in (TCP, UDP):
+        with client(lab, "outside", family, kind) as sock, pytest.raises(ConnectionRefusedError):
+            hear_back(sock, *DEAF.where(lab, way, family))
+
+
+@FAMILY
+def test_many_short_connections(lab: Lab, family: int) -> None:
+    before = counted(lab, "node1", "forwarded")
+    for number in range(1000):
+        address, port = ECHO.where(lab, WAYS[number % 3], family)
+        with connected(lab, "outside", address, TCP, port=port) as sock:
+            assert ask(sock, "bye").server == BACKEND
+    assert counted(lab, "node1", "forwarded") - before >= 1000
+    for reason in ("dsr_unknown", "dsr_unrouted", "rewrite_failed", "internal"):
+        assert [counted(lab, node.name, reason) for node in lab.nodes] == [0, 0]
+
+
+# ── size ──────────────────────────────────────────────────────────────────────────────────────────
+
+SMALL = 1300
+
+
+@pytest.fixture
+def narrowed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
+    """Somewhere on the way less fits through than both ends believe, and nobody knows it yet."""
+    where: str = request.param
+    flush_routes(lab, ("outside", "node1", "node2", BACKEND))
+    change_routes(lab, where, ["mtu", str(SMALL)])
+    yield where
+    change_routes(lab, where, [])
+
+
+def change_routes(lab: Lab, where: str, attributes: list[str]) -> None:
+    """Forwarding goes by the route's MTU."""
+    ways: list[tuple[str, str, list[str]]] = []
+    if where == "between-nodes":
+        pods, node2 = lab.node("node2").pod_cidrs, lab.node("node2").addresses
+        ways += [("node1", c, ["via", g]) for c, g in zip(pods, node2, strict=True)]
+    if where == "at-the-backend":
+        pod = lab.find(BACKEND)
+        ways += [("node2", address, ["dev", "veth2"]) for address in pod.addresses]
+    if where == "at-the-client":
+        ways += [("node2", address, ["dev", "eth0"]) for address in lab.outside.addresses]
+    for node, destination, way in ways:
+        lab.exec(node, ["ip", "route", "replace", destination, *way, *attributes], check=True)
+
+
+NARROW = ("nowhere", "between-nodes", "at-the-backend", "at-the-client")
+
+
+@FAMILY
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("narrowed", NARROW, indirect=True)
+@pytest.mark.usefixtures("narrowed")
+def test_a_large_transfer_finds_its_size(lab: Lab, way: str, family: int) -> None:
+    backend = lab.find(BACKEND).addresses[family]
+    address, port = BULK.where(lab, way, family)
+    before = counted(lab, "node1", "rewrite_failed")
+    with listen(lab, BACKEND, backend, TARGET + 1, TCP) as server:
+        exchange = Exchange(server)
+        exchange.start()
+        with connected(lab, "outside", address, TCP, port=port) as sock:
+            sock.sendall(content("up"))
+            got = read(sock)
+        exchange.join(TIMEOUT)
+    assert exchange.got == content("up")
+    assert got == content("down")
+    assert counted(lab, "node1", "rewrite_failed") == before
+
+
+@FAMILY
+def test_the_segment_size_leaves_room_for_the_outer_header(
+    lab: Lab, form: str, family: int
+) -> None:
+    """So that nothing is lost to its size where all links are alike."""
+    before = counted(lab, "node1", "dsr_too_big")
+    backend = lab.find(BACKEND).addresses[family]
+    headers = (20, 40)[family] + 20 + 12  # with time stamps
+    with listen(lab, BACKEND, backend, TARGET + 1, TCP) as server:
+        server.settimeout(TIMEOUT)
+        address, port = BULK.where(lab, "ingress", family)
+        with connected(lab, "outside", address, TCP, port=port) as sock:
+            there, _ = server.accept()
+            with there:
+                size = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+                assert size == 1500 - headers - OVERHEAD[form][family]
+                sock.sendall(content("up", 200_000))
+                there.settimeout(TIMEOUT)
+                assert read(there, 200_000) == content("up", 200_000)
+    assert counted(lab, "node1", "dsr_too_big") == before
+
+
+@FAMILY
+@pytest.mark.parametrize("size", [1465, 2000, 9000])
+@pytest.mark.parametrize("way", WAYS)
+def test_datagrams_that_are_too_large_get_through_once_the_client_knows(
+    lab: Lab, way: str, size: int, family: int
+) -> None:
+    flush_routes(lab, ("outside",))
+    address, port = ECHO.where(lab, way, family)
+    with connected(lab, "outside", address, UDP, port=port) as sock:
+        learn_size(sock, size)
+        for number in range(10, 15):
+            reply = echoed(sock, text_of(number, size))
+            assert (reply.server, reply.client) == (BACKEND, lab.outside.addresses[family])
+
+
+# ── a live service's mode ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_mode_changes_under_connections_that_go_on(lab: Lab) -> None:
+    """Each keeps what it began with; datagrams, too."""
+    with contextlib.ExitStack() as undo:
+        talks: list[tuple[socket.socket, str, str]] = []
+        for mode in ("snat", "dsr", "snat", "dsr"):
+            publish(lab, MODES, mode)
+            for family in (0, 1):
+                for kind in (TCP, UDP):
+                    for way in WAYS:
+                        sock = undo.enter_context(client(lab, "outside", family, kind))
+                        sock.connect(MODES.where(lab, way, family))
+                        seen = lab.outside if mode == "dsr" else lab.node("node1")
+                        talks.append((sock, seen.addresses[family], mode))
+            for number, (sock, seen_as, began) in enumerate(talks):
+                reply = ask(sock, f"{mode} {number}")
+                assert (reply.server, reply.client) == (BACKEND, seen_as), began
+
+
+@KIND
+def test_endpoints_come_and_go(lab: Lab, kind: socket.SocketKind) -> None:
+    publish(lab, MODES)
+    with connected(lab, "outside", MODES.ingress(0), kind) as sock:
+        assert ask(sock, "first").server == BACKEND
+        publish(lab, MODES, members=("pod4",))
+        reply = ask(sock, "second")
+        assert reply.server == (BACKEND if kind == TCP else "pod4")
+        with connected(lab, "outside", MODES.ingress(0), kind) as other:
+            assert ask(other, "new").server == "pod4"
+
+
+def test_agents_start_again_under_connections(lab: Lab) -> None:
+    with contextlib.ExitStack() as undo:
+        talks = []
+        for family in (0, 1):
+            for kind in (TCP, UDP):
+                where = ECHO.where(lab, "ingress", family)
+                talks.append(
+                    undo.enter_context(connected(lab, "outside", where[0], kind, port=where[1]))
+                )
+        for step, node in enumerate(("node1", "node2")):
+            before = [ask(sock, f"{step} before") for sock in talks]
+            lab.restart_agent(node)
+            lab.wait_ready([node])
+            after = [ask(sock, f"{step} after") for sock in talks]
+            assert [(r.server, r.port) for r in before] == [(r.server, r.port) for r in after]
