@@ -24,6 +24,10 @@
 #include "handoff.h"
 #include "cells.h"
 #include "flow.h"
+#include "beat.h"
+#include "ending.h"
+#include "established.h"
+#include "masquerade.h"
 #include "fragment.h"
 #include "frontend.h"
 #include "select.h"
@@ -40,6 +44,7 @@ struct arrival {
 	u32 service;
 	u32 replaced; /* generation of a flow that leads elsewhere, and is to end; or 0 */
 	bool known;   /* a flow has it already */
+	bool of_node; /* this node's own socket has sent it, to the other node's address */
 };
 
 /* Reads the packet inside. The outer one is as dsr.h makes it: without options, whole. */
@@ -170,11 +175,22 @@ INLINE bool find_flow(const struct packet *p, struct found *f)
 	       !(kind_of(f) & (CELL_REPLY | CELL_SIDE | CELL_NOTE | CELL_FRAGMENT));
 }
 
+/* Did this node itself send it, by the other one? Its packets come in with an own address as
+ * source, and its endpoint's answers never leave: they are translated as those to its own sockets
+ * are (node.h), which have a port of their own. */
+INLINE bool is_own_client(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_fib_lookup fib;
+
+	make_fib_question(&fib, skb, p, &p->src);
+	return bpf_fib_lookup(skb, &fib, sizeof(fib), 0) == BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
 /* 0, or the reason why it is not for one of our endpoints. Of a flow that leads elsewhere: TCP
  * stays with it until it is over, as everywhere (established.h); datagrams go where they are sent
  * now. */
-INLINE int judge(const struct config *c, const struct packet *outer, const struct packet *p,
-		 struct arrival *a)
+INLINE int judge(struct __sk_buff *skb, const struct config *c, const struct packet *outer,
+		 const struct packet *p, struct arrival *a)
 {
 	bool begins = p->proto != IPPROTO_TCP || starts_connection(p);
 	struct frontend called;
@@ -183,7 +199,13 @@ INLINE int judge(const struct config *c, const struct packet *outer, const struc
 	if (find_flow(p, &f)) {
 		bool leads = leads_to(&f, &outer->dst);
 
+		a->of_node = kind_of(&f) & CELL_NODE;
 		a->known = leads || (p->proto == IPPROTO_TCP && !(kind_of(&f) & CELL_DSR));
+		if (a->of_node && starts_over(p, &f, now())) {
+			end_flow(&f,
+				 END_REPLACED); /* others would choose its endpoint themselves */
+			a->known = leads = false;
+		}
 		a->replaced = begins && !a->known ? HEAD_GENERATION(f.head) : 0;
 		a->backend = f.state->backend;
 		a->service = f.state->service;
@@ -198,7 +220,10 @@ INLINE int judge(const struct config *c, const struct packet *outer, const struc
 		return REASON_SOURCE_RANGE;
 	if (p->proto == IPPROTO_TCP && p->tcp_flags & TCP_RST && !a->known)
 		return REASON_NO_FLOW_RESET;
-	return 0;
+	if (!a->known)
+		a->of_node = is_own_client(skb, p);
+	/* Between two sockets of the node nothing is translated. */
+	return a->of_node && same_address(&p->src, &outer->dst) ? REASON_ENDPOINT_IS_NODE : 0;
 }
 
 /* An error about what an endpoint here has answered: about a flow to the one that the outer header
@@ -270,7 +295,7 @@ INLINE int arrive(struct __sk_buff *skb)
 		if (!error)
 			return refuse_arrival(skb, REASON_DSR_UNKNOWN);
 	} else {
-		reason = judge(c, &outer, &p, &a);
+		reason = judge(skb, c, &outer, &p, &a);
 		if (reason)
 			return refuse_arrival(skb, reason);
 	}
@@ -278,13 +303,19 @@ INLINE int arrive(struct __sk_buff *skb)
 		remember_fragment(&p);
 	if (!take_off(skb, &outer, &p))
 		return refuse_arrival(skb, REASON_REWRITE_FAILED);
+	if (a.of_node)
+		p.origin = ORIGIN_NODE;
 	save_packet(skb, &p);
 	if (error)
 		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
 	handoff(skb)->turn = 0;
 	handoff(skb)->backend = a.backend;
 	handoff(skb)->service = a.service;
+	if (a.known)
+		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
+	if (a.of_node)
+		return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
 	if (a.replaced)
 		return hand_to_begin_anew(skb, a.replaced);
-	return hand_to(skb, a.known ? FAMILY_PROGRAM(FOLLOW) : FAMILY_PROGRAM(OPEN));
+	return hand_to(skb, FAMILY_PROGRAM(OPEN));
 }
