@@ -273,32 +273,41 @@ INLINE int leave_outer(struct __sk_buff *skb, const struct config *c, const stru
 	return address_flags(&outer->dst) ? PASS : not_service(skb, c, outer);
 }
 
-/* The program for what has the form of an outer header. It is one if what is inside is for an
- * address of services, or for the address of the node that sent it. */
+INLINE int leave_unknown(struct __sk_buff *skb, const struct config *c, const struct packet *outer)
+{
+	count(skb, REASON_DSR_UNKNOWN);
+	return leave_outer(skb, c, outer);
+}
+
+/* What came in the form of an outer header. It is one if what is inside is for an address of
+ * services, or for the address of the node that sent it. */
+INLINE bool read_arrival(struct __sk_buff *skb, struct packet *outer, struct packet *p)
+{
+	return parse_inner(skb, outer, p) &&
+	       (address_flags(&p->dst) || same_address(&p->dst, &outer->src));
+}
+
+/* The program for it. */
 INLINE int arrive(struct __sk_buff *skb)
 {
 	const struct config *c = get_config();
 	struct packet outer, p = {};
 	struct arrival a = {};
-	bool error = false;
 	int reason;
 
 	if (!c || !restore_packet(skb, &outer))
 		return PASS;
-	if (!parse_inner(skb, &outer, &p) ||
-	    (!address_flags(&p.dst) && !same_address(&p.dst, &outer.src)))
+	if (!read_arrival(skb, &outer, &p))
 		return leave_outer(skb, c, &outer);
+	if (p.proto == PROTO_ICMP)
+		return hand_to(skb, FAMILY_PROGRAM(ARRIVE_ERROR));
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
 		return refuse_arrival(skb, REASON_FRAGMENT_UNMATCHED);
-	if (p.proto == PROTO_ICMP) {
-		error = is_error_for_endpoint(skb, &outer, &p);
-		if (!error)
-			return refuse_arrival(skb, REASON_DSR_UNKNOWN);
-	} else {
-		reason = judge(skb, c, &outer, &p, &a);
-		if (reason)
-			return refuse_arrival(skb, reason);
-	}
+	reason = judge(skb, c, &outer, &p, &a);
+	if (reason == REASON_DSR_UNKNOWN)
+		return leave_unknown(skb, c, &outer);
+	if (reason)
+		return refuse_arrival(skb, reason);
 	if (p.fragment == FRAGMENT_FIRST)
 		remember_fragment(&p);
 	if (!take_off(skb, &outer, &p))
@@ -306,8 +315,6 @@ INLINE int arrive(struct __sk_buff *skb)
 	if (a.of_node)
 		p.origin = ORIGIN_NODE;
 	save_packet(skb, &p);
-	if (error)
-		return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
 	handoff(skb)->turn = 0;
 	handoff(skb)->backend = a.backend;
 	handoff(skb)->service = a.service;
@@ -318,4 +325,21 @@ INLINE int arrive(struct __sk_buff *skb)
 	if (a.replaced)
 		return hand_to_begin_anew(skb, a.replaced);
 	return hand_to(skb, FAMILY_PROGRAM(OPEN));
+}
+
+/* The program for ICMP inside: errors are for whom their quote is of. One stack has no room for
+ * both. */
+INLINE int arrive_error(struct __sk_buff *skb)
+{
+	const struct config *c = get_config();
+	struct packet outer, p = {};
+
+	if (!c || !restore_packet(skb, &outer))
+		return PASS;
+	if (!read_arrival(skb, &outer, &p) || !is_error_for_endpoint(skb, &outer, &p))
+		return leave_unknown(skb, c, &outer);
+	if (!take_off(skb, &outer, &p))
+		return refuse_arrival(skb, REASON_REWRITE_FAILED);
+	save_packet(skb, &p);
+	return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
 }

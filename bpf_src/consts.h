@@ -31,7 +31,7 @@ enum reason {
 	REASON_PORT_REUSED, /* masqueraded by a port that the backend may still hold: it may wait */
 	REASON_DSR_TOO_BIG, /* with an outer header too big for the way: its sender is told */
 	REASON_DSR_UNROUTED, /* no route to the endpoint for what goes there whole: dropped */
-	REASON_DSR_UNKNOWN,  /* came whole, but no endpoint here serves that address: dropped */
+	REASON_DSR_UNKNOWN,  /* came whole, but no endpoint here serves that address: untouched */
 	REASON_MAX,
 };
 
@@ -302,6 +302,8 @@ enum program {
 	PROGRAM_TOO_BIG6,
 	PROGRAM_ARRIVE4, /* came so, to an endpoint here */
 	PROGRAM_ARRIVE6,
+	PROGRAM_ARRIVE_ERROR4, /* ... about what that has answered */
+	PROGRAM_ARRIVE_ERROR6,
 	PROGRAM_MAX,
 };
 

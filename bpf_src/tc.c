@@ -162,6 +162,11 @@ PROGRAM(FAMILY_NAME(arrive))
 	return arrive(skb);
 }
 
+PROGRAM(FAMILY_NAME(arrive_error))
+{
+	return arrive_error(skb);
+}
+
 PROGRAM(FAMILY_NAME(refuse))
 {
 	return answer(skb);

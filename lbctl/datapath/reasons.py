@@ -81,7 +81,8 @@ SENTENCES = {
     ),
     "dsr_unknown": (
         "Another node sent a packet on that is for no service with an endpoint of that address "
-        "here: it is dropped. For a moment after an endpoint has left, that happens."
+        "here: it goes on untouched, to nobody. For a moment after an endpoint has left, that "
+        "happens."
     ),
     "internal": (
         "The programs found their tables inconsistent, which is a fault: restart the agent, and "
@@ -92,7 +93,7 @@ SENTENCES = {
 
 # What became of a packet, by what was decided about it.
 VERDICTS = {
-    "passed": ("not_service", "no_flow_passed", "left_to_stack"),
+    "passed": ("not_service", "no_flow_passed", "left_to_stack", "dsr_unknown"),
     "translated": (
         *("forwarded", "flow_moved", "source_translated", "icmp_translated", "port_reused"),
     ),
@@ -102,7 +103,7 @@ VERDICTS = {
     "dropped": (
         *("no_local_endpoint", "source_range", "unallocated", "malformed", "truncated"),
         *("too_many_headers", "fragment_unmatched", "flows_full", "ports_exhausted"),
-        *("rewrite_failed", "node_unrouted", "dsr_unrouted", "dsr_unknown", "internal"),
+        *("rewrite_failed", "node_unrouted", "dsr_unrouted", "internal"),
     ),
 }
 _VERDICT_OF = {reason: verdict for verdict, reasons in VERDICTS.items() for reason in reasons}

@@ -170,6 +170,11 @@ def show(
     ]
 
 
+def any_dsr(tables: ServiceTables) -> bool:
+    """Whether the answers of any service's endpoints go straight back to clients."""
+    return bool((tables.services.records["flags"] & consts.SERVICE_DSR).any())
+
+
 def _find(
     table: HashTable, query: str, troubles: dict[str, tuple[str, ...]]
 ) -> dict[int, PortName]:

@@ -6,7 +6,9 @@ The endpoint sees the client's own address, and nothing of what it answers passe
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,6 +18,7 @@ from lbctl.inspect.flowfilter import FlowFilter
 from lbctl.inspect.flows import FlowRow, list_flows
 from lbctl.inspect.opened import open_instance
 from lbctl.inspect.services import show
+from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.external import Exposed
@@ -137,9 +140,7 @@ def test_the_endpoint_sees_the_client_and_answers_past_the_node(
 
 @FAMILY
 @KIND
-def test_a_process_of_the_node_as_endpoint(
-    lab: Lab, family: int, kind: socket.SocketKind
-) -> None:
+def test_a_process_of_the_node_as_endpoint(lab: Lab, family: int, kind: socket.SocketKind) -> None:
     for way in WAYS:
         address, port = OWN.where(lab, way, family)
         with connected(lab, "outside", address, kind, port=port) as sock:
@@ -254,6 +255,7 @@ def test_the_segment_size_leaves_room_for_the_outer_header(
     lab: Lab, form: str, family: int
 ) -> None:
     """So that nothing is lost to its size where all links are alike."""
+    flush_routes(lab, ("outside", "node1", "node2", BACKEND))
     before = counted(lab, "node1", "dsr_too_big")
     backend = lab.find(BACKEND).addresses[family]
     headers = (20, 40)[family] + 20 + 12  # with time stamps
@@ -334,3 +336,46 @@ def test_agents_start_again_under_connections(lab: Lab) -> None:
             lab.wait_ready([node])
             after = [ask(sock, f"{step} after") for sock in talks]
             assert [(r.server, r.port) for r in before] == [(r.server, r.port) for r in after]
+
+
+# ── trying it ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def doctor(lab: Lab, node: str, *words: str) -> list[str]:
+    return lab.command(node, lbctl_command("doctor", "--pin-dir", str(lab.pin_dir(node)), *words))
+
+
+@FAMILY
+def test_doctor_tries_it_between_two_nodes(lab: Lab, family: int) -> None:
+    free = ("192.0.2.250", "2001:db8:2::250")[family]
+    ask_there = ("--dsr", lab.node("node2").addresses[family], "--service-address", free)
+    argv = doctor(lab, "node2", "--dsr")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as there:
+        try:
+            assert there.stderr is not None
+            assert "answering" in there.stderr.readline()
+            time.sleep(0.5)  # until it listens
+            asked = subprocess.run(
+                doctor(lab, "node1", *ask_there, "-o", "json"), capture_output=True, text=True
+            )
+        finally:
+            there.terminate()
+    assert asked.returncode == 0, asked
+    found = {row["name"]: row["ok"] for row in json.loads(asked.stdout)}
+    tried = {name: ok for name, ok in found.items() if name.startswith(("DSR: UDP", "DSR: IP in"))}
+    assert len(tried) == 4
+    assert set(tried.values()) == {True}, asked.stdout
+
+
+def test_doctor_says_that_nobody_answers(lab: Lab) -> None:
+    words = ("--dsr", lab.node("node2").ipv4, "--service-address", "192.0.2.250")
+    asked = subprocess.run(doctor(lab, "node1", *words), capture_output=True, text=True)
+    assert asked.returncode == 5
+    assert "no answer from 172.18.0.12 as 192.0.2.250" in " ".join(asked.stdout.split())
+
+
+def test_doctor_looks_at_what_it_needs_where_a_service_has_it(lab: Lab) -> None:
+    asked = subprocess.run(doctor(lab, "node1", "-o", "json"), capture_output=True, text=True)
+    assert {"DSR: invalid packets", "DSR: rp_filter", "DSR: way back"} <= {
+        row["name"] for row in json.loads(asked.stdout)
+    }
