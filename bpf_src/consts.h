@@ -300,6 +300,8 @@ enum program {
 	PROGRAM_ENCAPSULATE6,
 	PROGRAM_TOO_BIG4, /* ... but does not fit */
 	PROGRAM_TOO_BIG6,
+	PROGRAM_OUTER_ERROR4, /* ... but a router has said that it does not */
+	PROGRAM_OUTER_ERROR6,
 	PROGRAM_ARRIVE4, /* came so, to an endpoint here */
 	PROGRAM_ARRIVE6,
 	PROGRAM_ARRIVE_ERROR4, /* ... about what that has answered */

@@ -9,6 +9,8 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
+#include "config.h"
+#include "outer.h"
 #include "address.h"
 #include "parse.h"
 #include "handoff.h"
@@ -125,17 +127,21 @@ INLINE int rewrite_outer(struct __sk_buff *skb, const struct packet *outer, bool
 	return 0;
 }
 
-/* `reply`: towards the pod, about what it sent. Otherwise from the pod, about what it received. */
+/* `reply`: towards the pod, about what it sent. Otherwise from the pod, about what it received.
+ * What has no ports in its quote may be of a packet in a packet. */
 INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 {
+	const struct config *c = get_config();
 	struct packet outer, inner;
 	struct flow_key key = {};
 	struct ends ends;
 	struct found f;
 	int error;
 
-	if (!restore_packet(skb, &outer) || !parse_quote(skb, &outer, &inner))
+	if (!restore_packet(skb, &outer))
 		return PASS;
+	if (!parse_quote(skb, &outer, &inner) || (c && is_outer_port(c, inner.proto, inner.dport)))
+		return reply ? PASS : hand_to(skb, FAMILY_PROGRAM(OUTER_ERROR));
 	/* It is told to whoever sent what it is about. */
 	if (!same_address(&outer.dst, &inner.src))
 		return PASS;

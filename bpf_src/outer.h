@@ -39,13 +39,18 @@ INLINE u32 outer_length(const struct config *c)
 	return c->flags & CONFIG_DSR_IPIP ? IP_HEADER_LENGTH : OUTER_UDP_LENGTH;
 }
 
+INLINE bool is_outer_port(const struct config *c, u8 proto, u16 dport)
+{
+	return proto == IPPROTO_UDP && c->dsr_port && dport == c->dsr_port;
+}
+
 /* May there be a packet in it that another node has sent on? Both kinds are taken, so that nodes
  * can change theirs one by one. */
 INLINE bool may_be_outer(const struct config *c, const struct packet *p)
 {
 	if (p->origin != ORIGIN_NET || !c->dsr_port)
 		return false;
-	return p->proto == PROTO_IN_IP || (p->proto == IPPROTO_UDP && p->dport == c->dsr_port);
+	return p->proto == PROTO_IN_IP || is_outer_port(c, p->proto, p->dport);
 }
 
 /* Has a router said so in the IP header? */

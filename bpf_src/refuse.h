@@ -251,7 +251,7 @@ INLINE int move_link_header(struct __sk_buff *skb, u32 length, u32 by)
 
 /* Room for the new headers goes in front of the frame, so that nothing of the quote moves. Of TCP
  * whose checksum the device fills in, the whole header is quoted, or there would be no field. */
-INLINE int answer_error(struct __sk_buff *skb, struct packet *p, const struct error *error)
+INLINE bool make_error(struct __sk_buff *skb, struct packet *p, const struct error *error)
 {
 	struct error_headers answer;
 	u32 headers = p->l4 - p->l3, check = checksum_offset(p);
@@ -260,17 +260,22 @@ INLINE int answer_error(struct __sk_buff *skb, struct packet *p, const struct er
 	s64 sum;
 
 	if (headers > QUOTE_MAX - QUOTED_TRANSPORT || p->l4_length < quoted)
-		return DROP;
+		return false;
 	sum = sum_quote(skb, p, headers, pending);
 	if (sum < 0)
-		return DROP;
+		return false;
 	fill_error(&answer, p, error, headers + quoted, sum);
-	swap_macs(skb, p);
-	if (bpf_skb_change_tail(skb, p->l4 + quoted, 0) ||
-	    bpf_skb_change_head(skb, sizeof(answer), 0) ||
-	    move_link_header(skb, p->l3, sizeof(answer)) ||
-	    bpf_skb_store_bytes(skb, p->l3, &answer, sizeof(answer), 0))
+	return !bpf_skb_change_tail(skb, p->l4 + quoted, 0) &&
+	       !bpf_skb_change_head(skb, sizeof(answer), 0) &&
+	       !move_link_header(skb, p->l3, sizeof(answer)) &&
+	       !bpf_skb_store_bytes(skb, p->l3, &answer, sizeof(answer), 0);
+}
+
+INLINE int answer_error(struct __sk_buff *skb, struct packet *p, const struct error *error)
+{
+	if (!make_error(skb, p, error))
 		return DROP;
+	swap_macs(skb, p);
 	return send_back(skb, p);
 }
 

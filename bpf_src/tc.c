@@ -25,6 +25,7 @@
 #include "stash.h"
 #include "dsr.h"
 #include "arrive.h"
+#include "outererror.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -155,6 +156,11 @@ PROGRAM(FAMILY_NAME(encapsulate))
 PROGRAM(FAMILY_NAME(too_big))
 {
 	return too_big(skb);
+}
+
+PROGRAM(FAMILY_NAME(outer_error))
+{
+	return outer_error(skb);
 }
 
 PROGRAM(FAMILY_NAME(arrive))

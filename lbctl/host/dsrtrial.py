@@ -77,7 +77,7 @@ def parse(packet: bytes) -> Inner | None:
 def answering(port: int, told: Callable[[str], None], until: float) -> None:
     """Answers who tries, until that time of the monotonic clock. Raises LbError if it cannot."""
     with contextlib.ExitStack() as stack:
-        ears = {ear: skip for ear, skip in _ears(stack, port)}
+        ears = dict(_ears(stack, port))
         while (left := until - time.monotonic()) > 0:
             for ear in select.select(list(ears), [], [], min(left, 1.0))[0]:
                 packet, peer = ear.recvfrom(65535)

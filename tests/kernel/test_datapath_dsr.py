@@ -72,7 +72,8 @@ def test_the_packet_goes_to_the_endpoint_as_it_is(
             ports.add(udp.sport)
         else:
             assert udp is None
-    assert len(ports) <= 1 and all(port >= 49152 for port in ports)
+    assert len(ports) <= 1
+    assert all(port >= 49152 for port in ports)
 
 
 @EACH
@@ -81,7 +82,8 @@ def test_one_cell_remembers_the_endpoint(sender: Sender, shape: Shape) -> None:
     for flags in ("S", "A", "A"):
         sender.send(call(shape, flags))
     (cell,) = sender.world.flows()
-    assert {"dsr"} <= cell.flags and cell.next == cell.place
+    assert "dsr" in cell.flags
+    assert cell.next == cell.place
     assert (cell.address, cell.port) == REMOTE[shape.family]
     assert (cell.packets, cell.service) == (3, service.id)
     assert sender.world.service_counts(service)["live"] == 1
@@ -135,7 +137,8 @@ def test_the_receivers_flow_is_like_any_from_outside(world: World, shape: Shape)
     receiver = Receiver(world, shape)
     receiver.take(wrapped(call(shape), shape.family, NODE[shape.family], REMOTE[shape.family][0]))
     forward, reply = sorted(world.flows(), key=lambda flow: flow.reply)
-    assert "dsr" not in forward.flags and "dsr" in reply.flags
+    assert "dsr" not in forward.flags
+    assert "dsr" in reply.flags
     assert (forward.next, reply.next) == (reply.place, forward.place)
 
 
@@ -163,7 +166,9 @@ def test_two_addresses_of_a_service_do_not_collide(world: World, shape: Shape) -
         got = receiver.take(wrapped(frame, shape.family, source, address))
         seen.append(model.tuple_of(got).sport)
     assert seen[0] == 40000 != seen[1]
-    for client_port, called in zip(seen, ((BALANCER[shape.family], 80), node_port(shape))):
+    for client_port, called in zip(
+        seen, ((BALANCER[shape.family], 80), node_port(shape)), strict=True
+    ):
         answer = packets.frame(shape, address, port, OUTSIDE[shape.family], client_port, flags="SA")
         told = model.tuple_of(receiver.answer(answer))
         assert (told.src, told.sport) == (model.packed(called[0]), called[1])
@@ -323,6 +328,50 @@ def assert_too_big(asked: bytes, told: bytes, mtu: int) -> None:
     assert (told[:6], told[6:12]) == (asked[6:12], asked[:6])
     quote = told[after.transport + 8 : after.end]
     assert quote == asked[before.network : before.transport + 8]
+
+
+@FORMS
+@EACH
+def test_what_a_router_finds_too_big_is_told_the_client(
+    sender: Sender, shape: Shape, form: str
+) -> None:
+    """It tells this node, about the outer packet."""
+    sender.serve(shape, form)
+    frame = call(shape, payload=b"x" * 1000)
+    sent = sender.send(frame)
+    family = shape.family
+    told = error(shape, ROUTER[family], WAY[family], aged(sent), "too big", size=200)
+    outcome = sender.take(told)
+    assert (outcome.verdict, outcome.reasons) == (model.REDIRECT, {"dsr_too_big": 1})
+    packet = checks.assert_sums(outcome.frame)
+    mtu = 1280 - OVERHEAD[form, family]
+    assert (packet[ICMP].nexthopmtu if family == 4 else packet[ICMPv6PacketTooBig].mtu) == mtu
+    out = model.tuple_of(outcome.frame)
+    assert (out.src, out.dst) == tuple(map(model.packed, (BALANCER[family], OUTSIDE[family])))
+    layout, asked = model.parse(outcome.frame), model.parse(frame)
+    quote = outcome.frame[layout.transport + 8 : layout.end]
+    assert quote == frame[asked.network : asked.transport + 8]
+
+
+@FORMS
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_other_errors_about_outer_packets_are_the_stacks(
+    sender: Sender, shape: Shape, form: str
+) -> None:
+    """Of another kind, about another flow, with too little of it."""
+    sender.serve(shape, form)
+    family = shape.family
+    sent = sender.send(call(shape))
+    other = wrapped(call(shape, sport=41000), family, WAY[family], REMOTE[family][0], form)
+    short = OVERHEAD[form, family] + (20, 40)[family == 6] + 7
+    for told in (
+        error(shape, ROUTER[family], WAY[family], aged(sent), "unreachable", size=200),
+        error(shape, ROUTER[family], WAY[family], aged(other), "too big", size=200),
+        error(shape, ROUTER[family], WAY[family], aged(sent), "too big", size=short),
+        error(shape, ROUTER[family], WAY[family], aged(sent), "too big", size=28),
+    ):
+        outcome = sender.take(told)
+        assert (outcome.verdict, outcome.frame) == (model.PASS, told)
 
 
 @FORMS
@@ -635,3 +684,27 @@ def test_errors_about_answers_go_to_the_endpoint(sender: Sender, shape: Shape) -
 def test_the_protocols_of_packets_in_packets() -> None:
     """What this file reckons with is what the RFCs say (2003, 2473)."""
     assert IN_IP == {4: 4, 6: 41}
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_the_endpoints_node_as_client_of_another_is_answered(sender: Sender, shape: Shape) -> None:
+    """Its own packet comes back to it inside an outer header. The answer never leaves, and is
+    translated where it comes in from the pod."""
+    other = {4: "192.0.2.2", 6: "fd00:192::2"}[shape.family]
+    own, (address, port) = WAY[shape.family], REMOTE[shape.family]
+    receiver = Receiver(sender.world, shape)
+    for flags in ("S", "A"):
+        frame = packets.frame(shape, own, 40000, other, NODE_PORT, flags=flags)
+        out = sender.send(wrapped(frame, shape.family, other, address))
+        seen = model.tuple_of(out).sport
+        assert seen != 40000
+        assert out == model.rewrite(frame, dst=address, dport=port, sport=seen)
+        answer = packets.frame(shape, address, port, own, seen, b"here", flags="SA")
+        outcome = receiver.world.from_pod(answer)
+        assert outcome.verdict == model.PASS
+        wanted = model.rewrite(answer, src=other, sport=NODE_PORT, dport=40000)
+        assert outcome.frame == wanted
+    itself = packets.frame(shape, own, 40001, other, NODE_PORT)
+    receiver.world.set_backends(receiver.service, [(own, 8080)], [(own, 8080)])
+    outcome = sender.take(wrapped(itself, shape.family, other, own))
+    assert (outcome.verdict, outcome.reasons) == (model.DROP, {"endpoint_is_node": 1})

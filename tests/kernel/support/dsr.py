@@ -44,7 +44,8 @@ class Sender:
         for family, length in ((4, "24"), (6, "64")):
             nodad = ["nodad"] * (family == 6)
             self.space.ip("addr", "add", f"{WAY[family]}/{length}", "dev", "left", *nodad)
-            self.space.ip("route", "add", REMOTE[family][0], "dev", "left")
+            for address in (REMOTE[family][0], OUTSIDE[family]):
+                self.space.ip("route", "add", address, "dev", "left")
 
     def serve(self, shape: Shape, form: str = "udp") -> Service:
         """A load balancer's address and a node port of one service, to the remote endpoint."""
