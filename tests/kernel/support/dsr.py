@@ -131,6 +131,11 @@ class Receiver:
         return outcome.frame
 
 
+def node_port(shape: Shape) -> tuple[str, int]:
+    """Of the node that is called, address and port."""
+    return NODE[shape.family], NODE_PORT
+
+
 def call(
     shape: Shape,
     flags: str = "S",
