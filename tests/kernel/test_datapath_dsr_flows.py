@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ebpf.flowtable import FlowTable
 from tests.kernel.support import model
 from tests.kernel.support.dsr import (
     Receiver,
@@ -17,7 +18,7 @@ from tests.kernel.support.dsr import (
 )
 from tests.kernel.support.packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
 from tests.kernel.support.uplink import REMOTE
-from tests.kernel.support.world import NODE, World
+from tests.kernel.support.world import NODE, World, beat
 
 pytestmark = pytest.mark.kernel
 
@@ -148,6 +149,17 @@ def test_a_reset_counts_where_the_next_packet_would_stand(sender: Sender, shape:
     sender.send(call(shape, "R", seq=1111))
     assert state(sender) == "reset"
     assert sender.world.service_counts(service)["live"] == 0
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_its_age_is_known_though_it_has_half_the_room_for_it(sender: Sender, shape: Shape) -> None:
+    world = sender.world
+    sender.serve(shape)
+    opened = beat()
+    sender.send(call(shape))
+    table = FlowTable(str(shape.family), world.maps, world.bundle.enums, world.programs.fds)
+    (cell,) = table.view()
+    assert int(cell["opened"]) - opened in (0, 1)
 
 
 @pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
