@@ -133,7 +133,8 @@ def test_the_endpoint_sees_the_client_and_answers_past_the_node(
         (got,) = flows(lab, "node2", own)
     assert (sent.kind, sent.packets_out) == ("dsr", 0)
     assert got.kind == "service"
-    assert sent.packets_in == got.packets_in >= 20
+    # An acknowledgement that waited may come between the two looks.
+    assert 20 <= sent.packets_in <= got.packets_in <= sent.packets_in + 1
     assert got.packets_out >= 20
     assert (sent.address, sent.backend) == (got.address, got.backend)
 
