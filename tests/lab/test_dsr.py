@@ -14,13 +14,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lbctl.inspect.flowfilter import FlowFilter
-from lbctl.inspect.flows import FlowRow, list_flows
-from lbctl.inspect.opened import open_instance
-from lbctl.inspect.services import show
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
+from tests.lab.support.dsr import BACKEND, WAYS, flows, publish
 from tests.lab.support.external import Exposed
 from tests.lab.support.labs import (
     TARGET,
@@ -32,7 +29,6 @@ from tests.lab.support.labs import (
     client,
     connected,
     counted,
-    endpoint,
     hear_back,
     listen,
 )
@@ -48,15 +44,11 @@ from tests.lab.support.transfers import (
 
 pytestmark = pytest.mark.lab
 
-BACKEND = "pod2"
 ECHO = Exposed("echo", 1)
 BULK = Exposed("bulk", 2)
 DEAF = Exposed("deaf", 3)
 MODES = Exposed("modes", 4)
 OWN = Exposed("own", 5)
-WAYS = ("node1", "ingress", "external")
-PATIENCE = 20.0  # seconds for agents to follow
-DSR = {"lbctl/forwarding": "dsr"}
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 KIND = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
 OVERHEAD = {"udp": (28, 48), "ipip": (20, 40)}
@@ -83,37 +75,6 @@ def lab(form: str, make_lab: Callable[..., Lab]) -> Iterator[Lab]:
         publish(made, OWN, members=("node2",))
         yield made
     made.down()
-
-
-def publish(
-    lab: Lab,
-    service: Exposed,
-    mode: str = "dsr",
-    members: tuple[str, ...] = (BACKEND,),
-    target: int = TARGET,
-) -> None:
-    """Returns when both agents have it so."""
-    endpoints = [endpoint(lab, member) for member in members]
-    objects = service.objects(lab, endpoints, target=target)
-    objects[0]["metadata"]["annotations"] = {"lbctl/forwarding": mode}
-    lab.apply(service.name, objects)
-    lab.wait_programmed(f"default/{service.name}", endpoints)
-    deadline = time.monotonic() + PATIENCE
-    while any(shown(lab, node.name, service) != mode for node in lab.nodes):
-        assert time.monotonic() < deadline, "the agents do not follow"
-        time.sleep(0.05)
-
-
-def shown(lab: Lab, node: str, service: Exposed) -> str:
-    with open_instance(lab.pin_dir(node)) as instance:
-        return show(instance, f"default/{service.name}")[0].forwarding
-
-
-def flows(lab: Lab, node: str, port: int) -> list[FlowRow]:
-    """Those of a client's port."""
-    with open_instance(lab.pin_dir(node)) as instance:
-        found = list_flows(instance, FlowFilter())
-        return [row for row in found if row.client.rpartition(":")[2] == str(port)]
 
 
 @KIND
