@@ -32,6 +32,7 @@
 #include "frontend.h"
 #include "select.h"
 #include "stats.h"
+#include "decided.h"
 #include "subprogram.h"
 #include "tailcall.h"
 #include "icmp.h"
@@ -157,6 +158,12 @@ INLINE bool may_call(const struct frontend *called, const struct packet *p)
 	return !(called->flags & FRONTEND_SOURCE_RANGES) || in_source_ranges(&r);
 }
 
+/* May a flow begin with it? */
+INLINE bool begins(const struct packet *p)
+{
+	return p->proto != IPPROTO_TCP || starts_connection(p);
+}
+
 /* Does the flow lead to the endpoint that the outer header names? */
 INLINE bool leads_to(const struct found *f, const ip_addr *endpoint)
 {
@@ -186,32 +193,35 @@ INLINE bool is_own_client(struct __sk_buff *skb, const struct packet *p)
 	return bpf_fib_lookup(skb, &fib, sizeof(fib), 0) == BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
-/* 0, or the reason why it is not for one of our endpoints. Of a flow that leads elsewhere: TCP
- * stays with it until it is over, as everywhere (established.h); datagrams go where they are sent
- * now. */
+/* What flow has the packet already. TCP stays with one that leads elsewhere until it is over, as
+ * everywhere (established.h); datagrams go where they are sent now. True if there is nothing else
+ * to ask: it leads to the endpoint that the outer header names, and nothing is to begin. */
+INLINE bool judge_flow(const struct packet *outer, const struct packet *p, struct arrival *a)
+{
+	bool leads;
+	struct found f;
+
+	if (!find_flow(p, &f))
+		return false;
+	leads = leads_to(&f, &outer->dst);
+	a->of_node = kind_of(&f) & CELL_NODE;
+	a->known = leads || (p->proto == IPPROTO_TCP && !(kind_of(&f) & CELL_DSR));
+	a->replaced = begins(p) && !a->known ? HEAD_GENERATION(f.head) : 0;
+	a->backend = f.state->backend;
+	a->service = f.state->service;
+	if (a->of_node && starts_over(p, &f, now())) {
+		end_flow(&f, END_REPLACED); /* others would choose its endpoint themselves */
+		a->known = leads = false;
+	}
+	return leads && (!begins(p) || still_serving(a->backend, a->service));
+}
+
+/* 0, or the reason why it is not for one of our endpoints. */
 INLINE int judge(struct __sk_buff *skb, const struct config *c, const struct packet *outer,
 		 const struct packet *p, struct arrival *a)
 {
-	bool begins = p->proto != IPPROTO_TCP || starts_connection(p);
 	struct frontend called;
-	struct found f;
 
-	if (find_flow(p, &f)) {
-		bool leads = leads_to(&f, &outer->dst);
-
-		a->of_node = kind_of(&f) & CELL_NODE;
-		a->known = leads || (p->proto == IPPROTO_TCP && !(kind_of(&f) & CELL_DSR));
-		if (a->of_node && starts_over(p, &f, now())) {
-			end_flow(&f,
-				 END_REPLACED); /* others would choose its endpoint themselves */
-			a->known = leads = false;
-		}
-		a->replaced = begins && !a->known ? HEAD_GENERATION(f.head) : 0;
-		a->backend = f.state->backend;
-		a->service = f.state->service;
-		if (leads && (!begins || still_serving(a->backend, a->service)))
-			return 0;
-	}
 	if (!find_called(c, outer, p, &called) ||
 	    !find_endpoint(called.service, &outer->dst, &a->backend))
 		return REASON_DSR_UNKNOWN;
@@ -220,8 +230,7 @@ INLINE int judge(struct __sk_buff *skb, const struct config *c, const struct pac
 		return REASON_SOURCE_RANGE;
 	if (p->proto == IPPROTO_TCP && p->tcp_flags & TCP_RST && !a->known)
 		return REASON_NO_FLOW_RESET;
-	if (!a->known)
-		a->of_node = is_own_client(skb, p);
+	a->of_node = is_own_client(skb, p);
 	/* Between two sockets of the node nothing is translated. */
 	return a->of_node && same_address(&p->src, &outer->dst) ? REASON_ENDPOINT_IS_NODE : 0;
 }
@@ -259,12 +268,6 @@ INLINE bool take_off(struct __sk_buff *skb, const struct packet *outer, struct p
 	return true;
 }
 
-INLINE int refuse_arrival(struct __sk_buff *skb, int reason)
-{
-	count(skb, reason);
-	return DROP;
-}
-
 /* It was none. */
 INLINE int leave_outer(struct __sk_buff *skb, const struct config *c, const struct packet *outer)
 {
@@ -287,13 +290,33 @@ INLINE bool read_arrival(struct __sk_buff *skb, struct packet *outer, struct pac
 	       (address_flags(&p->dst) || same_address(&p->dst, &outer->src));
 }
 
-/* The program for it. */
+/* Takes the outer header off and hands on what was inside. */
+INLINE int let_in(struct __sk_buff *skb, const struct packet *outer, struct packet *p,
+		  const struct arrival *a)
+{
+	if (!take_off(skb, outer, p))
+		return drop(skb, REASON_REWRITE_FAILED);
+	if (a->of_node)
+		p->origin = ORIGIN_NODE;
+	save_packet(skb, p);
+	handoff(skb)->turn = 0;
+	handoff(skb)->backend = a->backend;
+	handoff(skb)->service = a->service;
+	if (a->known)
+		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
+	if (a->of_node)
+		return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
+	if (a->replaced)
+		return hand_to_begin_anew(skb, a->replaced);
+	return hand_to(skb, FAMILY_PROGRAM(OPEN));
+}
+
+/* The program for it: what has a flow goes on. */
 INLINE int arrive(struct __sk_buff *skb)
 {
 	const struct config *c = get_config();
 	struct packet outer, p = {};
 	struct arrival a = {};
-	int reason;
 
 	if (!c || !restore_packet(skb, &outer))
 		return PASS;
@@ -302,33 +325,40 @@ INLINE int arrive(struct __sk_buff *skb)
 	if (p.proto == PROTO_ICMP)
 		return hand_to(skb, FAMILY_PROGRAM(ARRIVE_ERROR));
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
-		return refuse_arrival(skb, REASON_FRAGMENT_UNMATCHED);
+		return drop(skb, REASON_FRAGMENT_UNMATCHED);
+	if (!judge_flow(&outer, &p, &a)) {
+		handoff(skb)->generation = a.replaced;
+		handoff(skb)->known = a.known;
+		return hand_to(skb, FAMILY_PROGRAM(ARRIVE_NEW));
+	}
+	if (p.fragment == FRAGMENT_FIRST)
+		remember_fragment(&p);
+	return let_in(skb, &outer, &p, &a);
+}
+
+/* The program for what has none yet, or may begin another. One stack has no room for both. */
+INLINE int arrive_new(struct __sk_buff *skb)
+{
+	const struct config *c = get_config();
+	struct packet outer, p = {};
+	struct arrival a = {.replaced = handoff(skb)->generation, .known = handoff(skb)->known};
+	int reason;
+
+	if (!c || !restore_packet(skb, &outer) || !read_arrival(skb, &outer, &p))
+		return PASS;
+	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
+		return drop(skb, REASON_FRAGMENT_UNMATCHED);
 	reason = judge(skb, c, &outer, &p, &a);
 	if (reason == REASON_DSR_UNKNOWN)
 		return leave_unknown(skb, c, &outer);
 	if (reason)
-		return refuse_arrival(skb, reason);
+		return drop_parsed(skb, &p, reason);
 	if (p.fragment == FRAGMENT_FIRST)
 		remember_fragment(&p);
-	if (!take_off(skb, &outer, &p))
-		return refuse_arrival(skb, REASON_REWRITE_FAILED);
-	if (a.of_node)
-		p.origin = ORIGIN_NODE;
-	save_packet(skb, &p);
-	handoff(skb)->turn = 0;
-	handoff(skb)->backend = a.backend;
-	handoff(skb)->service = a.service;
-	if (a.known)
-		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
-	if (a.of_node)
-		return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
-	if (a.replaced)
-		return hand_to_begin_anew(skb, a.replaced);
-	return hand_to(skb, FAMILY_PROGRAM(OPEN));
+	return let_in(skb, &outer, &p, &a);
 }
 
-/* The program for ICMP inside: errors are for whom their quote is of. One stack has no room for
- * both. */
+/* The program for ICMP inside: errors are for whom their quote is of. */
 INLINE int arrive_error(struct __sk_buff *skb)
 {
 	const struct config *c = get_config();
@@ -339,7 +369,7 @@ INLINE int arrive_error(struct __sk_buff *skb)
 	if (!read_arrival(skb, &outer, &p) || !is_error_for_endpoint(skb, &outer, &p))
 		return leave_unknown(skb, c, &outer);
 	if (!take_off(skb, &outer, &p))
-		return refuse_arrival(skb, REASON_REWRITE_FAILED);
+		return drop(skb, REASON_REWRITE_FAILED);
 	save_packet(skb, &p);
 	return hand_to(skb, FAMILY_PROGRAM(ICMP_FROM_POD));
 }

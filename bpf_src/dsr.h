@@ -34,6 +34,8 @@
 #include "flow.h"
 #include "frontend.h"
 #include "stats.h"
+#include "decided.h"
+#include "tell.h"
 #include "tailcall.h"
 #include "checksum.h"
 #include "connect.h"
@@ -75,6 +77,7 @@ INLINE int open_dsr(struct __sk_buff *skb)
 		return DROP;
 	f.state->packets = 1;
 	f.state->bytes += skb->len - p.l3;
+	tell_opened(place, beat);
 	publish_cell(place, p.proto == IPPROTO_TCP ? STATE_SYN : STATE_DATAGRAM);
 	count_opened(choice.backend, choice.service);
 	count(skb, REASON_FORWARDED);
@@ -260,17 +263,13 @@ INLINE int encapsulate(struct __sk_buff *skb)
 	found = find_route(skb, c, &p, &ends.addr, wire_length(skb, &p) + outer, &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return hand_to_too_big(skb, route.mtu - outer);
-	if (found != BPF_FIB_LKUP_RET_SUCCESS) {
-		count(skb, REASON_DSR_UNROUTED);
-		return DROP;
-	}
+	if (found != BPF_FIB_LKUP_RET_SUCCESS)
+		return drop(skb, REASON_DSR_UNROUTED);
 	if (is_called_by_own(&p))
 		route.source = p.dst;
 	if (p.proto == IPPROTO_TCP && p.tcp_flags & TCP_SYN)
 		lower_mss(skb, &p, outer);
-	if (!put_outer(skb, c, &p, &route.source, &ends.addr)) {
-		count(skb, REASON_REWRITE_FAILED);
-		return DROP;
-	}
+	if (!put_outer(skb, c, &p, &route.source, &ends.addr))
+		return drop(skb, REASON_REWRITE_FAILED);
 	return redirect_neigh(route.ifindex, 0, 0, 0);
 }

@@ -13,7 +13,8 @@
 #include "cells.h"
 #include "subprogram.h"
 #include "account.h"
-#include "event.h"
+#include "beat.h"
+#include "tell.h"
 
 #define STATE_TRIES 8
 
@@ -103,12 +104,6 @@ INLINE bool set_state(struct found *forward, u32 from, u32 to)
 	return true;
 }
 
-/* The beat of which a lone cell has the lower half: the last one up to another. */
-INLINE u32 latest_beat(u32 half, u32 until)
-{
-	return until - ((until - half) & 0xffff);
-}
-
 /* Frees the cells of a flow that this CPU has ended, and accounts for what they counted. */
 INLINE void free_ring(bool own, const struct found *forward, u32 why)
 {
@@ -139,7 +134,8 @@ INLINE void free_ring(bool own, const struct found *forward, u32 why)
 	if (forward->state->backend & BACKEND_ID_MASK) {
 		count_traffic(forward->state->service, flow.packets_in, flow.bytes_in,
 			      flow.packets_out, flow.bytes_out);
-		tell_end(forward, &flow, why);
+		if (!is_over(HEAD_STATE(forward->head)))
+			tell_flow(forward, &flow, EVENT_ENDED, why);
 	}
 	free_cell(own, forward->cell, forward->place, forward->head);
 }

@@ -17,8 +17,10 @@ struct handoff {
 		__u32 turn;	  /* to follow, connect and what they lead to, see connect.h */
 		__u32 early;	  /* to fragment: enum early */
 		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded
-				     and encapsulate: of its cells */
+				     and encapsulate: of its cells; to arrive_new: of one that is to
+				     end, or 0 */
 		__u32 mtu;	  /* to too_big: how long the packet may be */
+		__u32 told;	  /* to tell: enum reason */
 		__u32 reason;	  /* in the trace variant, which follows no flows: for the caller */
 	};
 	union {
@@ -28,11 +30,13 @@ struct handoff {
 		__u32 out;	/* to open_masqueraded: the place of a reserved cell, and `turn` */
 		__u32 place;	/* to encapsulate: of the flow's cell */
 		__u32 hash_low; /* to make_room: of the tuple there is none for */
+		__u32 remains;	/* to tell: enum remains */
 	};
 	union {
 		__u32 frontend_flags; /* to choose */
 		__u32 backend;	      /* to open, open_dsr, masquerade and node_flow: id |
 					 generation << 24 */
+		__u32 known;	      /* to arrive_new: is there a flow that it goes on with? */
 		__u32 back;	      /* to open_masqueraded: the place of the other one */
 		__u32 hash_high;
 		__u32 masqueraded; /* in the trace variant, which calls no masquerade: enum
@@ -56,6 +60,9 @@ INLINE struct handoff *handoff(struct __sk_buff *skb)
 {
 	return (struct handoff *)skb->cb;
 }
+
+/* What is still to be done with a packet that goes no further. */
+enum remains { REMAINS_COUNT = 1, REMAINS_ANSWER = 2 };
 
 /* The word `packet`, from the lowest bit: where the transport header is, where the IP header is,
  * fragment_kind, origin, protocol. */

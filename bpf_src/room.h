@@ -10,7 +10,7 @@
 #include "cells.h"
 #include "account.h"
 #include "evict.h"
-#include "stats.h"
+#include "decided.h"
 #include "tailcall.h"
 
 /* The program; the hash of the tuple comes with the packet. */
@@ -28,6 +28,5 @@ INLINE int make_room(struct __sk_buff *skb)
 	 * lost its endpoint on the way here: there is room for the next of it. */
 	if (evict(t, hash, greed_of(&client, t)) && p.origin != ORIGIN_DSR)
 		return hand_to(skb, beginning_program(&p));
-	count(skb, REASON_FLOWS_FULL);
-	return DROP;
+	return drop(skb, REASON_FLOWS_FULL);
 }

@@ -5,7 +5,6 @@
 #include "unit.h"
 #include "consts.h"
 #include "maps.h"
-#include "handoff.h"
 
 /* In the trace variant the reason is told to the caller and nothing is counted. */
 INLINE void count(struct __sk_buff *skb, u32 reason)

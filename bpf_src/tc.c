@@ -19,6 +19,7 @@
 #include "takeport.h"
 #include "direct.h"
 #include "refuse.h"
+#include "decided.h"
 #include "sctp.h"
 #include "icmp.h"
 #include "node.h"
@@ -168,6 +169,11 @@ PROGRAM(FAMILY_NAME(arrive))
 	return arrive(skb);
 }
 
+PROGRAM(FAMILY_NAME(arrive_new))
+{
+	return arrive_new(skb);
+}
+
 PROGRAM(FAMILY_NAME(arrive_error))
 {
 	return arrive_error(skb);
@@ -176,6 +182,11 @@ PROGRAM(FAMILY_NAME(arrive_error))
 PROGRAM(FAMILY_NAME(refuse))
 {
 	return answer(skb);
+}
+
+PROGRAM(FAMILY_NAME(tell))
+{
+	return tell(skb);
 }
 
 PROGRAM(FAMILY_NAME(sctp))

@@ -144,6 +144,7 @@ class Report:
             ("growth", filter(None, [parts.growth.problem])),
             ("sockets", parts.sockets.warnings(parts.facts.current.localhost_node_ports)),
             ("reserved-ports", filter(None, [parts.routine.problem])),
+            ("listeners", filter(None, [parts.hub.problem])),
             ("stale-sockets", filter(None, [parts.stale.problem])),
             ("listening", parts.health.problems()),
             ("settings", parts.config.problems() if parts.config else ()),

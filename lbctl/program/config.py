@@ -53,8 +53,8 @@ class DataPathSettings:
     dsr_ipip: bool = False  # outer headers that are put on have no UDP
 
 
-# Fields that others write: lbctl/agent/beat.py.
-_NOT_HERE: Final = ("agent_beat",)
+# Fields that others write: lbctl/agent/beat.py, lbctl/observe/hub.py.
+_NOT_HERE: Final = ("agent_beat", "events_until")
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:

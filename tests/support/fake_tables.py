@@ -114,7 +114,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    664,
+    672,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 32, 2, 0, "u16"),
@@ -135,12 +135,17 @@ CONFIG = Record(
         Field("pad", 614, 2, 0, "u16"),
         Field("fin_wait_timeout", 616, 4, 0, "u32"),
         Field("agent_timeout", 620, 4, 0, "u32"),
-        Field("dsr_port", 624, 2, 0, "u16"),
-        Field("pad2", 626, 6, 3, "u16"),
-        Field("node_port4", 632, 16, 0, "struct", ADDR.fields),
-        Field("node_port6", 648, 16, 0, "struct", ADDR.fields),
+        Field("events_until", 624, 4, 0, "u32"),
+        Field("spare", 628, 4, 0, "u32"),
+        Field("dsr_port", 632, 2, 0, "u16"),
+        Field("pad2", 634, 6, 3, "u16"),
+        Field("node_port4", 640, 16, 0, "struct", ADDR.fields),
+        Field("node_port6", 656, 16, 0, "struct", ADDR.fields),
     ),
 )
+
+
+CPU = record("cpu", ("unheard", "u64"))  # of it, what is read
 
 
 class FakeHash:
@@ -218,6 +223,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("hash_tables", HASH_PAIR, 1 << 18))
         self.add(FakeArray("service_counters", COUNTERS, services))
         self.add(FakeArray("config", CONFIG, 1))
+        self.add(FakeArray("cpus", CPU, 2))
         self.add(FakeArray("backend_live", number("u64"), endpoints))
         self.add(FakeHash("devices", number("u32"), DEVICE, services))
         self.flow_tables = (FakeFlowTable("4"), FakeFlowTable("6"))
