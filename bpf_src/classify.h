@@ -126,7 +126,7 @@ INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 fr
 	make_key(&key, &p);
 	if (!find_cell_inline(&key, &f) || kind_of(&f) & CELL_NOTE)
 		return comes_without_flow(skb, c, &p, address_flags_inline(&p.dst));
-	return acts_coming_in(kind_of(&f)) ? plain(skb, &p, &f) : PASS;
+	return acts_coming_in(kind_of(&f)) ? plain(skb, &p, &f, true) : PASS;
 }
 
 INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
@@ -142,7 +142,7 @@ INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
 		return goes_without_flow(skb, &p);
 	if (!acts_going_out(kind_of(&f)))
 		return PASS;
-	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f);
+	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f, false);
 }
 #endif
 

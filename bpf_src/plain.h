@@ -112,7 +112,8 @@ INLINE bool is_plain(const struct packet *p, const struct found *f, u32 beat)
 /* The verdict, or NOT_PLAIN if the packet is for the programs that can do all. */
 #define NOT_PLAIN (-1000)
 
-INLINE int plain(struct __sk_buff *skb, struct packet *p, const struct found *f)
+/* `coming_in`, a constant: what goes to an endpoint whole is met nowhere else. */
+INLINE int plain(struct __sk_buff *skb, struct packet *p, const struct found *f, bool coming_in)
 {
 	u32 beat = now();
 	struct ends ends;
@@ -120,7 +121,7 @@ INLINE int plain(struct __sk_buff *skb, struct packet *p, const struct found *f)
 	if (!is_plain(p, f, beat) || !read_ends(f, &ends))
 		return NOT_PLAIN;
 	follow(p, f, skb->len - p->l3, beat);
-	if (goes_whole(kind_of(f)))
+	if (coming_in && goes_whole(kind_of(f)))
 		return hand_to_encapsulate(skb, p, f);
 	return translate_by(skb, p, kind_of(f), &ends);
 }
