@@ -99,7 +99,7 @@ INLINE void get_holder(struct holder *holder, const struct cell *cell, u32 kind)
 /* Cells of the flow whose forward cell, or lone cell, is of this kind. */
 INLINE u64 cells_of(u32 kind)
 {
-	if (kind & (CELL_NOTE | CELL_FRAGMENT))
+	if (kind & (CELL_NOTE | CELL_FRAGMENT | CELL_DSR))
 		return 1;
 	return kind & CELL_MASQUERADED ? 4 : 2;
 }

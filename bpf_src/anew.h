@@ -32,7 +32,7 @@ INLINE void find_rest(const struct flow_key *key, const struct found *f, struct 
 	struct found reply, out;
 	struct ends ends;
 
-	if (!read_ends(f, &ends) || !find_next(f, &reply))
+	if (goes_whole(kind_of(f)) || !read_ends(f, &ends) || !find_next(f, &reply))
 		return;
 	if (key->proto == IPPROTO_TCP && !(flags_of(reply.state) & CELL_FIRST))
 		return;

@@ -15,3 +15,9 @@ INLINE bool is_older(u32 beat, u32 seen, u32 timeout)
 {
 	return (s32)(beat - seen) > (s32)timeout;
 }
+
+/* The beat of which a lone cell has the lower half: the last one up to another. */
+INLINE u32 latest_beat(u32 half, u32 until)
+{
+	return until - ((until - half) & 0xffff);
+}

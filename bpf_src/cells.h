@@ -329,6 +329,12 @@ INLINE bool find_next(const struct found *found, struct found *next)
 	return false;
 }
 
+/* Do its packets go to the endpoint as they are, and nothing comes back (dsr.h)? */
+INLINE bool goes_whole(u32 kind)
+{
+	return (kind & (CELL_DSR | CELL_REPLY)) == CELL_DSR;
+}
+
 INLINE bool is_forward(u32 kind)
 {
 	return !(kind & (CELL_REPLY | CELL_SIDE));

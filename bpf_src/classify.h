@@ -23,6 +23,7 @@
 #include "plain.h"
 #include "outgoing.h"
 #include "fast.h"
+#include "outer.h"
 
 /* A packet that is not for a service. */
 INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
@@ -57,6 +58,10 @@ INLINE int comes_without_flow(struct __sk_buff *skb, const struct config *c, str
 		return hand_to_connect(skb, p);
 	}
 #ifndef TRACE
+	if (may_be_outer(c, p)) {
+		save_packet(skb, p);
+		return hand_to(skb, FAMILY_PROGRAM(ARRIVE));
+	}
 	if (may_meet_flow(p)) {
 		save_packet(skb, p);
 		return hand_to(skb, FAMILY_PROGRAM(DIRECT));
@@ -139,7 +144,7 @@ INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
 		return goes_without_flow(skb, &p);
 	if (!acts_going_out(kind_of(&f)))
 		return PASS;
-	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f, &ends);
+	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f, &ends, false);
 }
 #endif
 

@@ -127,10 +127,11 @@ INLINE void make_reply_key(struct flow_key *key, const struct packet *p,
 INLINE u32 reserve_flow(const struct packet *p, const struct choice *choice, u32 generation,
 			u32 *reply, u32 *forward)
 {
+	u32 reply_kind = choice->kind | CELL_REPLY | (p->origin == ORIGIN_DSR ? CELL_DSR : 0);
 	struct flow_key key;
 
 	make_reply_key(&key, p, choice);
-	*reply = reserve_cell(&key, &p->src, choice->kind | CELL_REPLY, generation);
+	*reply = reserve_cell(&key, &p->src, reply_kind, generation);
 	if (!IS_PLACE(*reply))
 		return *reply == CELL_FULL ? NO_ROOM : FAMILY_PROGRAM(MAKE_WAY);
 	make_key(&key, p);
@@ -249,8 +250,7 @@ INLINE int retry(struct __sk_buff *skb)
 		end_flow(&f, END_REPLACED); /* a client goes before */
 	else if (known && !(kind_of(&f) & CELL_REPLY))
 		return hand_to(skb, FAMILY_PROGRAM(FOLLOW));
-	return hand_to(skb, p.origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)
-						    : FAMILY_PROGRAM(CONNECT));
+	return hand_to(skb, beginning_program(&p));
 }
 
 /* Would the reply not come back through this node, or not be told from the pod's own? Masquerade
@@ -269,6 +269,14 @@ INLINE bool needs_masquerade(const struct config *c, const struct packet *p, u32
 	return p->origin == ORIGIN_NET && POD_CIDR_COUNT(c) && !in_pod_range(c, &p->src);
 }
 
+/* Does such a packet go to the endpoint whole instead (dsr.h)? From a device without link header
+ * there is no way on: the kernel redirects no frame of theirs to a next hop. */
+INLINE bool goes_by_dsr(const struct packet *p, u32 frontend_flags, const struct choice *choice)
+{
+	return choice->dsr && p->origin == ORIGIN_NET && p->l3 &&
+	       !(frontend_flags & FRONTEND_CLUSTER_IP) && !same_address(&p->src, &choice->addr);
+}
+
 /* To the program that knows all algorithms. */
 INLINE int hand_to_choose(struct __sk_buff *skb, const struct frontend *frontend)
 {
@@ -283,7 +291,7 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, const struct
 	struct request request = {.service = frontend->service, .frontend_flags = frontend->flags};
 	const struct config *c = get_config();
 	struct choice choice = {};
-	bool masquerade;
+	bool masquerade, dsr;
 	int reason;
 
 	if (!c)
@@ -299,13 +307,16 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, const struct
 	if (reason)
 		return drop(skb, reason);
 	masquerade = needs_masquerade(c, p, frontend->flags, &choice);
+	dsr = masquerade && goes_by_dsr(p, frontend->flags, &choice);
 	handoff(skb)->service = choice.service;
 #ifdef TRACE
-	handoff(skb)->masqueraded = masquerade;
+	handoff(skb)->masqueraded = dsr ? TRACED_DSR : masquerade ? TRACED_MASQUERADED : 0;
 	count(skb, REASON_FORWARDED);
 	return translate(skb, p, false, &choice.addr, choice.port, p->sport);
 #else
 	handoff(skb)->backend = choice.backend;
+	if (dsr)
+		return hand_to(skb, FAMILY_PROGRAM(OPEN_DSR));
 	return hand_to(skb, masquerade ? FAMILY_PROGRAM(MASQUERADE) : FAMILY_PROGRAM(OPEN));
 #endif
 }

@@ -29,6 +29,9 @@ enum reason {
 				  */
 	REASON_NODE_UNROUTED, /* from the node's own socket, and no route to the backend: dropped */
 	REASON_PORT_REUSED, /* masqueraded by a port that the backend may still hold: it may wait */
+	REASON_DSR_TOO_BIG, /* with an outer header too big for the way: its sender is told */
+	REASON_DSR_UNROUTED, /* no route to the endpoint for what goes there whole: dropped */
+	REASON_DSR_UNKNOWN,  /* came whole, but no endpoint here serves that address: untouched */
 	REASON_MAX,
 };
 
@@ -63,6 +66,7 @@ enum service_flag {
 	SERVICE_AFFINITY = 4,	    /* sessionAffinity: ClientIP */
 	SERVICE_CHOOSES = 8,	    /* not simply any endpoint of the set: see algorithm.h */
 	SERVICE_PICKS_UP = 16,	    /* TCP in mid-stream that has no flow gets one */
+	SERVICE_DSR = 32,	    /* from outside to other nodes' endpoints: see dsr.h */
 };
 
 /* service.algorithm */
@@ -121,6 +125,8 @@ enum cell_kind {
 	CELL_NODE = 16,	      /* of the node's own socket, see node.h */
 	CELL_NOTE = 32,	      /* alone: a tuple that a conversation past services holds */
 	CELL_FRAGMENT = 64,   /* alone: the ports of a first fragment */
+	CELL_DSR = 128,	      /* alone: packets go to the endpoint whole, and its answers never come
+				 here, see dsr.h; of a reply: its flow's come so, see arrive.h */
 };
 
 /* What the packets of a cell's direction have said: the top byte of cell_state.link. */
@@ -195,6 +201,7 @@ enum config_flag {
 	CONFIG_SOCKET_ALL = 8,		  /* ... and pods */
 	CONFIG_SOCKET_PEERS = 16,	  /* TCP's getpeername shows the service */
 	CONFIG_MASQUERADE_BY_DEVICE = 32, /* as on kernels that tell no route's source */
+	CONFIG_DSR_IPIP = 128,		  /* outer headers of DSR have no UDP */
 };
 
 /* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */
@@ -208,7 +215,7 @@ enum config_flag {
 #define BACKEND_GENERATION_SHIFT 24
 
 /* Where a packet comes from, which decides scope and masquerade. */
-enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
+enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE, ORIGIN_DSR };
 #define BARE_LINK 4	/* added to the origin: a device without link header */
 #define FRAGMENT_SEEN 8 /* ... a first fragment for which nothing waits */
 
@@ -227,6 +234,7 @@ enum fast_flag {
 #define MASQUERADE_PORT_TRIES 16
 #define HANDSHAKE_BEATS 4   /* before one that nobody goes on with gives its port away: 1 to 10 s */
 #define NODE_CHOICE_TRIES 4 /* to find a backend that is not the node itself */
+#define DSR_ENDPOINTS 256   /* of one service port on one node, that DSR can lead to */
 
 /* Where early fragments wait (stash.h): slots by buckets, and the longest packet kept. */
 #define STASH_BUCKETS 16
@@ -239,6 +247,7 @@ enum fast_flag {
  * of it (handoff.h). */
 #define HANDOFF_PLACE 48
 enum handoff_word { HANDOFF_REASON, HANDOFF_SERVICE, HANDOFF_MASQUERADED };
+enum traced_way { TRACED_PLAIN, TRACED_MASQUERADED, TRACED_DSR };
 
 /* Slots of the program array: the parts a packet is handed to by tail call, per family. */
 enum program {
@@ -306,6 +315,20 @@ enum program {
 	PROGRAM_LEARN_HOPS6,
 	PROGRAM_TELL4, /* goes no further, which somebody wants to know */
 	PROGRAM_TELL6,
+	PROGRAM_OPEN_DSR4, /* to a service, no flow yet, and it will go to the endpoint whole */
+	PROGRAM_OPEN_DSR6,
+	PROGRAM_ENCAPSULATE4, /* goes to the endpoint whole */
+	PROGRAM_ENCAPSULATE6,
+	PROGRAM_TOO_BIG4, /* ... but does not fit */
+	PROGRAM_TOO_BIG6,
+	PROGRAM_OUTER_ERROR4, /* ... but a router has said that it does not */
+	PROGRAM_OUTER_ERROR6,
+	PROGRAM_ARRIVE4, /* came so, to an endpoint here */
+	PROGRAM_ARRIVE6,
+	PROGRAM_ARRIVE_NEW4, /* ... and begins */
+	PROGRAM_ARRIVE_NEW6,
+	PROGRAM_ARRIVE_ERROR4, /* ... about what that has answered */
+	PROGRAM_ARRIVE_ERROR6,
 	PROGRAM_MAX,
 };
 
@@ -317,6 +340,8 @@ enum subprogram {
 	SUBPROGRAM_END,		/* a flow */
 	SUBPROGRAM_IDLE,	/* is a flow? */
 	SUBPROGRAM_FRONTEND,	/* what an address and port is */
+	SUBPROGRAM_ENDPOINT,	/* a service's, on this node, by its address */
+	SUBPROGRAM_MSS,		/* where TCP's options have it */
 };
 
 /* The unit of time of all that is kept: a beat is 256 jiffies, 0.25 to 2.6 s by the kernel's HZ. */

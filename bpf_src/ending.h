@@ -13,6 +13,7 @@
 #include "cells.h"
 #include "subprogram.h"
 #include "account.h"
+#include "beat.h"
 #include "tell.h"
 
 #define STATE_TRIES 8
@@ -128,6 +129,8 @@ INLINE void free_ring(bool own, const struct found *forward, u32 why)
 		place = next_place(at.state);
 		free_cell(own, at.cell, at.place, at.head);
 	}
+	if (goes_whole(HEAD_KIND(forward->head)))
+		flow.opened = latest_beat(flow.opened, flow.seen);
 	if (forward->state->backend & BACKEND_ID_MASK) {
 		count_traffic(forward->state->service, flow.packets_in, flow.bytes_in,
 			      flow.packets_out, flow.bytes_out);

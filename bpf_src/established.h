@@ -46,12 +46,13 @@ INLINE bool is_remarkable(const struct packet *p, const struct found *f)
 	return state_of(f) != STATE_ESTABLISHED || p->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST);
 }
 
-/* Who answers a datagram flow makes it one that lasts longer. */
+/* Who answers a datagram flow makes it one that lasts longer; so does who goes on without an answer
+ * that this node could see. */
 INLINE void note_answer(const struct found *f)
 {
 	u8 flags = flags_of(f->state);
 
-	if (kind_of(f) & CELL_REPLY && !(flags & CELL_REPLIED))
+	if (kind_of(f) & (CELL_REPLY | CELL_DSR) && !(flags & CELL_REPLIED))
 		set_flags(f->state, flags | CELL_REPLIED);
 }
 
@@ -64,7 +65,7 @@ INLINE void follow(const struct packet *p, const struct found *f, u32 bytes, u32
 	count_packet(f->state, bytes, beat);
 	if (p->proto != IPPROTO_TCP)
 		note_answer(f);
-	else if (p->fragment != FRAGMENT_LATER && p->tcp_flags & TCP_ACK)
+	else if (p->fragment != FRAGMENT_LATER && p->tcp_flags & TCP_ACK && !goes_whole(kind_of(f)))
 		f->state->ack = p->tcp_ack;
 }
 
@@ -89,6 +90,8 @@ INLINE int established(struct __sk_buff *skb, struct packet *p, const struct fou
 	if (!read_ends(f, &ends))
 		return ended_meanwhile(skb);
 	follow(p, f, skb->len - p->l3, beat);
+	if (goes_whole(kind_of(f)))
+		return hand_to_encapsulate(skb, p, f);
 	return send_on(skb, kind_of(f), translate_by(skb, p, kind_of(f), &ends));
 }
 

@@ -45,8 +45,8 @@ INLINE bool is_syn_ack(const struct packet *p, u32 kind)
  * does what is none of this host's, or has no link header. */
 INLINE bool may_pass(struct __sk_buff *skb, const struct packet *p, u32 kind, u32 state)
 {
-	if (kind & (CELL_DIRECT | CELL_NODE | CELL_NOTE | CELL_FRAGMENT) || skb->pkt_type ||
-	    p->l3 != ETH_HLEN)
+	if (kind & (CELL_DIRECT | CELL_NODE | CELL_NOTE | CELL_FRAGMENT | CELL_DSR) ||
+	    skb->pkt_type || p->l3 != ETH_HLEN)
 		return false;
 	/* Of masqueraded flows the two that act where packets come in. */
 	if (kind & CELL_MASQUERADED && !acts_coming_in(kind))
@@ -236,7 +236,7 @@ INLINE int go_past(struct __sk_buff *skb)
 		return send_past(skb, &p, &way, kind);
 	if (is_syn_ack(&p, kind))
 		return hand_to(skb, FAMILY_PROGRAM(TRACK_PAST));
-	verdict = plain(skb, &p, &f, &ends);
+	verdict = plain(skb, &p, &f, &ends, false);
 	if (verdict == NOT_PLAIN)
 		return hand_back(skb, &p);
 	return verdict == PASS ? send_past(skb, &p, &way, kind) : verdict;
@@ -281,5 +281,5 @@ INLINE int plain_or_past(struct __sk_buff *skb, const struct config *c, struct p
 		handoff(skb)->place = f->place;
 		return hand_to(skb, FAMILY_PROGRAM(GO_PAST));
 	}
-	return acts_coming_in(kind_of(f)) ? plain(skb, p, f, &ends) : PASS;
+	return acts_coming_in(kind_of(f)) ? plain(skb, p, f, &ends, true) : PASS;
 }

@@ -17,23 +17,28 @@ struct handoff {
 		__u32 turn;	  /* to follow, connect and what they lead to, see connect.h */
 		__u32 early;	  /* to fragment: enum early */
 		__u32 generation; /* to begin_anew: of the flow that is over; to go_past: of the
-				     packet's; to open_masqueraded: of its cells */
+				     packet's; to open_masqueraded and encapsulate: of its cells;
+				     to arrive_new: of one that is to end, or 0 */
+		__u32 mtu;	  /* to too_big: how long the packet may be */
 		__u32 told;	  /* to tell: enum reason */
 		__u32 reason;	  /* in the trace variant, which follows no flows: for the caller */
 	};
 	union {
-		__u32 service;	   /* to choose, open, masquerade and node_flow, and to the trace
-				      variant's caller: whose backend it is or will be */
+		__u32 service;	   /* to choose, open, open_dsr, masquerade and node_flow, and to
+				      the trace variant's caller: whose backend it is or will be */
 		__u32 fragment_id; /* to fragment */
 		__u32 out;     /* to open_masqueraded: the place of a reserved cell, and `turn` */
-		__u32 place;   /* to go_past: of the cell that was found */
+		__u32 place;   /* to go_past and encapsulate: of the flow's cell */
 		__u32 remains; /* to tell: enum remains */
 	};
 	union {
 		__u32 frontend_flags; /* to choose */
-		__u32 backend;	      /* to open, masquerade and node_flow: id | generation << 24 */
+		__u32 backend;	      /* to open, open_dsr, masquerade and node_flow: id |
+					 generation << 24 */
+		__u32 known;	      /* to arrive_new: is there a flow that it goes on with? */
 		__u32 back;	      /* to open_masqueraded: the place of the other one */
-		__u32 masqueraded;    /* in the trace variant, which calls no masquerade */
+		__u32 masqueraded;    /* in the trace variant, which calls no masquerade: enum
+					 traced_way */
 	};
 	union {
 		__u32 from;   /* by the entry programs: enum origin, perhaps with BARE_LINK */

@@ -9,11 +9,14 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
+#include "config.h"
+#include "outer.h"
 #include "address.h"
 #include "parse.h"
 #include "handoff.h"
 #include "cells.h"
 #include "stats.h"
+#include "tailcall.h"
 #include "flow.h"
 #include "checksum.h"
 #include "nat.h"
@@ -124,17 +127,21 @@ INLINE int rewrite_outer(struct __sk_buff *skb, const struct packet *outer, bool
 	return 0;
 }
 
-/* `reply`: towards the pod, about what it sent. Otherwise from the pod, about what it received. */
+/* `reply`: towards the pod, about what it sent. Otherwise from the pod, about what it received.
+ * What has no ports in its quote may be of a packet in a packet. */
 INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 {
+	const struct config *c = get_config();
 	struct packet outer, inner;
 	struct flow_key key = {};
 	struct ends ends;
 	struct found f;
 	int error;
 
-	if (!restore_packet(skb, &outer) || !parse_quote(skb, &outer, &inner))
+	if (!restore_packet(skb, &outer))
 		return PASS;
+	if (!parse_quote(skb, &outer, &inner) || (c && is_outer_port(c, inner.proto, inner.dport)))
+		return reply ? PASS : hand_to(skb, FAMILY_PROGRAM(OUTER_ERROR));
 	/* It is told to whoever sent what it is about. */
 	if (!same_address(&outer.dst, &inner.src))
 		return PASS;
@@ -148,6 +155,9 @@ INLINE int icmp_error(struct __sk_buff *skb, bool reply)
 	/* Where the packets that it is about would be translated, and nowhere else. */
 	if (reply ? !acts_going_out(kind_of(&f)) : !acts_coming_in(kind_of(&f)))
 		return PASS;
+	/* About what the endpoint has answered, which its node alone has translated. */
+	if (goes_whole(kind_of(&f)))
+		return hand_to_encapsulate(skb, &outer, &f);
 	/* What comes in about a flow of the node's own is about what its client sent. */
 	if (kind_of(&f) & CELL_REPLY)
 		reply = true;

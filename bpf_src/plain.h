@@ -19,6 +19,7 @@
 #include "cells.h"
 #include "beat.h"
 #include "flow.h"
+#include "tailcall.h"
 #include "established.h"
 #include "select.h"
 #include "owner.h"
@@ -112,12 +113,16 @@ INLINE bool is_plain(const struct packet *p, const struct found *f, u32 beat)
  * written. */
 #define NOT_PLAIN (-1000)
 
-INLINE int plain(struct __sk_buff *skb, struct packet *p, const struct found *f, struct ends *ends)
+/* `coming_in`, a constant: what goes to an endpoint whole is met nowhere else. */
+INLINE int plain(struct __sk_buff *skb, struct packet *p, const struct found *f, struct ends *ends,
+		 bool coming_in)
 {
 	u32 beat = now();
 
 	if (!is_plain(p, f, beat) || !read_ends(f, ends))
 		return NOT_PLAIN;
 	follow(p, f, skb->len - p->l3, beat);
+	if (coming_in && goes_whole(kind_of(f)))
+		return hand_to_encapsulate(skb, p, f);
 	return translate_by(skb, p, kind_of(f), ends);
 }

@@ -19,12 +19,24 @@
 #include "checksum.h"
 
 #if FAMILY == 6
-#define UNREACHABLE_TYPE 1
-#define UNREACHABLE_CODE 4
+#define ICMP_PORT_UNREACHABLE                                                                      \
+	{                                                                                          \
+		.type = 1, .code = 4                                                               \
+	}
+#define ICMP_TOO_BIG(mtu)                                                                          \
+	{                                                                                          \
+		.type = 2, .rest = htonl(mtu)                                                      \
+	}
 #define QUOTE_MAX (40 + 48 + 8) /* extension headers beyond that: dropped instead */
 #else
-#define UNREACHABLE_TYPE 3
-#define UNREACHABLE_CODE 3
+#define ICMP_PORT_UNREACHABLE                                                                      \
+	{                                                                                          \
+		.type = 3, .code = 3                                                               \
+	}
+#define ICMP_TOO_BIG(mtu)                                                                          \
+	{                                                                                          \
+		.type = 3, .code = 4, .rest = htonl(mtu)                                           \
+	}
 #define QUOTE_MAX (60 + 8)
 #endif
 #define QUOTED_TRANSPORT 8
@@ -141,19 +153,25 @@ INLINE int answer_reset(struct __sk_buff *skb, struct packet *p)
 	return send_back(skb, p);
 }
 
-struct unreachable {
+/* The first eight bytes of an ICMP error; its checksum is filled in. */
+struct error {
+	__u8 type;
+	__u8 code;
+	__u16 check;
+	__u32 rest;
+};
+
+struct error_headers {
 #if FAMILY == 6
 	struct ipv6hdr ip;
 #else
 	struct iphdr ip;
 #endif
-	__u8 type;
-	__u8 code;
-	__u16 check;
-	__u32 unused;
+	struct error icmp;
 } __attribute__((packed));
 
-INLINE void fill_unreachable(struct unreachable *u, struct packet *p, u32 quoted, s64 quote_sum)
+INLINE void fill_error(struct error_headers *u, struct packet *p, const struct error *error,
+		       u32 quoted, s64 quote_sum)
 {
 	u32 icmp = 8 + quoted;
 	s64 sum;
@@ -180,14 +198,13 @@ INLINE void fill_unreachable(struct unreachable *u, struct packet *p, u32 quoted
 	sum = (u32)quote_sum + (u64)fold(pseudo_sum(p, IPPROTO_ICMPV6, icmp));
 	sum = (u32)sum + (sum >> 32);
 #endif
-	u->type = UNREACHABLE_TYPE;
-	u->code = UNREACHABLE_CODE;
-	sum = bpf_csum_diff(0, 0, (void *)&u->type, 8, sum);
-	u->check = ~fold(sum);
+	u->icmp = *error;
+	sum = bpf_csum_diff(0, 0, (void *)&u->icmp, 8, sum);
+	u->icmp.check = ~fold(sum);
 }
 
-/* Sum of what is quoted, as it will be on the wire: if the device still fills in UDP's checksum,
- * the eight bytes it covers will sum to the complement of what the field holds now. */
+/* Sum of what is quoted, as it will be on the wire: if the device still fills in the checksum, the
+ * transport header that it covers will sum to the complement of what the field holds now. */
 INLINE s64 sum_quote(struct __sk_buff *skb, struct packet *p, u32 headers, bool pending)
 {
 	u8 quote[QUOTE_MAX] = {};
@@ -201,7 +218,7 @@ INLINE s64 sum_quote(struct __sk_buff *skb, struct packet *p, u32 headers, bool 
 	sum = bpf_csum_diff(0, 0, (void *)quote, sizeof(quote), 0);
 	if (!pending)
 		return sum;
-	if (bpf_skb_load_bytes(skb, p->l4 + 6, &held, 2))
+	if (bpf_skb_load_bytes(skb, checksum_offset(p), &held, 2))
 		return -1;
 	return (u32)fold(sum) + (u16)~held;
 }
@@ -221,37 +238,56 @@ INLINE int move_link_header(struct __sk_buff *skb, u32 length, u32 by)
 	return bpf_skb_store_bytes(skb, 12, link, rest, 0);
 }
 
-/* Room for the new headers goes in front of the frame, so that nothing of the quote moves. */
-INLINE int answer_unreachable(struct __sk_buff *skb, struct packet *p)
+/* Room for the new headers goes in front of the frame, so that nothing of the quote moves. Of TCP
+ * whose checksum the device fills in, the whole header is quoted, or there would be no field. */
+INLINE bool make_error(struct __sk_buff *skb, struct packet *p, const struct error *error)
 {
-	struct unreachable answer;
-	u32 headers = p->l4 - p->l3;
-	bool pending = p->proto == IPPROTO_UDP && checksum_pending(skb, p->l4 + 6);
+	struct error_headers answer;
+	u32 headers = p->l4 - p->l3, check = checksum_offset(p);
+	bool pending = check && checksum_pending(skb, check);
+	u32 quoted = pending && p->proto == IPPROTO_TCP ? sizeof(struct tcphdr) : QUOTED_TRANSPORT;
 	s64 sum;
 
-	if (headers > QUOTE_MAX - QUOTED_TRANSPORT || p->l4_length < QUOTED_TRANSPORT)
-		return DROP;
+	if (headers > QUOTE_MAX - QUOTED_TRANSPORT || p->l4_length < quoted)
+		return false;
 	sum = sum_quote(skb, p, headers, pending);
 	if (sum < 0)
+		return false;
+	fill_error(&answer, p, error, headers + quoted, sum);
+	return !bpf_skb_change_tail(skb, p->l4 + quoted, 0) &&
+	       !bpf_skb_change_head(skb, sizeof(answer), 0) &&
+	       !move_link_header(skb, p->l3, sizeof(answer)) &&
+	       !bpf_skb_store_bytes(skb, p->l3, &answer, sizeof(answer), 0);
+}
+
+INLINE int answer_error(struct __sk_buff *skb, struct packet *p, const struct error *error)
+{
+	if (!make_error(skb, p, error))
 		return DROP;
-	fill_unreachable(&answer, p, headers + QUOTED_TRANSPORT, sum);
 	swap_macs(skb, p);
-	if (bpf_skb_change_tail(skb, p->l4 + QUOTED_TRANSPORT, 0) ||
-	    bpf_skb_change_head(skb, sizeof(answer), 0) ||
-	    move_link_header(skb, p->l3, sizeof(answer)) ||
-	    bpf_skb_store_bytes(skb, p->l3, &answer, sizeof(answer), 0))
-		return DROP;
 	return send_back(skb, p);
+}
+
+/* The program for what does not fit on its way (dsr.h). An error is not answered with one. */
+INLINE int too_big(struct __sk_buff *skb)
+{
+	struct error error = ICMP_TOO_BIG(handoff(skb)->mtu);
+	struct packet p;
+
+	if (!restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER || p.proto == PROTO_ICMP)
+		return DROP;
+	return answer_error(skb, &p, &error);
 }
 
 INLINE int answer(struct __sk_buff *skb)
 {
+	struct error error = ICMP_PORT_UNREACHABLE;
 	struct packet p;
 
 	if (!restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER)
 		return DROP;
 	if (p.proto != IPPROTO_TCP)
-		return answer_unreachable(skb, &p);
+		return answer_error(skb, &p, &error);
 	/* A reset is never answered with one. */
 	return p.tcp_flags & TCP_RST ? DROP : answer_reset(skb, &p);
 }

@@ -18,6 +18,7 @@ struct choice {
 	__u32 service;
 	__u32 kind;  /* enum cell_kind, of the flow to make */
 	__u32 local; /* on this node */
+	__u32 dsr;   /* its service's packets from outside go there whole, see dsr.h */
 };
 
 INLINE bool uses_local_set(const struct service *s, const struct request *r)
@@ -101,6 +102,7 @@ INLINE int choose_backend(const struct request *r, bool algorithms, struct choic
 		return REASON_INTERNAL;
 	if (r->frontend_flags & FRONTEND_SOURCE_RANGES && !in_source_ranges(r))
 		return REASON_SOURCE_RANGE;
+	choice->dsr = s->flags & SERVICE_DSR;
 	local = uses_local_set(s, r);
 	region = *(volatile u64 *)(local ? &s->local : &s->cluster);
 	length = region >> REGION_LENGTH_SHIFT & REGION_LENGTH_MASK;

@@ -7,6 +7,7 @@
 #include "maps.h"
 #include "parse.h"
 #include "handoff.h"
+#include "cells.h"
 #include "stats.h"
 
 /* Hands the packet on; a missing program is counted and the packet let through. */
@@ -37,15 +38,35 @@ INLINE int hand_to_begin_anew(struct __sk_buff *skb, u32 generation)
 	return hand_to(skb, FAMILY_PROGRAM(BEGIN_ANEW));
 }
 
-/* No flow has the packet's tuple: to the program that may begin one, for whoever sent it. */
+/* The program that may begin a flow for a packet that has none, by whoever sent it. What came in an
+ * outer header (arrive.h) has its endpoint, which goes along. */
+INLINE u32 beginning_program(const struct packet *p)
+{
+#ifndef TRACE /* which asks what the node's sockets would get */
+	if (p->origin == ORIGIN_NODE)
+		return FAMILY_PROGRAM(NODE_OPEN);
+	if (p->origin == ORIGIN_DSR)
+		return FAMILY_PROGRAM(OPEN);
+#endif
+	return FAMILY_PROGRAM(CONNECT);
+}
+
+/* No flow has the packet's tuple. */
 INLINE int hand_to_connect(struct __sk_buff *skb, const struct packet *p)
 {
 	handoff(skb)->turn = 0;
-#ifndef TRACE /* which asks what the node's sockets would get */
-	if (p->origin == ORIGIN_NODE)
-		return hand_to(skb, FAMILY_PROGRAM(NODE_OPEN));
-#endif
-	return hand_to(skb, FAMILY_PROGRAM(CONNECT));
+	return hand_to(skb, beginning_program(p));
+}
+
+/* A packet that goes to its flow's endpoint whole (dsr.h). */
+INLINE int hand_to_encapsulate(struct __sk_buff *skb, const struct packet *p, const struct found *f)
+{
+	save_packet(skb, p);
+	handoff(skb)->generation = HEAD_GENERATION(f->head);
+	handoff(skb)->place = f->place;
+	programs.call(skb, FAMILY_PROGRAM(ENCAPSULATE));
+	count(skb, REASON_INTERNAL);
+	return DROP;
 }
 
 /* The end of a packet's translation: one that a socket of the node's own sent to a service has yet

@@ -25,6 +25,9 @@
 #include "stash.h"
 #include "fast.h"
 #include "hop.h"
+#include "dsr.h"
+#include "arrive.h"
+#include "outererror.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -135,6 +138,41 @@ PROGRAM(FAMILY_NAME(open_masqueraded))
 PROGRAM(FAMILY_NAME(direct))
 {
 	return direct(skb);
+}
+
+PROGRAM(FAMILY_NAME(open_dsr))
+{
+	return open_dsr(skb);
+}
+
+PROGRAM(FAMILY_NAME(encapsulate))
+{
+	return encapsulate(skb);
+}
+
+PROGRAM(FAMILY_NAME(too_big))
+{
+	return too_big(skb);
+}
+
+PROGRAM(FAMILY_NAME(outer_error))
+{
+	return outer_error(skb);
+}
+
+PROGRAM(FAMILY_NAME(arrive))
+{
+	return arrive(skb);
+}
+
+PROGRAM(FAMILY_NAME(arrive_new))
+{
+	return arrive_new(skb);
+}
+
+PROGRAM(FAMILY_NAME(arrive_error))
+{
+	return arrive_error(skb);
 }
 
 PROGRAM(FAMILY_NAME(refuse))

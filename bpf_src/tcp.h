@@ -16,13 +16,17 @@
 #include "parse.h"
 #include "handoff.h"
 #include "hash.h"
+#include "config.h"
 #include "cells.h"
+#include "account.h"
 #include "beat.h"
 #include "ending.h"
 #include "tell.h"
 #include "tailcall.h"
 #include "flow.h"
 #include "established.h"
+#include "mss.h"
+#include "outer.h"
 
 /* How far behind what was acknowledged a FIN or RST may be that others' data overtook: larger than
  * almost every window, and 1 of 256 for who knows no number. */
@@ -259,9 +263,38 @@ INLINE void track_note(const struct packet *p, struct found *f)
 	set_state(f, STATE_ESTABLISHED, STATE_TIME_WAIT);
 }
 
+/* What the client alone tells of a flow whose answers do not come here. `ack` is the number that
+ * its next packet will stand at (note_sequence() in dsr.h), since none of the other side's is
+ * known. A close is complete when nothing more comes. */
+INLINE void track_one_way(struct __sk_buff *skb, const struct packet *p, struct found *f)
+{
+	u32 state = state_of(f), to = state, ahead;
+	bool exactly;
+	struct tcphdr tcp;
+
+	if (bpf_skb_load_bytes(skb, p->l4, &tcp, sizeof(tcp)))
+		return;
+	count_packet(f->state, skb->len - p->l3, now());
+	ahead = ntohl(tcp.seq) - ntohl(f->state->ack);
+	exactly = tcp.seq == f->state->ack;
+	if (p->tcp_flags & (TCP_RST | TCP_FIN)) {
+		if (exactly)
+			to = p->tcp_flags & TCP_RST ? STATE_RESET : STATE_FIN_WAIT;
+		else if (ahead < PLAUSIBLE_WINDOW && state < STATE_CLOSING)
+			to = STATE_CLOSING;
+	} else if (state == STATE_SYN && p->tcp_flags & TCP_ACK) {
+		to = STATE_ESTABLISHED;
+	} else if (state == STATE_CLOSING && segment_end(p, &tcp) != ntohl(tcp.seq)) {
+		to = STATE_ESTABLISHED; /* it was none: it goes on */
+	}
+	if (to != state && !is_over(state) && set_state(f, state, to) && to == STATE_RESET)
+		tell_one_way_closed(f, END_RESET);
+}
+
 /* The program for remarkable packets of a flow. */
 INLINE int track(struct __sk_buff *skb)
 {
+	const struct config *c = get_config();
 	struct flow_key key;
 	struct found f;
 	struct packet p;
@@ -279,6 +312,10 @@ INLINE int track(struct __sk_buff *skb)
 		return hand_to_begin_anew(skb, HEAD_GENERATION(f.head));
 	if (!read_ends(&f, &ends))
 		return ended_meanwhile(skb);
+	if (goes_whole(kind)) {
+		track_one_way(skb, &p, &f);
+		return hand_to_encapsulate(skb, &p, &f);
+	}
 	if (kind & CELL_NOTE)
 		track_note(&p, &f);
 	else if (find_pair(&f, &pair))
@@ -286,5 +323,8 @@ INLINE int track(struct __sk_buff *skb)
 	if (pair.closed)
 		tell_closed(&pair.forward, pair.reply ? pair.own : pair.other,
 			    p.tcp_flags & TCP_RST ? END_RESET : END_CLOSED);
+	/* What the client sends gets an outer header on its way here. */
+	if (kind & CELL_DSR && p.tcp_flags & TCP_SYN && c)
+		lower_mss(skb, &p, outer_length(c));
 	return send_on(skb, kind, translate_by(skb, &p, kind, &ends));
 }

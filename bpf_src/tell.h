@@ -87,3 +87,14 @@ INLINE void tell_closed(const struct found *forward, const struct cell_state *re
 		      (u32)(reply->bytes >> OPENED_SHIFT) << 16;
 	tell_flow(forward, &flow, EVENT_ENDED, why);
 }
+
+/* The same of a flow whose answers are never seen. */
+INLINE void tell_one_way_closed(const struct found *forward, u32 why)
+{
+	struct carried flow = {.packets_in = forward->state->packets,
+			       .bytes_in = bytes_of(forward->state),
+			       .seen = now()};
+
+	flow.opened = latest_beat(forward->state->bytes >> OPENED_SHIFT, flow.seen);
+	tell_flow(forward, &flow, EVENT_ENDED, why);
+}

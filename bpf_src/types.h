@@ -315,6 +315,10 @@ struct config {
 	__u32 fast_epoch;	/* another whenever a hop may have changed */
 	__u32 fast_mtu;		/* the least of any route: the kernel says it of none (hop.h) */
 	__u32 spare;
+	__u16 dsr_port; /* of outer UDP headers, network byte order; 0: none are taken off */
+	__u16 pad2[3];
+	struct addr node_port4; /* any of the node's addresses that serve node ports, or zero */
+	struct addr node_port6;
 };
 
 /* What the node is called on a device: its first address there of each family, or zero. */

@@ -291,7 +291,7 @@ class FlowTable:
             out[name] = states[name]
         out["bytes"] &= np.uint64(self.enums["BYTES_MASK"])
         if tuples:
-            out["opened"] = self._opened(out["next"], states["bytes"], out["kind"])
+            out["opened"] = self._opened(out["next"], states["bytes"], out["kind"], out["seen"])
         out[~same] = np.zeros((), CELL)
         return out
 
@@ -304,8 +304,9 @@ class FlowTable:
         out["addr"] = self._widen(cells["addr"])
         out["port"], out["client_port"] = cells["port"], cells["client_port"]
 
-    def _opened(self, following: Records, own: Records, kind: Records) -> Records:
-        """The beat that each cell's flow was opened in: half of it is in the next cell."""
+    def _opened(self, following: Records, own: Records, kind: Records, seen: Records) -> Records:
+        """The beat that each cell's flow was opened in: half of it is in the next cell. Of a flow
+        that has one cell, it is the last such beat until it was seen (`latest_beat` in C)."""
         other = np.zeros(len(own), np.uint64)
         for bank in (self._a, self._b):
             here = following & np.uint32(self.enums["PLACE_BANK"]) == bank.base
@@ -315,7 +316,10 @@ class FlowTable:
         shift = np.uint64(self.enums["OPENED_SHIFT"])
         upper = (kind & self.enums["CELL_REPLY"] != 0) != (kind & self.enums["CELL_SIDE"] != 0)
         low, high = np.where(upper, (other, own), (own, other)) >> shift
-        opened: Records = low | high << np.uint64(16)
+        alone = kind & (self.enums["CELL_DSR"] | self.enums["CELL_REPLY"]) == self.enums["CELL_DSR"]
+        until = seen.astype(np.uint64)
+        latest = until - ((until - low) & np.uint64(0xFFFF))
+        opened: Records = np.where(alone, latest, low | high << np.uint64(16))
         return opened
 
     def _widen(self, addresses: Records) -> Records:

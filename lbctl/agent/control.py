@@ -238,6 +238,8 @@ class Control:
             host_netns=parts.sockets.host_netns,
             masquerade_by_device=features.ROUTE_SOURCE in features.masked(),
             timeouts=self._settings.timeouts,
+            dsr_port=self._settings.dsr_port,
+            dsr_ipip=self._settings.dsr_encapsulation == "ipip",
         )
         devices = self._store_addresses()
         changed = config.store(parts.instance.config, facts, settings)

@@ -130,6 +130,8 @@ def _address(address: AddressRow) -> str:
 
 def _policy(row: ServiceRow) -> str:
     text = f"internal {row.internal_policy}, external {row.external_policy}"
+    if row.forwarding == "dsr":
+        text += ", answered straight back (DSR)"
     if row.cluster and not row.local and LOCAL in (row.internal_policy, row.external_policy):
         what = "dropped" if row.without_local == "drop" else "refused"
         text += f"; no backend here: traffic under Local is {what}"
@@ -187,6 +189,7 @@ COLUMNS: list[Column[ServiceRow]] = [
     Column("LOCAL", lambda row: str(row.local), number=True),
     Column("INTERNAL", lambda row: row.internal_policy, wide=True),
     Column("EXTERNAL", lambda row: row.external_policy, wide=True),
+    Column("FORWARDING", lambda row: row.forwarding, wide=True),
     Column("ALGORITHM", lambda row: row.algorithm, wide=True),
     Column("AFFINITY", lambda row: f"{row.affinity_seconds}s", wide=True, number=True),
     Column("OPEN", lambda row: count(row.counters.live), number=True),

@@ -223,7 +223,8 @@ def _masquerade(traced: Traced) -> str:
     kind = traced.answer.masquerade
     if kind == "mixed":
         return "depends on the backend"
-    return "yes" if kind else "no"
+    text = "yes" if kind else "no"
+    return f"{text}, goes to the backend's node whole (DSR)" if traced.dsr else text
 
 
 COLUMNS = (

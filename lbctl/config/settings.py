@@ -22,13 +22,16 @@ from lbctl.config.bind import (
     parse_bind_or_off,
 )
 from lbctl.config.options import Option, declared
-from lbctl.model.records import ALGORITHMS, Algorithm
+from lbctl.model.records import ALGORITHMS, FORWARDINGS, Algorithm, Forwarding
 from lbctl.resolve.node import NodeSettings
 
 _Pattern = Annotated[str, msgspec.Meta(min_length=1)]
 _Room = Annotated[int, msgspec.Meta(ge=16)]
 _Flows = Annotated[int, msgspec.Meta(ge=128)]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+DSR_PORT = 6080  # GUE, of which this is variant 1: an IP packet right behind the UDP header
 
 _DEFAULT_ROOM = "by the machine's memory"
 
@@ -163,6 +166,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             help="How endpoints are chosen of Services that do not say (docs/semantics.md).",
         ),
     ] = ALGORITHMS[0]
+    forwarding: Annotated[
+        Forwarding,
+        Option(
+            flag="--forwarding",
+            field="forwarding",
+            live=True,
+            example="dsr",
+            help="How traffic from outside gets to endpoints on other nodes, of Services that do "
+            "not say: with this node's address as source, or whole, and answered straight back "
+            "(docs/operations.md).",
+        ),
+    ] = FORWARDINGS[0]
+    dsr_encapsulation: Annotated[
+        Literal["udp", "ipip"],
+        Option(
+            flag="--dsr-encapsulation",
+            field="dsrEncapsulation",
+            live=True,
+            example="udp",
+            help="In what packets are sent whole: UDP, which clouds let pass, or IP alone. Nodes "
+            "take off both.",
+        ),
+    ] = "udp"
+    dsr_port: Annotated[
+        _Port,
+        Option(
+            flag="--dsr-port",
+            metavar="PORT",
+            field="dsrPort",
+            live=True,
+            example=DSR_PORT,
+            help="UDP port at which such packets arrive; the same on all nodes.",
+        ),
+    ] = DSR_PORT
     nodeport_addresses: Annotated[
         tuple[str, ...] | None,
         Option(

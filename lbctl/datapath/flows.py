@@ -52,6 +52,12 @@ def lone(cells: Records) -> Mask:
     return found
 
 
+def goes_whole(cells: Records) -> Mask:
+    """Those of flows whose packets go to another node as they are: flows of one cell."""
+    found: Mask = cells["kind"] & (consts.CELL_DSR | consts.CELL_REPLY) == consts.CELL_DSR
+    return found
+
+
 def over(cells: Records) -> Mask:
     """Forward cells whose flow is closed or was reset: not counted as live any more."""
     found: Mask = np.isin(cells["state"], _OVER)
@@ -118,8 +124,9 @@ def idle(rings: Rings, limits: Numbers, beat: int) -> Mask:
     """
     # Both are 32 bits wide and may wrap; a cell seen after `beat` was read has a negative age.
     age = (np.uint32(beat & 0xFFFFFFFF) - rings.seen).astype(np.int32)
-    # A lone cell speaks for itself.
-    flags = np.where(lone(rings.forward), rings.forward["flags"], rings.reply["flags"])
+    # A cell that has no other speaks for itself.
+    alone = lone(rings.forward) | goes_whole(rings.forward)
+    flags = np.where(alone, rings.forward["flags"], rings.reply["flags"])
     replied = (flags & consts.CELL_REPLIED != 0).astype(np.intp)
     limit = limits[replied, rings.forward["state"]]
     closed = rings.forward["state"] == consts.STATE_TIME_WAIT

@@ -72,6 +72,19 @@ SENTENCES = {
         "A packet of the node's own was translated on its way out, and there is no route to the "
         "endpoint: it is dropped."
     ),
+    "dsr_too_big": (
+        "A packet to another node's endpoint does not fit with the outer header it would get: its "
+        "sender is told how long it may be."
+    ),
+    "dsr_unrouted": (
+        "A packet was to go to another node's endpoint whole, and there is no route there: it is "
+        "dropped."
+    ),
+    "dsr_unknown": (
+        "Another node sent a packet on that is for no service with an endpoint of that address "
+        "here: it goes on untouched, to nobody. For a moment after an endpoint has left, that "
+        "happens."
+    ),
     "internal": (
         "The programs found their tables inconsistent, which is a fault: restart the agent, and "
         "report it if it stays."
@@ -92,15 +105,17 @@ ENDINGS = {
 
 # What became of a packet, by what was decided about it.
 VERDICTS = {
-    "passed": ("not_service", "no_flow_passed", "left_to_stack"),
+    "passed": ("not_service", "no_flow_passed", "left_to_stack", "dsr_unknown"),
     "translated": (
         *("forwarded", "flow_moved", "source_translated", "icmp_translated", "port_reused"),
     ),
-    "refused": ("no_endpoint", "unknown_port", "no_flow_reset", "endpoint_is_node"),
+    "refused": (
+        *("no_endpoint", "unknown_port", "no_flow_reset", "endpoint_is_node", "dsr_too_big"),
+    ),
     "dropped": (
         *("no_local_endpoint", "source_range", "unallocated", "malformed", "truncated"),
         *("too_many_headers", "fragment_unmatched", "flows_full", "ports_exhausted"),
-        *("rewrite_failed", "node_unrouted", "internal"),
+        *("rewrite_failed", "node_unrouted", "dsr_unrouted", "internal"),
     ),
 }
 _VERDICT_OF = {reason: verdict for verdict, reasons in VERDICTS.items() for reason in reasons}

@@ -40,7 +40,8 @@ class FlowRow(msgspec.Struct, frozen=True):
     """One connection. "in" is to the backend; endpoints are address:port as text.
 
     `kind` is service, hairpin (a pod reaching itself), masqueraded (the backend sees the node's
-    address), node (a socket of the node itself called) or direct (no service: only the client's
+    address), dsr (the packets go to the backend's node whole, and its answers do not come here),
+    node (a socket of the node itself called) or direct (no service: only the client's
     port is changed). `client_port` is what the backend sees if that is not the client's own, else
     0.
     """
@@ -124,6 +125,8 @@ def _kind(cell: Any) -> str:
         return "direct"
     if kind & consts.CELL_NODE:
         return "node"
+    if kind & consts.CELL_DSR:
+        return "dsr"
     if kind & consts.CELL_MASQUERADED:
         itself = cell["src"].tobytes() == cell["addr"].tobytes()
         return "hairpin" if itself else "masqueraded"

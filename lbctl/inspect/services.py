@@ -103,6 +103,7 @@ class ServiceRow(msgspec.Struct, frozen=True):
     internal_policy: str
     external_policy: str
     affinity_seconds: int
+    forwarding: str  # of traffic from outside to other nodes' backends: snat or dsr
     algorithm: str
     slow_start_seconds: int  # 0: none
     near: int  # so many of the cluster set's backends are near ones, and come first
@@ -169,6 +170,11 @@ def show(
     ]
 
 
+def any_dsr(tables: ServiceTables) -> bool:
+    """Whether the answers of any service's endpoints go straight back to clients."""
+    return bool((tables.services.records["flags"] & consts.SERVICE_DSR).any())
+
+
 def _find(
     table: HashTable, query: str, troubles: dict[str, tuple[str, ...]]
 ) -> dict[int, PortName]:
@@ -222,6 +228,7 @@ def _row(
         internal_policy=_policy(flags, consts.SERVICE_INTERNAL_LOCAL),
         external_policy=_policy(flags, consts.SERVICE_EXTERNAL_LOCAL),
         affinity_seconds=int(clock.seconds(affinity)) if flags & consts.SERVICE_AFFINITY else 0,
+        forwarding="dsr" if flags & consts.SERVICE_DSR else "snat",
         algorithm=_ALGORITHMS.get(record["algorithm"], str(record["algorithm"])),
         slow_start_seconds=round(record["slow_start"] * TICK_SECONDS),
         near=record["near"],

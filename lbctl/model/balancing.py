@@ -1,4 +1,5 @@
-"""What annotations say of the choice of a service's endpoints, in our words and in others'.
+"""What annotations say of a service's endpoints: how one is chosen, and the way there. In our words
+and in others'.
 
 A wrong value costs itself: it leaves a remark, and the default is used. Where an object has a word
 of ours, those of others are not read.
@@ -6,7 +7,7 @@ of ours, those of others are not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final, TypeVar
 
@@ -14,7 +15,15 @@ import msgspec
 
 from lbctl.durations import parse_duration
 from lbctl.model.fields import InvalidField, Remarks
-from lbctl.model.records import ALGORITHMS, DEFAULT_WEIGHT, PLAIN, Algorithm, Balancing
+from lbctl.model.records import (
+    ALGORITHMS,
+    DEFAULT_WEIGHT,
+    FORWARDINGS,
+    PLAIN,
+    Algorithm,
+    Balancing,
+    Forwarding,
+)
 
 T = TypeVar("T")
 
@@ -23,10 +32,13 @@ SLOW_START: Final = "lbctl/slow-start"
 NEAR: Final = "lbctl/near"
 SPILL_OVER: Final = "lbctl/spill-over"
 FLOWS_LEAVE: Final = "lbctl/flows-leave"
+FORWARDING: Final = "lbctl/forwarding"
 WEIGHT: Final = "lbctl/weight"
 CILIUM_ALGORITHM: Final = "service.cilium.io/lb-algorithm"
 CILIUM_WEIGHT: Final = "service.cilium.io/weight"
 KUBE_ROUTER_SCHEDULER: Final = "kube-router.io/service.scheduler"
+CILIUM_FORWARDING: Final = "service.cilium.io/forwarding-mode"
+KUBE_ROUTER_DSR: Final = "kube-router.io/service.dsr"
 
 # IPVS's schedulers that choose as one of ours does, or nearly.
 SCHEDULERS: Final[Mapping[str, Algorithm]] = {
@@ -40,6 +52,8 @@ SCHEDULERS: Final[Mapping[str, Algorithm]] = {
     "mh": "maglev",
 }
 _CILIUM_ALGORITHMS: Final[Mapping[str, Algorithm]] = {"random": "random", "maglev": "maglev"}
+_CILIUM_FORWARDINGS: Final[Mapping[str, Forwarding]] = {"snat": "snat", "dsr": "dsr"}
+_KUBE_ROUTER_DSR: Final[Mapping[str, Forwarding]] = {"tunnel": "dsr"}
 _MOST_WEIGHT = 65535
 _LONGEST_START = 3600.0  # seconds
 _MOST_SPILL = 1000.0
@@ -54,10 +68,13 @@ class Annotations(msgspec.Struct, gc=False):
     near: str | None = msgspec.field(default=None, name=NEAR)
     spill_over: str | None = msgspec.field(default=None, name=SPILL_OVER)
     flows_leave: str | None = msgspec.field(default=None, name=FLOWS_LEAVE)
+    forwarding: str | None = msgspec.field(default=None, name=FORWARDING)
     weight: str | None = msgspec.field(default=None, name=WEIGHT)
     cilium_algorithm: str | None = msgspec.field(default=None, name=CILIUM_ALGORITHM)
     cilium_weight: str | None = msgspec.field(default=None, name=CILIUM_WEIGHT)
     scheduler: str | None = msgspec.field(default=None, name=KUBE_ROUTER_SCHEDULER)
+    cilium_forwarding: str | None = msgspec.field(default=None, name=CILIUM_FORWARDING)
+    kube_router_dsr: str | None = msgspec.field(default=None, name=KUBE_ROUTER_DSR)
 
 
 def balancing(found: Annotations | None, remarks: Remarks) -> Balancing:
@@ -70,6 +87,7 @@ def balancing(found: Annotations | None, remarks: Remarks) -> Balancing:
         near=_value(NEAR, found.near, _near, "", remarks),
         spill_over=_value(SPILL_OVER, found.spill_over, _spill_over, PLAIN.spill_over, remarks),
         flows_leave=_value(FLOWS_LEAVE, found.flows_leave, _flows_leave, None, remarks),
+        forwarding=_forwarding(found, remarks),
     )
     return PLAIN if said == PLAIN else said
 
@@ -84,12 +102,29 @@ def weight(found: Annotations | None, remarks: Remarks) -> int:
 
 
 def _algorithm(found: Annotations, remarks: Remarks) -> Algorithm | None:
-    """The first that is there counts, right or wrong."""
-    names: tuple[tuple[str, str | None, Mapping[str, Algorithm]], ...] = (
-        (ALGORITHM, found.algorithm, {word: word for word in ALGORITHMS}),
-        (CILIUM_ALGORITHM, found.cilium_algorithm, _CILIUM_ALGORITHMS),
-        (KUBE_ROUTER_SCHEDULER, found.scheduler, SCHEDULERS),
+    return _first(
+        (
+            (ALGORITHM, found.algorithm, {word: word for word in ALGORITHMS}),
+            (CILIUM_ALGORITHM, found.cilium_algorithm, _CILIUM_ALGORITHMS),
+            (KUBE_ROUTER_SCHEDULER, found.scheduler, SCHEDULERS),
+        ),
+        remarks,
     )
+
+
+def _forwarding(found: Annotations, remarks: Remarks) -> Forwarding | None:
+    return _first(
+        (
+            (FORWARDING, found.forwarding, {word: word for word in FORWARDINGS}),
+            (CILIUM_FORWARDING, found.cilium_forwarding, _CILIUM_FORWARDINGS),
+            (KUBE_ROUTER_DSR, found.kube_router_dsr, _KUBE_ROUTER_DSR),
+        ),
+        remarks,
+    )
+
+
+def _first(names: Iterable[tuple[str, str | None, Mapping[str, T]]], remarks: Remarks) -> T | None:
+    """What the first says that is there, right or wrong."""
     for name, text, known in names:
         if text is not None:
             return _value(name, text, partial(_word, known=known), None, remarks)

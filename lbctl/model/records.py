@@ -26,6 +26,10 @@ Algorithm = Literal["random", "round-robin", "least-connections", "maglev", "sou
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 DEFAULT_WEIGHT = 100  # of an endpoint; 0: nothing new for it
 
+# How traffic from outside gets to endpoints on other nodes. The first is the default.
+Forwarding = Literal["snat", "dsr"]
+FORWARDINGS: tuple[Forwarding, ...] = get_args(Forwarding)
+
 
 class Protocol(IntEnum):
     """IP protocol numbers of what a service port can carry."""
@@ -55,7 +59,8 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
 
 
 class Balancing(msgspec.Struct, frozen=True, gc=False):
-    """What a Service says of the choice of its endpoints (docs/semantics.md)."""
+    """What a Service says of the choice of its endpoints, and of the way there
+    (docs/semantics.md)."""
 
     algorithm: Algorithm | None = None  # None: the cluster's default
     slow_start: float = 0.0  # seconds until a new endpoint has its whole share
@@ -63,6 +68,7 @@ class Balancing(msgspec.Struct, frozen=True, gc=False):
     spill_over: float = 2.0  # how many times as busy as the rest near ones may be
     # Seconds that flows have after their endpoint has left; None: as long as they last.
     flows_leave: float | None = None
+    forwarding: Forwarding | None = None  # None: the cluster's default
 
 
 PLAIN = Balancing()

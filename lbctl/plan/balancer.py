@@ -103,6 +103,7 @@ class Balancer:
             | consts.SERVICE_CHOOSES * bool(number or wanted.near or closed)
             | consts.SERVICE_PICKS_UP
             * (number == consts.ALGORITHM_MAGLEV and bool(state.cluster_table))
+            | consts.SERVICE_DSR * choice.dsr
         )
         settings = Settings(
             flags,

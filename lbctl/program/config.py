@@ -1,5 +1,6 @@
 """The `config` record: timeouts, limits, service ranges and the node's own addresses."""
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -7,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lbctl.addresses import IPV4, IPV6, Prefix, of_family
+from lbctl.addresses import IPV4, IPV6, Prefix, family_of, of_family
 from lbctl.datapath import clock, consts
 from lbctl.datapath.tables import ArrayTable, HashTable, Records
 from lbctl.errors import ConfigError
@@ -48,6 +49,8 @@ class DataPathSettings:
     host_netns: int = 0  # cookie of the node's network namespace
     masquerade_by_device: bool = False  # never ask the kernel for the source of a route
     timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
+    dsr_port: int = 0  # of outer UDP headers; 0: none are taken off
+    dsr_ipip: bool = False  # outer headers that are put on have no UDP
 
 
 # Fields that others write: lbctl/agent/beat.py, lbctl/observe/hub.py, lbctl/agent/fastpath.py.
@@ -109,6 +112,7 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
         consts.CONFIG_PASS_MIDSTREAM * settings.pass_midstream
         | consts.CONFIG_MASQUERADE_ALL * node.masquerade_all
         | consts.CONFIG_MASQUERADE_BY_DEVICE * settings.masquerade_by_device
+        | consts.CONFIG_DSR_IPIP * settings.dsr_ipip
         | settings.socket_flags
     )
     record["host_netns"] = settings.host_netns
@@ -117,10 +121,14 @@ def _record(dtype: np.dtype[Any], node: NodeFacts, settings: DataPathSettings) -
     record["agent_timeout"] = clock.beats(AGENT_SECONDS)
     record["port_min"], record["port_max"] = settings.ports
     record["node_port_max"] = settings.node_port_max
+    record["dsr_port"] = socket.htons(settings.dsr_port)
     for family in (IPV4, IPV6):
         primary = node.primary(family)
         if primary is not None:
             _put(record[f"node{family}"][0], primary)
+        serves = next((a for a in node.nodeport_addresses if family_of(a) == family), None)
+        if serves is not None:
+            _put(record[f"node_port{family}"][0], serves)
         _put_ranges(record, f"cidr{family}", f"cidr_count{family}", node.service_cidrs, family)
         name, count = f"pod_cidr{family}", f"pod_cidr_count{family}"
         _put_ranges(record, name, count, node.cluster_cidrs, family)

@@ -18,7 +18,7 @@ from lbctl.addresses import (
     parse_prefix,
 )
 from lbctl.errors import ConfigError
-from lbctl.model.records import ALGORITHMS, Algorithm, Node
+from lbctl.model.records import ALGORITHMS, FORWARDINGS, Algorithm, Forwarding, Node
 
 # Words that nodePortAddresses may hold beside networks. The first is KubeProxyConfiguration's own.
 PRIMARY = "primary"  # the node's primary addresses
@@ -45,6 +45,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     primary_addresses: tuple[bytes, ...] = ()  # instead of what the Node object says
     external_ip_cidrs: tuple[Prefix, ...] = ()  # empty: external IPs may be anywhere
     algorithm: Algorithm = ALGORITHMS[0]  # of services that do not say how to choose
+    forwarding: Forwarding = FORWARDINGS[0]  # ... nor the way there
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -66,6 +67,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     masquerade_all: bool = False
     service_cidrs: tuple[Prefix, ...] = ()
     algorithm: Algorithm = ALGORITHMS[0]
+    forwarding: Forwarding = FORWARDINGS[0]
     # What no object may take (lbctl/resolve/allowed.py).
     external_ip_cidrs: tuple[Prefix, ...] = ()
     pod_cidrs: tuple[Prefix, ...] = ()  # of pods alone, by the settings and the Node object
@@ -122,6 +124,7 @@ def node_facts(
         masquerade_all=settings.masquerade_all,
         service_cidrs=settings.service_cidrs,
         algorithm=settings.algorithm,
+        forwarding=settings.forwarding,
         external_ip_cidrs=settings.external_ip_cidrs,
         pod_cidrs=_of_pods_alone(known_pods, [a for a in primary.values() if a]),
     )

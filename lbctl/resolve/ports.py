@@ -42,12 +42,14 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
     """How endpoints are chosen, settled: see model/records.py, Balancing. `slow_start` 0: none;
-    whether there are near endpoints, they say themselves."""
+    whether there are near endpoints, they say themselves. `dsr`: what comes from outside goes to
+    other nodes' endpoints whole."""
 
     algorithm: Algorithm = ALGORITHMS[0]
     slow_start: float = 0.0
     spill_over: float = 0.0
     flows_leave: float | None = None
+    dsr: bool = False
 
     @property
     def by_hash(self) -> bool:

@@ -44,13 +44,15 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Traced(msgspec.Struct, frozen=True):
-    """An answer, and what is for people only: the service's name if a backend was chosen, and
-    whether all samples had the same verdict (they may differ while the tables change)."""
+    """An answer, and what is for people only: the service's name if a backend was chosen, whether
+    all samples had the same verdict (they may differ while the tables change), and whether some
+    would go to their backend's node whole (DSR)."""
 
     flow: Flow
     answer: Answer
     service: str
     agreed: bool
+    dsr: bool = False
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -61,6 +63,7 @@ class Sample(msgspec.Struct, frozen=True):
     service: int = 0  # id
     backend: str = ""
     masqueraded: bool = False
+    dsr: bool = False
 
 
 def ask(
@@ -88,7 +91,8 @@ def ask(
         masquerade=_masquerade(s.masqueraded for s in fitting),
         reason=reasons.get(reason, str(reason)),
     )
-    return Traced(flow, answer, name_of(service) if service else "", len(verdicts) == 1)
+    name = name_of(service) if service else ""
+    return Traced(flow, answer, name, len(verdicts) == 1, any(s.dsr for s in fitting))
 
 
 def _masquerade(seen: Iterable[bool]) -> Masquerade:
@@ -113,10 +117,12 @@ def _sample(flow: Flow, entry_fd: int, number: int) -> Sample:
     got = read_ends(result.packet, family_of(flow.destination))
     if (got.destination, got.port) == (sent.destination, sent.port):
         return Sample("pass", reason)
+    way = handoff[consts.HANDOFF_MASQUERADED]
     return Sample(
         "forward",
         reason,
         handoff[consts.HANDOFF_SERVICE],
         format_endpoint(got.destination, got.port),
-        bool(handoff[consts.HANDOFF_MASQUERADED]) or got.source != sent.source,
+        way == consts.TRACED_MASQUERADED or got.source != sent.source,
+        way == consts.TRACED_DSR,
     )

@@ -19,7 +19,7 @@ from ebpf.maps import ArrayMap, HashMap, PerCpuArray
 from ebpf.maps.sizes import Sizes
 from lbctl.addresses import parse_address, parse_prefix
 from lbctl.cli.main import command as lbctl
-from lbctl.model.records import ServiceObjects
+from lbctl.model.records import Forwarding, ServiceObjects
 from lbctl.model.updates import SourceStatus, Update
 from lbctl.program import config, readback, writes
 from lbctl.program.config import DataPathSettings
@@ -190,6 +190,32 @@ def test_a_private_world_answers(
         assert world.warnings() == []
         [traced] = world.ask([parse_flow(*question)], 100)
     assert _tail(traced.answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "default", "dsr"),
+    [(None, "snat", False), (None, "dsr", True), ("dsr", "snat", True), ("snat", "dsr", False)],
+)
+def test_the_way_to_another_nodes_endpoint(
+    bundle: Bundle, said: str | None, default: Forwarding, dsr: bool
+) -> None:
+    """With DSR it sees the client."""
+    value = service("both", cluster_ips=("172.30.0.41",), externalIPs=["203.0.113.9"])
+    if said:
+        value["metadata"]["annotations"] = {"lbctl/forwarding": said}
+    elsewhere = [endpoint("10.0.0.2", "worker-2"), endpoint("10.0.0.3", "worker-2")]
+    part = endpoint_slice("both-4", "both", ports=[port(8080)], endpoints=elsewhere)
+    services = [ServiceObjects(as_service(value), (as_slice(part),))]
+    cidr = parse_prefix("10.0.0.0/8")
+    node = msgspec.structs.replace(NODE, forwarding=default, cluster_cidrs=(cidr,))
+    with PrivateNode(bundle, sizes_for(services, node), node) as world:
+        world.apply(services, node)
+        asked = ("198.51.100.7", "203.0.113.9:80"), ("198.51.100.7", "172.30.0.41:80")
+        outer, inner = world.ask([parse_flow(*ends) for ends in asked], 100)
+    backends = ("10.0.0.2:8080", "10.0.0.3:8080")
+    assert _tail(outer.answer) == ("forward", backends, not dsr, "forwarded")
+    assert outer.dsr is dsr
+    assert (inner.answer.masquerade, inner.dsr) == (True, False)
 
 
 def _tail(answer: Answer) -> tuple[object, ...]:

@@ -114,7 +114,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    648,
+    688,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 32, 2, 0, "u16"),
@@ -141,6 +141,10 @@ CONFIG = Record(
             for i, name in enumerate(("open", "until", "epoch", "mtu"))
         ),
         Field("spare", 644, 4, 0, "u32"),
+        Field("dsr_port", 648, 2, 0, "u16"),
+        Field("pad2", 650, 6, 3, "u16"),
+        Field("node_port4", 656, 16, 0, "struct", ADDR.fields),
+        Field("node_port6", 672, 16, 0, "struct", ADDR.fields),
     ),
 )
 

@@ -27,6 +27,9 @@ NAMES = [
     balancing.FLOWS_LEAVE,
     balancing.CILIUM_ALGORITHM,
     balancing.KUBE_ROUTER_SCHEDULER,
+    balancing.FORWARDING,
+    balancing.CILIUM_FORWARDING,
+    balancing.KUBE_ROUTER_DSR,
 ]
 
 
@@ -70,6 +73,14 @@ def weights(annotations: Any) -> tuple[set[int], str]:
             {"service.cilium.io/lb-algorithm": "random", "kube-router.io/service.scheduler": "rr"},
             Balancing(algorithm="random"),
         ),
+        ({"lbctl/forwarding": "dsr"}, Balancing(forwarding="dsr")),
+        ({"lbctl/forwarding": "snat"}, Balancing(forwarding="snat")),
+        ({"service.cilium.io/forwarding-mode": "dsr"}, Balancing(forwarding="dsr")),
+        ({"kube-router.io/service.dsr": "tunnel"}, Balancing(forwarding="dsr")),
+        (
+            {"lbctl/forwarding": "snat", "kube-router.io/service.dsr": "tunnel"},
+            Balancing(forwarding="snat"),
+        ),
         ({"somebody/else": "x" * 9000}, PLAIN),
         ({}, PLAIN),
         (None, PLAIN),
@@ -100,6 +111,9 @@ def test_what_a_service_says(annotations: Any, found: Balancing) -> None:
         ({"lbctl/spill-over": "1_0"}, "'1_0' is not a number"),
         ({"lbctl/spill-over": "1e3"}, "'1e3' is not a number"),
         ({"lbctl/flows-leave": "soon"}, "'soon' is not kept, reset or a duration"),
+        ({"lbctl/forwarding": "DSR"}, "'DSR' is none of snat, dsr"),
+        ({"service.cilium.io/forwarding-mode": "hybrid"}, "'hybrid' is none of snat, dsr"),
+        ({"kube-router.io/service.dsr": "true"}, "'true' is none of tunnel"),
         ({"lbctl/algorithm": 5}, "expected str | null, got int"),
         ({"lbctl/algorithm": ["maglev"]}, "expected str | null, got array"),
         (7, "metadata.annotations: expected object | null, got int"),
@@ -119,6 +133,7 @@ def test_no_value_costs_the_service(annotations: dict[str, Any]) -> None:
     assert 1 <= found.spill_over <= 1000
     assert found.near in ("", "node", "zone")
     assert found.flows_leave is None or found.flows_leave >= 0
+    assert found.forwarding in (None, "snat", "dsr")
 
 
 def test_one_wrong_value_leaves_the_others() -> None:
@@ -158,6 +173,14 @@ def test_the_clusters_default_is_for_those_that_say_nothing() -> None:
     assert settled(PLAIN, node)[0].algorithm == "least-connections"
     assert settled(Balancing(algorithm="random"), node)[0].algorithm == "random"
     assert settled(PLAIN, NodeFacts("n")) == (AT_RANDOM, "", ())
+
+
+def test_the_way_is_the_clusters_where_a_service_does_not_say() -> None:
+    node = NodeFacts("n", forwarding="dsr")
+    assert settled(PLAIN, node)[0].dsr
+    assert not settled(Balancing(forwarding="snat"), node)[0].dsr
+    assert settled(Balancing("maglev", forwarding="dsr"), NodeFacts("n"))[0].dsr
+    assert not settled(Balancing("maglev"), NodeFacts("n"))[0].dsr
 
 
 @pytest.mark.parametrize("algorithm", ["maglev", "source-hash"])

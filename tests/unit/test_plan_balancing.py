@@ -97,6 +97,15 @@ def test_a_region_of_shares_is_plain_for_the_next(node: Node) -> None:
 # Algorithms
 
 
+def test_the_way_to_other_nodes_changes_and_nothing_else(node: Node) -> None:
+    node.apply(web(endpoints(*ALL)))
+    before = node.service("a/web").copy()
+    node.apply(web(endpoints(*ALL), Choice(dsr=True)))
+    assert flags(node) == consts.SERVICE_DSR
+    node.apply(web(endpoints(*ALL)))
+    assert node.service("a/web") == before
+
+
 @pytest.mark.parametrize(
     ("algorithm", "number"),
     [

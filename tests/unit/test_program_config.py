@@ -1,5 +1,7 @@
 """The config record: what the programs are told of the node, and when it is written."""
 
+import socket
+
 import pytest
 
 from lbctl.addresses import parse_address, parse_prefix
@@ -30,6 +32,23 @@ def test_the_config_record_says_what_the_programs_need() -> None:
     assert record["cidr4"][0]["net"].tobytes()[12:] == bytes([10, 96, 0, 0])
     assert record["cidr4"][0]["mask"].tobytes()[12:] == bytes([255, 255, 0, 0])
     assert record["cidr6"][0]["mask"].tobytes() == b"\xff" * 14 + b"\0\0"
+
+
+def test_what_nodes_tell_each_other_of_dsr() -> None:
+    """The port of outer headers, and an address of each family that serves node ports."""
+    table = FakeTables().config
+    four, six = parse_address("172.18.0.11"), parse_address("fd00:18::11")
+    facts = NodeFacts("node1", nodeport_addresses=tuple(sorted((four, six))))
+    config.store(table, facts, DataPathSettings(False, dsr_port=6080))
+    record = table.records[0]
+    assert (record["dsr_port"], record["flags"]) == (socket.htons(6080), 0)
+    assert record["node_port4"].tobytes() == four
+    assert record["node_port6"].tobytes() == six
+    changed = config.store(table, facts, DataPathSettings(False, dsr_port=6080, dsr_ipip=True))
+    assert changed == ["flags"]
+    assert table.records[0]["flags"] == consts.CONFIG_DSR_IPIP
+    config.store(table, NodeFacts("node1"), DataPathSettings(False))
+    assert table.records[0]["node_port4"].tobytes() == bytes(16)
 
 
 def test_an_equal_config_is_not_written() -> None:

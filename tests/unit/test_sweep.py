@@ -161,6 +161,19 @@ def test_lone_cells_have_their_own_time(tables: FakeTables, cells: FakeFlowTable
     assert cells.rooms().used == 3
 
 
+def test_flows_of_one_cell_speak_for_themselves(tables: FakeTables, cells: FakeFlowTable) -> None:
+    """Those whose packets go to another node whole: no answer is ever seen."""
+    whole = {"kind": consts.CELL_DSR, "proto": UDP, "state": consts.STATE_DATAGRAM, "backend": 7}
+    old = NOW - limit("datagram_timeout") - 1
+    cells.open({**whole, "seen": old})
+    cells.open({**whole, "seen": old, "flags": consts.CELL_REPLIED})
+    cells.open({**whole, "seen": NOW})
+    found = run(tables, cells)
+    assert found.ended == 1
+    assert cells.rooms().used == 2
+    assert found.backends[7]
+
+
 def test_a_cell_seen_after_the_clock_was_read_is_not_old(
     tables: FakeTables, cells: FakeFlowTable, flow: Callable[..., list[int]]
 ) -> None:

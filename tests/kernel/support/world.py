@@ -193,6 +193,11 @@ class World:
             self._mark_address(address, marker | both if cluster_ip else marker)
         return service
 
+    def call_by(self, service: Service, address: str, port: int, flags: int) -> None:
+        """Another address and port of a service; `flags` are of enum frontend_flag."""
+        self._put_frontend(address, port, service.protocol, service.id, flags)
+        self._mark_address(address, self.flag("FRONTEND_OUTER"))
+
     def set_backends(
         self,
         service: Service,
