@@ -23,6 +23,7 @@
 #include "plain.h"
 #include "outgoing.h"
 #include "outer.h"
+#include "fast.h"
 
 /* A packet that is not for a service. */
 INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
@@ -113,8 +114,8 @@ INLINE int goes_without_flow(struct __sk_buff *skb, struct packet *p)
 }
 
 #ifndef TRACE
-/* What almost every packet needs; NOT_PLAIN for the rest. A reply is translated where it goes out.
- */
+/* What almost every packet needs; NOT_PLAIN for the rest. A reply is translated where it goes out,
+ * unless it passes by there (fast.h). */
 INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 from)
 {
 	struct flow_key key;
@@ -126,7 +127,7 @@ INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 fr
 	make_key(&key, &p);
 	if (!find_cell_inline(&key, &f) || kind_of(&f) & CELL_NOTE)
 		return comes_without_flow(skb, c, &p, address_flags_inline(&p.dst));
-	return acts_coming_in(kind_of(&f)) ? plain(skb, &p, &f, true) : PASS;
+	return plain_or_past(skb, c, &p, &f);
 }
 
 INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
@@ -134,6 +135,7 @@ INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
 	struct flow_key key;
 	struct packet p;
 	struct found f;
+	struct ends ends;
 
 	if (!parse_plain(skb, &p, to))
 		return NOT_PLAIN;
@@ -142,7 +144,7 @@ INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
 		return goes_without_flow(skb, &p);
 	if (!acts_going_out(kind_of(&f)))
 		return PASS;
-	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f, false);
+	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f, &ends, false);
 }
 #endif
 
@@ -292,7 +294,8 @@ INLINE int going_out(struct __sk_buff *skb)
 			   : hand_fragment(skb, &p, EARLY_GOING_OUT);
 	make_key(&key, &p);
 	if (!find_cell(&key, &f)) {
-		if (is_news(&p, to) && (is_endpoint(&p.src, p.sport) || address_flags(&p.dst)))
+		if (is_news(&p, to) && (is_endpoint(&p.src, p.sport) || may_be_answer(skb, &p) ||
+					address_flags(&p.dst)))
 			return hand_first(skb, &p, EARLY_GOING_OUT);
 		return goes_without_flow(skb, &p);
 	}

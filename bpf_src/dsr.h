@@ -66,9 +66,9 @@ INLINE int open_dsr(struct __sk_buff *skb)
 	    !restore_choice(&choice, &p, handoff(skb)->backend, handoff(skb)->service))
 		return DROP;
 	make_key(&key, &p);
-	place = reserve_free_cell(&key, &p.src, CELL_DSR, generation);
+	place = reserve_cell(&key, &p.src, CELL_DSR, generation);
 	if (place == CELL_FULL)
-		return hand_to_make_room(skb, turn, &key);
+		return drop(skb, REASON_FLOWS_FULL);
 	if (!IS_PLACE(place))
 		return hand_to_turn(skb, turn, FAMILY_PROGRAM(RETRY));
 	fill_cell(place, &choice.addr, choice.port, p.sport, choice.backend, choice.service, place,

@@ -16,9 +16,9 @@ struct handoff {
 	union {
 		__u32 turn;	  /* to follow, connect and what they lead to, see connect.h */
 		__u32 early;	  /* to fragment: enum early */
-		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded
-				     and encapsulate: of its cells; to arrive_new: of one that is to
-				     end, or 0 */
+		__u32 generation; /* to begin_anew: of the flow that is over; to go_past and
+				     encapsulate: of the packet's; to open_masqueraded: of its
+				     cells; to arrive_new: of one that is to end, or 0 */
 		__u32 mtu;	  /* to too_big: how long the packet may be */
 		__u32 told;	  /* to tell: enum reason */
 		__u32 reason;	  /* in the trace variant, which follows no flows: for the caller */
@@ -27,10 +27,9 @@ struct handoff {
 		__u32 service;	   /* to choose, open, open_dsr, masquerade and node_flow, and to
 				      the trace variant's caller: whose backend it is or will be */
 		__u32 fragment_id; /* to fragment */
-		__u32 out;	/* to open_masqueraded: the place of a reserved cell, and `turn` */
-		__u32 place;	/* to encapsulate: of the flow's cell */
-		__u32 hash_low; /* to make_room: of the tuple there is none for */
-		__u32 remains;	/* to tell: enum remains */
+		__u32 out;     /* to open_masqueraded: the place of a reserved cell, and `turn` */
+		__u32 place;   /* to go_past and encapsulate: of the cell that was found */
+		__u32 remains; /* to tell: enum remains */
 	};
 	union {
 		__u32 frontend_flags; /* to choose */
@@ -38,9 +37,8 @@ struct handoff {
 					 generation << 24 */
 		__u32 known;	      /* to arrive_new: is there a flow that it goes on with? */
 		__u32 back;	      /* to open_masqueraded: the place of the other one */
-		__u32 hash_high;
-		__u32 masqueraded; /* in the trace variant, which calls no masquerade: enum
-				      traced_way */
+		__u32 masqueraded;    /* in the trace variant, which calls no masquerade: enum
+					 traced_way */
 	};
 	union {
 		__u32 from;   /* by the entry programs: enum origin, perhaps with BARE_LINK */

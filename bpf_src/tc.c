@@ -14,7 +14,6 @@
 #include "outgoing.h"
 #include "connect.h"
 #include "way.h"
-#include "room.h"
 #include "masquerade.h"
 #include "takeport.h"
 #include "direct.h"
@@ -27,6 +26,8 @@
 #include "dsr.h"
 #include "arrive.h"
 #include "outererror.h"
+#include "fast.h"
+#include "hop.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -119,11 +120,6 @@ PROGRAM(FAMILY_NAME(make_way))
 	return make_way(skb);
 }
 
-PROGRAM(FAMILY_NAME(make_room))
-{
-	return make_room(skb);
-}
-
 PROGRAM(FAMILY_NAME(masquerade))
 {
 	return masquerade(skb);
@@ -207,4 +203,19 @@ PROGRAM(FAMILY_NAME(icmp_to_pod))
 PROGRAM(FAMILY_NAME(fragment))
 {
 	return fragment(skb);
+}
+
+PROGRAM(FAMILY_NAME(go_past))
+{
+	return go_past(skb);
+}
+
+PROGRAM(FAMILY_NAME(track_past))
+{
+	return track_past(skb);
+}
+
+PROGRAM(FAMILY_NAME(learn_hops))
+{
+	return learn_hops(skb);
 }

@@ -24,6 +24,8 @@ from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, RINGBUF,
 # A number that a person can choose; see `Sizes`.
 Limit = Literal["services", "endpoints", "flows"]
 LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
+# What may be left out of the data path; see `Sizes`. Empty: nothing.
+Part = Literal["", "sockets", "fast_path"]
 
 Hash = TypeVar("Hash", covariant=True)
 Array = TypeVar("Array", covariant=True)
@@ -57,9 +59,11 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Power(msgspec.Struct, frozen=True):
-    """As many entries as a constant of consts.h is the logarithm of."""
+    """As many entries as a constant of consts.h is the logarithm of; one while that `part` of the
+    data path is not used, see `Sizes`."""
 
     name: str
+    part: Part = ""
 
 
 class Cpus(msgspec.Struct, frozen=True):
@@ -75,9 +79,10 @@ class Buckets(msgspec.Struct, frozen=True):
 
 
 class Fixed(msgspec.Struct, frozen=True):
-    """The same number of entries on every machine."""
+    """The same number of entries on every machine, or one without that `part`."""
 
     entries: int = 1
+    part: Part = ""
 
 
 class Learned(msgspec.Struct, frozen=True):
@@ -85,7 +90,7 @@ class Learned(msgspec.Struct, frozen=True):
     the data path is not used, see `Sizes`. Without a part, no more than there may be flows."""
 
     most: int
-    part: Literal["", "sockets"] = ""
+    part: Part = ""
 
 
 Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Learned
@@ -97,7 +102,7 @@ FILLED = "filled by programs"
 # to that one.
 COUNTED = "counted by programs"
 
-_FRAGMENTS = Fixed(8192)
+_FRAGMENTS = Fixed(4096)
 _SOCKETS = Learned(65536, "sockets")  # of the node's own processes that call by a name of ours
 
 
@@ -128,6 +133,9 @@ class Maps(Generic[Hash, Array, PerCpu]):
     stash: Annotated[Array, Constant("STASH_SLOTS")]
     stash_buckets: Annotated[Array, Constant("STASH_BUCKETS")]
     devices: Annotated[Hash, Fixed(4096)]
+    fast_devices: Annotated[Hash, Fixed(4096, "fast_path")]
+    hops4: Annotated[PerCpu, Power("HOP_BITS", "fast_path")]
+    hops6: Annotated[PerCpu, Power("HOP_BITS", "fast_path")]
     affinity: Annotated[Hash, Learned(131072), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]
@@ -147,7 +155,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     states6a: Annotated[Array, Buckets(True, 8)]
     states6b: Annotated[Array, Buckets(False, 8)]
     held6: Annotated[Array, Power("HOLDER_BITS")]
-    flow_events: Annotated[Records, Fixed(1 << 21)]  # 16384 events: a tenth of a second's worth
+    flow_events: Annotated[Records, Fixed(1 << 20)]  # 8192 events: a tenth of a second's worth
     cpus: Annotated[Array, Cpus()]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]

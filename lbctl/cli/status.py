@@ -57,6 +57,8 @@ def _summary(found: InstanceStatus) -> list[str]:
     if found.socket_lb:
         closed = f"; {found.sockets_closed} closed, endpoint gone" if found.sockets_closed else ""
         lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
+    if found.fast_path.wanted or found.passed:
+        lines += _fast_path(found)
     if found.thread_restarts:
         lines.append(f"threads     {found.thread_restarts} replaced that had ended or were stuck")
     if found.audit.corrections:
@@ -78,6 +80,15 @@ def _summary(found: InstanceStatus) -> list[str]:
     for i, (name, number) in enumerate(seen.items()):
         lines.append(f"{'' if i else 'packets':<10}  {name:<{width}}  {number}")
     return lines
+
+
+def _fast_path(found: InstanceStatus) -> list[str]:
+    said = found.fast_path
+    state = "open" if said.open and found.agent else "shut" if said.wanted else "off"
+    return [
+        f"fast path   {state}; {found.passed} packets went past the stack",
+        *(f"            {text}" for text in said.obstacles),
+    ]
 
 
 _CORRECTIONS = 3  # of the last ones, in words

@@ -114,7 +114,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    672,
+    688,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 32, 2, 0, "u16"),
@@ -136,11 +136,15 @@ CONFIG = Record(
         Field("fin_wait_timeout", 616, 4, 0, "u32"),
         Field("agent_timeout", 620, 4, 0, "u32"),
         Field("events_until", 624, 4, 0, "u32"),
-        Field("spare", 628, 4, 0, "u32"),
-        Field("dsr_port", 632, 2, 0, "u16"),
-        Field("pad2", 634, 6, 3, "u16"),
-        Field("node_port4", 640, 16, 0, "struct", ADDR.fields),
-        Field("node_port6", 656, 16, 0, "struct", ADDR.fields),
+        *(
+            Field(f"fast_{name}", 628 + 4 * i, 4, 0, "u32")
+            for i, name in enumerate(("open", "until", "epoch", "mtu"))
+        ),
+        Field("spare", 644, 4, 0, "u32"),
+        Field("dsr_port", 648, 2, 0, "u16"),
+        Field("pad2", 650, 6, 3, "u16"),
+        Field("node_port4", 656, 16, 0, "struct", ADDR.fields),
+        Field("node_port6", 672, 16, 0, "struct", ADDR.fields),
     ),
 )
 
@@ -226,6 +230,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("cpus", CPU, 2))
         self.add(FakeArray("backend_live", number("u64"), endpoints))
         self.add(FakeHash("devices", number("u32"), DEVICE, services))
+        self.add(FakeHash("fast_devices", number("u32"), number("u32"), services))
         self.flow_tables = (FakeFlowTable("4"), FakeFlowTable("6"))
 
     def add(self, table: FakeHash | FakeArray) -> None:
