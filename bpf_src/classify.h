@@ -22,8 +22,8 @@
 #include "masquerade.h"
 #include "plain.h"
 #include "outgoing.h"
-#include "fast.h"
 #include "outer.h"
+#include "fast.h"
 
 /* A packet that is not for a service. */
 INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)

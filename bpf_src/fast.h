@@ -48,6 +48,10 @@ INLINE bool may_pass(struct __sk_buff *skb, const struct packet *p, u32 kind, u3
 	if (kind & (CELL_DIRECT | CELL_NODE | CELL_NOTE | CELL_FRAGMENT | CELL_DSR) ||
 	    skb->pkt_type || p->l3 != ETH_HLEN)
 		return false;
+	/* What goes whole is past the stack as it is (dsr.h); the SYN-ACK of what came so is
+	 * changed (tcp.h). */
+	if (goes_whole(kind) || (kind & CELL_DSR && state == STATE_SYN))
+		return false;
 	/* Of masqueraded flows the two that act where packets come in. */
 	if (kind & CELL_MASQUERADED && !acts_coming_in(kind))
 		return false;

@@ -23,11 +23,11 @@
 #include "icmp.h"
 #include "node.h"
 #include "stash.h"
-#include "fast.h"
-#include "hop.h"
 #include "dsr.h"
 #include "arrive.h"
 #include "outererror.h"
+#include "fast.h"
+#include "hop.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {

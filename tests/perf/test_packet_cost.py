@@ -48,12 +48,12 @@ class Counts(NamedTuple):
 COUNTS = {
     "entry_from_pod": Counts(60, 80, 3),
     "entry_to_pod": Counts(60, 80, 3),
-    "from_pod4": Counts(2230, 16500, 48),
-    "from_pod6": Counts(2600, 22500, 57),
+    "from_pod4": Counts(2250, 16500, 48),
+    "from_pod6": Counts(2600, 21500, 57),
     "to_pod4": Counts(1800, 13000, 37),
     "to_pod6": Counts(2050, 24000, 46),
-    "from_net4": Counts(2330, 25500, 50),
-    "from_net6": Counts(2720, 35000, 59),
+    "from_net4": Counts(2380, 25500, 50),
+    "from_net6": Counts(2700, 35000, 59),
     "to_net4": Counts(1950, 23000, 41),
     "to_net6": Counts(2250, 32000, 50),
 }
