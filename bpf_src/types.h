@@ -309,6 +309,12 @@ struct device {
 	struct addr node6;
 };
 
+/* A device as frames at its driver need to know it. */
+struct xdp_device {
+	__u16 mac[3];
+	__u16 flags; /* enum xdp_device_flag */
+};
+
 /* A client is its address, or a socket's network namespace. */
 struct affinity_key {
 	struct addr client;

@@ -3,6 +3,7 @@ namespace it is called in."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
@@ -12,8 +13,9 @@ from ebpf.errors import KernelError
 from ebpf.hooks import cgroup
 from ebpf.hooks.tc import Attacher, Attachment
 from ebpf.kernel import libbpf, netlink, syscall
+from ebpf.layouts import PROGRAM_ARRAYS, Slots
 from ebpf.maps import declared
-from ebpf.programs import PROGRAM_ARRAY, open_array
+from ebpf.programs import open_array
 from lbctl.addresses import IPV4, family_of
 from lbctl.agent.attaching import hooks_of
 from lbctl.agent.uplinks import uplinks
@@ -90,20 +92,26 @@ def programs(pin_dir: Path) -> dict[str, dict[int, Path]]:
     """By name of a program, the kernel's numbers of those that are pinned, of all generations."""
     found: dict[str, dict[int, Path]] = {}
     for path in sorted((pin_dir / "programs").glob("*/*")):
-        if path.name.partition("~")[0] != PROGRAM_ARRAY:
+        if path.name.partition("~")[0] not in PROGRAM_ARRAYS:
             found.setdefault(path.name, {})[_id_of(path)] = path
     return found
 
 
-def calls(pin_dir: Path, slots: Mapping[str, int]) -> Iterator[Difference]:
-    """Tail calls that lead nowhere, or not to what is pinned. `slots`: enum program."""
-    for directory in sorted((pin_dir / "programs").glob("*")):
-        path = directory / PROGRAM_ARRAY
-        if "~" in directory.name or not path.exists():
+def is_whole(generation: Path) -> bool:
+    """Whether it would outlive its agent: its arrays are pinned."""
+    return all((generation / array).exists() for array in PROGRAM_ARRAYS)
+
+
+def calls(pin_dir: Path, slots: Slots) -> Iterator[Difference]:
+    """Tail calls that lead nowhere, or not to what is pinned. `slots`: of the constants."""
+    directories = [p for p in sorted((pin_dir / "programs").glob("*")) if "~" not in p.name]
+    for directory, (array_name, named) in itertools.product(directories, slots.items()):
+        path = directory / array_name
+        if not path.exists():
             continue
         array = open_array(path)
         try:
-            for name, slot in slots.items():
+            for name, slot in named.items():
                 pinned = directory / name
                 if pinned.exists() and array.program(slot) != _id_of(pinned):
                     what = "the tail call to it leads elsewhere, or nowhere"
@@ -136,6 +144,6 @@ def pins(pin_dir: Path) -> Iterator[Difference]:
             continue
         os.close(fd)
     generations = [p for p in (pin_dir / "programs").glob("*") if "~" not in p.name]
-    if not any((path / PROGRAM_ARRAY).exists() for path in generations):
+    if not any(is_whole(path) for path in generations):
         what = "no generation of programs is whole: when the agent ends, services end with it"
         yield Difference("pin", "programs", what)
