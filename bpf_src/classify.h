@@ -278,7 +278,9 @@ INLINE int going_out(struct __sk_buff *skb)
 		return PASS;
 	/* What has a socket was cut here, in order. */
 	if (p.fragment == FRAGMENT_LATER && !recall_fragment(&p))
-		return skb->sk ? PASS : hand_fragment(skb, &p, EARLY_GOING_OUT);
+		return skb->sk || !is_endpoint_address(&p.src)
+			   ? PASS
+			   : hand_fragment(skb, &p, EARLY_GOING_OUT);
 	make_key(&key, &p);
 	if (!find_cell(&key, &f)) {
 		if (is_news(&p, to) && (is_endpoint(&p.src, p.sport) || address_flags(&p.dst)))

@@ -46,6 +46,9 @@ enum frontend_flag {
 	FRONTEND_ENDPOINT = 512, /* protocol 0: no frontend, but of some services an endpoint */
 };
 
+/* In place of a protocol, with port 0: an address that endpoints have. */
+#define FRONTEND_ENDPOINT_ADDRESS 255
+
 /* frontend_cell.word: what a key leads to. The generation is the place's, one more for each key
  * that left it. Of an endpoint, how many elements of `backends` have it stands for the service. */
 #define FRONTEND_SERVICE_MASK 0xffffff

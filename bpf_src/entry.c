@@ -108,6 +108,12 @@ XDP_PROGRAM(xdp_uplink)
 	return XDP_PASS;
 }
 
+/* For the test of a device: what it is given goes out again (lbctl/agent/drivertest.py). */
+XDP_PROGRAM(xdp_probe)
+{
+	return XDP_TX;
+}
+
 #ifdef TRACE
 /* What starts on the node is chosen for at its sockets, by the same code; those hooks have no test
  * run. */

@@ -1,5 +1,5 @@
 /* The table of frontends: from an address, port and protocol to a service. It also knows addresses
- * by themselves (port and protocol 0) and endpoints (protocol 0).
+ * by themselves (port and protocol 0), endpoints (protocol 0), and the addresses of these.
  *
  * One array, written by the agent alone (ebpf/maps/buckets.py). Element 0 has the secret of the
  * hash in place of a key, and the number of buckets as its word; then come the control words, four
@@ -153,5 +153,14 @@ INLINE bool is_endpoint(const ip_addr *address, u16 port)
 	struct frontend_key key;
 
 	make_frontend_key(&key, address, port, 0);
+	return frontend_word(&key);
+}
+
+/* ... or an endpoint's address? */
+INLINE bool is_endpoint_address(const ip_addr *address)
+{
+	struct frontend_key key;
+
+	make_frontend_key(&key, address, 0, FRONTEND_ENDPOINT_ADDRESS);
 	return frontend_word(&key);
 }

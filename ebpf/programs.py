@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,8 @@ from ebpf.kernel import bpffs, functions, libbpf, optional
 from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import PROGRAM_ARRAYS, Bundle, Field, MapSpec, Program, Record, Slots
 from ebpf.maps import ProgramArray
+
+_LOADERS = 4  # threads
 
 
 def load(program: Program, map_fds: Mapping[str, int]) -> int:
@@ -45,6 +48,23 @@ def load(program: Program, map_fds: Mapping[str, int]) -> int:
         return load(types=types, infos=infos)
     finally:
         os.close(types)
+
+
+def _load_all(
+    programs: Mapping[str, Program], map_fds: Mapping[str, int]
+) -> Iterator[tuple[str, int]]:
+    """Loads them on several CPUs, since verifying is what a start waits for; name and fd of each.
+    After an error no further one begins."""
+    longest_first = sorted(programs.values(), key=lambda program: -len(program.insns))
+    first = longest_first.pop(0)
+    yield first.name, load(first, map_fds)  # alone: it finds out what the kernel can do
+    with concurrent.futures.ThreadPoolExecutor(_LOADERS) as pool:
+        waiting = {pool.submit(load, program, map_fds): program for program in longest_first}
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                yield waiting[done].name, done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Generation:
@@ -79,8 +99,7 @@ class Generation:
             for name, named in slots.items():
                 made.arrays[name] = _create_array(bundle, name, max(named.values(), default=0) + 1)
             fds = {**map_fds, **{name: array.fd for name, array in made.arrays.items()}}
-            for name, program in bundle.programs.items():
-                fd = load(program, fds)
+            for name, fd in _load_all(bundle.programs, fds):
                 if name in places:
                     made.tails[name] = fd
                     array, at = places[name]

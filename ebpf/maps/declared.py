@@ -106,7 +106,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
 
     A service port has one id and up to five frontends on average (an address of its own, a port of
     the node, outer addresses, and each address by itself); the table of frontends has the endpoints
-    too. Slots and backends have room for the old set and the new one at once, slots for two regions
+    and their addresses too. Slots and backends have room for the old set and the new one at once, slots for two regions
     besides. A flow is two cells, or four, see `Buckets`.
     """
 
@@ -114,7 +114,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
         """The maps as programs see them that are still in place, if those are others."""
         return None
 
-    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints")))]
+    frontends: Annotated[Array, Table((Share("services", 5), Share("endpoints", 2)))]
     source_ranges: Annotated[Hash, Share("services")]
     names: Annotated[Hash, Share("services")]
     services: Annotated[Array, Share("services")]

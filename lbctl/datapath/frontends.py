@@ -220,18 +220,24 @@ def _may_have(key: Words, backends: Records) -> npt.NDArray[np.bool_]:
     last = np.frombuffer(raw[ADDRESS_BYTES - 4 : ADDRESS_BYTES], np.uint32)
     port = np.frombuffer(raw[ADDRESS_BYTES:IDENTITY_BYTES], np.uint16)
     found: npt.NDArray[np.bool_] = backends["addr"]["w"][:, 3] == last
-    found &= backends["port"] == port
+    if port:  # else it is an address by itself
+        found &= backends["port"] == port
     return found
 
 
 def _counted(backends: Records) -> tuple[Words, Words]:
-    """Keys of the endpoints of those elements that hold one, each once, and how many do."""
+    """Keys of the endpoints of those elements that hold one, and of their addresses, each once; and
+    how many do."""
     used = np.ascontiguousarray(backends[backends["port"] != 0])
     raw = np.zeros((len(used), 8 * KEY_WORDS), np.uint8)
     columns = address_columns(used.dtype, "addr", "port")
     raw[:, :IDENTITY_BYTES] = rows_as_bytes(used)[:, columns]
     # A view as one item per row, since numpy sorts single items far quicker than rows.
-    keys, counts = np.unique(_as_strings(raw.view(np.uint64)), return_counts=True)
+    by_address = raw.copy()
+    by_address[:, ADDRESS_BYTES:IDENTITY_BYTES] = 0
+    by_address[:, IDENTITY_BYTES] = consts.FRONTEND_ENDPOINT_ADDRESS
+    both = np.concatenate([raw, by_address]).view(np.uint64)
+    keys, counts = np.unique(_as_strings(both), return_counts=True)
     return keys.view(np.uint64).reshape(-1, KEY_WORDS), counts.astype(np.uint64)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ebpf.maps.buckets import Words
 from lbctl.addresses import format_endpoint
+from lbctl.datapath import consts
 from lbctl.datapath.frontends import Entries, Frontends
 from lbctl.datapath.records import ADDRESS_BYTES
 from lbctl.datapath.tables import Tables
@@ -85,6 +86,8 @@ def _place(key: bytes) -> str:
     port = int.from_bytes(key[ADDRESS_BYTES : ADDRESS_BYTES + 2], "big")
     protocol = key[ADDRESS_BYTES + 2]
     where = format_endpoint(key[:ADDRESS_BYTES], port)
+    if protocol == consts.FRONTEND_ENDPOINT_ADDRESS:
+        return f"{where} (an endpoint's address)"
     if protocol:
         return f"{where} of protocol {protocol}"
     return where if port else f"{where} (marker)"

@@ -5,6 +5,7 @@ On interfaces of a namespace, since a test run does not show what a program send
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import os
 import random
@@ -123,9 +124,6 @@ def test_from_an_uplink_at_an_address_of_the_node(
     try:
         frame = packets.frame(shape, client, 40000, NODE[shape.family], NODE_PORT, BODY)
         for order in ORDERS:
-            # What passed as it is left copies where it went out; of several datagrams in a second
-            # or two they would fill buckets.
-            world.array("stash_buckets").records["heads"] = 0
             count = order.index(0) + len(order)
             got = router.through(NEAR, shuffled(frame, order), count)
             as_they_are, out = by_source(got, node)
@@ -243,6 +241,21 @@ def test_one_that_is_too_large_to_wait(node: Router, world: World, shape: Shape)
     outcome = world.from_pod(parts[1])
     assert (outcome.verdict, outcome.reasons) == (model.DROP, {"fragment_unmatched": 1})
     assert not world.array("stash_buckets").records["heads"].any()
+
+
+@FAMILIES
+def test_on_the_way_out_only_an_endpoints_wait(router: Router, world: World, shape: Shape) -> None:
+    ((address, port),) = node_port(world, shape).endpoints(shape.family)
+    stranger = str(ipaddress.ip_address(address) + 100)
+    router.attach(world, NEAR, "egress", "entry_to_net")
+    try:
+        for source, waits in ((stranger, False), (address, True)):
+            frame = packets.frame(shape, source, port, CLIENT[shape.family], 40000, BODY)
+            late = cut(frame, next(_numbers), SIZES)[1]
+            assert len(router.through(FAR, [late], 1)) == 1
+            assert world.array("stash_buckets").records["heads"].any() == waits
+    finally:
+        router.detach()
 
 
 @pytest.mark.parametrize("flags", [0, CHECKSUM_COMPLETE], ids=["plain", "complete"])
