@@ -18,7 +18,7 @@ TRANSMIT = 4  # sends what other drivers have received
 _DEV_GET = 1  # NETDEV_CMD_DEV_GET
 
 
-class _Message(genlmsg):
+class _Message(genlmsg):  # type: ignore[misc] # pyroute2 has no types
     prefix = "NETDEV_A_DEV_"
     nla_map = (
         ("NETDEV_A_DEV_UNSPEC", "none"),

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from ebpf.errors import KernelError, LbError
-from ebpf.hooks.xdp import DriverAttacher
+from ebpf.hooks.xdp import Attachment, DriverAttacher
 from ebpf.kernel import netdev, netlink
 from ebpf.kernel.netlink import Link
 from ebpf.programs import Generation
@@ -74,21 +74,26 @@ class Drivers:
         self._ask_at = 0.0
         self._log = structlog.get_logger()
 
-    def due(self) -> float | None:
-        """When to `look` again, by the monotonic clock; None: not at all."""
-        return None if self._look_at == float("inf") else self._look_at
+    def due(self) -> float:
+        """When to `look` again, by the monotonic clock."""
+        return self._look_at
 
     def changed(self) -> None:
         """Links may be others."""
         self._look_at = 0.0
 
     def replace(self, generation: Generation) -> None:
-        """Put these programs in place of the former ones, wherever those are. Raises LbError: then
-        the former ones must go on with their maps."""
-        for item in self._attacher.attachments():
-            if item.ifindex:
-                self._attacher.attach(item.ifname, item.ifindex, generation.fds[_PROGRAM])
+        """Put these programs in place of the former ones, wherever those are: from now on what is
+        in their maps may be out of date. Where that fails there are none."""
         self._generation = generation
+        self._look_at = 0.0
+        for item in self._attachments():
+            if item.ifindex:
+                try:
+                    self._attacher.attach(item.ifname, item.ifindex, generation.fds[_PROGRAM])
+                except LbError as error:
+                    self._log.error("cannot replace", interface=item.ifname, error=error.message)
+                    self._detach(item.ifname)
 
     def look(self, links: Mapping[int, Link], uplinks: Collection[int]) -> None:
         """Attach to what is new, go on with tests, let go of what is gone."""
@@ -130,13 +135,12 @@ class Drivers:
             del self._devices[index]
         for index in self._failed.keys() - wanted.keys():
             del self._failed[index]
-        if self._generation is None and self.mode != OFF:
+        if self._generation is None:
             return
         self._store()
-        for item in self._attacher.attachments():
+        for item in self._attachments():
             if item.ifindex not in wanted:
-                self._attacher.detach(item.ifname)
-                self._log.info("XDP program removed", interface=item.ifname)
+                self._detach(item.ifname)
 
     def _follow(self, link: Link, above: bool, now: float) -> None:
         """One step with one device."""
@@ -186,21 +190,34 @@ class Drivers:
         """Leave it to TC."""
         self._failed[link.ifindex] = (link, why, now + _RETRY_SECONDS)
         self._devices.pop(link.ifindex, None)
+        self._detach(link.ifname)
+
+    def _attachments(self) -> list[Attachment]:
         try:
-            self._attacher.detach(link.ifname)
-        except LbError as error:
-            self._log.warning("cannot remove XDP program", interface=link.ifname, error=str(error))
+            return self._attacher.attachments()
+        except (LbError, OSError) as error:
+            self._log.warning("cannot look at XDP programs", error=str(error))
+            return []
+
+    def _detach(self, ifname: str) -> None:
+        try:
+            if self._attacher.detach(ifname):
+                self._log.info("XDP program removed", interface=ifname)
+        except (LbError, OSError) as error:
+            self._log.warning("cannot remove XDP program", interface=ifname, error=str(error))
 
     def _store(self) -> None:
         """Make the map say this."""
         wanted = {index: device.record for index, device in self._devices.items()}
         keys, values = self._table.read_all()
         found = {int(key): value.tobytes() for key, value in zip(keys, values, strict=True)}
-        for index in found.keys() - wanted.keys():
-            self._table.delete(np.uint32(index).tobytes())
-        for index, record in wanted.items():
-            if found.get(index) != record:
-                self._table.put(np.uint32(index).tobytes(), record)
+        gone = found.keys() - wanted.keys()
+        if gone:
+            self._table.delete_many(np.array(list(gone), np.uint32))
+        new = {index: record for index, record in wanted.items() if found.get(index) != record}
+        if new:
+            records = np.frombuffer(b"".join(new.values()), self._table.spec.value.dtype)
+            self._table.put_many(np.array(list(new), np.uint32), records)
 
     def _say(self) -> None:
         states = [_state(device) for device in self._devices.values()]

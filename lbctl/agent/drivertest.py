@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ebpf.errors import KernelError
 from ebpf.kernel import netdev, netlink, testrun
 from ebpf.kernel.netdev import DriverFeatures
 from ebpf.kernel.netlink import Link
@@ -83,5 +82,3 @@ CANNOT_SEND = (
     "it does not transmit what other drivers received; where it is a veth, its peer needs "
     "generic-receive-offload (ethtool -K PEER gro on) or an XDP program"
 )
-
-__all__ = ["CANNOT_SEND", "KernelError", "Trial", "begin", "features", "missing", "unfit"]

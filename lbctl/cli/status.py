@@ -57,6 +57,10 @@ def _summary(found: InstanceStatus) -> list[str]:
     if found.socket_lb:
         closed = f"; {found.sockets_closed} closed, endpoint gone" if found.sockets_closed else ""
         lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
+    for i, driver in enumerate(found.drivers):
+        why = f": {driver.why}" if driver.why else ""
+        state = DRIVERS.get(driver.state, driver.state)
+        lines.append(f"{'' if i else 'xdp':<10}  {driver.name} {state}{why}")
     if found.thread_restarts:
         lines.append(f"threads     {found.thread_restarts} replaced that had ended or were stuck")
     if found.audit.corrections:
@@ -80,6 +84,12 @@ def _summary(found: InstanceStatus) -> list[str]:
     return lines
 
 
+DRIVERS = {
+    "sends": "in use",
+    "receives": "in use for what comes in there, not for what leaves by it",
+    "testing": "is being tested",
+    "tc": "left to TC",
+}
 _CORRECTIONS = 3  # of the last ones, in words
 SOCKETS = {
     "off": "not served (--socket-lb off)",

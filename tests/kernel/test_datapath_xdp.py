@@ -33,10 +33,10 @@ __all__ = ["driver_node"]
 EACH = pytest.mark.parametrize("shape", [*PLAIN, Shape(4, "udp", zero=True)], ids=str)
 
 
-def opened(node: DriverNode, shape: Shape, **values: object) -> Passage:
+def opened(node: DriverNode, shape: Shape, address: str = "") -> Passage:
     """A conversation in its middle."""
     node_port(node.world, shape)
-    made = node.passage(shape, **values)
+    made = node.passage(shape, address)
     made.open()
     return made
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.kernel.support import model
 from tests.kernel.support.icmp_errors import aged
+from tests.kernel.support.packets import Shape
 from tests.kernel.support.programs import Space, unique
 from tests.kernel.support.uplink import Passage
 from tests.kernel.support.world import NODE, World
@@ -85,9 +86,9 @@ class DriverNode:
         """It is no device of ours any more."""
         self.world.hash("xdp_devices").delete(np.uint32(index).tobytes())
 
-    def passage(self, *args: object, **values: object) -> Passage:
+    def passage(self, shape: Shape, address: str = "") -> Passage:
         """A client's conversation, by TC."""
-        return _Passage(self.world, *args, place=self, **values)  # type: ignore[arg-type]
+        return _Passage(self.world, shape, address=address, place=self)
 
     def by_driver(self, frame: bytes) -> Passed:
         """What the driver's program makes of it."""
