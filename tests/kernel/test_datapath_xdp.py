@@ -22,6 +22,7 @@ from tests.kernel.support.driver import (
     XDP_REDIRECT,
     DriverNode,
     Tables,
+    both_ways,
     driver_node,
 )
 from tests.kernel.support.packets import PLAIN, Shape
@@ -49,16 +50,12 @@ def both(passage: Passage, size: int = 20) -> list[bytes]:
 def assert_equal_to_tc(node: DriverNode, frame: bytes) -> bytes:
     """The driver's program sends it on, as TC would have: the same packet, the same tables after
     it. Returns what leaves."""
-    before = Tables(node.world)
-    expected = node.by_tc(frame)
-    after = Tables(node.world)
-    before.restore()
-    got = node.by_driver(frame)
+    got, expected, differing = both_ways(node, frame)
     assert got.verdict == expected.verdict == XDP_REDIRECT
     end = model.parse(got.frame).end
     assert got.frame[LINK:end] == expected.frame[LINK:]
     assert got.reasons == expected.reasons
-    assert Tables(node.world).differing(after) == []
+    assert differing == []
     checks.assert_sums(got.frame)
     return got.frame
 

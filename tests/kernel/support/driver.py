@@ -160,6 +160,21 @@ class Tables:
         ]
 
 
+def both_ways(node: DriverNode, frame: bytes) -> tuple[Passed, Passed, list[str]]:
+    """By the driver, and by TC from the same beginning; which tables differ after that."""
+    before = Tables(node.world)
+    for _ in range(2):  # between the two another beat may have begun, but not twice
+        got = node.by_driver(frame)
+        after = Tables(node.world)
+        before.restore()
+        expected = node.by_tc(frame)
+        differing = Tables(node.world).differing(after)
+        if not differing:
+            break
+        before.restore()
+    return got, expected, differing
+
+
 def _forward() -> None:
     """In the calling thread's namespace."""
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
