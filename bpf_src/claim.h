@@ -1,7 +1,7 @@
 /* The table of flows: taking a tuple for oneself, and making a flow of what one took.
  *
- * Of two CPUs that want one tuple, at most one gets it: whoever claims looks at both buckets before
- * and after, and the later one of two sees the earlier. A claimed cell is BUSY until it is
+ * Of two CPUs that want one tuple, at most one gets it: whoever claims looks at both buckets
+ * afterwards, and the later one of two sees the earlier. A claimed cell is BUSY until it is
  * published or abandoned; nobody else touches it. */
 #pragma once
 
@@ -11,6 +11,7 @@
 #include "types.h"
 #include "hash.h"
 #include "cells.h"
+#include "subprogram.h"
 #include "account.h"
 #include "ending.h"
 #include "evict.h"
@@ -140,12 +141,12 @@ INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kin
 	if (!t)
 		return CELL_FULL;
 	hash = hash_key(key, t);
-	/* So that nobody is evicted for nothing; what counts is the look after the claim. */
-	if (is_taken_on(true, t, hash, key, generation, NO_PLACE))
-		return CELL_TAKEN;
 	__builtin_memcpy(&client, holder, sizeof(client));
 	greed = greed_of(&client, t);
 	place = take_place(t, hash, room_for(greed));
+	/* So that nobody is evicted for nothing; what counts is the look after the claim. */
+	if (place == CELL_FULL && is_taken_on(true, t, hash, key, generation, NO_PLACE))
+		return CELL_TAKEN;
 	if (evicting && place == CELL_FULL && evict(t, hash, greed))
 		place = take_place(t, hash, CELLS_PER_BUCKET);
 	if (!IS_PLACE(place))

@@ -11,6 +11,7 @@
 #include "types.h"
 #include "hash.h"
 #include "cells.h"
+#include "subprogram.h"
 #include "account.h"
 #include "event.h"
 

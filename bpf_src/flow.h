@@ -13,6 +13,7 @@
 #include "cells.h"
 #include "claim.h"
 #include "cpu.h"
+#include "subprogram.h"
 
 /* In whole words, as the table reads them: a load that spans several stores waits for them. */
 INLINE void make_key(struct flow_key *key, const struct packet *p)

@@ -8,9 +8,6 @@
  * that record's size (Linux 5.12), which size_NAME tells. Every byte of it must be written. */
 #pragma once
 
-#include "unit.h"
-#include "consts.h"
-
 #define CALLED(name, type, number) static u64 (*call_##name)(type *) = (void *)-(number)
 #define SIZED(name, type)                                                                          \
 	u64 size_##name(void)                                                                      \

@@ -123,11 +123,6 @@ class FlowTable:
         """Flows that found none."""
         return sum(int(bank.table["refused"][0]) for bank in (self._a, self._b))
 
-    def set_share(self, cells: int) -> None:
-        """How many cells a source may hold before it is the first to give way; 0: any number."""
-        for bank in (self._a, self._b):
-            bank.table["share"][0] = cells
-
     def live(self) -> Places:
         """Places of the live cells."""
         found = [self._indexes(bank, self._live, 0, len(bank.cells)) for bank in self.banks]
@@ -361,10 +356,11 @@ def program_names(
     return taken
 
 
-def share_of(buckets: int) -> int:
-    """Cells that one source may hold and be like any other: a sixteenth. With twice as many it gets
-    nothing of the last quarter, see bpf_src/evict.h."""
-    return buckets * 8 // 16
+def set_size(table: Records, buckets: int) -> None:
+    """How large a bank is, in its record, and what follows from that: the cells that one source may
+    hold and be like any other, a sixteenth. With twice as many it gets nothing of the last quarter,
+    see bpf_src/evict.h."""
+    table["buckets"][0], table["share"][0] = buckets, buckets * 8 // 16
 
 
 def own_is_b(phase: int, enums: Mapping[str, int]) -> bool:
@@ -381,8 +377,7 @@ def prepare(maps: Mapping[str, Map], enums: Mapping[str, int]) -> None:
         a, b = (_array(maps, f"table{family}{letter}").records for letter in "ab")
         if not a["secret"][0].any():
             a["secret"][0] = _numbers(len(a["secret"][0]))
-            a["buckets"][0] = _array(maps, f"control{family}a").max_entries
-            a["share"][0] = share_of(int(a["buckets"][0]))
+            set_size(a, _array(maps, f"control{family}a").max_entries)
             b["secret"][0] = a["secret"][0]
             b["bank"][0] = enums["PLACE_BANK"]
     if "cpus" not in maps:

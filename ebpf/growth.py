@@ -64,9 +64,9 @@ class Growth:
         self._resize(other, buckets)
         ours, theirs = self._table(own).records, self._table(other).records
         theirs["secret"][0] = ours["secret"][0]
-        theirs["share"][0] = flowtable.share_of(buckets) if ours["share"][0] else 0
         theirs["bank"][0] = self._enums["PLACE_BANK"] if other == "b" else 0
-        theirs["buckets"][0], theirs["other_buckets"][0] = buckets, ours["buckets"][0]
+        flowtable.set_size(theirs, buckets)
+        theirs["other_buckets"][0] = ours["buckets"][0]
         ours["other_buckets"][0] = buckets
         self._enter("begin")
 

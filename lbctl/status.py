@@ -26,12 +26,15 @@ BESIDE = ("facts", "asked")
 
 class TableUse(msgspec.Struct, frozen=True):
     """How full a table is; `flag` is the agent's option for a larger one. One that grows has room
-    for `limit` entries now, and for `most` when it has grown."""
+    for `limit` entries now, and for `most` when it has grown. Of flows, whose entries are cells of
+    which each has two or four: how many made room for others, and how many found none."""
 
     entries: int
     limit: int
     flag: str
     most: int = 0
+    evicted: int = 0
+    refused: int = 0
 
 
 class SourceState(msgspec.Struct, frozen=True):

@@ -106,8 +106,8 @@ class Maps(Generic[Hash, Array, PerCpu]):
 
     A service port has one id and up to five frontends on average (an address of its own, a port of
     the node, outer addresses, and each address by itself); the table of frontends has the endpoints
-    and their addresses too. Slots and backends have room for the old set and the new one at once, slots for two regions
-    besides. A flow is two cells, or four, see `Buckets`.
+    and their addresses too. Slots and backends have room for the old set and the new one at once,
+    slots for two regions besides. A flow is two cells, or four, see `Buckets`.
     """
 
     def former(self) -> Maps[Hash, Array, PerCpu] | None:

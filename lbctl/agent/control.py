@@ -7,7 +7,6 @@ import structlog
 from ebpf.errors import LbError
 from ebpf.kernel import features
 from lbctl.agent import memory
-from lbctl.agent.facts import device_addresses
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import Report
 from lbctl.config.settings import Settings
@@ -204,8 +203,9 @@ class Control:
         return True
 
     def _use_settings(self) -> None:
+        """What can be refused comes first: interfaces are another thread's, which would get
+        programs for a moment."""
         settings = self._settings
-        self._parts.interfaces.set_patterns(settings.uplinks, settings.pod_interfaces)
         self._parts.facts.settings = settings.node
         self._note_own_places()
         if self._use_facts():
@@ -213,6 +213,7 @@ class Control:
         if self._parts.reconciler.synced:
             self._store_config()
             self._set_health_places()
+        self._parts.interfaces.set_patterns(settings.uplinks, settings.pod_interfaces)
 
     def _note_own_places(self) -> bool:
         """Where the API server and this agent listen, which no object may take; returns whether
@@ -246,9 +247,8 @@ class Control:
 
     def _store_addresses(self) -> int:
         """Returns how many devices were others."""
-        parts, facts = self._parts, self._parts.facts.current
-        devices = device_addresses(parts.facts.network, facts)
-        return config.store_devices(parts.instance.devices, devices)
+        parts = self._parts
+        return config.store_devices(parts.instance.devices, parts.facts.devices)
 
 
 def _unexpected(error: Exception) -> LbError:

@@ -74,8 +74,7 @@ class Teller:
         self._counts = {
             result: instruments.events.labels(result) for result in ("written", "refused", "failed")
         }
-        self._doctor = doctor
-        self._node = node
+        self._advice = _Advice(doctor, node, clock)
         self._clock = clock
         self._holding: Holding = {}
         self._news = threading.Event()
@@ -136,29 +135,38 @@ class Teller:
             self._log.warning("events cannot be written", error=error.message)
         self.problem = problem
 
-    def _advice(self) -> Holding:
-        """What doctor finds, as one complaint of this node."""
-        try:
-            found = [item for item in self._doctor() if matters(item)]
-        except Exception:  # noqa: BLE001 - it tries a lot, and nothing hangs on it
-            self._log.exception("doctor could not be asked")
-            return {}
+
+class _Advice:
+    """What doctor finds, as one complaint of this node. It tries a lot: a thread that it should
+    end has a successor, which does not ask it again at once."""
+
+    def __init__(
+        self,
+        doctor: Callable[[], Iterable[Requirement]],
+        node: Regarding,
+        clock: Callable[[], float],
+    ) -> None:
+        self._doctor = doctor
+        self._node = node
+        self.due = clock() + _DOCTOR_WAITS
+        self.holding: Holding = {}
+
+    def look(self, now: float) -> None:
+        """Ask."""
+        self.due = now + DOCTOR_SECONDS
+        found = [item for item in self._doctor() if matters(item)]
         texts = [f"{item.name}: {item.detail}. {item.remedy}" for item in found]
-        return {Complaint(self._node, DOCTOR): listed(texts)} if texts else {}
+        self.holding = {Complaint(self._node, DOCTOR): listed(texts)} if texts else {}
 
 
 class _Round:
     """What one thread knows: it is gone with it."""
 
-    def __init__(
-        self, api: EventApi, clock: Callable[[], float], advice: Callable[[], Holding]
-    ) -> None:
+    def __init__(self, api: EventApi, clock: Callable[[], float], advice: _Advice) -> None:
         self._api = api
         self._clock = clock
-        self._advise = advice
+        self._advice = advice
         self._tellings = Tellings()
-        self._advice: Holding = {}
-        self._advised = clock() - DOCTOR_SECONDS + _DOCTOR_WAITS
         self._speaks = False
         self._asked: float | None = None
         self._wait = _FIRST_WAIT
@@ -167,19 +175,19 @@ class _Round:
     def next(self, holding: Holding) -> tuple[Telling | None, float | None]:
         """What to send now, and how long to wait if nothing happens."""
         now = self._clock()
-        if now >= self._advised + DOCTOR_SECONDS:
-            self._advised = now
-            self._advice = self._advise()
+        if now >= self._advice.due:
+            self._advice.look(now)
         of_services = {key: text for key, text in holding.items() if key.regarding.namespace}
         if of_services and (self._asked is None or now >= self._asked + SPEAKER_SECONDS):
             self._speaks = self._api.is_speaker()
             self._asked = now
         mine = {key: text for key, text in holding.items() if not key.regarding.namespace}
-        self._tellings.take({**(of_services if self._speaks else {}), **mine, **self._advice}, now)
+        told = of_services if self._speaks else {}
+        self._tellings.take({**told, **mine, **self._advice.holding}, now)
         telling = self._tellings.next(now)
         if telling is not None:
             return telling, 0.0
-        times = [self._advised + DOCTOR_SECONDS, self._tellings.due(now)]
+        times = [self._advice.due, self._tellings.due(now)]
         if of_services and self._asked is not None:
             times.append(self._asked + SPEAKER_SECONDS)
         return None, max(0.0, min(at for at in times if at is not None) - now)

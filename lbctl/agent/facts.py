@@ -21,11 +21,25 @@ class Facts:
         self.api_places: frozenset[tuple[bytes, int]] = frozenset()  # of the API server
         self.own_ports: tuple[int, ...] = ()  # that the agent listens on
         self.current = self._settled()
+        self._devices: tuple[Network, NodeFacts, DeviceAddresses] | None = None
+
+    @property
+    def devices(self) -> DeviceAddresses:
+        """`device_addresses` of what is known. It is asked for all the time, and may be thousands:
+        worked out when the network was looked at since, which rtnetlink gives a reason for."""
+        known = self._devices
+        if known is None or known[0] is not self.network or known[1] is not self.current:
+            known = self.network, self.current, device_addresses(self.network, self.current)
+            self._devices = known
+        return known[2]
 
     def settle(self) -> bool:
         """Make `current` follow; returns whether it changed."""
-        before, self.current = self.current, self._settled()
-        return self.current != before
+        settled = self._settled()
+        changed = settled != self.current
+        if changed:
+            self.current = settled
+        return changed
 
     def _settled(self) -> NodeFacts:
         """The Node object goes before the interfaces; these alone where it names no address."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from lbctl.agent.parts import Parts
 from lbctl.agent.report import Report
 from lbctl.config.settings import Settings
+from lbctl.datapath.tables import Records
 from lbctl.inspect import instance
 from lbctl.instruments import Instruments
 from lbctl.metrics.pages import Pages
@@ -26,7 +27,10 @@ def pages(
         said = settings()
         return Bounds(said.metrics_services, frozenset(said.metrics_endpoints_of))
 
-    series = ServiceSeries(parts.instance, bounds)
+    def carried() -> Records | None:
+        return parts.reconciler.housekeeper.carried
+
+    series = ServiceSeries(parts.instance, bounds, carried)
     return Pages(instruments, series, lambda: _look(parts, report), settings)
 
 

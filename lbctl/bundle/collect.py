@@ -21,7 +21,6 @@ from ebpf.hooks import cgroup
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.kernel import netlink
-from ebpf.maps import declared
 from lbctl import status
 from lbctl.bundle import tables
 from lbctl.bundle.redact import redacted
@@ -93,9 +92,8 @@ def _parts(pin_dir: Path, logs: tuple[Path, ...], *, with_flows: bool) -> Iterat
     if with_flows:
         listed = _of(pin_dir, lambda i: list(islice(flows.list_flows(i, FlowFilter()), _FLOWS)))
         yield "flows.json", listed
-    for name, use in declared.USES.items():
-        if with_flows or not use.filled:
-            yield f"maps/{name}.json", _of(pin_dir, partial(tables.contents, name=name))
+    for name in tables.names(of_clients=with_flows):
+        yield f"maps/{name}.json", _of(pin_dir, partial(tables.contents, name=name))
     if config := _config_file(pin_dir):
         yield "config.yaml", lambda: config.read_text(errors="replace")
     for number, log in enumerate(logs):

@@ -1,5 +1,5 @@
-"""Options that say which objects and which node a question is about, shared by explain, drain and
-verify; and what they, and trace, tell the person beside the answer."""
+"""Options that say which objects and which node a question is about, shared by explain, drain,
+verify and trace; and what these tell the person beside the answer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import click
 
 from lbctl.cli import options
 
-_OPTIONS = (
-    click.option(
-        "--manifests",
-        type=click.Path(path_type=Path),
-        metavar="PATH",
-        help="Ask about these Kubernetes objects (file or directory, YAML or JSON).",
-    ),
+_MANIFESTS = click.option(
+    "--manifests",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Ask about these Kubernetes objects (file or directory, YAML or JSON), not about this "
+    "node's own.",
+)
+_CLUSTER = (
     click.option(
         "--kubeconfig",
         type=click.Path(path_type=Path),
@@ -26,37 +27,55 @@ _OPTIONS = (
         help="Ask the cluster that this file names.",
     ),
     click.option("--api-server", default="", metavar="URL", help="Ask this API server."),
-    click.option(
-        "--node-name", default="", metavar="NAME", help="As this node sees it. [default: this one]"
-    ),
-    click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="The node's KubeProxyConfiguration or AgentConfiguration.",
-    ),
-    click.option(
-        "--local-ip",
-        "local_ips",
-        multiple=True,
-        metavar="IP",
-        help="An address the node has besides those of its Node object. Repeatable.",
-    ),
-    click.option(
-        "--service-cidr",
-        "service_cidrs",
-        multiple=True,
-        metavar="CIDR",
-        help="A range of service addresses. Repeatable.",
-    ),
-    options.pin_dir,
 )
+
+
+def _of_node(more: str, default: str = "") -> tuple[options.Decorator, ...]:
+    """What the node is that is asked about; `more` is said of each."""
+    return (
+        click.option(
+            "--node-name", default="", metavar="NAME", help=f"As this node sees it.{more}{default}"
+        ),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help=f"The node's KubeProxyConfiguration or AgentConfiguration.{more}",
+        ),
+        click.option(
+            "--local-ip",
+            "local_ips",
+            multiple=True,
+            metavar="IP",
+            help=f"An address the node has besides those of its Node object. Repeatable.{more}",
+        ),
+        click.option(
+            "--service-cidr",
+            "service_cidrs",
+            multiple=True,
+            metavar="CIDR",
+            help="A range of service addresses; what no service has there is dropped. "
+            f"Repeatable.{more}",
+        ),
+    )
 
 
 def question(function: Callable[..., Any]) -> Callable[..., Any]:
     """Without any of them, the agent of the instance says where its objects are from, and what it
     knows of its node."""
-    for option in reversed(_OPTIONS):
+    of_node = _of_node("", " [default: this one]")
+    return _with((_MANIFESTS, *_CLUSTER, *of_node, options.pin_dir), function)
+
+
+def manifests(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for who asks the maps, and only of manifests needs to be told a node."""
+    return _with((_MANIFESTS, *_of_node(" Only with --manifests.")), function)
+
+
+def _with(
+    chosen: tuple[options.Decorator, ...], function: Callable[..., Any]
+) -> Callable[..., Any]:
+    for option in reversed(chosen):
         function = option(function)
     return function
 

@@ -40,35 +40,7 @@ DEFAULT_SAMPLES = 100
     metavar="N",
     help="Packets per flow. A backend that was never chosen is not listed.",
 )
-@click.option(
-    "--manifests",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="Ask about these Kubernetes objects (file or directory, YAML or JSON), not about what "
-    "this machine has programmed.",
-)
-@click.option("--node-name", default="", metavar="NAME", help="With --manifests: on which node.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="With --manifests: a KubeProxyConfiguration (v1alpha1).",
-)
-@click.option(
-    "--local-ip",
-    "local_ips",
-    multiple=True,
-    metavar="IP",
-    help="With --manifests: an address the node has besides those of its Node object. Repeatable.",
-)
-@click.option(
-    "--service-cidr",
-    "service_cidrs",
-    multiple=True,
-    metavar="CIDR",
-    help="With --manifests: a range of service addresses; what no service has there is dropped. "
-    "Repeatable.",
-)
+@objects.manifests
 @options.output
 @options.pin_dir
 def command(

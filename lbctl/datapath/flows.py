@@ -129,6 +129,25 @@ def idle(rings: Rings, limits: Numbers, beat: int) -> Mask:
     return found
 
 
+# Fields of struct service_counters.
+CARRIED = ("packets_in", "bytes_in", "packets_out", "bytes_out")
+# Cells that do not count for their service: each packet is counted once.
+_BESIDE = consts.CELL_SIDE | consts.CELL_DIRECT | _LONE
+
+
+def add_carried(found: Records, cells: Records) -> None:
+    """Add to `found`, records of `service_counters`, what flows that live have carried: they do it
+    themselves when they end."""
+    services = live(cells) & (cells["kind"] & _BESIDE == 0)
+    reply = cells["kind"] & consts.CELL_REPLY != 0
+    for way, which in (("in", services & ~reply), ("out", services & reply)):
+        part = cells[which]
+        known = part["service"] < len(found)
+        for what in ("packets", "bytes"):
+            column = found[f"{what}_{way}"]
+            np.add.at(column, part["service"][known], part[what][known].astype(column.dtype))
+
+
 def backend_ids(cells: Records) -> Numbers:
     """Without the generations."""
     ids: Numbers = (cells["backend"] & consts.BACKEND_ID_MASK).astype(np.int64)

@@ -46,7 +46,8 @@ class Requirement(msgspec.Struct, frozen=True):
 
 
 def check(pin_dir: Path) -> list[Requirement]:
-    """Every requirement, in the order a person would solve them. Takes about a second."""
+    """Every requirement, in the order a person would solve them. Takes about a second. What goes
+    wrong in one is its answer."""
     checks: list[tuple[str, bool, Callable[[], Requirement]]] = [
         ("kernel version", True, kernel_version),
         ("libbpf", True, _libbpf),
@@ -73,7 +74,8 @@ def _guarded(name: str, required: bool, work: Callable[[], Requirement]) -> Requ
         found = work()
     except LbError as error:
         found = Requirement(name, False, error.message, error.hint, required)
-    except OSError as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        # What a file or a command said may be anything.
         found = Requirement(name, None, f"cannot be found out: {error}", "", required)
     return msgspec.structs.replace(found, name=name, required=required)
 

@@ -5,7 +5,6 @@ No column costs a system call per service: names come in batches, the rest from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -13,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lbctl.datapath import consts
-from lbctl.datapath.tables import ArrayTable, FlowTable, HashTable
-from lbctl.inspect.traffic import totals
+from lbctl.datapath.flows import CARRIED
+from lbctl.datapath.tables import ArrayTable, HashTable, Records
 
 Column = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
-COUNTED = ("connections", "packets_in", "bytes_in", "packets_out", "bytes_out")
+COUNTED = ("connections", *CARRIED)
 
 
 class CountTables(Protocol):
@@ -35,13 +34,11 @@ class CountTables(Protocol):
     def backends(self) -> ArrayTable: ...
     @property
     def backend_live(self) -> ArrayTable: ...
-    @property
-    def flow_tables(self) -> Sequence[FlowTable]: ...
 
 
 class ServiceCounts(msgspec.Struct, frozen=True):
     """One row per service port that has a name: its id and stored text, what was counted since it
-    was first programmed, what its living flows have carried included, and its flows of now."""
+    was first programmed, and its flows of now."""
 
     ids: npt.NDArray[np.uint32]
     texts: list[bytes]
@@ -51,11 +48,15 @@ class ServiceCounts(msgspec.Struct, frozen=True):
     external_alone: Mask
 
 
-def of_services(tables: CountTables) -> ServiceCounts:
-    """As of now."""
+def of_services(tables: CountTables, carried: Records | None) -> ServiceCounts:
+    """As of now; packets and bytes as of `carried`, by service id, or of flows that ended since."""
     parts = [(keys["service"], values["text"].tolist()) for keys, values in tables.names.batches()]
     ids = np.concatenate([ids for ids, _ in parts]) if parts else np.empty(0, np.uint32)
-    counted = totals(tables.service_counters.records, tables.flow_tables)[ids]
+    counted = tables.service_counters.records[ids]
+    if carried is not None:
+        known = ids < len(carried)
+        for name in CARRIED:
+            counted[name][known] = np.maximum(counted[name][known], carried[name][ids[known]])
     records = tables.services.records[ids]
     alone = records["local"] & np.uint64(consts.REGION_DROP) != 0
     return ServiceCounts(

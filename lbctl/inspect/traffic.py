@@ -1,16 +1,11 @@
-"""What flows that live have carried: it is added to their service's totals when they end."""
+"""What services have carried, to the last packet: all flows that live are looked at for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-import numpy.typing as npt
-
 from lbctl.datapath import consts, flows
 from lbctl.datapath.tables import FlowTable, Records
-
-_SIDE = consts.CELL_SIDE | consts.CELL_DIRECT | consts.CELL_NOTE | consts.CELL_FRAGMENT
 
 
 def totals(ended: Records, tables: Iterable[FlowTable]) -> Records:
@@ -19,15 +14,5 @@ def totals(ended: Records, tables: Iterable[FlowTable]) -> Records:
     found = ended.copy()
     for table in tables:
         for cells in table.snapshots(flows.STEP_CELLS, consts.STATE_LIVE, tuples=False):
-            services = flows.live(cells) & (cells["kind"] & _SIDE == 0)
-            reply = cells["kind"] & consts.CELL_REPLY != 0
-            for way, which in (("in", services & ~reply), ("out", services & reply)):
-                part = cells[which]
-                _add(found[f"packets_{way}"], part["service"], part["packets"])
-                _add(found[f"bytes_{way}"], part["service"], part["bytes"])
+            flows.add_carried(found, cells)
     return found
-
-
-def _add(column: Records, ids: npt.NDArray[np.uint32], amounts: Records) -> None:
-    known = ids < len(column)
-    np.add.at(column, ids[known], amounts[known].astype(column.dtype))

@@ -93,7 +93,9 @@ MISSING: Final = _gauge(
     "lbctl_interfaces_missing", "Interfaces that should have programs and have none.", "role"
 )
 ENTRIES: Final = _gauge(
-    "lbctl_table_entries", "Entries of a map that can fill up; flows as of the last sweep.", "table"
+    "lbctl_table_entries",
+    "Entries of a map that can fill up; of flows, cells: each has two or four.",
+    "table",
 )
 ROOM: Final = _gauge("lbctl_table_room", "How many entries it has room for now.", "table")
 MOST_ENTRIES: Final = _gauge(
@@ -102,6 +104,10 @@ MOST_ENTRIES: Final = _gauge(
 PRESSURE: Final = _gauge(
     "lbctl_table_pressure_ratio", "Entries to what it can have at most, 0 to 1.", "table"
 )
+EVICTED: Final = _counter(
+    "lbctl_flows_evicted_total", "Flows that made room for others in a full table.", "table"
+)
+REFUSED: Final = _counter("lbctl_flows_refused_total", "Flows that found no room.", "table")
 
 CORRECTIONS: Final = _counter(
     "lbctl_corrections_total",
@@ -122,10 +128,14 @@ CONNECTIONS: Final = _counter(
 )
 ACTIVE: Final = _gauge("lbctl_service_active_connections", "Connections there are now.", *_PORT)
 PACKETS: Final = _counter(
-    "lbctl_service_packets_total", "Packets; in is to the endpoints.", *_PORT, "direction"
+    "lbctl_service_packets_total",
+    "Packets; in is to the endpoints. Those of flows that live as of the last sweep.",
+    *(*_PORT, "direction"),
 )
 BYTES: Final = _counter(
-    "lbctl_service_bytes_total", "Bytes of packets; in is to the endpoints.", *_PORT, "direction"
+    "lbctl_service_bytes_total",
+    "Bytes of these packets; in is to the endpoints.",
+    *(*_PORT, "direction"),
 )
 OMITTED: Final = _gauge(
     "lbctl_service_ports_omitted",

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from prometheus_client.core import Metric
 
 from lbctl.addresses import format_endpoint
+from lbctl.datapath.tables import Records
 from lbctl.inspect import counts
 from lbctl.inspect.counts import CountTables, ServiceCounts
 from lbctl.metrics import families
@@ -79,17 +80,22 @@ class ServiceSeries:
         self,
         tables: CountTables,
         bounds: Callable[[], Bounds],
+        carried: Callable[[], Records | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`carried` says, by service id, what flows had carried a moment ago, those that live
+        included: to look at each now would take too long. None: it is not known yet."""
         self._tables = tables
         self._bounds = bounds
+        self._carried = carried
         self._activity = Activity(clock)
         self._labels: dict[bytes, Labels] = {}
 
     def scrape(self) -> tuple[list[Metric], str]:
         """The few that are about all services, and the text of the many."""
         bounds = self._bounds()
-        found = counts.of_services(self._tables)
+        carried = self._carried()
+        found = counts.of_services(self._tables, carried)
         self._labels = {text: self._labels.get(text) or _labels(text) for text in found.texts}
         rows = [self._labels[text] for text in found.texts]
         places: dict[str, int] = {}
@@ -104,7 +110,7 @@ class ServiceSeries:
             families.OMITTED.metric(len(places) - len(chosen)),
             families.FLOWS.metric(_by_family(found.live, rows)),
         ]
-        parts = [*_of_services(found, place, len(places), shown, chosen)]
+        parts = [*_of_services(found, place, len(places), shown, chosen, carried is not None)]
         if bounds.endpoints_of:
             named = {
                 int(number): row
@@ -121,7 +127,11 @@ def _of_services(
     size: int,
     shown: npt.NDArray[np.int64],
     chosen: Sequence[str],
+    whole: bool,
 ) -> Iterator[str]:
+    """Without packets and bytes unless those are `whole`: what is less than an agent before this
+    one said would be taken for a restart of the counters."""
+
     def lines(column: counts.Column, more: str = "") -> list[str]:
         sums = np.zeros(size, np.uint64)
         np.add.at(sums, place, column)
@@ -131,6 +141,8 @@ def _of_services(
     totals = found.totals
     yield families.CONNECTIONS.text(lines(totals["connections"]))
     yield families.ACTIVE.text(lines(found.live))
+    if not whole:
+        return
     for family, what in ((families.PACKETS, "packets"), (families.BYTES, "bytes")):
         ways = (lines(totals[f"{what}_{way}"], f',direction="{way}"') for way in ("in", "out"))
         yield family.text([line for way in ways for line in way])

@@ -70,6 +70,9 @@ def _of_tables(record: StatusRecord) -> Iterator[Metric]:
     yield families.ENTRIES.metric({(name,): use.entries for name, use in tables})
     yield families.ROOM.metric({(name,): use.limit for name, use in tables})
     yield families.MOST_ENTRIES.metric(most)
+    of_flows = [(name, use) for name, use in tables if name.startswith("flows")]
+    yield families.EVICTED.metric({(name,): use.evicted for name, use in of_flows})
+    yield families.REFUSED.metric({(name,): use.refused for name, use in of_flows})
     yield families.PRESSURE.metric(
         {(name,): use.entries / most[name,] for name, use in tables if most[name,]}
     )

@@ -52,6 +52,7 @@ class Plan:
     backend_weights: list[int] = field(default_factory=list)
     backend_since: list[int] = field(default_factory=list)
     reweighted: list[tuple[int, int]] = field(default_factory=list)  # backend, weight
+    begun: list[tuple[int, int]] = field(default_factory=list)  # backend, the tick that it began at
     raised: list[tuple[int, int]] = field(default_factory=list)  # backend, flags before the switch
     slot_indices: list[int] = field(default_factory=list)
     slot_backends: list[int] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Plan:
             "settings": len(self.new_settings) + len(self.settings),
             "backends": len(self.backend_ids),
             "weights": len(self.reweighted),
+            "starts": len(self.begun),
             "backend flags": len(self.raised) + len(self.lowered),
             "slots": len(self.slot_indices),
             "shares": sum(len(shape.shares) for _, shape in self.shapes),

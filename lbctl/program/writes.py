@@ -102,6 +102,8 @@ def write_backends(plan: Plan, tables: Tables) -> None:
     if plan.reweighted:
         ids, weights = (list(column) for column in zip(*plan.reweighted, strict=True))
         records["weight"][ids] = weights
+    for number, tick in plan.begun:
+        records["since"][number] = tick
     _set_flags(plan.raised, tables.backends)
 
 

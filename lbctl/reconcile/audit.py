@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from lbctl.addresses import Prefix
 from lbctl.datapath.ranges import ranges_of
@@ -47,14 +48,24 @@ class Programmer(Protocol):
         """Believe nothing that is known of the maps."""
 
 
+class _Digest(NamedTuple):
+    """The region words of a port, and a checksum of the slots of both sets, of the backends in them
+    (not of their generations, which cannot be told from what they should be; `since` apart) and of
+    the tables."""
+
+    words: tuple[int, ...]
+    found: int
+
+
 class Audit:
     """Goes through everything again and again, in steps."""
 
     def __init__(self, tables: Tables, corrections: Corrections) -> None:
         self.corrections = corrections
         self._tables = tables
-        # By name: the region words and a checksum of what they lead to.
-        self._digests: dict[str, tuple[int, ...]] = {}
+        self._digests: dict[str, _Digest] = {}
+        # By backend id. Nothing else says it: a plan believes what is in the map.
+        self._since = tables.backends.records["since"].copy()
         self._meanwhile: set[str] = set()  # written since the pass began
         self._ranges: set[tuple[int, Prefix]] = set()  # that there should be
         self._running: Iterator[None] | None = None
@@ -71,7 +82,7 @@ class Audit:
             self._digests.pop(name, None)
             state = planner.services.get(name) if len(names) <= _FEW else None
             if state is not None:
-                self._digests[name] = self._digest(state)
+                self._believe(name, state)
 
     def step(self, programmer: Programmer) -> tuple[bool, bool]:
         """Go on for a moment. Returns whether a pass ended, and whether there is something to
@@ -116,12 +127,13 @@ class Audit:
             if values != [*words, *state.settings]:
                 self._restore(state)
                 self.corrections.note("service", [name])
-            digest = self._digest(state)
-            before = self._digests.setdefault(name, digest)
-            if before[:-1] != digest[:-1]:
-                self._digests[name] = digest
+            before, digest = self._digests.get(name), self._digest(state)
+            if before is None or before.words != digest.words:
+                self._believe(name, state)
             elif before != digest:
                 self._sets_differ(programmer, name, state)
+            elif self._restore_since(state):
+                self.corrections.note("endpoints", [name])
 
     def _check_names(self, known: Sequence[tuple[str, PortState]]) -> None:
         names = self._tables.names
@@ -143,9 +155,33 @@ class Audit:
         plan = Plan(words=words, settings=[(state.id, state.settings)])
         writes.apply(plan, self._tables)
 
-    def _digest(self, state: PortState) -> tuple[int, ...]:
-        """The region words, and a checksum of the slots of both sets, of the backends in them (not
-        of their generations, which cannot be told from what they should be) and of the tables."""
+    def _believe(self, name: str, state: PortState) -> None:
+        """What is there is what is to be there."""
+        self._digests[name] = self._digest(state)
+        records = self._tables.backends.records["since"]
+        if len(self._since) < len(records):  # the map has grown
+            self._since = np.concatenate([self._since, records[len(self._since) :]])
+        for ids in self._members(state):
+            self._since[ids] = records[ids]
+
+    def _restore_since(self, state: PortState) -> bool:
+        """Let its endpoints have begun when they began; returns whether somebody changed that."""
+        says = self._tables.backends.records["since"]
+        wrong = [i for ids in self._members(state) for i in ids[says[ids] != self._since[ids]]]
+        if wrong:
+            began = [(int(number), int(self._since[number])) for number in wrong]
+            writes.apply(Plan(begun=began), self._tables)
+        return bool(wrong)
+
+    def _members(self, state: PortState) -> Iterator[npt.NDArray[np.uint32]]:
+        """Ids of the backends of each set."""
+        slots, room = self._tables.slots.records, len(self._tables.backends.records)
+        for base, length in {region_of(state.cluster), region_of(state.local)}:
+            ids = slots["backend"][base : base + length]
+            yield ids[ids < room]
+
+    def _digest(self, state: PortState) -> _Digest:
+        """Of what is there."""
         found = 0
         backends, slots = self._tables.backends.records, self._tables.slots.records
         for base, length in {region_of(state.cluster), region_of(state.local)}:
@@ -159,7 +195,7 @@ class Audit:
         places = table_places(self._tables.hash_tables.records)
         for base, length in map(region_of, (state.cluster_table, state.local_table)):
             found = zlib.crc32(places[base : base + length].tobytes(), found)
-        return *_words(state), found
+        return _Digest(_words(state), found)
 
     def _sets_differ(self, programmer: Programmer, name: str, state: PortState) -> None:
         self._todo = True

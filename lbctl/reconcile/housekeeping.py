@@ -7,9 +7,10 @@ import structlog
 
 from ebpf.errors import LbError
 from lbctl import advice
-from lbctl.datapath.tables import Flows, NoFlows, Tables
+from lbctl.datapath.tables import Flows, NoFlows, Records, Tables
 from lbctl.plan.planner import Planner
 from lbctl.program import writes
+from lbctl.reconcile.carried import Carried
 from lbctl.reconcile.recount import Recount
 from lbctl.reconcile.sweep import Sweep, Swept
 from lbctl.status import TableUse
@@ -39,6 +40,7 @@ class Housekeeper:
         self._most_cells = most_cells
         self._sweep = Sweep(tables, flows)
         self._recount = Recount(tables)
+        self._carried = Carried(tables)
         self._running: Iterator[Swept | None] | None = None
         self._spent = 0.0  # in the steps of this sweep
         self._next = 0.0
@@ -59,6 +61,11 @@ class Housekeeper:
         """Counts of live flows that were wrong and set right."""
         return self._recount.corrections
 
+    @property
+    def carried(self) -> Records | None:
+        """By service id, what its flows have carried as of the last sweep; None before one."""
+        return self._carried.totals
+
     def due(self) -> float:
         """When `step` has something to do: at once while it is not done with the last."""
         return 0.0 if self.running() else self._next
@@ -72,6 +79,7 @@ class Housekeeper:
             self._ending, self._doomed = self._doomed, set()
             self._running, self._spent = self._sweep.run(now, self._ending), 0.0
             self._recount.begin()
+            self._carried.begin()
         began = time.monotonic()
         try:
             found = next(self._running)
@@ -112,7 +120,9 @@ class Housekeeper:
             rooms = table.rooms()
             most = max(self._most_cells, rooms.cells)
             flag = advice.FLAGS["flows"]
-            found[f"flows{table.family}"] = TableUse(rooms.used, rooms.cells, flag, most)
+            found[f"flows{table.family}"] = TableUse(
+                rooms.used, rooms.cells, flag, most, table.evicted(), table.refused()
+            )
         return found
 
     def warnings(self) -> list[str]:
@@ -149,6 +159,7 @@ class Housekeeper:
 
     def _finish(self, found: Swept) -> bool:
         self._recount.end(found)
+        self._carried.end(found.carried)
         # By both: a flow that is over is not counted as live, and may have been opened behind the
         # sweep's back.
         services = found.services | (self._tables.service_counters.records["live"] != 0)
@@ -157,6 +168,7 @@ class Housekeeper:
         backends[: len(live)] |= live[: len(backends)] != 0
         freed = self.planner.recover(found.began, services, backends)
         writes.clear(freed, self._tables)
+        self._carried.forget(freed.services)
         self._log.debug(
             "swept",
             cells=found.cells,

@@ -33,6 +33,7 @@ class Swept:
     backends: npt.NDArray[np.bool_]  # by backend id
     live_services: Numbers  # by service id: flows that are not over
     live_backends: Numbers  # by backend id
+    carried: Records  # by service id, like `service_counters`: by flows that live
     cells: dict[str, int] = field(default_factory=dict)  # by family, those in use
     over: int = 0  # flows that wait for their end
     ended: int = 0  # flows and lone cells that the sweep ended
@@ -59,6 +60,7 @@ class Sweep:
             np.zeros(backends, bool),
             np.zeros(services, np.int64),
             np.zeros(backends, np.int64),
+            np.zeros(services, self._tables.service_counters.records.dtype),
         )
         families = self._flows.flow_tables
         for table in families:
@@ -138,6 +140,7 @@ class Sweep:
             (found.backends, flows.backend_ids(cells)[used]),
         ):
             seen[ids[ids < len(seen)]] = True
+        flows.add_carried(found.carried, cells)
         counted = flows.counted(cells)
         for live, ids in (
             (found.live_services, cells["service"][counted]),

@@ -4,7 +4,9 @@ endpoints, and the programs, where they may be asked."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Final
 
 import msgspec
 
@@ -13,16 +15,17 @@ from lbctl.model.names import PortName
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.resolve.hints import UNUSED
 from lbctl.resolve.node import NodeFacts
-from lbctl.resolve.ports import Frontend, FrontendKind, ResolvedPort
+from lbctl.resolve.ports import Endpoint, Frontend, FrontendKind, ResolvedPort
 from lbctl.resolve.service import resolve
 from lbctl.resolve.whatif import without_node
 from lbctl.resolve.why import Origin, is_for, uses_local_set
-from lbctl.verify.explain import verdict
+from lbctl.verify.explain import used_endpoints, verdict
 
 Place = tuple[str, str]  # name of a port, address:port of an endpoint
 Changes = Mapping[ObjectKey, tuple[ServiceObjects, ServiceObjects]]
 # By name of a port and origin of the traffic: what becomes of it now, and then.
 Verdicts = Mapping[tuple[str, str], tuple[str, str]]
+_SETS: Final = (False, True)  # whether it is the local one
 
 
 class View(msgspec.Struct, frozen=True):
@@ -33,13 +36,13 @@ class View(msgspec.Struct, frozen=True):
 
 
 class DrainedPort(msgspec.Struct, frozen=True):
-    """A port with endpoints on the node. `left` of all that are used now; `effects` are sentences
-    about what clients would notice, none if that is nothing."""
+    """A port with endpoints on the node, be it of weight 0: those have their flows to lose.
+    `effects` are sentences about what clients would notice, none if that is nothing."""
 
     name: PortName
-    endpoints: int
-    left: int
-    last: bool  # no endpoint is left anywhere
+    endpoints: int  # on the node, that connections go to
+    left: int  # of all that connections go to
+    last: bool  # none is left anywhere
     effects: tuple[str, ...]
     flows: int | None  # of this node's, to endpoints on the node; None: not known
     # By origin of the traffic, what becomes of new connections at this node, before and after.
@@ -118,17 +121,16 @@ def _ports(
     there = _resolved(before, View("", NodeFacts(node)))
     for name, now in seen[0][1].items():
         then = seen[0][2][name]
-        used = {(e.address, e.port) for e in (*now.cluster, *now.local)}
-        own = {place for place in used if place[0] in on_node}
-        local = there[name].local
-        if not own and not local:
+        members = _places((*now.cluster, *now.local, *there[name].local), on_node)
+        if not members:
             continue
-        gone = {format_endpoint(*place) for place in own}
+        gone = {format_endpoint(*place) for place in members}
+        used = [used_endpoints(port, local) for port in (now, there[name]) for local in _SETS]
         yield DrainedPort(
             name=PortName.parse(name),
-            endpoints=len(own | {(e.address, e.port) for e in local}),
-            left=len(then.cluster),
-            last=bool(now.cluster) and not then.cluster,
+            endpoints=len(_places(chain.from_iterable(used), on_node)),
+            left=len(_used(then)),
+            last=_is_lost(now, then),
             effects=tuple(_effects(name, node, there[name], seen)),
             flows=None if flows is None else sum(flows.get((name, place), 0) for place in gone),
             verdicts={
@@ -137,6 +139,19 @@ def _ports(
                 if (name, origin.value) in verdicts
             },
         )
+
+
+def _places(endpoints: Iterable[Endpoint], on_node: Collection[bytes]) -> set[tuple[bytes, int]]:
+    return {(e.address, e.port) for e in endpoints if e.address in on_node}
+
+
+def _used(port: ResolvedPort) -> tuple[Endpoint, ...]:
+    """Those that connections go to, wherever they are."""
+    return used_endpoints(port, local=False)
+
+
+def _is_lost(now: ResolvedPort, then: ResolvedPort) -> bool:
+    return bool(_used(now)) and not _used(then)
 
 
 def _resolved(objects: ServiceObjects, view: View) -> dict[str, ResolvedPort]:
@@ -151,12 +166,14 @@ def _effects(
     seen: Sequence[tuple[View, dict[str, ResolvedPort], dict[str, ResolvedPort]]],
 ) -> Iterator[str]:
     _, before, after = seen[0]
-    if before[name].cluster and not after[name].cluster:
-        yield "no endpoint would be left anywhere: connections would be refused"
+    if _is_lost(before[name], after[name]):
+        left = "but of weight 0" if after[name].cluster else "anywhere"
+        yield f"no endpoint would be left {left}: connections would be refused"
         return
-    if there.local and there.external_local:
+    served = used_endpoints(there, local=True)
+    if served and there.external_local:
         yield f"policy Local: what comes to {node} from outside would be dropped there"
-    if there.local and there.internal_local:
+    if served and there.internal_local:
         yield f"policy Local: what {node} and its pods send to the ClusterIP would be dropped"
     for view, now, then in seen:
         if _is_narrow(now[name]) and not _is_narrow(then[name]):
@@ -171,7 +188,7 @@ def _is_narrow(port: ResolvedPort) -> bool:
 def _why(port: ResolvedPort) -> str:
     if port.hints.startswith(UNUSED):
         return f"topology hints would not be used, {port.hints.removeprefix(UNUSED)}"
-    return f"{len(port.cluster)} endpoints, wherever they are"
+    return f"{len(_used(port))} endpoints, wherever they are"
 
 
 def zones(known: Collection[tuple[str, str]], node: str) -> list[View]:

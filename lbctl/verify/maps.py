@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from lbctl.addresses import format_endpoint
+from lbctl.addresses import format_address, format_endpoint
 from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.records import ADDRESS_BYTES
 from lbctl.datapath.regions import region_of
@@ -219,8 +219,10 @@ def _sentence(kind: str, what: list[str]) -> str:
 
 
 def _endpoint(identity: bytes) -> str:
+    """Or an endpoint's address, which is known by itself too."""
+    address = identity[:ADDRESS_BYTES]
     port = int.from_bytes(identity[ADDRESS_BYTES : ADDRESS_BYTES + 2], "big")
-    return format_endpoint(identity[:ADDRESS_BYTES], port)
+    return format_endpoint(address, port) if port else format_address(address)
 
 
 def _place(key: bytes) -> str:

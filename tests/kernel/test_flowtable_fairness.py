@@ -24,6 +24,8 @@ SHARE = CELLS // 16
 @pytest.fixture(scope="module", params=["4", "6"])
 def private(request: pytest.FixtureRequest) -> Iterator[PrivateTable]:
     made = PrivateTable(table_bundle(request.param), request.param, BUCKETS)
+    made.share = SHARE
+    made.load()
     yield made
     made.close()
 
@@ -31,7 +33,6 @@ def private(request: pytest.FixtureRequest) -> Iterator[PrivateTable]:
 @pytest.fixture
 def full(private: PrivateTable) -> Iterator[PrivateTable]:
     """Without flows, and each source has a sixteenth of the cells as its share."""
-    private.table.set_share(SHARE)
     yield private
     seen = private.table.view()
     private.table.end(seen["place"], seen["generation"], 0)

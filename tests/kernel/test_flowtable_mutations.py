@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs"),
 ]
-PATIENCE = 20.0  # seconds; each is noticed within one or two
+PATIENCE = 90.0  # seconds; each is noticed within one or two, on a loaded machine later
 KEYS, BUCKETS = 16, 3
 
 MUTATIONS = {

@@ -11,6 +11,7 @@ import pytest
 
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
+from lbctl.lab.objects import cluster_ips
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.faults import service
 from tests.lab.support.labs import endpoint
@@ -70,8 +71,14 @@ def test_what_is_in_it_and_what_is_not(lab: Lab, tmp_path: Path) -> None:
     assert {row["name"]["service"] for row in json.loads(found["services.json"])} == {"web"}
     texts = [e["value"]["text"] for e in json.loads(found["maps/names.json"])["entries"]]
     assert any(text.startswith("default/web:") for text in texts)
-    addresses = {e["key"]["addr"] for e in json.loads(found["maps/frontends.json"])["entries"]}
-    assert lab.pods[0].ipv4 not in addresses
+    entries = json.loads(found["maps/frontends.json"])["entries"]
+    frontends = {e["key"]["addr"] for e in entries if "service" in e["value"]}
+    endpoints = {e["key"]["addr"] for e in entries if "backends" in e["value"]}
+    assert {*cluster_ips("default", "web")} <= frontends
+    assert lab.pods[0].ipv4 in endpoints - frontends
+    (table,) = json.loads(found["maps/table4a.json"])["entries"]
+    assert table["value"]["buckets"]
+    assert "secret" not in table["value"]
     assert {row["endpoint"] for row in json.loads(found["backends.json"])} & {
         f"{pod.ipv4}:7000" for pod in lab.pods
     }
@@ -93,4 +100,6 @@ def test_without_flows_there_are_no_clients(lab: Lab, tmp_path: Path) -> None:
     )
     found = members(archive)
     assert "flows.json" not in found
-    assert not [name for name in found if "flows" in name or "affinity" in name]
+    of_clients = ("flow", "affinity", "cells", "states", "held", "stash", "fragment", "socket")
+    assert not [name for name in found if name.partition("/")[2].startswith(of_clients)]
+    assert "maps/frontends.json" in found

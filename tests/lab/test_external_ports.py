@@ -1,4 +1,5 @@
-"""The node's own source ports for traffic from outside: used up, reported, and free again."""
+"""Source ports for traffic from outside: a client keeps its own where that is free; else there is
+the node's range, which is used up, reported, and free again."""
 
 from __future__ import annotations
 
@@ -57,78 +58,99 @@ def exhausted(lab: Lab) -> int:
     return found
 
 
+def keep_ports(
+    lab: Lab,
+    stack: contextlib.ExitStack,
+    service: Exposed,
+    family: int,
+    kind: socket.SocketKind,
+    count: int,
+) -> list[int]:
+    """The ports of so many clients that are open, and of which the backend sees their own. Whoever
+    calls by another of the service's addresses from the same port gets one of the range."""
+    ports = []
+    for _ in range(count):
+        sock = stack.enter_context(client(lab, "outside", family, kind))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.connect(service.where(lab, "node1", family))
+        ports.append(sock.getsockname()[1])
+        assert ask(sock, "hello").port == ports[-1]
+    return ports
+
+
 def connect(
-    lab: Lab, stack: contextlib.ExitStack, service: Exposed, family: int, way: str = "node1"
+    lab: Lab, stack: contextlib.ExitStack, service: Exposed, family: int, port: int
 ) -> socket.socket:
-    sock = stack.enter_context(client(lab, "outside", family, TCP))
-    sock.connect(service.where(lab, way, family))
+    sock = stack.enter_context(client(lab, "outside", family, TCP, port))
+    sock.connect(service.where(lab, "ingress", family))
     return sock
 
 
 @FAMILY
 def test_beyond_the_range_connections_are_dropped_until_others_end(lab: Lab, family: int) -> None:
     before = exhausted(lab)
-    with contextlib.ExitStack() as stack:
-        socks = [
-            connect(lab, stack, SERVICE, family, ("node1", "ingress")[number % 2])
-            for number in range(ROOM)
-        ]
-        ports = {ask(sock, "hello").port for sock in socks}
-        assert ports == set(range(FIRST, LAST + 1))
-        for _ in range(2):
-            with client(lab, "outside", family, TCP) as late:
-                late.settimeout(SHORT)
-                with pytest.raises(TimeoutError):
-                    late.connect(SERVICE.where(lab, "node1", family))
-        assert exhausted(lab) >= before + 2
-        # The others go on, and another backend has ports of its own.
-        assert {ask(sock, "still there?").port for sock in socks} == ports
-        assert ask(connect(lab, stack, OTHER, family), "hello").server == "pod4"
-        for sock in socks[: ROOM // 2]:
-            assert ask(sock, "bye").text == "bye"  # the server closes first
-            assert sock.recv(1) == b""
-            sock.close()
-        again = [connect(lab, stack, SERVICE, family) for _ in range(ROOM // 2)]
-        assert {ask(sock, "hello").port for sock in (*again, *socks[ROOM // 2 :])} == ports
-    # All closed by the client now; the server's end follows when it gets to it.
-    after = exhausted(lab)
-    for _ in range(2):
-        wait_until_closed(lab)
+    with contextlib.ExitStack() as keepers:
+        own = keep_ports(lab, keepers, SERVICE, family, TCP, ROOM)
+        late = keep_ports(lab, keepers, SERVICE, family, TCP, ROOM // 2)
         with contextlib.ExitStack() as stack:
-            socks = [connect(lab, stack, SERVICE, family) for _ in range(ROOM)]
-            assert {ask(sock, "hello").port for sock in socks} == ports
+            socks = [connect(lab, stack, SERVICE, family, port) for port in own]
+            ports = {ask(sock, "hello").port for sock in socks}
+            assert ports == set(range(FIRST, LAST + 1))
+            for port in late[:2]:
+                with client(lab, "outside", family, TCP, port) as sock:
+                    sock.settimeout(SHORT)
+                    with pytest.raises(TimeoutError):
+                        sock.connect(SERVICE.where(lab, "ingress", family))
+            assert exhausted(lab) >= before + 2
+            # The others go on, and another backend has ports of its own.
+            assert {ask(sock, "still there?").port for sock in socks} == ports
+            assert ask(connect(lab, stack, OTHER, family, own[0]), "hello").server == "pod4"
+            for sock in socks[: ROOM // 2]:
+                assert ask(sock, "bye").text == "bye"  # the server closes first
+                assert sock.recv(1) == b""
+                sock.close()
+            again = [connect(lab, stack, SERVICE, family, port) for port in late]
+            assert {ask(sock, "hello").port for sock in (*again, *socks[ROOM // 2 :])} == ports
+        # All closed by the client now; the server's end follows when it gets to it.
+        after = exhausted(lab)
+        for _ in range(2):
+            wait_until_closed(lab)
+            with contextlib.ExitStack() as stack:
+                socks = [connect(lab, stack, SERVICE, family, port) for port in own]
+                assert {ask(sock, "hello").port for sock in socks} == ports
     assert exhausted(lab) == after
 
 
 def wait_until_closed(lab: Lab) -> None:
-    """Until no TCP flow of node1 is open or half closed: its port is taken until then."""
+    """Until no TCP flow by the range is open or half closed: its port is taken until then."""
     deadline = time.monotonic() + 10
     with open_instance(lab.pin_dir("node1")) as instance:
-        while not all(map(is_closed, list_flows(instance, FlowFilter(protocol=6)))):
+        while not all(map(is_done, list_flows(instance, FlowFilter(protocol=6)))):
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
 
-def is_closed(flow: FlowRow) -> bool:
-    return flow.state in ("time-wait", "reset")
+def is_done(flow: FlowRow) -> bool:
+    return flow.state in ("time-wait", "reset") or not flow.client_port
 
 
 @FAMILY
 def test_datagrams_share_the_range_among_themselves(lab: Lab, family: int) -> None:
     before = exhausted(lab)
-    where = SERVICE.where(lab, "node1", family)
+    where = SERVICE.where(lab, "ingress", family)
     with contextlib.ExitStack() as stack:
         ports = set()
-        for _ in range(ROOM):
-            sock = stack.enter_context(client(lab, "outside", family, UDP))
+        *own, late = keep_ports(lab, stack, SERVICE, family, UDP, ROOM + 1)
+        for port in own:
+            sock = stack.enter_context(client(lab, "outside", family, UDP, port))
             sock.connect(where)
             ports.add(ask(sock, "hello").port)
         assert ports == set(range(FIRST, LAST + 1))
-        with client(lab, "outside", family, UDP) as late:
-            late.settimeout(SHORT)
-            late.connect(where)
+        with client(lab, "outside", family, UDP, late) as sock:
+            sock.settimeout(SHORT)
+            sock.connect(where)
             with pytest.raises(TimeoutError):
-                ask(late, "no port")
+                ask(sock, "no port")
     assert exhausted(lab) == before + 1
 
 
@@ -151,26 +173,30 @@ def short_memory(lab: Lab) -> Iterator[None]:
 def test_what_nobody_closed_comes_back_with_the_sweep(lab: Lab) -> None:
     """A reset may be a forgery and datagrams have no end: time must pass, then a sweep."""
     ways = list(itertools.product((0, 1), (TCP, UDP)))
-    for family, kind in ways:
-        with contextlib.ExitStack() as stack:
-            for _ in range(ROOM):
-                sock = stack.enter_context(client(lab, "outside", family, kind))
-                sock.connect(OTHER.where(lab, "node1", family))
-                ask(sock, "hello")
-                if kind == TCP:
-                    set_linger(sock)
-        assert not answered(lab, family, kind)
-    deadline = time.monotonic() + 45
-    while ways := [way for way in ways if not answered(lab, *way)]:
-        assert time.monotonic() < deadline, ways
-        time.sleep(0.5)
+    late: dict[tuple[int, socket.SocketKind], int] = {}
+    with contextlib.ExitStack() as keepers:
+        for family, kind in ways:
+            *own, last = keep_ports(lab, keepers, OTHER, family, kind, ROOM + 1)
+            late[family, kind] = last
+            with contextlib.ExitStack() as stack:
+                for port in own:
+                    sock = stack.enter_context(client(lab, "outside", family, kind, port))
+                    sock.connect(OTHER.where(lab, "ingress", family))
+                    ask(sock, "hello")
+                    if kind == TCP:
+                        set_linger(sock)
+            assert not answered(lab, family, kind, last)
+        deadline = time.monotonic() + 45
+        while ways := [way for way in ways if not answered(lab, *way, late[way])]:
+            assert time.monotonic() < deadline, ways
+            time.sleep(0.5)
 
 
-def answered(lab: Lab, family: int, kind: socket.SocketKind) -> bool:
-    with client(lab, "outside", family, kind) as sock:
+def answered(lab: Lab, family: int, kind: socket.SocketKind, port: int) -> bool:
+    with client(lab, "outside", family, kind, port) as sock:
         sock.settimeout(SHORT)
         try:
-            sock.connect(OTHER.where(lab, "node1", family))
+            sock.connect(OTHER.where(lab, "ingress", family))
             return ask(sock, "any port left?").server == "pod4"
         except TimeoutError:
             return False

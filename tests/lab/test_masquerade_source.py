@@ -85,9 +85,14 @@ def test_the_address_of_the_way_to_the_backend(lab: Lab, way: str, kind: str, fa
 def test_the_way_is_found_as_this_kernel_is_made_to_look(
     lab: Lab, request: pytest.FixtureRequest
 ) -> None:
+    expected = [inside(lab, "node1", lambda: socket.if_nametoindex("back0"))]
     with open_instance(lab.pin_dir("node1")) as instance:
         flags = int(instance.config.records["flags"][0])
-        devices = instance.devices.read_all()[0].tolist()
+
+        def devices() -> list[int]:
+            found: list[int] = instance.devices.read_all()[0].tolist()
+            return found
+
+        wait_until(lambda: devices() == expected, 15, lambda: str(devices()))
     by_device = "by-device" in request.node.name
     assert bool(flags & consts.CONFIG_MASQUERADE_BY_DEVICE) == by_device
-    assert devices == [inside(lab, "node1", lambda: socket.if_nametoindex("back0"))]

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from ebpf.instance import Instance
 from lbctl.inspect import services
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.cluster import Lab
@@ -91,10 +90,9 @@ class Request:
 class Switcher:
     """Changes the members of one service again and again, and takes the time of each change."""
 
-    def __init__(self, lab: Lab, service: str, instance: Instance) -> None:
+    def __init__(self, lab: Lab, service: str) -> None:
         self._lab = lab
         self._service = service
-        self._instance = instance
         self.eras: list[Era] = []
 
     def switch(self, members: frozenset[str]) -> None:
@@ -108,16 +106,18 @@ class Switcher:
         self.eras.append(Era(members, written, time.monotonic()))
 
     def _leads_to(self, wanted: list[set[str]]) -> bool:
-        """Do new flows go to these addresses, and may no old one stay elsewhere?"""
-        backends = self._instance.backends.records
-        serving = backends["flags"] & self._instance.enums["BACKEND_SERVING"] != 0
-        for row in services.show(self._instance, f"default/{self._service}"):
-            expected = wanted[row.name.family == "v6"]
-            if {backend.address for backend in row.backends} != expected:
-                return False
-            if (serving & (backends["service"] == row.id)).sum() != len(expected):
-                return False
-        return True
+        """Do new flows go to these addresses, and may no old one stay elsewhere? Opened anew: so
+        many changes make maps grow."""
+        with open_instance(self._lab.pin_dir("node1")) as instance:
+            backends = instance.backends.records
+            serving = backends["flags"] & instance.enums["BACKEND_SERVING"] != 0
+            for row in services.show(instance, f"default/{self._service}"):
+                expected = wanted[row.name.family == "v6"]
+                if {backend.address for backend in row.backends} != expected:
+                    return False
+                if (serving & (backends["service"] == row.id)).sum() != len(expected):
+                    return False
+            return True
 
 
 def may_answer(eras: list[Era], request: Request) -> set[str]:
@@ -158,8 +158,7 @@ def test_requests_while_the_backend_set_changes_a_thousand_times(lab: Lab, tmp_p
     members = frozenset(EVERYONE[1:3])
     publish(lab, {"busy": members}, nodes=["node1"])
     with contextlib.ExitStack() as stack:
-        instance = stack.enter_context(open_instance(lab.pin_dir("node1")))
-        switcher = Switcher(lab, "busy", instance)
+        switcher = Switcher(lab, "busy")
         switcher.switch(members)
         process = stack.enter_context(requests(lab, addresses("busy"), tmp_path / "log"))
         limit = time.monotonic() + LIMIT

@@ -260,7 +260,11 @@ def _many_ports(count: int) -> list[Json]:
 
 def scrape(control: Control, calls: Counter[str]) -> Counter[str]:
     """What asking for every service's series costs, the second time; all of them are there."""
-    series = ServiceSeries(control.instance, lambda: Bounds(control.services))
+    series = ServiceSeries(
+        control.instance,
+        lambda: Bounds(control.services),
+        lambda: control.instance.service_counters.records,
+    )
     series.scrape()
     calls.clear()
     _, text = series.scrape()

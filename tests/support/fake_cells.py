@@ -39,6 +39,7 @@ class FakeFlowTable:
         self.cells: Records = np.zeros(cells, CELL)
         self.cells["place"] = np.arange(cells)
         self.ended: list[Ended] = []
+        self.gave_way = self.found_none = 0
         self._generation = 0
 
     def snapshots(self, step: int, least: int, *, tuples: bool = True) -> Iterator[Records]:
@@ -53,6 +54,12 @@ class FakeFlowTable:
     def rooms(self) -> Rooms:
         used = int((self.cells["state"] != consts.STATE_FREE).sum())
         return Rooms(used, len(self.cells))
+
+    def evicted(self) -> int:
+        return self.gave_way
+
+    def refused(self) -> int:
+        return self.found_none
 
     def end(self, places: Any, generations: Any, why: int) -> int:
         """As the program does: whoever comes first ends the whole ring."""

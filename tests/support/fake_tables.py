@@ -242,10 +242,10 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         return {key.tobytes(): (s, f) for key, s, f in zip(*columns, strict=True)}
 
     def endpoint_entries(self) -> set[bytes]:
-        """Address and port of each."""
+        """Address and port of each; not their addresses by themselves."""
         keys, words = BucketTable(self.frontends).read()
         endpoints = words >> np.uint64(consts.FRONTEND_FLAGS_SHIFT) == consts.FRONTEND_ENDPOINT
-        return {key.tobytes()[:18] for key in keys[endpoints]}
+        return {key[:18] for key in map(bytes, keys[endpoints]) if not key[18]}
 
     def hash_writes(self) -> int:
         """Updates and deletions of hash maps so far."""

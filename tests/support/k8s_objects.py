@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lbctl.model.balancing import WEIGHT
 from lbctl.model.decode import NODES, SERVICES, SLICES
 from lbctl.model.records import EndpointSlice, Node, Service
 
@@ -82,6 +83,23 @@ def endpoint_slice(
         "ports": list(ports) if ports is not None else [port()],
         "endpoints": list(endpoints),
     }
+
+
+def slice_of(*endpoints: Json) -> list[Json]:
+    """All slices of a service: one."""
+    return [endpoint_slice(ports=[port(8080)], endpoints=endpoints)]
+
+
+def slice_weighing(weight: str, *endpoints: Json) -> Json:
+    """Another one of the same service, whose endpoints have this weight."""
+    made = endpoint_slice("svc1-w", ports=[port(8080)], endpoints=endpoints)
+    made["metadata"]["annotations"] = {WEIGHT: weight}
+    return made
+
+
+def without_node(part: Json, name: str) -> Json:
+    """A slice as it is once this node is gone."""
+    return {**part, "endpoints": [e for e in part["endpoints"] if e["nodeName"] != name]}
 
 
 def node(

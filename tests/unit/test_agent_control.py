@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from ebpf.kernel.netlink import Address, Network, Route
@@ -81,7 +82,7 @@ class Rig:
             repaired=(),
             problem="",
             set_node_addresses=lambda found: None,
-            set_patterns=lambda uplinks, pods: self.say("patterns"),
+            set_patterns=lambda uplinks, pods: self.say(f"patterns {[*pods]}"),
         )
         facts = Facts("node1", settings.node, self.interfaces.network)
         self.reconciler = Reconciler(self.tables, facts.current)
@@ -246,12 +247,15 @@ def test_a_look_at_the_network_that_shows_nothing_new_applies_nothing(rig: Rig) 
 
 def test_settings_that_cannot_be_used_are_taken_back(rig: Rig, settings: Settings) -> None:
     bad = with_ranges(*(f"10.{i}.0.0/16" for i in range(consts.MAX_SERVICE_CIDRS + 1)))
+    bad = msgspec.structs.replace(bad, pod_interfaces=("cali*",))
     refused: list[str] = []
     watch: Any = SimpleNamespace(poll=lambda now: bad, refused=refused.append)
     rig.update(WEB)
     before = rig.tables.config.records.copy()
     rig.control.take_settings(watch, 0.0)
     assert "--service-cidr" in refused[0]
+    # Not even for a moment: a thread would go and attach.
+    assert not [event for event in rig.events if "cali" in event]
     assert (rig.tables.config.records == before).all()
     assert rig.parts.facts.settings == settings.node
 

@@ -81,3 +81,18 @@ def test_settling_says_whether_anything_changed() -> None:
     facts.network = Network((), (address(3, "192.0.2.9"),), (Route(3, 4),))
     assert facts.settle()
     assert parse_address("192.0.2.9") in facts.current.addresses
+
+
+def test_devices_are_worked_out_when_something_changed() -> None:
+    facts = Facts("node1", NodeSettings(), NETWORK)
+    found = facts.devices
+    assert found == device_addresses(NETWORK, facts.current)
+    assert not facts.settle()
+    assert facts.devices is found
+    facts.network = Network(
+        (), (*NETWORK.addresses, address(4, "10.1.0.1")), NETWORK.default_routes
+    )
+    assert facts.devices == found | {4: {4: parse_address("10.1.0.1")}}
+    facts.node = node("10.1.0.1")  # the node is another now, on the same network
+    assert facts.settle()
+    assert 4 not in facts.devices

@@ -7,53 +7,32 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebpf.maps.buckets import BucketTable
-from lbctl.addresses import parse_address, parse_prefix
-from lbctl.datapath import consts
-from lbctl.datapath.frontends import Frontends
-from lbctl.datapath.regions import table_places
 from lbctl.inspect import names, services
-from lbctl.model.records import Balancing, ServiceObjects
+from lbctl.model.records import Balancing
 from lbctl.reconcile import audit
 from lbctl.reconcile.reconciler import Reconciler
 from tests.support.fake_tables import FakeTables
+from tests.support.map_faults import (
+    BACKENDS,
+    FAULTS,
+    change_policy,
+    double_backend,
+    empty_set,
+    guarded,
+    hide_frontends,
+    lose_endpoint,
+    lose_frontend,
+    lose_marker,
+    lose_name,
+    move_backend,
+    usual,
+)
 from tests.support.reconciling import NODE, Clock, balanced, objects, update
-
-BACKENDS = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
-
-
-def guarded(name: str, address: str) -> ServiceObjects:
-    """A load balancer that has source ranges."""
-    made = objects(name, "172.30.0.9", BACKENDS[:1])
-    assert made.service
-    service = msgspec.structs.replace(
-        made.service,
-        type="LoadBalancer",
-        ingress_ips=(parse_address(address),),
-        source_ranges=(parse_prefix("198.51.100.0/24"), parse_prefix("203.0.113.0/24")),
-    )
-    return msgspec.structs.replace(made, service=service)
-
-
-def hashed() -> ServiceObjects:
-    return balanced(objects("hashed", "172.30.0.15", BACKENDS), Balancing(algorithm="maglev"))
-
-
-def weighted() -> ServiceObjects:
-    """A service whose last endpoint is worth less than the others."""
-    made = objects("weighted", "172.30.0.16", BACKENDS)
-    (part,) = made.slices
-    *most, last = part.endpoints
-    endpoints = (*most, msgspec.structs.replace(last, weight=7))
-    return msgspec.structs.replace(
-        made, slices=(msgspec.structs.replace(part, endpoints=endpoints),)
-    )
 
 
 class World(NamedTuple):
@@ -82,16 +61,7 @@ class World(NamedTuple):
 def world() -> World:
     tables = FakeTables()
     reconciler = Reconciler(tables, NODE)
-    reconciler.take(
-        update(
-            objects("web", "172.30.0.1", BACKENDS),
-            objects("dns", "172.30.0.2", BACKENDS[:2], port=53),
-            objects("alone", "172.30.0.3", []),
-            guarded("lb", "192.0.2.80"),
-            hashed(),
-            weighted(),
-        )
-    )
+    reconciler.take(update(*usual()))
     reconciler.apply(complete=True)
     made = World(tables, reconciler)
     made.run()
@@ -112,150 +82,6 @@ def test_nothing_is_found_and_nothing_written_where_nothing_is_wrong() -> None:
     assert made.tables.hash_writes() == writes
 
 
-def lose_frontend(tables: FakeTables) -> None:
-    Frontends(tables.frontends).delete([next(iter(tables.frontend_entries()))])
-
-
-def change_frontend(tables: FakeTables) -> None:
-    key, (service, flags) = next(iter(tables.frontend_entries().items()))
-    Frontends(tables.frontends).put([(key, service ^ 1, flags)])
-
-
-def add_frontend(tables: FakeTables) -> None:
-    """An address leads to a service that has it not; markers lead to none."""
-    found = tables.frontend_entries().items()
-    key, owner = next((key, owner) for key, owner in found if owner[0])
-    Frontends(tables.frontends).put([(bytes([key[0] ^ 1]) + key[1:], *owner)])
-
-
-def lose_marker(tables: FakeTables) -> None:
-    found = tables.frontend_entries().items()
-    Frontends(tables.frontends).delete([key for key, (service, _) in found if not service])
-
-
-def hide_frontends(tables: FakeTables) -> None:
-    """What readers of the table go by first is wrong of every key."""
-    control = np.asarray(tables.frontends.records).view(np.uint8)[32:]
-    tags = control[: BucketTable(tables.frontends).places]
-    tags[tags != 0] ^= 0x80
-
-
-def lose_endpoint(tables: FakeTables) -> None:
-    Frontends(tables.frontends).delete([next(iter(tables.endpoint_entries())) + b"\0"])
-
-
-def miscount_endpoint(tables: FakeTables) -> None:
-    Frontends(tables.frontends).hold(tables.backends.records[1:2])
-
-
-def take_endpoint(tables: FakeTables) -> None:
-    """Its entry says that it is a frontend."""
-    key = next(iter(tables.endpoint_entries())) + b"\0"
-    Frontends(tables.frontends).put([(key, 1, consts.FRONTEND_CLUSTER_IP)])
-
-
-def add_endpoint(tables: FakeTables) -> None:
-    nobodys = tables.backends.records[1:2].copy()
-    nobodys["addr"]["w"][:, 3] ^= np.uint32(1 << 31)
-    Frontends(tables.frontends).hold(nobodys)
-
-
-def lose_name(tables: FakeTables) -> None:
-    tables.names.delete(next(iter(tables.names.entries)))
-
-
-def empty_set(tables: FakeTables) -> None:
-    tables.services.records["cluster"][1] = 0
-
-
-def change_policy(tables: FakeTables) -> None:
-    tables.services.records["flags"][1] ^= 1
-
-
-def lower_backend(tables: FakeTables) -> None:
-    tables.backends.records["flags"][1] = 0
-
-
-def mislead_slot(tables: FakeTables) -> None:
-    """To a backend of another service."""
-    owners = tables.backends.records["service"]
-    foreign = next(i for i in range(1, len(owners)) if owners[i] not in (0, owners[1]))
-    tables.slots.records["backend"][0] = foreign
-
-
-def blank_slot(tables: FakeTables) -> None:
-    tables.slots.records["backend"][0] = 0
-
-
-def move_backend(tables: FakeTables) -> None:
-    tables.backends.records["port"][1] = 9
-
-
-def double_backend(tables: FakeTables) -> None:
-    """Two of one service have the same address."""
-    records = tables.backends.records
-    owners = records["service"].tolist()
-    other = owners.index(owners[1], 2)
-    records["addr"][other] = records["addr"][1]
-
-
-def lose_range(tables: FakeTables) -> None:
-    tables.source_ranges.delete(next(iter(tables.source_ranges.entries)))
-
-
-def add_range(tables: FakeTables) -> None:
-    key = next(iter(tables.source_ranges.entries))
-    tables.source_ranges.entries[key[:-1] + b"\x77"] = b"\1\0\0\0"
-
-
-def change_weight(tables: FakeTables) -> None:
-    tables.backends.records["weight"][1] = 9
-
-
-def change_share(tables: FakeTables) -> None:
-    """Of a service all of whose endpoints are worth the same."""
-    tables.slots.records[0] = tables.slots.records["backend"][0], 1000, 1
-
-
-def equal_shares(tables: FakeTables) -> None:
-    tables.slots.records["share"] = 0
-
-
-def mislead_table(tables: FakeTables) -> None:
-    places = table_places(tables.hash_tables.records)
-    places[np.flatnonzero(places)[5]] = 1
-
-
-def lose_table(tables: FakeTables) -> None:
-    tables.services.records["cluster_table"] = 0
-
-
-FAULTS: dict[Callable[[FakeTables], None], str] = {
-    lose_frontend: "frontend",
-    change_frontend: "frontend",
-    add_frontend: "stray frontend",
-    lose_marker: "frontend",
-    hide_frontends: "frontend",
-    lose_endpoint: "endpoint entry",
-    miscount_endpoint: "endpoint entry",
-    take_endpoint: "endpoint entry",
-    add_endpoint: "endpoint entry",
-    lose_name: "name",
-    empty_set: "service",
-    change_policy: "service",
-    lower_backend: "endpoints",
-    mislead_slot: "endpoints",
-    blank_slot: "endpoints",
-    move_backend: "endpoints",
-    double_backend: "endpoints",
-    change_weight: "endpoints",
-    change_share: "endpoints",
-    equal_shares: "endpoints",
-    mislead_table: "endpoints",
-    lose_table: "service",
-    lose_range: "source range",
-    add_range: "source range",
-}
 # What comes with others: of all that is hidden, what is no frontend; and backends whose addresses
 # were changed are of endpoints that have other entries.
 BESIDES: dict[Callable[[FakeTables], None], set[str]] = {
@@ -285,8 +111,10 @@ def served(tables: FakeTables) -> dict[str, object]:
 def test_a_fault_is_found_named_and_put_right(fault: Callable[[FakeTables], None]) -> None:
     made = world()
     before, endpoints = served(made.tables), made.tables.endpoint_entries()
+    since = made.tables.backends.records["since"].copy()
     fault(made.tables)
     made.run()
+    assert (made.tables.backends.records["since"] == since).all()
     assert made.counts.keys() - BESIDES.get(fault, set()) == {FAULTS[fault]}
     assert served(made.tables) == before
     # A record that rests until no flow has it keeps what it was made to say.
@@ -358,6 +186,29 @@ def test_shares_that_grow_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.add(made.tables.slots.records["share"].tobytes())
     assert len(seen) > 10
     assert made.counts == {}
+
+
+def test_slow_starts_begin_when_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    made = world()
+    slow = Balancing(slow_start=30.0)
+    for backends in (BACKENDS[:1], BACKENDS):
+        made.reconciler.take(update(balanced(objects("slow", "172.30.0.7", backends), slow)))
+        made.reconciler.apply(complete=True)
+    made.run()
+    since = made.tables.backends.records["since"]
+    before = since.copy()
+    assert np.count_nonzero(before) == 2
+    since[before != 0] = 1
+    made.run()
+    assert (since == before).all()
+    assert made.counts == {"endpoints": 1}
+    # Another one's, by a change of ours, is no fault.
+    made.reconciler.take(update(balanced(objects("slow", "172.30.0.7", ["10.0.0.8"]), slow)))
+    made.reconciler.apply(complete=True)
+    made.run()
+    assert made.counts == {"endpoints": 1}
 
 
 def test_repairs_go_to_maps_that_are_being_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

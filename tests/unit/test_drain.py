@@ -17,17 +17,18 @@ from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import resolve
 from lbctl.verify import drain
 from lbctl.verify.drain import DrainedPort, View
+from tests.support.drawn_slices import slices
 from tests.support.k8s_objects import (
     Json,
     as_service,
     as_slice,
     endpoint,
-    endpoint_slice,
     node,
-    port,
     service,
+    slice_of,
+    slice_weighing,
+    without_node,
 )
-from tests.unit.test_resolve_properties import slices
 
 HERE = NodeFacts("worker-1", zone="zone-a")
 GONE = "worker-2"
@@ -47,17 +48,10 @@ def drained(
     return list(drain.simulate(changes, GONE, [here, *views], verdicts, flows))
 
 
-def slice_of(*endpoints: Json) -> list[Json]:
-    return [endpoint_slice(ports=[port(8080)], endpoints=endpoints)]
-
-
 @given(slices, st.sampled_from(["Cluster", "Local"]))
 def test_what_is_left_is_what_is_resolved(parts: list[Json], policy: str) -> None:
     known = services(parts, internalTrafficPolicy=policy)
-    without = [
-        {**part, "endpoints": [e for e in part["endpoints"] if e["nodeName"] != GONE]}
-        for part in parts
-    ]
+    without = [without_node(part, GONE) for part in parts]
     (objects,) = services(without, internalTrafficPolicy=policy).values()
     assert objects.service
     (after,) = resolve(objects.service, objects.slices, HERE)
@@ -86,6 +80,28 @@ def test_the_last_endpoint() -> None:
 def test_one_that_is_not_used_is_no_loss() -> None:
     parts = slice_of(endpoint("10.0.0.2", GONE, ready=False), endpoint("10.0.0.1"))
     assert drained(services(parts)) == []
+
+
+def test_weight_0_takes_no_connections() -> None:
+    """Here, where it has only flows to lose, and among those that are left."""
+    closed = slice_weighing("0", endpoint("10.0.0.2", GONE))
+    parts = [closed, *slice_of(endpoint("10.0.0.1"))]
+    flows = {("ns1/svc1:http/TCP/v4", "10.0.0.2:8080"): 7}
+    (found,) = drained(services(parts, externalTrafficPolicy="Local"), flows=flows)
+    assert (found.endpoints, found.left, found.last, found.flows) == (0, 1, False, 7)
+    assert found.effects == ()
+
+    parts = [slice_weighing("0", endpoint("10.0.0.1")), *slice_of(endpoint("10.0.0.2", GONE))]
+    (found,) = drained(services(parts))
+    assert (found.endpoints, found.left, found.last) == (1, 0, True)
+    assert found.effects == (
+        "no endpoint would be left but of weight 0: connections would be refused",
+    )
+    assert found.verdicts["pod"] == ("forward", "reject")
+
+    # Nothing came here before, so nothing is lost.
+    (found,) = drained(services([closed, slice_weighing("0", endpoint("10.0.0.1"))]))
+    assert (found.endpoints, found.left, found.last) == (0, 0, False)
 
 
 def test_policy_local_on_the_node() -> None:

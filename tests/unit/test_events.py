@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from lbctl import threads
 from lbctl.agent import events, telling
 from lbctl.agent.events import Complaints, Teller, listed, of_conditions, of_node
 from lbctl.agent.parts import Parts
@@ -209,16 +210,27 @@ def test_what_doctor_finds_is_said_of_the_node(
 def test_a_doctor_that_fails_costs_its_advice(
     rig: Rig, server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And a thread, whose successor does not ask again at once."""
+    asked: list[None] = []
+
     def fail() -> list[Requirement]:
+        asked.append(None)
         raise ZeroDivisionError
 
     monkeypatch.setattr(events, "_DOCTOR_WAITS", 0.0)
+    monkeypatch.setattr(threads, "_FIRST_SECONDS", 0.0)
     rig.teller.stop()
     failing = Teller(rig.api, rig.instruments, fail, of_node("worker-1"), lambda: None)
     failing.start()
     failing.hold({TAKEN: NOTE})
-    eventually(lambda: server.events_written)
+
+    def told() -> object:
+        failing.watched.check()
+        return server.events_written
+
+    eventually(told)
     failing.stop()
+    assert (len(asked), failing.watched.restarts) == (1, 1)
 
 
 def test_without_the_right_it_is_said_once(

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from lbctl.addresses import format_endpoint, parse_address, parse_prefix
 from lbctl.cli.main import command as lbctl
-from lbctl.model.balancing import WEIGHT
 from lbctl.model.records import ServiceObjects
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
@@ -25,19 +24,21 @@ from lbctl.resolve.why import SENTENCES, Origin, Reason
 from lbctl.verify import answers
 from lbctl.verify.explain import Explanation, Group, explain, origin_of
 from lbctl.verify.objects import Known
+from tests.support.drawn_slices import slices
 from tests.support.fake_tables import FakeTables
 from tests.support.k8s_objects import (
     Json,
     as_service,
     as_slice,
     endpoint,
-    endpoint_slice,
     node,
     port,
     service,
+    slice_of,
+    slice_weighing,
+    without_node,
 )
 from tests.support.reconciling import update
-from tests.unit.test_resolve_properties import slices
 
 EXTERNAL = "192.0.2.80"
 NODE = NodeFacts(name="worker-1", zone="zone-a")
@@ -102,7 +103,7 @@ def test_what_would_be_is_what_comes(
                 assert then.used == ("still not" not in item.if_ready)
                 assert ("instead" in item.if_ready) <= then.used
         for loss in group.losses:
-            changed = [_without(part, loss.node) for part in parts]
+            changed = [without_node(part, loss.node) for part in parts]
             after = groups(explain(objects(changed, **policy), NODE, origin))[place]
             assert (loss.left, loss.verdict) == (
                 sum(e.used for e in after.endpoints),
@@ -118,20 +119,6 @@ def _with(part: Json, place: str, change: Callable[[Json], Json]) -> Json:
     address = place.rpartition(":")[0]
     listed = [change(e) if e["addresses"] == [address] else e for e in part["endpoints"]]
     return {**part, "endpoints": listed}
-
-
-def _without(part: Json, name: str) -> Json:
-    return {**part, "endpoints": [e for e in part["endpoints"] if e["nodeName"] != name]}
-
-
-def slice_of(*endpoints: Json) -> list[Json]:
-    return [endpoint_slice(ports=[port(8080)], endpoints=endpoints)]
-
-
-def slice_weighing(weight: str, *endpoints: Json) -> Json:
-    part = endpoint_slice("svc1-w", ports=[port(8080)], endpoints=endpoints)
-    part["metadata"]["annotations"] = {WEIGHT: weight}
-    return part
 
 
 CASES: dict[str, tuple[list[Json], dict[str, str], str]] = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ebpf.compile import constants, source
-from ebpf.flowtable import program_names, share_of
+from ebpf.flowtable import program_names, set_size
 
 ENUMS = constants.constants((source.source_dir() / "consts.h").read_text())
 NAMES = [
@@ -39,4 +40,6 @@ def test_programs_open_in_bank_b(phase: str) -> None:
 
 
 def test_a_share_is_a_sixteenth_of_the_cells() -> None:
-    assert share_of(1024) == 512
+    record = np.zeros(1, [("buckets", "u4"), ("share", "u4")])
+    set_size(record, 1024)
+    assert record[0].tolist() == (1024, 512)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -142,13 +143,20 @@ def test_names_of_pins_are_reversible(name: str) -> None:
     assert bpffs.name_of_pin(bpffs.pin_name(name)) == name
 
 
-def test_a_check_that_cannot_run_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError("no such thing"), ValueError("no number"), subprocess.TimeoutExpired("iptables", 5)],
+)
+def test_a_check_that_cannot_run_is_an_answer(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> host.Answer:
-        raise OSError("no such thing")
+        raise error
 
     monkeypatch.setattr(host, "CHECKS", {"odd": broken})
     found = requirements.check(Path("/nowhere/lbctl"))
     by_name = {item.name: item for item in found}
     assert by_name["odd"].ok is None
+    assert str(error) in by_name["odd"].detail
     assert by_name["BPF file system"].ok is False
     assert "mount" in by_name["BPF file system"].remedy

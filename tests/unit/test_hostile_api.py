@@ -6,8 +6,7 @@ is that nothing is lost, the thread lives, and the next good answer is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,20 +15,8 @@ import pytest
 from lbctl.sources import lists, reflector
 from tests.support import hostile_api as hostile
 from tests.support.hostile_api import SERVICES, SLICES, Answer, HostileApi
-from tests.support.hostile_following import SHORT, Follow, following, serving
+from tests.support.hostile_following import SHORT, Follow
 from tests.support.k8s_objects import Json, endpoint, endpoint_slice, node, service
-
-
-@pytest.fixture
-def api() -> Iterator[HostileApi]:
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture
-def follow(api: HostileApi, tmp_path: Path) -> Iterator[Follow]:
-    with following(api, tmp_path) as start:
-        yield start
 
 
 def _without_items(**changes: Any) -> Callable[[HostileApi], Json]:

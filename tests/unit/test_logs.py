@@ -30,7 +30,6 @@ HELD = {
     "cannot tidy the pins of links": "attachments",
     "a change could not be worked out": "maps",
     "events cannot be written": "events",
-    "doctor could not be asked": MOMENT,
     "a part of the agent failed": "thread",
     "cannot write the status file": "status",
     "source ports cannot be reserved": "reserved-ports",

@@ -91,7 +91,7 @@ def test_entries_follow_the_three_numbers_and_the_constants(bundle: Bundle) -> N
     assert entries["slots"] == 80
     assert entries["counters"] == 20
     # A place in 0.7 of the 32-byte cells for each, in buckets of 8 with a word of 8 bytes.
-    keys = 5 * SIZES.services + SIZES.endpoints
+    keys = 5 * SIZES.services + 2 * SIZES.endpoints
     assert keys / 0.7 <= 8 * entries["frontends"] / (8 + 1 / 4) <= keys / 0.7 + 24
     assert entries["config"] == 1
 

@@ -34,7 +34,7 @@ RECORD = StatusRecord(
     source=SourceState("kubernetes", connected=True),
     tables={
         "slots": TableUse(512, 2048, "--endpoints"),
-        "flows4": TableUse(512, 1024, "--flows", 4096),
+        "flows4": TableUse(512, 1024, "--flows", 4096, 7, 2),
     },
     conditions={"interface": 2},
 )
@@ -58,7 +58,7 @@ class Rig:
         self.instruments = Instruments()
         self.snapshot: Snapshot | None = SNAPSHOT
         self.settings = Settings()
-        series = ServiceSeries(FakeTables(), lambda: Bounds(10))
+        series = ServiceSeries(FakeTables(), lambda: Bounds(10), lambda: None)
         self.pages = Pages(self.instruments, series, self.look, lambda: self.settings)
 
     def look(self) -> Snapshot:
@@ -99,6 +99,9 @@ def test_what_the_agent_says_of_itself(rig: Rig) -> None:
     assert one(found, "lbctl_table_pressure_ratio", table="flows4") == 0.125
     assert one(found, "lbctl_table_room", table="flows4") == 1024
     assert one(found, "lbctl_table_max_entries", table="flows4") == 4096
+    assert one(found, "lbctl_flows_evicted_total", table="flows4") == 7
+    assert one(found, "lbctl_flows_refused_total", table="flows4") == 2
+    assert ("lbctl_flows_refused_total", (("table", "slots"),)) not in found
     assert one(found, "lbctl_corrections_total", what="interface") == 3
     assert one(found, "lbctl_decisions_total", verdict="translated", reason="forwarded") == 5
     assert one(found, "lbctl_decisions_total", verdict="unknown", reason="future") == 1

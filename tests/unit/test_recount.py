@@ -25,7 +25,7 @@ class Sweeps:
         self.audit.begin()
         self.counters["connections"][3] += meanwhile
         empty = np.zeros(0, bool)
-        self.audit.end(Swept(0.0, empty, empty, self.services, self.backends))
+        self.audit.end(Swept(0.0, empty, empty, self.services, self.backends, empty))
         return self.audit.corrections
 
 

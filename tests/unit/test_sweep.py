@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lbctl.datapath import clock, consts
+from lbctl.inspect.traffic import totals
 from lbctl.program import config
 from lbctl.reconcile import sweep
 from lbctl.reconcile.sweep import Sweep, Swept
@@ -275,3 +276,16 @@ def test_a_sweep_over_tables_that_are_exchanged_comes_to_nothing(
     flows.flow_tables = (FakeFlowTable(),)
     assert list(steps) == []
     assert not cells.ended
+
+
+def test_what_living_flows_carried_is_what_a_look_at_all_says(
+    tables: FakeTables, cells: FakeFlowTable, flow: Callable[..., list[int]]
+) -> None:
+    flow(packets=5, bytes=500)
+    flow(service=2, kind=consts.CELL_MASQUERADED)
+    flow(service=2, kind=consts.CELL_DIRECT)
+    flow(service=10_000)
+    found = run(tables, cells).carried
+    assert found["packets_in"][[1, 2]].tolist() == [5, 11]
+    ended = np.zeros_like(tables.service_counters.records)
+    assert (found == totals(ended, [cells])).all()

@@ -5,7 +5,6 @@ Waits are counted by a clock of the test's own where they are long.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,8 @@ from lbctl.sources.pace import Pace
 from tests.support import hostile_api as hostile
 from tests.support.following import Follower
 from tests.support.hostile_api import SERVICES, Answer, HostileApi
-from tests.support.hostile_following import SHORT, Follow, following, serving
+from tests.support.hostile_following import SHORT, Follow
 from tests.support.k8s_objects import service
-
-
-@pytest.fixture
-def api() -> Iterator[HostileApi]:
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture
-def follow(api: HostileApi, tmp_path: Path) -> Iterator[Follow]:
-    with following(api, tmp_path) as start:
-        yield start
-
 
 # Lists that would take most away.
 

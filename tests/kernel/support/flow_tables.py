@@ -76,9 +76,10 @@ class PrivateTable:
         flowtable.prepare(self.maps, self.enums)
         self.programs: dict[str, int] = {}
         self._loaded: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
-        self.load()
         # A client of tests may have the whole table to itself; tests of fairness say otherwise.
-        self.table.set_share(0)
+        # None: as it was made.
+        self.share: int | None = 0
+        self.load()
 
     @property
     def table(self) -> FlowTable:
@@ -86,6 +87,8 @@ class PrivateTable:
 
     def load(self) -> None:
         """The programs, for the bank that is theirs now; those of before stay open."""
+        for letter in "ab" if self.share is not None else "":
+            self.records(f"table{self.family}{letter}")["share"] = self.share
         phase = int(self.records(f"table{self.family}a")["phase"][0])
         names = flowtable.program_names(self.maps, {self.family: phase}, self.enums)
         taken = {name: self.maps[other] for name, other in names.items()}
