@@ -22,6 +22,7 @@ from ebpf.kernel import bpffs, features, libbpf, sockdiag
 from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import SCHED_CLS, Field, MapSpec, Record
 from ebpf.maps.sizes import Sizes
+from lbctl.host import drivers
 from lbctl.host import settings as host
 
 OLDEST_KERNEL = (6, 1)
@@ -64,6 +65,7 @@ def check(pin_dir: Path) -> list[Requirement]:
         ("socket hooks", False, _socket_hooks),
         ("closing sockets", False, _closing_sockets),
     ]
+    checks.append(("XDP", False, partial(_of_host, partial(drivers.xdp, pin_dir))))
     checks += [(name, False, partial(_of_host, work)) for name, work in host.CHECKS.items()]
     return [_guarded(name, required, work) for name, required, work in checks]
 
