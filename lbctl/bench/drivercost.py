@@ -32,7 +32,7 @@ from lbctl.lab import namespace
 
 _PEER = "lbctl-xdp"
 _LOOPBACK = 1  # whose address, of a test run's device, is zero
-_XDP_REDIRECT = 4
+_XDP_PASS, _XDP_REDIRECT = 2, 4
 _LENGTH = 80  # of a frame; its headers and some payload
 _UPLINK = "uplink"
 _MAC = bytes.fromhex("020000000001")
@@ -59,6 +59,11 @@ class Way:
         if answer:
             places = (self.backend, self.node, TARGET, 40000)
         made = packetcost.header(*places, flags)
+        return _with_sum(bytes(6) + made[6:]).ljust(_LENGTH, b"\0")
+
+    def other(self) -> bytes:
+        """From the same client to somebody who is no service."""
+        made = packetcost.header(self.client, self.backend, 40001, 443, ACK)
         return _with_sum(bytes(6) + made[6:]).ljust(_LENGTH, b"\0")
 
     def leaves(self, answer: bool) -> bytes:
@@ -125,13 +130,12 @@ def _costs(rounds: int, repeat: int, progress: Callable[[str], None]) -> Costs:
                     ("TC in and out", _by_tc(made, way, answer, rounds, repeat)),
                     ("XDP", _by_driver(made, driver, way.frame(answer), rounds, repeat)),
                 ]
-                for kind, cost in measured:
-                    packets.append(
-                        PacketCost(f"{name}, {kind}", round(cost.minimum, 1), round(cost.median, 1))
-                    )
+                packets += [_packet_cost(f"{name}, {kind}", cost) for kind, cost in measured]
                 if way is WAYS[0]:
                     above += measured[1][1].above
                     floor = measured[1][1].floor
+            other = _by_driver(made, driver, way.other(), rounds, repeat, _XDP_PASS)
+            packets.append(_packet_cost(f"not service, {way.name}, XDP", other))
     nanoseconds = summary(_PEER, 1, "packet_ns", above)
     ratio = round((floor + nanoseconds.p50) / floor, 4) if floor else None
     return Costs(packets, [msgspec.structs.replace(nanoseconds, ratio_to_floor=ratio)])
@@ -155,10 +159,8 @@ def _build_network() -> None:
 def _know_devices(made: Bench) -> None:
     table = made.hash("xdp_devices")
     sends = made.bundle.enums["XDP_DEVICE_SENDS"]
-    for index, mac, flags in (
-        (_LOOPBACK, bytes(6), 0),
-        (socket.if_nametoindex(_UPLINK), _MAC, sends),
-    ):
+    uplink = socket.if_nametoindex(_UPLINK)
+    for index, mac, flags in ((_LOOPBACK, bytes(6), 0), (uplink, _MAC, sends)):
         table.put(np.uint32(index).tobytes(), struct.pack("=6sH", mac, flags))
 
 
@@ -185,10 +187,22 @@ def _by_tc(made: Bench, way: Way, answer: bool, rounds: int, repeat: int) -> Cos
     return cost_of("TC", floors, costs)
 
 
-def _by_driver(made: Bench, driver: Driver, frame: bytes, rounds: int, repeat: int) -> Cost:
+def _packet_cost(name: str, cost: Cost) -> PacketCost:
+    return PacketCost(name, round(cost.minimum, 1), round(cost.median, 1))
+
+
+def _by_driver(
+    made: Bench,
+    driver: Driver,
+    frame: bytes,
+    rounds: int,
+    repeat: int,
+    verdict: int = _XDP_REDIRECT,
+) -> Cost:
     program = made.generation.fds["xdp_uplink"]
-    if testrun.run(program, frame).retval != _XDP_REDIRECT:
-        raise LbError("XDP does not send the bench's packets on", "This is a fault of the bench.")
+    found = testrun.run(program, frame).retval
+    if found != verdict:
+        raise LbError(f"XDP says {found} of the bench's packets", "This is a fault of the bench.")
     floors, costs = [], []
     for _ in range(rounds):
         floors.append(driver.packet(driver.programs["xdp_empty"], frame, repeat))
