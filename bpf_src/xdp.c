@@ -20,7 +20,12 @@
 #include "select.h"
 #include "frame.h"
 
-#ifndef TRACE /* which follows what TC does */
+#ifdef TRACE /* which asks what TC does */
+XDP_PROGRAM(FAMILY_NAME(xdp_forward))
+{
+	return XDP_PASS;
+}
+#else
 
 /* A packet of a flow with four cells: where it comes in, `come` says what becomes of its
  * destination, and where it would go out, another one what becomes of its source. */
