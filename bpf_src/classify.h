@@ -13,6 +13,7 @@
 #include "handoff.h"
 #include "cells.h"
 #include "stats.h"
+#include "decided.h"
 #include "tailcall.h"
 #include "flow.h"
 #include "fragment.h"
@@ -27,8 +28,7 @@ INLINE int not_service(struct __sk_buff *skb, const struct config *c, const stru
 {
 	if (!in_service_range(c, &p->dst) || c->flags & CONFIG_PASS_MIDSTREAM)
 		return PASS;
-	count(skb, REASON_UNALLOCATED);
-	return DROP;
+	return drop_elsewhere(skb, p, REASON_UNALLOCATED);
 }
 
 /* May its answers be taken for those of a flow through a service (direct.h)? */
@@ -183,8 +183,10 @@ INLINE int unreadable(struct __sk_buff *skb, const struct config *c, const struc
 
 	if (!address)
 		return not_service(skb, c, p);
+	if (is_cluster_ip(address))
+		return drop_parsed(skb, p, reason);
 	count(skb, reason);
-	return is_cluster_ip(address) ? DROP : PASS;
+	return PASS;
 }
 
 /* Is it for the node itself? The primary address need not be asked about, and is known where
@@ -228,9 +230,11 @@ INLINE int coming_in(struct __sk_buff *skb)
 		/* If only extension headers are at fault, the addresses are known. */
 		bool ours = p.l4 && is_cluster_ip(address_flags(&p.dst));
 
-		if (ours || !p.l4)
+		if (ours)
+			return drop_parsed(skb, &p, reason);
+		if (!p.l4)
 			count(skb, reason);
-		return ours ? DROP : PASS;
+		return PASS;
 	}
 	reason = parse_ports(skb, &p);
 	if (reason)

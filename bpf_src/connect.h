@@ -28,9 +28,10 @@
 #include "beat.h"
 #include "ending.h"
 #include "claim.h"
+#include "tell.h"
 #include "frontend.h"
 #include "select.h"
-#include "refuse.h"
+#include "decided.h"
 #include "owned.h"
 #include "outgoing.h"
 
@@ -60,13 +61,11 @@ INLINE u32 with_port(u32 turn, u16 port)
 INLINE int hand_to_turn(struct __sk_buff *skb, u32 turn, u32 program)
 {
 	if ((turn & TURN_MASK) >= CONNECT_TURNS) {
-		count(skb, REASON_FLOWS_FULL);
-		return DROP;
+		return drop(skb, REASON_FLOWS_FULL);
 	}
 	handoff(skb)->turn = turn + 1;
 	programs.call(skb, program);
-	count(skb, REASON_INTERNAL);
-	return DROP;
+	return drop(skb, REASON_INTERNAL);
 }
 
 /* There is no room for a tuple: to the program that makes some (room.h). */
@@ -171,6 +170,7 @@ INLINE u32 open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *k
 	if (sides)
 		publish_sides(sides, forward, state);
 	publish_cell(reply, state);
+	tell_opened(forward, beat);
 	publish_cell(forward, state);
 	if (choice->backend & BACKEND_ID_MASK)
 		count_opened(choice->backend, choice->service);
@@ -305,10 +305,8 @@ INLINE int connect_service(struct __sk_buff *skb, struct packet *p, const struct
 		return hand_to_choose(skb, frontend);
 	if (reason == REASON_NO_ENDPOINT)
 		return refuse(skb, reason);
-	if (reason) {
-		count(skb, reason);
-		return DROP;
-	}
+	if (reason)
+		return drop(skb, reason);
 	masquerade = needs_masquerade(c, p, frontend->flags, &choice);
 	handoff(skb)->service = choice.service;
 #ifdef TRACE
@@ -365,8 +363,7 @@ INLINE int no_frontend(struct __sk_buff *skb, struct packet *p)
 	if (flags & FRONTEND_ADDRESS)
 		return refuse(skb, REASON_UNKNOWN_PORT);
 	if (c && !flags && !(c->flags & CONFIG_PASS_MIDSTREAM) && in_service_range(c, &p->dst)) {
-		count(skb, REASON_UNALLOCATED);
-		return DROP;
+		return drop(skb, REASON_UNALLOCATED);
 	}
 	count(skb, REASON_NOT_SERVICE);
 	return PASS;
@@ -382,8 +379,7 @@ INLINE int no_flow(struct __sk_buff *skb, struct packet *p)
 		return PASS;
 	}
 	if (p->tcp_flags & TCP_RST) { /* a reset is never answered with one */
-		count(skb, REASON_NO_FLOW_RESET);
-		return DROP;
+		return drop(skb, REASON_NO_FLOW_RESET);
 	}
 	return refuse(skb, REASON_NO_FLOW_RESET);
 }

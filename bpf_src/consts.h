@@ -162,6 +162,13 @@ enum table_phase {
 
 #define HOLDER_BITS 14 /* counters of cells by source */
 
+/* flow_event.what */
+enum event {
+	EVENT_OPENED,
+	EVENT_ENDED,	   /* closed, or forgotten while it was open: an enum end_reason says why */
+	EVENT_TURNED_AWAY, /* a packet, or a socket's call, goes no further: an enum reason */
+};
+
 /* Why a flow ended. */
 enum end_reason {
 	END_CLOSED,   /* TCP, both sides */
@@ -188,7 +195,6 @@ enum config_flag {
 	CONFIG_SOCKET_ALL = 8,		  /* ... and pods */
 	CONFIG_SOCKET_PEERS = 16,	  /* TCP's getpeername shows the service */
 	CONFIG_MASQUERADE_BY_DEVICE = 32, /* as on kernels that tell no route's source */
-	CONFIG_EVENTS = 64,		  /* somebody listens to the ends of flows */
 };
 
 /* A region word: where a set of backends lies in `slots`. One 8-byte store switches the set. */
@@ -285,6 +291,8 @@ enum program {
 	PROGRAM_FRAGMENT6,
 	PROGRAM_CHOOSE4, /* to a service that does not choose simply by chance */
 	PROGRAM_CHOOSE6,
+	PROGRAM_TELL4, /* goes no further, which somebody wants to know */
+	PROGRAM_TELL6,
 	PROGRAM_MAX,
 };
 

@@ -13,7 +13,7 @@
 #include "cells.h"
 #include "subprogram.h"
 #include "account.h"
-#include "event.h"
+#include "tell.h"
 
 #define STATE_TRIES 8
 
@@ -131,7 +131,8 @@ INLINE void free_ring(bool own, const struct found *forward, u32 why)
 	if (forward->state->backend & BACKEND_ID_MASK) {
 		count_traffic(forward->state->service, flow.packets_in, flow.bytes_in,
 			      flow.packets_out, flow.bytes_out);
-		tell_end(forward, &flow, why);
+		if (!is_over(HEAD_STATE(forward->head)))
+			tell_flow(forward, &flow, EVENT_ENDED, why);
 	}
 	free_cell(own, forward->cell, forward->place, forward->head);
 }

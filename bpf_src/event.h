@@ -1,65 +1,46 @@
-/* The end of a flow as an event, for whoever listens (ebpf/maps/ring.py). */
+/* Events for whoever listens (ebpf/maps/ring.py): a record's beginning and end, and whether there
+ * is anybody. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
 #include "unit.h"
-#include "consts.h"
 #include "types.h"
 #include "maps.h"
-#include "address.h"
+#include "beat.h"
 #include "config.h"
 #include "cpu.h"
-#include "cells.h"
 
-/* What a flow's cells said of it. */
-struct carried {
-	__u64 packets_in;
-	__u64 bytes_in;
-	__u64 packets_out;
-	__u64 bytes_out;
-	__u32 opened;
-	__u32 seen;
-};
-
-/* Only while the forward cell is dead and not free: then it is this CPU's. */
-INLINE void tell_end(const struct found *forward, const struct carried *flow, u32 why)
+/* The agent says so again and again while somebody does: once it has been killed, nobody does. */
+INLINE bool is_anybody_listening(void)
 {
 	const struct config *c = get_config();
-	const struct cell *cell = forward->cell;
-	struct flow_event *event;
+
+	return c && c->events_until && (s32)(c->events_until - now()) > 0;
+}
+
+/* A blank record, or none: there is no room, which is counted. Only one at a time may be begun.
+ * `why` is an enum end_reason, or an enum reason for EVENT_TURNED_AWAY. */
+INLINE struct flow_event *begin_event(u32 what, u32 why)
+{
+	struct flow_event *event = flow_events.ringbuf_reserve(sizeof(*event));
 	struct cpu *cpu;
 
-	if (!c || !(c->flags & CONFIG_EVENTS))
-		return;
-	event = flow_events.ringbuf_reserve(sizeof(*event));
 	if (!event) {
 		cpu = this_cpu();
+		/* What tells of a socket may be interrupted by what tells of a packet. */
 		if (cpu)
-			cpu->unheard++;
-		return;
+			__sync_fetch_and_add(&cpu->unheard, 1);
+		return 0;
 	}
-#if FAMILY == 6
-	widen(&event->src, &cell->src);
-	widen(&event->dst, &cell->dst);
-	event->sport = cell->sport;
-	event->dport = cell->dport;
-#else
-	widen(&event->src, &cell->key.src);
-	widen(&event->dst, &cell->key.dst);
-	event->sport = cell->key.sport;
-	event->dport = cell->key.dport;
-#endif
-	widen(&event->addr, &cell->addr);
-	event->port = cell->port;
-	event->proto = HEAD_PROTO(forward->head);
+	__builtin_memset(event, 0, sizeof(*event));
+	event->what = what;
 	event->why = why;
-	event->service = forward->state->service;
-	event->backend = forward->state->backend;
-	event->packets_in = flow->packets_in;
-	event->bytes_in = flow->bytes_in;
-	event->packets_out = flow->packets_out;
-	event->bytes_out = flow->bytes_out;
-	event->opened = flow->opened;
-	event->seen = flow->seen;
-	flow_events.ringbuf_submit(event, 0);
+	event->time = bpf_ktime_get_ns();
+	return event;
+}
+
+/* The reader looks often enough by itself: nothing is paid for waking it. */
+INLINE void finish_event(struct flow_event *event)
+{
+	flow_events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }

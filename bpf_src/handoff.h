@@ -18,6 +18,7 @@ struct handoff {
 		__u32 early;	  /* to fragment: enum early */
 		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded:
 				     of its cells */
+		__u32 told;	  /* to tell: enum reason */
 		__u32 reason;	  /* in the trace variant, which follows no flows: for the caller */
 	};
 	union {
@@ -26,6 +27,7 @@ struct handoff {
 		__u32 fragment_id; /* to fragment */
 		__u32 out;	/* to open_masqueraded: the place of a reserved cell, and `turn` */
 		__u32 hash_low; /* to make_room: of the tuple there is none for */
+		__u32 remains;	/* to tell: enum remains */
 	};
 	union {
 		__u32 frontend_flags; /* to choose */
@@ -52,6 +54,9 @@ INLINE struct handoff *handoff(struct __sk_buff *skb)
 {
 	return (struct handoff *)skb->cb;
 }
+
+/* What is still to be done with a packet that goes no further. */
+enum remains { REMAINS_COUNT = 1, REMAINS_ANSWER = 2 };
 
 /* The word `packet`, from the lowest bit: where the transport header is, where the IP header is,
  * fragment_kind, origin, protocol. */

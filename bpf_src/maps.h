@@ -77,8 +77,7 @@ BPF_F_TABLE("array", u32, u64, held4, 1, BPF_F_MMAPABLE);
 /* Live flows by backend id. Programs add, the agent reads: an id with flows is not given away. */
 BPF_F_TABLE("array", u32, u64, backend_live, 1, BPF_F_MMAPABLE);
 
-/* struct flow_event, one after the other. Programs write where config.flags says that somebody
- * reads. */
+/* struct flow_event, one after the other. Programs write while config says that somebody reads. */
 BPF_RINGBUF_OUTPUT(flow_events, 1);
 
 /* By CPU. Programs alone write, once Python has seeded it. */

@@ -24,7 +24,7 @@
 #include "handoff.h"
 #include "hash.h"
 #include "cells.h"
-#include "stats.h"
+#include "decided.h"
 #include "cpu.h"
 #include "beat.h"
 #include "claim.h"
@@ -234,8 +234,8 @@ INLINE int masquerade(struct __sk_buff *skb)
 	const struct config *c = get_config();
 	u32 turn = handoff(skb)->turn, generation = new_generation(), place, beat = now();
 	struct choice choice = {};
+	struct sides sides = {}; /* or LLVM may save what it has not set, which is no program */
 	struct flow_key back;
-	struct sides sides;
 	struct packet p;
 	ip_addr node;
 
@@ -260,8 +260,7 @@ INLINE int masquerade(struct __sk_buff *skb)
 	handoff(skb)->back = sides.back;
 	programs.call(skb, FAMILY_PROGRAM(OPEN_MASQUERADED));
 	abandon_sides(&sides);
-	count(skb, REASON_INTERNAL);
-	return DROP;
+	return drop(skb, REASON_INTERNAL);
 }
 
 /* The program for a masqueraded flow's own cells. */

@@ -19,12 +19,11 @@
 #include "config.h"
 #include "parse.h"
 #include "handoff.h"
-#include "stats.h"
 #include "tailcall.h"
 #include "algorithm.h"
 #include "frontend.h"
 #include "select.h"
-#include "refuse.h"
+#include "decided.h"
 #include "connect.h"
 #include "way.h"
 
@@ -93,10 +92,8 @@ INLINE int node_open(struct __sk_buff *skb)
 	reason = choose_elsewhere(c, &p, &request, &choice);
 	if (reason == REASON_NO_ENDPOINT || reason == REASON_ENDPOINT_IS_NODE)
 		return refuse(skb, reason);
-	if (reason) {
-		count(skb, reason);
-		return DROP;
-	}
+	if (reason)
+		return drop(skb, reason);
 	handoff(skb)->backend = choice.backend;
 	handoff(skb)->service = choice.service;
 	return hand_to(skb, FAMILY_PROGRAM(NODE_FLOW));
@@ -148,6 +145,5 @@ INLINE int node_send(struct __sk_buff *skb)
 	case BPF_FIB_LKUP_RET_FWD_DISABLED: /* no router: all leaves by one device */
 		return PASS;
 	}
-	count(skb, REASON_NODE_UNROUTED);
-	return DROP;
+	return drop(skb, REASON_NODE_UNROUTED);
 }

@@ -14,10 +14,8 @@
 #include "unit.h"
 #include "kernel.h"
 #include "consts.h"
-#include "maps.h"
 #include "parse.h"
 #include "handoff.h"
-#include "stats.h"
 #include "checksum.h"
 
 #if FAMILY == 6
@@ -31,15 +29,6 @@
 #endif
 #define QUOTED_TRANSPORT 8
 #define ANSWER_TTL 64
-
-/* Counts why and hands the packet to the program that answers. */
-INLINE int refuse(struct __sk_buff *skb, u32 reason)
-{
-	count(skb, reason);
-	programs.call(skb, FAMILY_PROGRAM(REFUSE));
-	count(skb, REASON_INTERNAL);
-	return DROP;
-}
 
 /* The helper leaves a CHECKSUM_PARTIAL packet's field alone and changes any other's: the only way
  * to tell from here. The field is restored. */

@@ -10,7 +10,7 @@
 #include "cells.h"
 #include "account.h"
 #include "evict.h"
-#include "stats.h"
+#include "decided.h"
 #include "tailcall.h"
 
 /* The program; the hash of the tuple comes with the packet. */
@@ -28,6 +28,5 @@ INLINE int make_room(struct __sk_buff *skb)
 	if (evict(t, hash, greed_of(&client, t)))
 		return hand_to(skb, p.origin == ORIGIN_NODE ? FAMILY_PROGRAM(NODE_OPEN)
 							    : FAMILY_PROGRAM(CONNECT));
-	count(skb, REASON_FLOWS_FULL);
-	return DROP;
+	return drop(skb, REASON_FLOWS_FULL);
 }

@@ -17,6 +17,8 @@
 #include "owned.h"
 #include "socket.h"
 #include "peers.h"
+#include "beat.h"
+#include "event.h"
 
 INLINE void count_socket(u32 reason)
 {
@@ -36,11 +38,12 @@ INLINE void count_socket_connection(u32 service)
 
 /* The caller learns at once; a silent drop cannot be had at a socket. But connect() of UDP sends
  * nothing: programs ask by it which address of their own they would use. */
-INLINE int deny(const struct call *call, u32 reason, int error)
+INLINE int deny(struct call *call, u32 reason, int error)
 {
 	if (call->proto == IPPROTO_UDP && !call->sends)
 		return NOT_OURS;
 	count_socket(reason);
+	call->reason = reason;
 	bpf_set_retval(-error);
 	return DENY;
 }
@@ -135,6 +138,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	make_socket_key(&kept, call->cookie, &call->addr, call->port);
 	if (call->proto == IPPROTO_UDP && keep_choice(call, &kept, frontend.service, choice))
 		return ALLOW;
+	call->service = frontend.service;
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
 	/* No port is known yet, nor needed: the socket keeps the backend it is told. */
@@ -148,6 +152,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	if (is_for_the_wire(ctx, call, c, choice))
 		return NOT_OURS;
 	count_socket(REASON_FORWARDED);
+	call->reason = REASON_FORWARDED;
 	count_socket_connection(choice->service);
 	if (call->proto == IPPROTO_UDP)
 		socket_choices.update(&kept, &choice->backend);
@@ -164,6 +169,33 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	return ALLOW;
 }
 
+/* No flow is remembered of what sockets are told, so no end of it will be told. The client's
+ * address is not known yet; its process is. */
+INLINE void tell_socket(const struct call *call, const struct choice *choice)
+{
+	bool opened = call->reason == REASON_FORWARDED;
+	struct flow_event *event;
+
+	if (!call->reason || !is_anybody_listening())
+		return;
+	event = begin_event(opened ? EVENT_OPENED : EVENT_TURNED_AWAY, opened ? 0 : call->reason);
+	if (!event)
+		return;
+	event->dst = call->addr;
+	event->dport = call->port;
+	event->proto = call->proto;
+	event->service = call->service;
+	event->process = bpf_get_current_pid_tgid() >> 32;
+	event->opened = now();
+	event->seen = event->opened;
+	if (opened) {
+		event->addr = choice->addr;
+		event->port = choice->port;
+		event->backend = choice->backend;
+	}
+	finish_event(event);
+}
+
 #define SOCKET_PROGRAM(name) int sock_##name(struct bpf_sock_addr *ctx)
 
 #define TO_BACKEND(name, family, sending)                                                          \
@@ -175,6 +207,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
                                                                                                    \
 		read_call##family(&call, ctx);                                                     \
 		verdict = choose_for_socket(ctx, &call, &choice);                                  \
+		tell_socket(&call, &choice);                                                       \
 		if (verdict == ALLOW)                                                              \
 			write_call##family(ctx, &choice.addr, choice.port);                        \
 		return verdict == DENY ? DENY : ALLOW;                                             \

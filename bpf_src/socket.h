@@ -31,6 +31,8 @@ struct call {
 	__u32 of_pod; /* not the node's own */
 	__u64 cookie; /* of the socket, see mptcp_owner() */
 	__u64 netns;
+	__u32 reason;  /* what was decided, where that is to be told; else 0 */
+	__u32 service; /* ... and whose it is */
 };
 
 /* An MPTCP socket calls by a TCP socket of the kernel's own, which its owner never has in hand:

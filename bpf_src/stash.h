@@ -17,6 +17,7 @@
 #include "parse.h"
 #include "handoff.h"
 #include "stats.h"
+#include "decided.h"
 #include "tailcall.h"
 #include "checksum.h"
 #include "fragment.h"
@@ -246,7 +247,7 @@ INLINE int stash_fragment(struct __sk_buff *skb, struct packet *p, u32 early)
 
 	place = put_fragment(skb, p, early, &head);
 	if (!place && ours)
-		count(skb, REASON_FRAGMENT_UNMATCHED);
+		return drop(skb, REASON_FRAGMENT_UNMATCHED);
 	/* The first one may have come meanwhile, and not have seen this one. */
 	if (place && recall_fragment(p) && swap_head(place, head, STASH_FREE))
 		return begin_again(skb, p, early & EARLY_GOING_OUT, 0);

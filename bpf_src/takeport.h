@@ -16,6 +16,7 @@
 #include "ending.h"
 #include "evict.h"
 #include "stats.h"
+#include "decided.h"
 #include "flow.h"
 #include "select.h"
 #include "tailcall.h"
@@ -83,8 +84,7 @@ INLINE int take_port(struct __sk_buff *skb)
 	}
 	back.dport = port;
 	if (!port || !find_cell(&back, &held) || !end_flow(&held, END_EVICTED)) {
-		count(skb, REASON_PORTS_EXHAUSTED);
-		return DROP;
+		return drop(skb, REASON_PORTS_EXHAUSTED);
 	}
 	if (best >> WAY_SHIFT == BACKEND_HOLDS)
 		count(skb, REASON_PORT_REUSED);

@@ -19,6 +19,7 @@
 #include "takeport.h"
 #include "direct.h"
 #include "refuse.h"
+#include "decided.h"
 #include "sctp.h"
 #include "icmp.h"
 #include "node.h"
@@ -143,6 +144,11 @@ PROGRAM(FAMILY_NAME(direct))
 PROGRAM(FAMILY_NAME(refuse))
 {
 	return answer(skb);
+}
+
+PROGRAM(FAMILY_NAME(tell))
+{
+	return tell(skb);
 }
 
 PROGRAM(FAMILY_NAME(sctp))

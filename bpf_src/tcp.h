@@ -19,6 +19,7 @@
 #include "cells.h"
 #include "beat.h"
 #include "ending.h"
+#include "tell.h"
 #include "tailcall.h"
 #include "flow.h"
 #include "established.h"
@@ -34,6 +35,7 @@ struct pair {
 	struct cell_state *own;
 	struct cell_state *other;
 	bool reply;
+	bool closed; /* by this packet */
 };
 
 INLINE bool find_pair(const struct found *f, struct pair *pair)
@@ -41,6 +43,7 @@ INLINE bool find_pair(const struct found *f, struct pair *pair)
 	struct found reply = *f;
 
 	pair->reply = kind_of(f) & CELL_REPLY;
+	pair->closed = false;
 	pair->forward = *f;
 	if (pair->reply ? !find_forward(f, &pair->forward) : !find_next(f, &reply))
 		return false;
@@ -189,8 +192,12 @@ INLINE void follow_close(const struct packet *p, const struct tcphdr *tcp, struc
 	for (i = 0; i < CHANGE_TRIES; i++) {
 		u32 from = current_state(pair), to = state_of_close(pair, from, certain);
 
-		if (from == to || from == STATE_TIME_WAIT || set_state(&pair->forward, from, to))
+		if (from == to || from == STATE_TIME_WAIT)
 			return;
+		if (set_state(&pair->forward, from, to)) {
+			pair->closed = to == STATE_TIME_WAIT && from != STATE_RESET;
+			return;
+		}
 	}
 }
 
@@ -213,8 +220,8 @@ INLINE void track_tcp(struct __sk_buff *skb, struct packet *p, struct pair *pair
 		to = state_of_reset(p, &tcp, pair, state);
 		if (to == STATE_RESET && state != STATE_RESET)
 			set_flags(pair->own, flags | CELL_RST);
-		if (to != state)
-			set_state(&pair->forward, state, to);
+		if (to != state && set_state(&pair->forward, state, to))
+			pair->closed = to == STATE_RESET;
 		return;
 	}
 	if (p->tcp_flags & TCP_SYN) {
@@ -258,7 +265,7 @@ INLINE int track(struct __sk_buff *skb)
 	struct flow_key key;
 	struct found f;
 	struct packet p;
-	struct pair pair;
+	struct pair pair = {};
 	struct ends ends;
 	u32 kind;
 
@@ -276,5 +283,8 @@ INLINE int track(struct __sk_buff *skb)
 		track_note(&p, &f);
 	else if (find_pair(&f, &pair))
 		track_tcp(skb, &p, &pair);
+	if (pair.closed)
+		tell_closed(&pair.forward, pair.reply ? pair.own : pair.other,
+			    p.tcp_flags & TCP_RST ? END_RESET : END_CLOSED);
 	return send_on(skb, kind, translate_by(skb, &p, kind, &ends));
 }

@@ -190,7 +190,7 @@ struct listed_ring {
 	struct listed_old cells[RING_CELLS];
 };
 
-/* The end of a flow. Times are beats. */
+/* What is told of a flow or a packet, see event.h and the enums of consts.h. */
 struct flow_event {
 	struct addr src;
 	struct addr dst;  /* the address that was asked */
@@ -199,16 +199,23 @@ struct flow_event {
 	__u64 bytes_in;
 	__u64 packets_out;
 	__u64 bytes_out;
+	__u64 time; /* ns, of the monotonic clock */
 	__u32 service;
 	__u32 backend; /* id | generation << 24 */
-	__u32 opened;
-	__u32 seen; /* the last packet, of either direction */
+	__u32 opened;  /* beats */
+	__u32 seen;    /* ... of the last packet, of either direction */
+	__u32 process; /* whose socket it is, where a socket hook tells it; else 0 */
 	__u16 sport;
 	__u16 dport;
-	__u16 port; /* the backend's */
+	__u16 port;	   /* the backend's */
+	__u16 client_port; /* that the backend sees */
 	__u8 proto;
-	__u8 why; /* enum end_reason */
+	__u8 what; /* enum event */
+	__u8 why;
+	__u8 kind; /* enum cell_kind */
 };
+
+_Static_assert(sizeof(struct flow_event) == 120, "with the ring's header, two cache lines");
 
 /* What a CPU keeps for itself. */
 struct cpu {
@@ -216,7 +223,7 @@ struct cpu {
 	__u32 pad;
 	__u64 random;
 	__u64 scratch;
-	__u64 unheard; /* ends that the ring had no room for */
+	__u64 unheard; /* events that the ring had no room for */
 	__u64 spare[4];
 	struct listed_ring ring;
 	__u64 more[3];
@@ -301,6 +308,8 @@ struct config {
 	__u16 pad;
 	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
 	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
+	__u32 events_until;	/* before this beat somebody listens to events; 0: nobody */
+	__u32 spare;
 };
 
 /* What the node is called on a device: its first address there of each family, or zero. */

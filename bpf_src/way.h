@@ -16,7 +16,7 @@
 #include "cells.h"
 #include "beat.h"
 #include "ending.h"
-#include "stats.h"
+#include "decided.h"
 #include "flow.h"
 #include "select.h"
 #include "tailcall.h"
@@ -86,8 +86,7 @@ INLINE int make_way(struct __sk_buff *skb)
 	if (may_end(&held, &p, port_of(turn) && p.origin != ORIGIN_NODE)) {
 		end_flow(&held, END_REPLACED);
 	} else if (port_of(turn)) {
-		count(skb, REASON_PORTS_EXHAUSTED);
-		return DROP;
+		return drop(skb, REASON_PORTS_EXHAUSTED);
 	} else {
 		pick_port(c, &key, false);
 		handoff(skb)->turn = with_port(turn, key.dport);

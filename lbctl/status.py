@@ -20,8 +20,8 @@ _FILE_MODE = 0o640
 BEAT_SECONDS = 60.0  # the file is written so often at least
 OLD_SECONDS = 180.0  # older, it is that of an agent that hangs, or that cannot write it
 # Other files of an instance: what its agent goes by (lbctl/config/standing.py), and what others ask
-# of it (lbctl/agent/auditing.py).
-BESIDE = ("facts", "asked")
+# of it (lbctl/agent/auditing.py); and where it tells events (lbctl/observe/wire.py).
+BESIDE = ("facts", "asked", "events")
 
 
 class TableUse(msgspec.Struct, frozen=True):

@@ -96,6 +96,10 @@ KINDS: Final = {
         "Topology hints of endpoints are not gone by.",
         "The sentence says why; usually the node's zone label, or hints that leave a zone empty.",
     ),
+    "listeners": Kind(
+        "Nobody can listen to events of flows: `lbctl observe` and `lbctl ui` have none to show.",
+        "The warning says what is in the way: the agent has to be able to write /run/lbctl.",
+    ),
     "reserved-ports": Kind(
         "Source ports cannot be reserved: a process may use one that a connection was given.",
         "Let the agent write net.ipv4.ip_local_reserved_ports, as deploy/ does.",

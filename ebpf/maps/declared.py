@@ -148,7 +148,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     states6a: Annotated[Array, Buckets(True, 8)]
     states6b: Annotated[Array, Buckets(False, 8)]
     held6: Annotated[Array, Power("HOLDER_BITS")]
-    flow_events: Annotated[Records, Fixed(1 << 18)]
+    flow_events: Annotated[Records, Fixed(1 << 21)]  # 16384 events: a tenth of a second's worth
     cpus: Annotated[Array, Cpus()]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]

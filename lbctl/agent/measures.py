@@ -47,4 +47,6 @@ def _look(parts: Parts, report: Report) -> Snapshot:
         ),
         reasons=instance.reasons(parts.instance),
         corrections={"interface": parts.interfaces.repairs},
+        events_lost={"ring": parts.hub.unheard, "listener": parts.hub.dropped},
+        listeners=parts.hub.listeners,
     )

@@ -18,6 +18,7 @@ from lbctl.config.watch import FollowedFile
 from lbctl.health.monitor import Health
 from lbctl.host.takeover import Watcher
 from lbctl.model.updates import Source
+from lbctl.observe.hub import Hub
 from lbctl.reconcile.reconciler import Reconciler
 
 
@@ -42,3 +43,4 @@ class Parts:
     keeper: Keeper
     guard: Guard
     syncs: Syncs
+    hub: Hub

@@ -147,6 +147,7 @@ class Report:
             ("sockets", parts.sockets.warnings(parts.facts.current.localhost_node_ports)),
             ("xdp", parts.interfaces.xdp_problems),
             ("reserved-ports", filter(None, [parts.routine.problem])),
+            ("listeners", filter(None, [parts.hub.problem])),
             ("stale-sockets", filter(None, [parts.stale.problem])),
             ("listening", parts.health.problems()),
             ("settings", parts.config.problems() if parts.config else ()),

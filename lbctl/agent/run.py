@@ -1,8 +1,9 @@
 """The agent: opens what it consists of, and lets each part act when it has something to do.
 
 One thread decides all of it. The source's own threads only fill its store, and others carry out
-what may take long: attaching, the status file, closing sockets, answering probes. Killing the agent
-at any point leaves the data path in place, and the next one continues from what is in the maps.
+what may take long: attaching, the status file, closing sockets, probes, passing on events.
+Killing the agent at any point leaves the data path in place, and the next one continues from what
+is in the maps.
 """
 
 import gc
@@ -49,9 +50,12 @@ from lbctl.health.monitor import Health
 from lbctl.host import requirements, takeover
 from lbctl.instruments import Instruments
 from lbctl.model.updates import Source
+from lbctl.observe.hub import Hub, events_of
 from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.status import SourceState, StatusRecord
+
+_LEAVES = 2.0
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -186,6 +190,11 @@ class Agent:
         undo.callback(beat.stop)
         routine = Routine(interfaces, sockets)
         routine.reserve_ports()
+        hub = Hub(options.pin_dir, events_of(instance), instance)
+        telling = keeper.work("flow events", hub.work)
+        telling.start()
+        undo.callback(telling.join, _LEAVES)
+        undo.callback(telling.stop)
         return Parts(
             instance=instance,
             programs=programs,
@@ -204,6 +213,7 @@ class Agent:
             keeper=keeper,
             guard=Guard(),
             syncs=Syncs(self._instruments),
+            hub=hub,
         )
 
     def _tell(self, parts: Parts, report: Report, undo: ExitStack) -> list[Timed]:

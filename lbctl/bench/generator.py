@@ -50,7 +50,7 @@ class Generator:
     def __init__(self, testbed: Testbed, cpu: int) -> None:
         self._testbed = testbed
         self._cpu = cpu
-        self._program = _compile(testbed.run)
+        self._program = compiled(testbed.run)
         self.compiled = self._program is not None
 
     def run(self, peer: str, mode: Mode, aim: Aim, count: int) -> Timing:
@@ -156,7 +156,7 @@ def _lines(targets: Sequence[Target]) -> str:
     return "".join(f"{address} {port}\n" for address, port in targets)
 
 
-def _compile(directory: Path) -> Path | None:
+def compiled(directory: Path) -> Path | None:
     """The compiled connect.c; None if there is no compiler (or no libc headers) here."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:

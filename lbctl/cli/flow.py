@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ebpf.instance import Instance
 
 
-def _target(ctx: click.Context, param: click.Parameter, value: str | None) -> Target | None:
+def target(ctx: click.Context, param: click.Parameter, value: str | None) -> Target | None:
     try:
         return Target.parse(value) if value else None
     except ValueError as error:
@@ -35,8 +35,8 @@ _FILTERS = (
     click.option(
         "--service", metavar="SERVICE", help="NAME, NAMESPACE/NAME, or either with :PORT."
     ),
-    click.option("--client", callback=_target, metavar=TARGET, help="Who called."),
-    click.option("--backend", callback=_target, metavar=TARGET, help="Who answers."),
+    click.option("--client", callback=target, metavar=TARGET, help="Who called."),
+    click.option("--backend", callback=target, metavar=TARGET, help="Who answers."),
     click.option(
         "--protocol",
         type=click.Choice([*PROTOCOLS.values()], case_sensitive=False),

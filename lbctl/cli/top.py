@@ -186,7 +186,7 @@ def _key(seconds: float) -> str | None:
 
 COLUMNS: list[Column[TopRow]] = [
     Column("NAME", lambda row: row.name),
-    Column("ACTIVE", lambda row: "-" if row.active is None else count(row.active), number=True),
+    Column("ACTIVE", lambda row: count(row.active), number=True),
     Column("CONNS/S", lambda row: f"{row.connections:.1f}", number=True),
     Column("PACKETS/S", lambda row: count(round(row.packets)), number=True),
     Column("BYTES/S", lambda row: size(round(row.bytes)), number=True),

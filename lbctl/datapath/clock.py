@@ -1,6 +1,7 @@
 """The programs' clock as the control plane needs it: whole beats, of 32 bits, that wrap."""
 
 from ebpf.kernel.clock import kernel_clock
+from lbctl.datapath.consts import BEAT_SHIFT
 
 _MOST = 0x7FFFFFFF  # ages may be negative
 
@@ -13,6 +14,13 @@ def beats(seconds: float) -> int:
 def seconds(beats: int) -> float:
     """How long so many take."""
     return kernel_clock().seconds(beats)
+
+
+def beat_began(monotonic: float) -> int:
+    """When the beat of this reading of time.monotonic() began, in ns of the same clock."""
+    clock = kernel_clock()
+    passed = clock.jiffies(monotonic) % (1 << BEAT_SHIFT)
+    return int((monotonic - passed / clock.rate) * 1e9)
 
 
 def current_beat() -> int:

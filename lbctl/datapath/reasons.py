@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _PREFIX = "REASON_"
+_END = "END_"
 
 SENTENCES = {
     "not_service": "No service has this address: the packet goes on untouched.",
@@ -78,6 +79,17 @@ SENTENCES = {
 }
 
 
+# Why flows end, and what that means; the names are those of enum end_reason.
+ENDINGS = {
+    "closed": "Both sides closed it.",
+    "reset": "One side reset it.",
+    "idle": "Nothing was seen of it for as long as its kind may be silent.",
+    "evicted": "The table of flows was full, and another needed its place.",
+    "replaced": "Its client began anew from the same port.",
+    "backend": "Its endpoint stopped serving.",
+    "deleted": "A person or a policy ended it.",
+}
+
 # What became of a packet, by what was decided about it.
 VERDICTS = {
     "passed": ("not_service", "no_flow_passed", "left_to_stack"),
@@ -110,4 +122,13 @@ def reason_names(enums: Mapping[str, int]) -> dict[int, str]:
         number: name.removeprefix(_PREFIX).lower()
         for name, number in enums.items()
         if name.startswith(_PREFIX) and name != f"{_PREFIX}MAX"
+    }
+
+
+def ending_names(enums: Mapping[str, int]) -> dict[int, str]:
+    """enum end_reason by number: lower case, without the prefix."""
+    return {
+        number: name.removeprefix(_END).lower()
+        for name, number in enums.items()
+        if name.startswith(_END) and name != f"{_END}MAX"
     }

@@ -73,13 +73,13 @@ class FlowFilter(msgspec.Struct, frozen=True):
             (self.backend, "addr", "port"),
         ):
             if target is not None:
-                found &= _inside(cells[address], target.prefix)
+                found &= inside(cells[address], target.prefix)
                 if target.port:
                     found &= cells[port] == socket.htons(target.port)
         return found
 
 
-def _inside(column: npt.NDArray[Any], prefix: Prefix) -> Mask:
+def inside(column: npt.NDArray[Any], prefix: Prefix) -> Mask:
     """Which addresses lie in `prefix`; none if they are of the other family."""
     bits = (1 << 128) - (1 << 128 - prefix.length)
     mask = np.frombuffer(bits.to_bytes(16, "big"), np.uint8)

@@ -22,13 +22,12 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 
 
 class Totals(NamedTuple):
-    """What has been counted so far. `active` are flows that are there now, None if nobody counts
-    them."""
+    """What has been counted so far. `active` are flows that are there now."""
 
     connections: int = 0
     packets: int = 0
     bytes: int = 0
-    active: int | None = None
+    active: int = 0
 
 
 class TopRow(msgspec.Struct, frozen=True):
@@ -38,7 +37,7 @@ class TopRow(msgspec.Struct, frozen=True):
     connections: float  # new ones
     packets: float
     bytes: float
-    active: int | None
+    active: int
     history: tuple[float, ...]  # bytes per second, the latest last
 
 
@@ -109,7 +108,8 @@ def _totals(instance: Instance, kind: str) -> Iterator[tuple[str, Totals]]:
             record = counters[number]
             packets = int(record["packets_in"]) + int(record["packets_out"])
             octets = int(record["bytes_in"]) + int(record["bytes_out"])
-            yield port.text, Totals(int(record["connections"]), packets, octets)
+            live = int(record["live"])
+            yield port.text, Totals(int(record["connections"]), packets, octets, live)
         return
     flows = Counter[str]()
     packets_of, bytes_of = Counter[str](), Counter[str]()

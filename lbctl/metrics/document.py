@@ -12,7 +12,7 @@ from typing import Final
 
 import yaml
 
-from lbctl.datapath.reasons import SENTENCES, verdict
+from lbctl.datapath.reasons import ENDINGS, SENTENCES, verdict
 from lbctl.generated import fill, table
 from lbctl.instruments import Described, Instruments
 from lbctl.metrics import families
@@ -62,6 +62,11 @@ def _decisions() -> str:
     return table(("reason", "verdict", "what it means"), rows)
 
 
+def _endings() -> str:
+    rows = ((f"`{reason}`", text) for reason, text in ENDINGS.items())
+    return table(("reason", "what it means"), rows)
+
+
 def _events(reasons: Mapping[str, Kind]) -> str:
     rows = ((f"`{reason}`", kind.what, kind.remedy) for reason, kind in reasons.items())
     return table(("reason", "what is wrong", "what to do"), rows)
@@ -87,6 +92,7 @@ _PARTS: dict[str, Callable[[], str]] = {
     "decisions": _decisions,
     "services": lambda: _events(REASONS),
     "nodes": lambda: _events(NODE_REASONS),
+    "endings": _endings,
     "alerts": _alerts,
 }
 

@@ -122,6 +122,13 @@ DECISIONS: Final = _counter(
     "established flows are not among them.",
     *("verdict", "reason"),
 )
+EVENTS_LOST: Final = _counter(
+    "lbctl_flow_events_lost_total",
+    "Events that somebody who listened did not get: the ring had no room, or the listener was too "
+    "slow.",
+    "where",
+)
+LISTENERS: Final = _gauge("lbctl_flow_event_listeners", "Who listens: `lbctl observe`, pages.")
 FLOWS: Final = _gauge("lbctl_flows", "Live connections through services, by IP family.", "family")
 CONNECTIONS: Final = _counter(
     "lbctl_service_connections_total", "Connections begun since the port was programmed.", *_PORT

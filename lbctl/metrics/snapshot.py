@@ -18,7 +18,8 @@ from lbctl.troubles import KINDS
 class Snapshot(msgspec.Struct, frozen=True):
     """At one moment. `unattached` are the roles (uplink, pod) of interfaces without programs,
     `reasons` the packets by what was decided about them, `corrections` the times that something
-    others changed was put right, by what it was."""
+    others changed was put right, by what it was, `events_lost` the events by where they were
+    lost."""
 
     record: StatusRecord
     condition: Condition
@@ -28,6 +29,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     unattached: tuple[str, ...]
     reasons: dict[str, int]
     corrections: dict[str, int]
+    events_lost: dict[str, int]
+    listeners: int
 
 
 def metrics(said: Snapshot) -> Iterator[Metric]:
@@ -37,6 +40,8 @@ def metrics(said: Snapshot) -> Iterator[Metric]:
     yield from _of_agent(said.record)
     yield from _of_programs(said)
     yield from _of_tables(said.record)
+    yield families.EVENTS_LOST.metric({(w,): count for w, count in said.events_lost.items()})
+    yield families.LISTENERS.metric(said.listeners)
     yield families.DECISIONS.metric(
         {(verdict(reason), reason): count for reason, count in said.reasons.items()}
     )

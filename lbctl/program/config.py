@@ -50,8 +50,8 @@ class DataPathSettings:
     timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
 
 
-# Fields that others write: lbctl/agent/beat.py.
-_NOT_HERE: Final = ("agent_beat",)
+# Fields that others write: lbctl/agent/beat.py, lbctl/observe/hub.py.
+_NOT_HERE: Final = ("agent_beat", "events_until")
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:

@@ -129,18 +129,18 @@ class Parsed(msgspec.Struct):
 def parse(file: Path, data: bytes) -> Parsed:
     """Everything in the content of a file. Never raises."""
     found = Parsed()
-    for number, document in enumerate(_documents(file, data), 1):
+    for number, document in enumerate(documents(file, data), 1):
         place = f"{file}, document {number}"
         if isinstance(document, Unreadable):
             where = file if document.is_rest else place
             found.add_error(f"{where}: {document.why}")
             continue
-        for item, value in _items(document):
+        for item, value in items(document):
             _add_object(found, f"{place}{item}", value)
     return found
 
 
-def _documents(file: Path, data: bytes) -> Iterator[object]:
+def documents(file: Path, data: bytes) -> Iterator[object]:
     """JSON through the fast decoder, everything else as YAML (of which JSON is a subset)."""
     if file.suffix == ".json":
         try:
@@ -163,7 +163,7 @@ def _loose_document(data: bytes, error: Exception) -> object:
         return Unreadable(shortened(str(error)), is_rest=True)
 
 
-def _items(document: object) -> list[tuple[str, object]]:
+def items(document: object) -> list[tuple[str, object]]:
     """The objects of one document, itself or the items of a list, each with its place in there."""
     if document is None:
         return []

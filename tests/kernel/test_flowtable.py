@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ebpf.flowevents import read_events
+from ebpf.kernel.clock import kernel_clock
 from ebpf.maps.base import Records
 from ebpf.maps.ring import Ring
 from tests.kernel.support.flow_tables import PrivateTable, rings, table_bundle
@@ -104,8 +105,8 @@ def test_an_end_is_an_event_for_who_listens(table: PrivateTable) -> None:
     assert isinstance(ring, Ring)
     wanted = rings(table.enums, table.family, 3, 4)
     wanted["seen"], wanted["seen"][:, 1] = 0x12345678, 0x12345699
-    for listening, told in ((0, 0), (table.enums["CONFIG_EVENTS"], 3), (0, 0)):
-        table.records("config")["flags"] = listening
+    for listening, told in ((0, 0), (60, 3), (-1, 0)):
+        listen(table, listening)
         table.table.open(wanted)
         found = table.table.view()
         assert set(found["opened"].tolist()) == {0x12345678}
@@ -117,22 +118,30 @@ def test_an_end_is_an_event_for_who_listens(table: PrivateTable) -> None:
     assert not table.records("cpus")["unheard"].any()
 
 
+def listen(table: PrivateTable, beats: int) -> None:
+    """Somebody does for so long; 0: nobody ever did."""
+    until = (kernel_clock().beat() + beats) % (1 << 32)
+    table.records("config")["events_until"] = until if beats else 0
+
+
 def check_events(table: PrivateTable, events: Records, forward: Records) -> None:
     for name in ("src", "dst", "addr", "sport", "dport", "port", "proto", "backend", "service"):
         assert np.array_equal(events[name], forward[name]), name
     for name, value in (
         ("packets_in", 3), ("bytes_in", 300), ("packets_out", 3), ("bytes_out", 300),
         ("opened", 0x12345678), ("seen", 0x12345699), ("why", table.enums["END_IDLE"]),
+        ("what", table.enums["EVENT_ENDED"]), ("process", 0),
+        ("kind", table.enums["CELL_MASQUERADED"]),
     ):  # fmt: skip
         assert set(events[name].tolist()) == {value}, name
 
 
 def test_ends_that_nobody_reads_in_time_are_counted(table: PrivateTable) -> None:
-    table.records("config")["flags"] = table.enums["CONFIG_EVENTS"]
+    listen(table, 60)
     table.table.open(rings(table.enums, table.family, 900))
     found = table.table.view()
     table.table.end(found["place"], found["generation"], 0)
-    table.records("config")["flags"] = 0
+    listen(table, 0)
     ring = table.maps["flow_events"]
     assert isinstance(ring, Ring)
     told, unheard = len(read_events(ring)), int(table.records("cpus")["unheard"].sum())

@@ -114,7 +114,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    624,
+    632,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 32, 2, 0, "u16"),
@@ -135,8 +135,13 @@ CONFIG = Record(
         Field("pad", 614, 2, 0, "u16"),
         Field("fin_wait_timeout", 616, 4, 0, "u32"),
         Field("agent_timeout", 620, 4, 0, "u32"),
+        Field("events_until", 624, 4, 0, "u32"),
+        Field("spare", 628, 4, 0, "u32"),
     ),
 )
+
+
+CPU = record("cpu", ("unheard", "u64"))  # of it, what is read
 
 
 class FakeHash:
@@ -214,6 +219,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("hash_tables", HASH_PAIR, 1 << 18))
         self.add(FakeArray("service_counters", COUNTERS, services))
         self.add(FakeArray("config", CONFIG, 1))
+        self.add(FakeArray("cpus", CPU, 2))
         self.add(FakeArray("backend_live", number("u64"), endpoints))
         self.add(FakeHash("devices", number("u32"), DEVICE, services))
         self.flow_tables = (FakeFlowTable("4"), FakeFlowTable("6"))

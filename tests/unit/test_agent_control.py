@@ -105,6 +105,7 @@ class Rig:
                 api_places=frozenset,
             ),
             "config": None,
+            "hub": SimpleNamespace(problem=""),
             "interfaces": self.interfaces,
             "sockets": SimpleNamespace(
                 problems=[], mode="host", flags=0, host_netns=1, warnings=lambda localhost: []

@@ -20,13 +20,15 @@ FILES = [path for top in ("ebpf", "lbctl") for path in sorted((ROOT / top).rglob
 # What lies directly below each package; it may use that, and what is below that. So only the
 # command line, bench and demo can have to do with lab, and nothing with bench or demo but it.
 BELOW = {
-    "lbctl.cli": "lbctl.bundle lbctl.verify lbctl.demo lbctl.bench",
+    "lbctl.cli": "lbctl.bundle lbctl.ui lbctl.demo lbctl.bench",
+    "lbctl.ui": "lbctl.verify",
     "lbctl.bundle": "lbctl.verify",
     "lbctl.verify": "lbctl.agent lbctl.trace lbctl.inspect lbctl.sources",
     "lbctl.demo": "lbctl.lab",
     "lbctl.bench": "lbctl.lab",
     "lbctl.lab": "lbctl.inspect lbctl.sources",
-    "lbctl.agent": "lbctl.reconcile lbctl.metrics lbctl.host",
+    "lbctl.agent": "lbctl.reconcile lbctl.metrics lbctl.host lbctl.observe",
+    "lbctl.observe": "lbctl.inspect lbctl.sources lbctl.config",
     "lbctl.trace": "lbctl.reconcile lbctl.config",
     "lbctl.metrics": "lbctl.inspect lbctl.health",
     "lbctl.inspect": "lbctl.resolve lbctl.datapath",

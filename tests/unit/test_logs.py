@@ -62,6 +62,7 @@ HELD = {
     "part of an object skipped, the rest of it is used": "objects",
     "thread is replaced": "thread",
     "tables do not grow": "growth",
+    "nobody can listen to events": "listeners",
     "counts of live flows were wrong": MOMENT,
     "corrected": MOMENT,
     "cannot write what is gone by": MOMENT,

@@ -50,6 +50,8 @@ SNAPSHOT = Snapshot(
     ("uplink", "pod", "pod"),
     {"forwarded": 5, "future": 1},
     {"interface": 3},
+    {"ring": 7, "listener": 0},
+    1,
 )
 
 
@@ -103,6 +105,8 @@ def test_what_the_agent_says_of_itself(rig: Rig) -> None:
     assert one(found, "lbctl_flows_refused_total", table="flows4") == 2
     assert ("lbctl_flows_refused_total", (("table", "slots"),)) not in found
     assert one(found, "lbctl_corrections_total", what="interface") == 3
+    assert one(found, "lbctl_flow_events_lost_total", where="ring") == 7
+    assert one(found, "lbctl_flow_event_listeners") == 1
     assert one(found, "lbctl_decisions_total", verdict="translated", reason="forwarded") == 5
     assert one(found, "lbctl_decisions_total", verdict="unknown", reason="future") == 1
     assert one(found, "lbctl_thread_restarts_total") == 2

@@ -70,7 +70,7 @@ def test_the_order_and_the_filter() -> None:
     found = Top(
         "backends",
         1.0,
-        (TopRow("a", 1, 9, 5, 2, ()), TopRow("b", 3, 1, 7, 1, ()), TopRow("ab", 2, 2, 6, None, ())),
+        (TopRow("a", 1, 9, 5, 2, ()), TopRow("b", 3, 1, 7, 1, ()), TopRow("ab", 2, 2, 6, 0, ())),
         {},
     )
     names = {sort: [row.name for row in arranged(found, sort, "", 9)] for sort in top.SORTS}

@@ -1,0 +1,230 @@
+"""`lbctl observe`: new flows, ends of flows, refusals and drops, as they happen."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from lbctl.cli import objects, options
+from lbctl.cli.flow import TARGET, target
+from lbctl.cli.output import size
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from lbctl.observe.eventfilter import EventFilter
+    from lbctl.observe.events import EventRow
+    from lbctl.observe.stream import Stream
+
+FORMATS = ("compact", "table", "json")
+_VERDICTS = ("opened", "ended", "refused", "dropped")
+_STYLES = {"opened": "green", "ended": "cyan", "refused": "yellow", "dropped": "red"}
+
+
+def _reasons(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    from lbctl.cli.main import unknown
+    from lbctl.observe.eventfilter import known_reasons
+
+    known = known_reasons()
+    for reason in value:
+        if reason not in known:
+            raise unknown(ctx, "reason", reason, known, f"One of: {', '.join(known)}.")
+    return value
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    from lbctl.durations import parse_duration
+
+    try:
+        return parse_duration(value) if value else None
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+@click.command()
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="SERVICE",
+    help="NAME, NAMESPACE/NAME, or either with :PORT. Repeatable.",
+)
+@click.option(
+    "--pod",
+    "pods",
+    multiple=True,
+    metavar="POD",
+    help="NAME or NAMESPACE/NAME, on either side. Repeatable.",
+)
+@click.option(
+    "--node", "nodes", multiple=True, metavar="NODE", help="Where one of both sides is. Repeatable."
+)
+@click.option("--address", callback=target, metavar=TARGET, help="Of any side, or asked.")
+@click.option("--port", type=click.IntRange(1, 65535), default=None, help="Of any side, or asked.")
+@click.option("--protocol", type=click.Choice(["TCP", "UDP", "SCTP"], case_sensitive=False))
+@click.option(
+    "--verdict", "verdicts", type=click.Choice(_VERDICTS), multiple=True, help="Repeatable."
+)
+@click.option(
+    "--reason",
+    "reasons",
+    multiple=True,
+    callback=_reasons,
+    metavar="REASON",
+    help="Why it ended or went no further (docs/observability.md). Repeatable.",
+)
+@click.option(
+    "--last", type=click.IntRange(min=1), metavar="N", help="The last so many that are known."
+)
+@click.option(
+    "--since", callback=_seconds, metavar="DURATION", help="Those of the last 30s, 5m, 1h."
+)
+@click.option("--follow", "-f", is_flag=True, help="Go on after --last or --since.")
+@click.option(
+    "--duration", "seconds", callback=_seconds, metavar="DURATION", help="End after so long."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(FORMATS),
+    default=FORMATS[0],
+    show_default=True,
+    help="A line each, columns, or an object on each line.",
+)
+@options.pin_dir
+def command(
+    last: int | None,
+    since: float | None,
+    follow: bool,
+    seconds: float | None,
+    output: str,
+    pin_dir: Path,
+    **chosen: Any,
+) -> None:
+    """Show new flows, ends of flows, refusals and drops on this node, as they happen: who called
+    which service, which endpoint got it, and why not.
+
+    All options that are given must hold. Programs tell only while somebody listens, so of the past
+    (--last, --since) there is what was told to others meanwhile, and flows that are still open. How
+    many events were lost, since nobody could read so fast, is said at the end; Ctrl-C is one.
+
+    \b
+    lbctl observe --service default/web
+    lbctl observe --verdict dropped --verdict refused -o json
+    lbctl observe --pod web-7d4b9 --since 10m --follow
+    """
+    from lbctl.observe.stream import Asked, Stream
+
+    live = follow or not (last or since)
+    asked = Asked(_filter(**chosen), last or 0, since or 0.0, live, seconds or 0.0)
+    stream = Stream(pin_dir, asked)
+    with _ending(stream):
+        shown = _show(stream, output)
+    said = "1 event was" if shown == 1 else f"{shown} events were"
+    click.echo(f"{said} shown, {stream.lost} lost", err=True)
+
+
+def _filter(
+    services: tuple[str, ...], port: int | None, protocol: str | None, **chosen: Any
+) -> EventFilter:
+    from lbctl.inspect.flows import PROTOCOLS
+    from lbctl.observe.eventfilter import EventFilter
+
+    numbers = {name: number for number, name in PROTOCOLS.items()}
+    number = numbers[protocol.upper()] if protocol else 0
+    return EventFilter(services=services, port=port or 0, protocol=number, **chosen)
+
+
+@contextlib.contextmanager
+def _ending(stream: Stream) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the stream, with all that was told before; a second one at once."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        stream.end()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show(stream: Stream, output: str) -> int:
+    """Returns how many events there were."""
+    from lbctl.observe.stream import Lost, Note
+
+    shown = 0
+    titles = output == "table"
+    encoder = msgspec.json.Encoder()
+    for event in stream.events():
+        if isinstance(event, Note):
+            objects.say(event.text)
+        elif isinstance(event, Lost):
+            if output == "json":
+                click.echo(encoder.encode({"lost": event.count}))
+            else:
+                objects.say(f"{event.count} events are lost by now")
+        else:
+            shown += 1
+            if titles:
+                titles = False
+                click.echo(click.style(_columns([title for title, _ in _TITLES]), bold=True))
+            click.echo(encoder.encode(event) if output == "json" else _LINES[output](event))
+    return shown
+
+
+def _compact(row: EventRow) -> str:
+    """12:00:01.234 opened TCP default/a:40000 -> default/web:http (10.96.0.1:80) -> ..."""
+    said = click.style(f"{row.verdict:<7}", fg=_STYLES[row.verdict])
+    service = f"{row.service.label} ({row.address})" if row.service else row.address
+    way = [row.client.text or "?", service, *([row.backend.text] if row.backend else [])]
+    more = [row.reason] if row.reason else []
+    if row.verdict == "ended":
+        more += [f"{row.seconds:.0f}s", f"in {_traffic(row.packets_in, row.bytes_in)}"]
+        more += [f"out {_traffic(row.packets_out, row.bytes_out)}"]
+    tail = f"  {', '.join(more)}" if more else ""
+    return f"{row.time[11:23]} {said} {row.protocol:<4} {' -> '.join(way)}{tail}"
+
+
+def _traffic(packets: int, octets: int) -> str:
+    return f"{packets}/{size(octets)}B"
+
+
+# Columns of a stream cannot wait for all of its rows: they have widths.
+_TITLES = (
+    *(("TIME", 12), ("EVENT", 7), ("PROTO", 5), ("CLIENT", 36), ("SERVICE", 30)),
+    *(("ADDRESS", 22), ("BACKEND", 36), ("REASON", 20), ("BYTES", 0)),
+)
+
+
+def _columns(cells: Sequence[str]) -> str:
+    padded = (text.ljust(width) for text, (_, width) in zip(cells, _TITLES, strict=True))
+    return " ".join(padded).rstrip()
+
+
+def _table(row: EventRow) -> str:
+    octets = size(row.bytes_in + row.bytes_out) if row.verdict == "ended" else ""
+    return _columns(
+        [
+            row.time[11:23],
+            row.verdict,
+            row.protocol,
+            row.client.text,
+            row.service.label if row.service else "-",
+            row.address,
+            row.backend.text if row.backend else "-",
+            row.reason,
+            octets,
+        ]
+    )
+
+
+_LINES = {"compact": _compact, "table": _table}

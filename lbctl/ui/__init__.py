@@ -1,0 +1,1 @@
+"""`lbctl ui`: one page about this node, in a browser."""
