@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from tests.kernel.support.programs import MACHINE_BPFFS, Space, unique
 pytestmark = pytest.mark.kernel
 _INSTRUCTION = struct.Struct("=BBhi")
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
+ETHERTYPE = 0x88B5  # of Space.send
 
 
 def program(verdict: int, name: str = "test") -> int:
@@ -36,30 +40,29 @@ class Place:
         self.space = Space(unique("xdp"))
         self.attacher = DriverAttacher(path)
         self.passing, self.dropping = program(XDP_PASS), program(XDP_DROP)
+        self.ear = self.space.run(self._listen)
 
     def attach(self, fd: int, device: str = "left") -> str:
         index = self.space.index(device)
         return self.space.run(lambda: self.attacher.attach(device, index, fd))
 
     def received(self) -> int:
-        """Frames that got to the stack behind `left`."""
-        before = self._count()
-        self.space.send(5)
-        return self._count() - before
+        """Frames that got to the stack behind `left` since the last time."""
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while self.ear.recv(100):
+                count += 1
+        return count
 
-    def _count(self) -> int:
-        def read() -> int:
-            for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
-                name, _, rest = line.partition(":")
-                if name.strip() == "left":
-                    words = rest.split()
-                    return int(words[1])
-            return 0
-
-        return self.space.run(read)
+    def _listen(self) -> socket.socket:
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE))
+        made.bind(("left", ETHERTYPE))
+        made.setblocking(False)
+        return made
 
     def close(self) -> None:
         self.attacher.detach_all()
+        self.ear.close()
         self.space.close()
         os.close(self.passing)
         os.close(self.dropping)
@@ -89,6 +92,31 @@ def test_attached_replaced_and_detached(place: Place) -> None:
     assert not place.attacher.detach("left")
     assert place.attacher.attachments() == []
     assert place.attach(place.passing) == "attached"
+
+
+def test_replacing_misses_no_packet(place: Place) -> None:
+    """Two programs that drop all take turns while frames come in."""
+    other = program(XDP_DROP)
+    place.attach(place.dropping)
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.is_set():
+            place.space.send(50)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    attacher, index = DriverAttacher(place.path), place.space.index()
+    for turn in range(200):
+        fd = other if turn % 2 == 0 else place.dropping
+        assert attacher.attach("left", index, fd) == "replaced"
+    ended.set()
+    sender.join()
+    assert place.received() == 0
+    place.attach(place.passing)
+    place.space.send(5)
+    assert place.received() == 5
+    os.close(other)
 
 
 def test_another_program_is_named_and_stays(place: Place) -> None:
