@@ -14,6 +14,7 @@
 #include "cells.h"
 #include "beat.h"
 #include "stats.h"
+#include "event.h"
 #include "flow.h"
 #include "established.h"
 #include "plain.h"
@@ -67,7 +68,7 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, const struct found *come)
 	return send_frame(ctx, p, &to, &fib);
 }
 
-INLINE int drop(struct xdp_md *ctx, u32 reason)
+INLINE int drop_frame(struct xdp_md *ctx, u32 reason)
 {
 	count((struct __sk_buff *)ctx, reason);
 	return XDP_DROP;
@@ -85,24 +86,27 @@ INLINE bool is_shut_out(const struct packet *p, const struct frontend *frontend)
 	return !in_source_ranges(&request);
 }
 
-/* A packet that no flow has, and no note: is it one of those that nobody is to get? */
+/* A packet that no flow has, and no note: is it one of those that nobody is to get? Who listens
+ * hears of it from TC. */
 INLINE int without_flow(struct xdp_md *ctx, const struct config *c, const struct packet *p)
 {
 	bool begins = p->proto != IPPROTO_TCP || starts_connection(p);
 	struct frontend_key key;
 	struct frontend frontend;
 
+	if (is_anybody_listening())
+		return XDP_PASS;
 	if (begins) {
 		make_frontend_key(&key, &p->dst, p->dport, p->proto);
 		if (find_frontend(&key, &frontend))
 			return is_shut_out(p, &frontend) && is_to_us(ctx)
-				   ? drop(ctx, REASON_SOURCE_RANGE)
+				   ? drop_frame(ctx, REASON_SOURCE_RANGE)
 				   : XDP_PASS;
 	}
 	if (c->flags & CONFIG_PASS_MIDSTREAM || !in_service_range(c, &p->dst) ||
 	    address_flags(&p->dst) || (begins && is_endpoint(&p->dst, p->dport)) || !is_to_us(ctx))
 		return XDP_PASS;
-	return drop(ctx, REASON_UNALLOCATED);
+	return drop_frame(ctx, REASON_UNALLOCATED);
 }
 
 XDP_PROGRAM(FAMILY_NAME(xdp_forward))

@@ -27,7 +27,7 @@ from tests.kernel.support.driver import (
 )
 from tests.kernel.support.packets import PLAIN, Shape
 from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, Passage, node_port
-from tests.kernel.support.world import NODE
+from tests.kernel.support.world import NODE, beat
 
 pytestmark = pytest.mark.kernel
 __all__ = ["driver_node"]
@@ -234,6 +234,9 @@ def test_unallocated_addresses_are_dropped(
     assert got.verdict == XDP_DROP
     assert got.reasons == {"unallocated": 1}
     assert driver_node.by_driver(b"\2" * 6 + frame[6:]).verdict == XDP_PASS  # another machine's
+    driver_node.world.configure(events_until=beat() + 1000)  # somebody wants to hear of it
+    assert_handed_up(driver_node, frame)
+    driver_node.world.configure(events_until=0)
     driver_node.world.configure(flags=driver_node.world.flag("CONFIG_PASS_MIDSTREAM"))
     assert_handed_up(driver_node, frame)
 
