@@ -125,59 +125,62 @@ INLINE void write_key(struct cell *cell, const struct flow_key *key, u64 head)
 	cell->head = IN_STATE(head, STATE_BUSY);
 }
 
-/* Claims a cell for the tuple: its place (IS_PLACE), CELL_FULL or CELL_TAKEN. `holder` is whose
- * flow it will be, the client's address: one that holds much already gets no more once the table
- * fills. `evicting`, a constant: if there is no room, a flow that may go makes it. That is much
- * code, and has a program of its own where packets come by (room.h). */
-INLINE u32 claim_cell(const struct flow_key *key, const ip_addr *holder, u32 kind, u32 generation,
-		      bool evicting)
+struct claim {
+	struct flow_key key;
+	ip_addr holder;
+	__u32 kind;
+	__u32 generation;
+	__u32 evicting;
+	__u32 place; /* what comes of it */
+#if FAMILY == 4
+	__u32 pad;
+#endif
+};
+
+/* A place for it; if there is none, a flow that may go makes one. */
+INLINE u32 find_place_for(const struct claim *claim, struct table *t, u64 hash)
+{
+	struct holder client;
+	u32 place, greed;
+
+	__builtin_memcpy(&client, &claim->holder, sizeof(client));
+	greed = greed_of(&client, t);
+	place = take_place(t, hash, room_for(greed));
+	if (place != CELL_FULL || !claim->evicting)
+		return place;
+	/* So that nobody is evicted for nothing; what counts is the look after the claim. */
+	if (is_taken_on(true, t, hash, &claim->key, claim->generation, NO_PLACE))
+		return CELL_TAKEN;
+	if (!evict(t, hash, greed))
+		return CELL_FULL;
+	place = take_place(t, hash, CELLS_PER_BUCKET);
+	return place == CELL_FULL ? CELL_TAKEN : place; /* another CPU has it */
+}
+
+INLINE u32 claim_cell(const struct claim *claim)
 {
 	struct table *t = get_table();
-	struct holder client;
 	struct cell *cell;
-	u32 place, greed;
+	u32 place;
 	u64 hash;
 
 	if (!t)
 		return CELL_FULL;
-	hash = hash_key(key, t);
-	__builtin_memcpy(&client, holder, sizeof(client));
-	greed = greed_of(&client, t);
-	place = take_place(t, hash, room_for(greed));
-	/* So that nobody is evicted for nothing; what counts is the look after the claim. */
-	if (place == CELL_FULL && is_taken_on(true, t, hash, key, generation, NO_PLACE))
-		return CELL_TAKEN;
-	if (evicting && place == CELL_FULL && evict(t, hash, greed))
-		place = take_place(t, hash, CELLS_PER_BUCKET);
+	hash = hash_key(&claim->key, t);
+	place = find_place_for(claim, t, hash);
 	if (!IS_PLACE(place))
 		return place;
-	if (is_taken(t, hash, key, generation, place)) {
+	if (is_taken(t, hash, &claim->key, claim->generation, place)) {
 		release(true, place, tag_of(hash));
 		return CELL_TAKEN;
 	}
 	cell = cell_at(true, place);
 	if (!cell)
 		return CELL_FULL;
-	write_key(cell, key, MAKE_HEAD(0, kind, tag_of(hash), key->proto, generation));
+	write_key(cell, &claim->key,
+		  MAKE_HEAD(0, claim->kind, tag_of(hash), claim->key.proto, claim->generation));
 	return place;
 }
-
-/* ... whatever it takes. */
-INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 kind, u32 generation)
-{
-	return claim_cell(key, holder, kind, generation, true);
-}
-
-struct claim {
-	struct flow_key key;
-	ip_addr holder;
-	__u32 kind;
-	__u32 generation;
-	__u32 place; /* what comes of it */
-#if FAMILY == 6
-	__u32 pad;
-#endif
-};
 
 CALLED(claim, struct claim, SUBPROGRAM_CLAIM);
 SIZED(claim, struct claim)
@@ -185,18 +188,29 @@ SUBPROGRAM(claim, struct claim)
 {
 	if (!own)
 		return false;
-	own->place = claim_cell(&own->key, &own->holder, own->kind, own->generation, false);
+	own->place = claim_cell(own);
 	return true;
 }
 
-/* ... if there is room. */
-INLINE u32 reserve_free_cell(const struct flow_key *key, const ip_addr *holder, u32 kind,
-			     u32 generation)
+/* Claims a cell for the tuple: its place (IS_PLACE), CELL_FULL or CELL_TAKEN. `holder` is whose
+ * flow it will be, the client's address: one that holds much already gets no more once the table
+ * fills. */
+INLINE u32 reserve_cell(const struct flow_key *key, const ip_addr *holder, u32 kind, u32 generation)
 {
-	struct claim claim = {*key, *holder, kind, generation, CELL_FULL};
+	struct claim claim = {*key, *holder, kind, generation, true, CELL_FULL};
 
 	call_claim(&claim);
 	/* Read once: the verifier does not see that two roundings of one number are the same. */
+	return LOAD(&claim.place);
+}
+
+/* ... if there is room without anybody's going. */
+INLINE u32 reserve_free_cell(const struct flow_key *key, const ip_addr *holder, u32 kind,
+			     u32 generation)
+{
+	struct claim claim = {*key, *holder, kind, generation, false, CELL_FULL};
+
+	call_claim(&claim);
 	return LOAD(&claim.place);
 }
 

@@ -60,23 +60,11 @@ INLINE u32 with_port(u32 turn, u16 port)
 /* Tries again, by a program that may mend what was in the way. */
 INLINE int hand_to_turn(struct __sk_buff *skb, u32 turn, u32 program)
 {
-	if ((turn & TURN_MASK) >= CONNECT_TURNS) {
+	if ((turn & TURN_MASK) >= CONNECT_TURNS)
 		return drop(skb, REASON_FLOWS_FULL);
-	}
 	handoff(skb)->turn = turn + 1;
 	programs.call(skb, program);
 	return drop(skb, REASON_INTERNAL);
-}
-
-/* There is no room for a tuple: to the program that makes some (room.h). */
-INLINE int hand_to_make_room(struct __sk_buff *skb, u32 turn, const struct flow_key *key)
-{
-	const struct table *t = get_table();
-	u64 hash = t ? hash_key(key, t) : 0;
-
-	handoff(skb)->hash_low = hash;
-	handoff(skb)->hash_high = hash >> 32;
-	return hand_to_turn(skb, turn & TURN_MASK, FAMILY_PROGRAM(MAKE_ROOM));
 }
 
 /* The first packet; the only one that says what the backend's RST would have to acknowledge. */
@@ -132,31 +120,35 @@ INLINE void make_reply_key(struct flow_key *key, const struct packet *p,
 	key->proto = p->proto;
 }
 
+#define NO_ROOM PROGRAM_MAX /* in place of a program: nobody may be evicted */
+
 /* Reserves both of a flow's own cells: first the reply's tuple, which may be taken. 0, or the
- * program that sees to what is in the way: of `key`, which is then that tuple. */
-INLINE u32 reserve_flow(const struct packet *p, struct flow_key *key, const struct choice *choice,
-			u32 generation, u32 *reply, u32 *forward)
+ * program that sees to what is in the way. */
+INLINE u32 reserve_flow(const struct packet *p, const struct choice *choice, u32 generation,
+			u32 *reply, u32 *forward)
 {
-	make_reply_key(key, p, choice);
-	*reply = reserve_free_cell(key, &p->src, choice->kind | CELL_REPLY, generation);
+	struct flow_key key;
+
+	make_reply_key(&key, p, choice);
+	*reply = reserve_cell(&key, &p->src, choice->kind | CELL_REPLY, generation);
 	if (!IS_PLACE(*reply))
-		return *reply == CELL_FULL ? FAMILY_PROGRAM(MAKE_ROOM) : FAMILY_PROGRAM(MAKE_WAY);
-	make_key(key, p);
-	*forward = reserve_free_cell(key, &p->src, choice->kind, generation);
+		return *reply == CELL_FULL ? NO_ROOM : FAMILY_PROGRAM(MAKE_WAY);
+	make_key(&key, p);
+	*forward = reserve_cell(&key, &p->src, choice->kind, generation);
 	if (IS_PLACE(*forward))
 		return 0;
 	abandon_cell(*reply);
-	return *forward == CELL_FULL ? FAMILY_PROGRAM(MAKE_ROOM) : FAMILY_PROGRAM(RETRY);
+	return *forward == CELL_FULL ? NO_ROOM : FAMILY_PROGRAM(RETRY);
 }
 
 /* Remembers the flow in both directions. `choice` tells where it goes, and the client port that the
- * backend sees. 0, or the program that sees to what is in the way of `key`. */
-INLINE u32 open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *key,
-		     const struct choice *choice, u32 generation, const struct sides *sides)
+ * backend sees. 0, or the program that sees to what is in the way, or NO_ROOM. */
+INLINE u32 open_flow(struct __sk_buff *skb, struct packet *p, const struct choice *choice,
+		     u32 generation, const struct sides *sides)
 {
 	u32 state = p->proto == IPPROTO_TCP ? STATE_SYN : STATE_DATAGRAM;
 	u32 reply = 0, forward = 0, beat = now();
-	u32 way = reserve_flow(p, key, choice, generation, &reply, &forward);
+	u32 way = reserve_flow(p, choice, generation, &reply, &forward);
 
 	if (way) {
 		abandon_sides(sides);
@@ -182,11 +174,10 @@ INLINE u32 open_flow(struct __sk_buff *skb, struct packet *p, struct flow_key *k
 INLINE int open_and_forward(struct __sk_buff *skb, struct packet *p, const struct choice *choice,
 			    u32 turn, u32 generation, const struct sides *sides)
 {
-	struct flow_key key;
-	u32 way = open_flow(skb, p, &key, choice, generation, sides);
+	u32 way = open_flow(skb, p, choice, generation, sides);
 
-	if (way == FAMILY_PROGRAM(MAKE_ROOM))
-		return hand_to_make_room(skb, turn, &key);
+	if (way == NO_ROOM)
+		return drop(skb, REASON_FLOWS_FULL);
 	if (way)
 		return hand_to_turn(skb, turn, sides ? FAMILY_PROGRAM(RETRY) : way);
 	if (port_of(turn) && !sides && choice->kind != CELL_NODE)

@@ -261,8 +261,6 @@ enum program {
 	PROGRAM_RETRY6,
 	PROGRAM_MAKE_WAY4, /* ... and its reply tuple is taken */
 	PROGRAM_MAKE_WAY6,
-	PROGRAM_MAKE_ROOM4, /* ... and there is no room */
-	PROGRAM_MAKE_ROOM6,
 	PROGRAM_DIRECT4, /* straight to an address that is also a backend */
 	PROGRAM_DIRECT6,
 	PROGRAM_ICMP_FROM_POD4, /* errors about a flow */

@@ -25,16 +25,14 @@ struct handoff {
 		__u32 service;	   /* to choose, open, masquerade and node_flow, and to the trace
 				      variant's caller: whose backend it is or will be */
 		__u32 fragment_id; /* to fragment */
-		__u32 out;	/* to open_masqueraded: the place of a reserved cell, and `turn` */
-		__u32 hash_low; /* to make_room: of the tuple there is none for */
-		__u32 remains;	/* to tell: enum remains */
+		__u32 out;     /* to open_masqueraded: the place of a reserved cell, and `turn` */
+		__u32 remains; /* to tell: enum remains */
 	};
 	union {
 		__u32 frontend_flags; /* to choose */
 		__u32 backend;	      /* to open, masquerade and node_flow: id | generation << 24 */
 		__u32 back;	      /* to open_masqueraded: the place of the other one */
-		__u32 hash_high;
-		__u32 masqueraded; /* in the trace variant, which calls no masquerade */
+		__u32 masqueraded;    /* in the trace variant, which calls no masquerade */
 	};
 	union {
 		__u32 from;   /* by the entry programs: enum origin, perhaps with BARE_LINK */

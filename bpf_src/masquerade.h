@@ -204,15 +204,14 @@ INLINE void make_back_key(struct flow_key *key, const struct packet *p, const st
 	key->proto = p->proto;
 }
 
-/* Reserves both cells at the flow's sides, under a port that is free as far as can be seen. If not
- * a place, `back` is the tuple that was in the way. */
-INLINE u32 reserve_sides(const struct packet *p, struct flow_key *back, struct sides *sides,
+/* Reserves both cells at the flow's sides, under a port that is free as far as can be seen. */
+INLINE u32 reserve_sides(const struct packet *p, const struct flow_key *back, struct sides *sides,
 			 u32 generation)
 {
 	u32 kind = CELL_MASQUERADED | CELL_SIDE;
 	struct flow_key out = {};
 
-	sides->back = reserve_free_cell(back, &p->src, kind, generation);
+	sides->back = reserve_cell(back, &p->src, kind, generation);
 	if (!IS_PLACE(sides->back))
 		return sides->back;
 	out.src = p->src;
@@ -220,10 +219,9 @@ INLINE u32 reserve_sides(const struct packet *p, struct flow_key *back, struct s
 	out.dst = back->src;
 	out.dport = back->sport;
 	out.proto = p->proto;
-	sides->out = reserve_free_cell(&out, &p->src, kind | CELL_REPLY, generation);
+	sides->out = reserve_cell(&out, &p->src, kind | CELL_REPLY, generation);
 	if (IS_PLACE(sides->out))
 		return sides->out;
-	*back = out;
 	abandon_cell(sides->back);
 	return sides->out;
 }
@@ -248,7 +246,7 @@ INLINE int masquerade(struct __sk_buff *skb)
 		return hand_to_turn(skb, turn, FAMILY_PROGRAM(TAKE_PORT));
 	place = reserve_sides(&p, &back, &sides, generation);
 	if (place == CELL_FULL)
-		return hand_to_make_room(skb, turn, &back);
+		return drop(skb, REASON_FLOWS_FULL);
 	if (!IS_PLACE(place))
 		return hand_to_turn(skb, turn, FAMILY_PROGRAM(RETRY));
 	fill_cell(sides.back, &p.src, back.dport, choice.port, choice.backend, choice.service,

@@ -14,7 +14,6 @@
 #include "outgoing.h"
 #include "connect.h"
 #include "way.h"
-#include "room.h"
 #include "masquerade.h"
 #include "takeport.h"
 #include "direct.h"
@@ -114,11 +113,6 @@ PROGRAM(FAMILY_NAME(retry))
 PROGRAM(FAMILY_NAME(make_way))
 {
 	return make_way(skb);
-}
-
-PROGRAM(FAMILY_NAME(make_room))
-{
-	return make_room(skb);
 }
 
 PROGRAM(FAMILY_NAME(masquerade))

@@ -97,7 +97,7 @@ FILLED = "filled by programs"
 # to that one.
 COUNTED = "counted by programs"
 
-_FRAGMENTS = Fixed(8192)
+_FRAGMENTS = Fixed(4096)
 _SOCKETS = Learned(65536, "sockets")  # of the node's own processes that call by a name of ours
 
 
@@ -148,7 +148,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     states6a: Annotated[Array, Buckets(True, 8)]
     states6b: Annotated[Array, Buckets(False, 8)]
     held6: Annotated[Array, Power("HOLDER_BITS")]
-    flow_events: Annotated[Records, Fixed(1 << 21)]  # 16384 events: a tenth of a second's worth
+    flow_events: Annotated[Records, Fixed(1 << 20)]  # 8192 events: a tenth of a second's worth
     cpus: Annotated[Array, Cpus()]
     fragments4: Annotated[Hash, _FRAGMENTS, FILLED]
     fragments6: Annotated[Hash, _FRAGMENTS, FILLED]
