@@ -12,6 +12,7 @@ from pathlib import Path
 from ebpf.errors import KernelError
 from ebpf.hooks import cgroup
 from ebpf.hooks.tc import Attacher, Attachment
+from ebpf.hooks.xdp import DriverAttacher
 from ebpf.kernel import libbpf, netlink, syscall
 from ebpf.layouts import PROGRAM_ARRAYS, Slots
 from ebpf.maps import declared
@@ -69,6 +70,20 @@ def _fault(item: Attachment | None, ours: Mapping[int, Path]) -> str:
         if item.prog_id not in running:
             return "its link is detached"
     return ""
+
+
+def drivers(pin_dir: Path) -> Iterator[Difference]:
+    """What runs at drivers that is not ours, though our link says so. Which devices have XDP is not
+    asked: one that fails its test has none."""
+    ours = programs(pin_dir).get("xdp_uplink", {})
+    for item in DriverAttacher(pin_dir).attachments():
+        what = ""
+        if not item.ifindex:
+            what = "its link is detached, or the interface is gone"
+        elif item.prog_id not in ours:
+            what = f"it runs program {item.prog_id}, which is not of this instance"
+        if what:
+            yield Difference("interface", f"{item.ifname} XDP", what)
 
 
 def sockets(pin_dir: Path, mode: str) -> Iterator[Difference]:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ebpf.kernel import libbpf
 from lbctl.lab.agents import lbctl_command
 from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
+from lbctl.verify import attached
 from tests.lab.support import drivers
 from tests.lab.support.external import Exposed
 from tests.lab.support.labs import TARGET, TCP, TIMEOUT, UDP, Responder, ask, client, listen
@@ -181,6 +183,20 @@ def test_a_device_that_cannot_transmit_is_not_sent_to(lab: Lab) -> None:
     finally:
         drivers.let_transmit(lab)
     drivers.wait_state(lab, "node1", "sends")
+
+
+def test_verify_sees_a_link_that_somebody_detached(lab: Lab) -> None:
+    """Without an agent, which would attach again at once."""
+    lab.stop_agent("node1")
+    pins = lab.pin_dir("node1")
+    assert not list(attached.drivers(pins))
+    libbpf.link_detach(str(pins / "links" / "eth0-xdp"))
+    (found,) = attached.drivers(pins)
+    assert "detached" in str(found)
+    lab.start_agent("node1", ON)
+    lab.wait_ready(timeout=60)
+    drivers.wait_state(lab, "node1", "sends")
+    assert not list(attached.drivers(pins))
 
 
 def test_another_program_is_left_alone_and_named(lab: Lab) -> None:
