@@ -128,7 +128,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     stash: Annotated[Array, Constant("STASH_SLOTS")]
     stash_buckets: Annotated[Array, Constant("STASH_BUCKETS")]
     devices: Annotated[Hash, Fixed(4096)]
-    xdp_devices: Annotated[Hash, Fixed(4096)]
+    xdp_devices: Annotated[Hash, Fixed(256)]
     affinity: Annotated[Hash, Learned(131072), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]

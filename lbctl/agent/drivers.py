@@ -64,6 +64,7 @@ class Drivers:
         """`devices` is the map of that name. Without `patterns`, all uplinks."""
         self.mode = mode
         self.states: tuple[DriverState, ...] = ()
+        self.problem = ""  # with programs that should be others, or not there; until it is none
         self._patterns = tuple(patterns)
         self._attacher = attacher
         self._table = devices
@@ -92,7 +93,8 @@ class Drivers:
                 try:
                     self._attacher.attach(item.ifname, item.ifindex, generation.fds[_PROGRAM])
                 except LbError as error:
-                    self._log.error("cannot replace", interface=item.ifname, error=error.message)
+                    log = self._log.bind(interface=item.ifname, error=error.message)
+                    log.error("cannot replace a driver's program")
                     self._detach(item.ifname)
 
     def look(self, links: Mapping[int, Link], uplinks: Collection[int]) -> None:
@@ -100,6 +102,7 @@ class Drivers:
         now = time.monotonic()
         self._look_at = now + _LOOK_SECONDS
         wanted = self._wanted(links, uplinks)
+        self.problem = ""
         self._let_go(wanted)
         if self.mode == OFF:
             self._look_at = float("inf")
@@ -196,7 +199,8 @@ class Drivers:
         try:
             return self._attacher.attachments()
         except (LbError, OSError) as error:
-            self._log.warning("cannot look at XDP programs", error=str(error))
+            self._log.warning("cannot look at drivers' programs", error=str(error))
+            self.problem = f"XDP programs cannot be looked at: {error}"
             return []
 
     def _detach(self, ifname: str) -> None:
@@ -204,11 +208,14 @@ class Drivers:
             if self._attacher.detach(ifname):
                 self._log.info("XDP program removed", interface=ifname)
         except (LbError, OSError) as error:
-            self._log.warning("cannot remove XDP program", interface=ifname, error=str(error))
+            log = self._log.bind(interface=ifname, error=str(error))
+            log.warning("cannot remove a driver's program")
+            self.problem = f"the XDP program of {ifname} cannot be removed: {error}"
 
     def _store(self) -> None:
-        """Make the map say this."""
-        wanted = {index: device.record for index, device in self._devices.items()}
+        """Make the map say this. What it has no room for goes up."""
+        kept = sorted(self._devices)[: self._table.max_entries]
+        wanted = {index: self._devices[index].record for index in kept}
         keys, values = self._table.read_all()
         found = {int(key): value.tobytes() for key, value in zip(keys, values, strict=True)}
         gone = found.keys() - wanted.keys()

@@ -180,7 +180,7 @@ class Interfaces:
             said.repairs,
             said.placed,
             self._drivers.states,
-            said.problem,
+            said.problem or self._drivers.problem,
         )
         if found != self._found:
             self._found = found

@@ -113,6 +113,7 @@ class NoDrivers:
 
     mode = "off"
     states = ()
+    problem = ""
 
     def due(self) -> float:
         return float("inf")

@@ -41,6 +41,7 @@ class Kernel:
         self.tests = 0
         self.program_fault = ""
         self.rows: dict[int, bytes] = {}
+        self.max_entries = 2
         self.spec = cast(Any, self)
         self.value = cast(Any, self)
         self.dtype = np.dtype([("mac", "V6"), ("flags", "<u2")])
@@ -220,6 +221,14 @@ def test_patterns_and_uplinks_that_go(kernel: Kernel) -> None:
     assert look(drivers, uplink(1), uplinks={1}) == {}
     assert (kernel.here, kernel.rows) == ({}, {})
     assert look(drivers, uplink(1), uplink(2, up=False), uplinks=both) == {}
+
+
+def test_what_the_map_has_no_room_for_goes_up(kernel: Kernel) -> None:
+    many = [uplink(index) for index in range(1, 5)]
+    drivers = made(kernel)
+    look(drivers, *many, uplinks={1, 2, 3, 4})
+    assert sorted(kernel.here) == [1, 2, 3, 4]
+    assert sorted(kernel.rows) == [1, 2]
 
 
 def test_off_takes_away_what_an_earlier_agent_left(kernel: Kernel) -> None:
