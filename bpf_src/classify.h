@@ -287,7 +287,8 @@ INLINE int going_out(struct __sk_buff *skb)
 			   : hand_fragment(skb, &p, EARLY_GOING_OUT);
 	make_key(&key, &p);
 	if (!find_cell(&key, &f)) {
-		if (is_news(&p, to) && (is_endpoint(&p.src, p.sport) || address_flags(&p.dst)))
+		if (is_news(&p, to) && (is_endpoint(&p.src, p.sport) || may_be_answer(skb, &p) ||
+					address_flags(&p.dst)))
 			return hand_first(skb, &p, EARLY_GOING_OUT);
 		return goes_without_flow(skb, &p);
 	}

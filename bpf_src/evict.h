@@ -65,6 +65,15 @@ INLINE u64 rank_of(const struct found *own, const struct found *next, const stru
 	       (u64)greed_of(&holder, t) << RANK_GREED_SHIFT | over << RANK_OVER_SHIFT;
 }
 
+/* Unseen for so many beats (4 to 40 s), what is unproven has had its answer, or gets none: it gives
+ * way to anybody. */
+#define STALE_BEATS 16
+
+INLINE bool is_stale(u64 rank)
+{
+	return rank >> RANK_UNPROVEN_SHIFT & 1 && (u32)rank >= STALE_BEATS;
+}
+
 #define NO_VICTIM 0xffffffff
 
 struct victim {
@@ -119,7 +128,7 @@ INLINE bool evict_worst(const struct table *t, u64 hash, u32 greed)
 	if (worst.place == NO_VICTIM || !get_cell_in(true, worst.place, &at) ||
 	    HEAD_GENERATION(at.head) != worst.generation)
 		return false;
-	if (worst.rank >> RANK_GREED_SHIFT < greed)
+	if (worst.rank >> RANK_GREED_SHIFT < greed && !is_stale(worst.rank))
 		return false;
 	if (!find_own_forward(&at, &forward) || !mark_dead(&forward, END_EVICTED))
 		return false;

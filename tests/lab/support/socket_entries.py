@@ -31,6 +31,6 @@ def error_of(call: Callable[[], object]) -> int:
 
 def flows(lab: Lab, address: str) -> list[str]:
     with open_instance(lab.pin_dir("node1")) as instance:
-        cells = instance.flow_tables[0].view()
+        cells = instance.flow_tables[":" in address].view()
     raw = parse_address(address)
     return [str(cell) for cell in cells if raw in (cell["src"].tobytes(), cell["dst"].tobytes())]
