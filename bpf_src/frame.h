@@ -15,7 +15,6 @@
 #include "types.h"
 #include "maps.h"
 #include "parse.h"
-#include "flow.h"
 #include "checksum.h"
 #include "nat.h"
 #include "masquerade.h"
