@@ -22,6 +22,7 @@
 #include "masquerade.h"
 #include "plain.h"
 #include "outgoing.h"
+#include "fast.h"
 
 /* A packet that is not for a service. */
 INLINE int not_service(struct __sk_buff *skb, const struct config *c, const struct packet *p)
@@ -108,8 +109,8 @@ INLINE int goes_without_flow(struct __sk_buff *skb, struct packet *p)
 }
 
 #ifndef TRACE
-/* What almost every packet needs; NOT_PLAIN for the rest. A reply is translated where it goes out.
- */
+/* What almost every packet needs; NOT_PLAIN for the rest. A reply is translated where it goes out,
+ * unless it passes by there (fast.h). */
 INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 from)
 {
 	struct flow_key key;
@@ -121,7 +122,7 @@ INLINE int plain_coming_in(struct __sk_buff *skb, const struct config *c, u32 fr
 	make_key(&key, &p);
 	if (!find_cell_inline(&key, &f) || kind_of(&f) & CELL_NOTE)
 		return comes_without_flow(skb, c, &p, address_flags_inline(&p.dst));
-	return acts_coming_in(kind_of(&f)) ? plain(skb, &p, &f) : PASS;
+	return plain_or_past(skb, c, &p, &f);
 }
 
 INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
@@ -129,6 +130,7 @@ INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
 	struct flow_key key;
 	struct packet p;
 	struct found f;
+	struct ends ends;
 
 	if (!parse_plain(skb, &p, to))
 		return NOT_PLAIN;
@@ -137,7 +139,7 @@ INLINE int plain_going_out(struct __sk_buff *skb, u32 to)
 		return goes_without_flow(skb, &p);
 	if (!acts_going_out(kind_of(&f)))
 		return PASS;
-	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f);
+	return kind_of(&f) & CELL_NODE ? NOT_PLAIN : plain(skb, &p, &f, &ends);
 }
 #endif
 

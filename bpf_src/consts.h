@@ -212,6 +212,14 @@ enum origin { ORIGIN_POD, ORIGIN_NET, ORIGIN_NODE };
 #define BARE_LINK 4	/* added to the origin: a device without link header */
 #define FRAGMENT_SEEN 8 /* ... a first fragment for which nothing waits */
 
+/* Past the stack (fast.h): what the agent says of a device; and what a hop is good for. */
+enum fast_flag {
+	FAST_FROM = 1,	/* what comes from there: nobody else would have a say about it */
+	FAST_NEIGH = 2, /* what goes there may be given to the device, for a neighbour */
+	FAST_PEER = 4,	/* ... or straight to the pod behind it */
+};
+#define HOP_BITS 11 /* hops that a CPU keeps, of each family */
+
 #define MAX_SERVICE_CIDRS 4
 #define MAX_POD_CIDRS 4
 #define MAX_IPV6_HEADERS 6 /* extension headers followed */
@@ -289,6 +297,13 @@ enum program {
 	PROGRAM_FRAGMENT6,
 	PROGRAM_CHOOSE4, /* to a service that does not choose simply by chance */
 	PROGRAM_CHOOSE6,
+	PROGRAM_GO_PAST4, /* plain packets of flows that may go past the stack */
+	PROGRAM_GO_PAST6,
+	PROGRAM_TRACK_PAST4, /* ... of those, a SYN-ACK */
+	PROGRAM_TRACK_PAST6,
+	PROGRAM_LEARN_HOPS4, /* of a flow that may go past the stack, but nobody has asked where to
+			      */
+	PROGRAM_LEARN_HOPS6,
 	PROGRAM_TELL4, /* goes no further, which somebody wants to know */
 	PROGRAM_TELL6,
 	PROGRAM_MAX,

@@ -16,8 +16,8 @@ struct handoff {
 	union {
 		__u32 turn;	  /* to follow, connect and what they lead to, see connect.h */
 		__u32 early;	  /* to fragment: enum early */
-		__u32 generation; /* to begin_anew: of the flow that is over; to open_masqueraded:
-				     of its cells */
+		__u32 generation; /* to begin_anew: of the flow that is over; to go_past: of the
+				     packet's; to open_masqueraded: of its cells */
 		__u32 told;	  /* to tell: enum reason */
 		__u32 reason;	  /* in the trace variant, which follows no flows: for the caller */
 	};
@@ -26,6 +26,7 @@ struct handoff {
 				      variant's caller: whose backend it is or will be */
 		__u32 fragment_id; /* to fragment */
 		__u32 out;     /* to open_masqueraded: the place of a reserved cell, and `turn` */
+		__u32 place;   /* to go_past: of the cell that was found */
 		__u32 remains; /* to tell: enum remains */
 	};
 	union {

@@ -26,6 +26,7 @@
 /* bcc declares these as 32 bits wide. */
 static u64 (*socket_cookie)(void *ctx) = (void *)BPF_FUNC_get_socket_cookie;
 static u64 (*netns_cookie)(void *ctx) = (void *)BPF_FUNC_get_netns_cookie;
-/* ... and this one without its third argument. */
+/* ... and these without an argument, or not at all. */
 static int (*redirect_neigh)(u32 ifindex, void *next_hop, int length,
 			     u64 flags) = (void *)BPF_FUNC_redirect_neigh;
+static int (*redirect_peer)(u32 ifindex, u64 flags) = (void *)BPF_FUNC_redirect_peer;

@@ -106,6 +106,19 @@ BPF_F_TABLE("hash", u32, struct device, devices, 1, 0);
  * writes; nothing evicts. */
 BPF_F_TABLE("hash", u32, struct xdp_device, xdp_devices, 1, 0);
 
+/* By interface index: may packets pass the stack by there (enum fast_flag)? Agent writes. */
+BPF_F_TABLE("hash", u32, u32, fast_devices, 1, 0);
+
+/* By a hash of the address and its role: hops, of which the next one to come takes the place. Of
+ * each CPU its own, so nobody else reads or writes them. Programs alone. */
+#if FAMILY == 6
+BPF_F_TABLE("percpu_array", u32, struct hop, hops6, 1, 0);
+#define HOPS hops6
+#else
+BPF_F_TABLE("percpu_array", u32, struct hop, hops4, 1, 0);
+#define HOPS hops4
+#endif
+
 /* By socket and service address: the backend of an unconnected UDP socket. Programs write; the
  * least recently used goes, and its socket chooses anew. */
 BPF_F_TABLE("lru_hash", struct socket_key, u32, socket_choices, 1, 0);

@@ -108,16 +108,16 @@ INLINE bool is_plain(const struct packet *p, const struct found *f, u32 beat)
 	return c && !is_older(beat, f->state->seen, c->datagram_timeout) && !has_new_owner(p, f);
 }
 
-/* The verdict, or NOT_PLAIN if the packet is for the programs that can do all. */
+/* The verdict, or NOT_PLAIN if the packet is for the programs that can do all. `ends` is what was
+ * written. */
 #define NOT_PLAIN (-1000)
 
-INLINE int plain(struct __sk_buff *skb, struct packet *p, const struct found *f)
+INLINE int plain(struct __sk_buff *skb, struct packet *p, const struct found *f, struct ends *ends)
 {
 	u32 beat = now();
-	struct ends ends;
 
-	if (!is_plain(p, f, beat) || !read_ends(f, &ends))
+	if (!is_plain(p, f, beat) || !read_ends(f, ends))
 		return NOT_PLAIN;
 	follow(p, f, skb->len - p->l3, beat);
-	return translate_by(skb, p, kind_of(f), &ends);
+	return translate_by(skb, p, kind_of(f), ends);
 }

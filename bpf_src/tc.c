@@ -23,6 +23,8 @@
 #include "icmp.h"
 #include "node.h"
 #include "stash.h"
+#include "fast.h"
+#include "hop.h"
 
 PROGRAM(FAMILY_NAME(from_pod))
 {
@@ -163,4 +165,19 @@ PROGRAM(FAMILY_NAME(icmp_to_pod))
 PROGRAM(FAMILY_NAME(fragment))
 {
 	return fragment(skb);
+}
+
+PROGRAM(FAMILY_NAME(go_past))
+{
+	return go_past(skb);
+}
+
+PROGRAM(FAMILY_NAME(track_past))
+{
+	return track_past(skb);
+}
+
+PROGRAM(FAMILY_NAME(learn_hops))
+{
+	return learn_hops(skb);
 }

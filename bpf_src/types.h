@@ -224,7 +224,8 @@ struct cpu {
 	__u64 random;
 	__u64 scratch;
 	__u64 unheard; /* events that the ring had no room for */
-	__u64 spare[4];
+	__u64 passed;  /* packets that went past the stack */
+	__u64 spare[3];
 	struct listed_ring ring;
 	__u64 more[3];
 };
@@ -309,6 +310,10 @@ struct config {
 	__u32 fin_wait_timeout; /* of closes that nobody acknowledges: minutes */
 	__u32 agent_timeout;	/* an agent that has not said for so long that it lives is gone */
 	__u32 events_until;	/* before this beat somebody listens to events; 0: nobody */
+	__u32 fast_open;	/* packets of established flows may pass the stack by (fast.h) */
+	__u32 fast_until;	/* beat up to which they may */
+	__u32 fast_epoch;	/* another whenever a hop may have changed */
+	__u32 fast_mtu;		/* the least of any route: the kernel says it of none (hop.h) */
 	__u32 spare;
 };
 
@@ -322,6 +327,18 @@ struct device {
 struct xdp_device {
 	__u16 mac[3];
 	__u16 flags; /* enum xdp_device_flag */
+};
+
+/* Where packets from or to an address pass by the stack, as the kernel said to this CPU (hop.h). */
+struct hop {
+	ip_addr addr;
+	ip_addr next;  /* the neighbour */
+	__u32 epoch;   /* config.fast_epoch then */
+	__u32 ifindex; /* where its packets come in, or leave */
+	__u16 mtu;
+	__u8 role;     /* enum hop_role */
+	__u8 flags;    /* enum fast_flag; none: they take the stack */
+	__u8 macs[12]; /* destination and source */
 };
 
 /* A client is its address, or a socket's network namespace. */

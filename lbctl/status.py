@@ -65,6 +65,14 @@ class Audited(msgspec.Struct, frozen=True):
     lately: tuple[str, ...] = ()
 
 
+class FastPathState(msgspec.Struct, frozen=True):
+    """The way past the stack. `obstacles` say why it is not open although it is `wanted`."""
+
+    wanted: bool = False
+    open: bool = False
+    obstacles: tuple[str, ...] = ()
+
+
 class StatusRecord(msgspec.Struct, frozen=True):
     """The file's content. `ready`: synced, applied, and programs attached to all pod interfaces."""
 
@@ -92,6 +100,7 @@ class StatusRecord(msgspec.Struct, frozen=True):
     tables: dict[str, TableUse] = {}
     warnings: tuple[str, ...] = ()
     audit: Audited | None = None
+    fast_path: FastPathState = FastPathState()
 
 
 def path_of(pin_dir: Path) -> Path:

@@ -31,6 +31,7 @@ def family_unit(family: str, file: str = "tc.c") -> Unit:
     words = (
         ("FRAGMENTS", f"fragments{family}"),
         ("HELD", f"held{family}"),
+        ("HOPS", f"hops{family}"),
         ("TABLE", f"table{family}a"),
         ("CONTROL", f"control{family}a"),
         ("OTHER_CONTROL", f"control{family}b"),

@@ -24,6 +24,8 @@ from ebpf.layouts import ARRAY, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, RINGBUF,
 # A number that a person can choose; see `Sizes`.
 Limit = Literal["services", "endpoints", "flows"]
 LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
+# What may be left out of the data path; see `Sizes`. Empty: nothing.
+Part = Literal["", "sockets", "fast_path"]
 
 Hash = TypeVar("Hash", covariant=True)
 Array = TypeVar("Array", covariant=True)
@@ -57,9 +59,11 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Power(msgspec.Struct, frozen=True):
-    """As many entries as a constant of consts.h is the logarithm of."""
+    """As many entries as a constant of consts.h is the logarithm of; one while that `part` of the
+    data path is not used, see `Sizes`."""
 
     name: str
+    part: Part = ""
 
 
 class Cpus(msgspec.Struct, frozen=True):
@@ -75,9 +79,10 @@ class Buckets(msgspec.Struct, frozen=True):
 
 
 class Fixed(msgspec.Struct, frozen=True):
-    """The same number of entries on every machine."""
+    """The same number of entries on every machine, or one without that `part`."""
 
     entries: int = 1
+    part: Part = ""
 
 
 class Learned(msgspec.Struct, frozen=True):
@@ -85,7 +90,7 @@ class Learned(msgspec.Struct, frozen=True):
     the data path is not used, see `Sizes`. Without a part, no more than there may be flows."""
 
     most: int
-    part: Literal["", "sockets"] = ""
+    part: Part = ""
 
 
 Size = Share | Constant | Table | Power | Cpus | Buckets | Fixed | Learned
@@ -129,6 +134,9 @@ class Maps(Generic[Hash, Array, PerCpu]):
     stash_buckets: Annotated[Array, Constant("STASH_BUCKETS")]
     devices: Annotated[Hash, Fixed(4096)]
     xdp_devices: Annotated[Hash, Fixed(256)]
+    fast_devices: Annotated[Hash, Fixed(4096, "fast_path")]
+    hops4: Annotated[PerCpu, Power("HOP_BITS", "fast_path")]
+    hops6: Annotated[PerCpu, Power("HOP_BITS", "fast_path")]
     affinity: Annotated[Hash, Learned(131072), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]

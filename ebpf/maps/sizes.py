@@ -34,12 +34,14 @@ _FIXED_BYTES = 2_000_000
 
 class Sizes(msgspec.Struct, frozen=True):
     """`services` are service ports, `endpoints` are (service port, endpoint) pairs in use at once,
-    `flows` are connections per family. Without `sockets` there is nothing for socket hooks."""
+    `flows` are connections per family. Without `sockets` there is nothing for socket hooks, without
+    `fast_path` nothing for what goes past the stack."""
 
     services: int = _SERVICES
     endpoints: int = _ENDPOINTS
     flows: int = _FLOWS
     sockets: bool = True
+    fast_path: bool = False
 
     @classmethod
     def automatic(cls, memory_bytes: int) -> Sizes:
@@ -92,22 +94,25 @@ class Sizes(msgspec.Struct, frozen=True):
                 return self._chosen(size)
             case Table(shares):
                 return buckets.elements_for(sum(map(self._chosen, shares)))
-            case Fixed(entries):
-                return entries
+            case Fixed(entries, part):
+                return entries if self._uses(part) else 1
             case Learned(most, part):
                 if not part:
                     return min(_LEARNED, most, self.flows)
-                return min(_LEARNED, most) if getattr(self, part) else 1
+                return min(_LEARNED, most) if self._uses(part) else 1
             case Cpus():
                 return possible_cpus()
             case Buckets(first, each):
                 return each * (buckets_for(self.flows) if first else 1)
-            case Constant(constant) | Power(constant) if constant not in enums:
+            case Constant(constant) | Power(constant, _) if constant not in enums:
                 raise LayoutError(f"map {name} is sized by {constant}, which consts.h lacks")
             case Constant(constant):
                 return enums[constant]
-            case Power(constant):
-                return 1 << enums[constant]
+            case Power(constant, part):
+                return 1 << enums[constant] if self._uses(part) else 1
+
+    def _uses(self, part: declared.Part) -> bool:
+        return not part or bool(getattr(self, part))
 
     def _chosen(self, share: Share) -> int:
         chosen: int = getattr(self, share.limit)

@@ -9,6 +9,7 @@ import select
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -55,6 +56,13 @@ class Unattached:
     since: float
     uplink: bool
     why: str  # empty: its turn has not come
+
+
+class Running(NamedTuple):
+    """An interface as it last was, and our program at its ingress."""
+
+    link: Link
+    program: str
 
 
 class Attaching:
@@ -107,6 +115,14 @@ class Attaching:
         """Interfaces whose programs somebody took away lately."""
         self._repaired = {n: t for n, t in self._repaired.items() if now - t < REPAIRED_SECONDS}
         return tuple(sorted(self._repaired))
+
+    def running(self) -> dict[int, Running]:
+        """Interfaces that have programs, by index."""
+        return {
+            index: Running(self._links[index], program)
+            for index, (_, program) in self.attached.items()
+            if index in self._links
+        }
 
     def want(self, wanted: Wanted) -> None:
         """Make it so from now on."""

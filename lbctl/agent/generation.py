@@ -79,6 +79,12 @@ class LaterGeneration:
         return self._placed.fds if self._placed is not None else {}
 
     @property
+    def descriptors(self) -> list[int]:
+        """Of every entry program that an interface may run, also while others take their place."""
+        known = (self._before, self._placed, self._coming)
+        return [fd for one in known if one is not None for fd in tuple(one.fds.values())]
+
+    @property
     def fit(self) -> bool:
         """Whether those in place are for the maps as they are."""
         return self._placed_key == programs.generation_key(self._bundle, self._instance)

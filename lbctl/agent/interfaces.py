@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from ebpf.hooks.tc import Attacher
@@ -17,7 +17,7 @@ from ebpf.kernel import netlink
 from ebpf.kernel.netlink import IPAddress, Network
 from ebpf.programs import Generation
 from lbctl.addresses import IPV4, family_of
-from lbctl.agent.attaching import Attaching, Unattached, Wanted
+from lbctl.agent.attaching import Attaching, Running, Unattached, Wanted
 from lbctl.agent.drivers import ON, Drivers
 from lbctl.agent.keeper import Keeper
 from lbctl.status import DriverState
@@ -32,7 +32,7 @@ class Found:
     """What the thread last said."""
 
     network: Network
-    attached: int = 0
+    running: Mapping[int, Running] = field(default_factory=dict)
     unattached: tuple[Unattached, ...] = ()
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
     repairs: int = 0  # times that this was so
@@ -70,7 +70,12 @@ class Interfaces:
     @property
     def attached(self) -> int:
         """Interfaces with programs."""
-        return self._found.attached
+        return len(self._found.running)
+
+    @property
+    def running(self) -> Mapping[int, Running]:
+        """Those with programs, by index."""
+        return self._found.running
 
     @property
     def unattached(self) -> tuple[Unattached, ...]:
@@ -174,7 +179,7 @@ class Interfaces:
     def _publish(self, said: Attaching, now: float) -> None:
         found = Found(
             said.network,
-            len(said.attached),
+            said.running(),
             said.unattached(),
             said.repaired(now),
             said.repairs,

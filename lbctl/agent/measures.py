@@ -46,6 +46,7 @@ def _look(parts: Parts, report: Report) -> Snapshot:
             "uplink" if item.uplink else "pod" for item in parts.interfaces.unattached
         ),
         reasons=instance.reasons(parts.instance),
+        passed=instance.passed(parts.instance),
         corrections={"interface": parts.interfaces.repairs},
         events_lost={"ring": parts.hub.unheard, "listener": parts.hub.dropped},
         listeners=parts.hub.listeners,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ebpf.instance import Instance
 from lbctl.agent.beat import Beat
 from lbctl.agent.facts import Facts
+from lbctl.agent.fastpath import FastPath
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.growth import Growth
 from lbctl.agent.interfaces import Interfaces
@@ -38,6 +39,7 @@ class Parts:
     reconciler: Reconciler
     stale: StaleSockets
     beat: Beat
+    fast_path: FastPath
     routine: Routine
     health: Health
     keeper: Keeper

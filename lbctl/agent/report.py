@@ -125,6 +125,7 @@ class Report:
                 Counter([*(one.kind for one in said), *("objects" for _ in source.problems)])
             ),
             audit=reconciler.audit.corrections.said(),
+            fast_path=parts.fast_path.state,
         )
         return self.latest
 

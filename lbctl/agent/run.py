@@ -22,7 +22,7 @@ from ebpf.hooks.tc import Attacher
 from ebpf.hooks.xdp import DriverAttacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
-from lbctl.agent import carrying, measures, memory
+from lbctl.agent import carrying, fastpath, measures, memory
 from lbctl.agent.auditing import Auditing
 from lbctl.agent.beat import Beat
 from lbctl.agent.carrying import Carrying
@@ -30,6 +30,7 @@ from lbctl.agent.control import Control
 from lbctl.agent.drivers import Drivers
 from lbctl.agent.events import Complaints, EventApi, Teller, of_node
 from lbctl.agent.facts import Facts
+from lbctl.agent.fastpath import FastPath
 from lbctl.agent.flowgrowth import MOVING_SECONDS, FlowGrowth
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.growth import Growth
@@ -142,7 +143,9 @@ class Agent:
             log.warning("compiled programs are neither kept nor believed", why=flaw)
             self._cache_problem = f"compiled programs are neither kept nor believed: {flaw}"
         most = msgspec.structs.replace(
-            options.sizes or Sizes.automatic_here(), sockets=settings.socket_lb != OFF
+            options.sizes or Sizes.automatic_here(),
+            sockets=settings.socket_lb != OFF,
+            fast_path=settings.fast_path == fastpath.ON,
         )
         first = most.at_first(carrying.count(options.pin_dir))
         instance = Instance.create_or_open(options.pin_dir, bundle, first)
@@ -188,6 +191,9 @@ class Agent:
         undo.callback(stale.stop)
         beat = Beat(instance.config)
         undo.callback(beat.stop)
+        fast_path = FastPath(settings.fast_path, instance, interfaces, programs, keeper)
+        undo.callback(fast_path.close)
+        fast_path.start()
         routine = Routine(interfaces, sockets)
         routine.reserve_ports()
         hub = Hub(options.pin_dir, events_of(instance), instance)
@@ -208,6 +214,7 @@ class Agent:
             reconciler=reconciler,
             stale=stale,
             beat=beat,
+            fast_path=fast_path,
             routine=routine,
             health=health,
             keeper=keeper,

@@ -23,9 +23,10 @@ class AgentPeer(Daemon):
     Compile (cached), load, attach, list and program are all in its load time.
     """
 
-    def __init__(self, name: str, socket_lb: str = "off") -> None:
+    def __init__(self, name: str, socket_lb: str = "off", fast_path: str = "off") -> None:
         super().__init__(name)
         self._socket_lb = socket_lb
+        self._fast_path = fast_path
 
     def unavailable(self) -> str:
         return ""
@@ -41,6 +42,7 @@ class AgentPeer(Daemon):
             *("--pin-dir", str(testbed.pin_dir(self.name))),
             *("--cgroup", str(testbed.pods_cgroup(self.name))),
             *("--socket-lb", self._socket_lb),
+            *("--fast-path", self._fast_path),
             *("--pod-interface", POD_INTERFACE),
             *("--uplink", UPLINK),
             *("--service-cidr", SERVICE_CIDR),
@@ -55,7 +57,7 @@ class AgentPeer(Daemon):
             return False
         if said.socket_lb not in ("", self._socket_lb):
             raise LbError(f"the agent's socket programs are {said.socket_lb!r}")
-        return True
+        return said.fast_path.open == said.fast_path.wanted
 
     def kernel_memory(self) -> int | None:
         """All maps, as the kernel counts them."""

@@ -26,6 +26,7 @@ _COLOURS = dict(
             "#9467bd",
             "#8c564b",
             "#1f77b4",
+            "#e377c2",
             "#17becf",
             "#2ca02c",
             "#222222",
@@ -33,7 +34,7 @@ _COLOURS = dict(
         strict=True,
     )
 )
-_MARKERS = dict(zip(ORDER, "xsDv*o^Ph", strict=True))
+_MARKERS = dict(zip(ORDER, "xsDv*op^Ph", strict=True))
 _SIZE = (7.0, 4.2)  # inches
 
 

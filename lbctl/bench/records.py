@@ -17,6 +17,7 @@ PEERS = (
     "nftables",
     "ipvs",
     "lbctl-tc",
+    "lbctl-fast",
     "lbctl-socket",
     "lbctl-xdp",
 )

@@ -89,6 +89,7 @@ def all_peers(options: Options) -> list[Peer]:
         ),
         Unavailable("ipvs", ipvs_reason()),
         AgentPeer("lbctl-tc"),
+        AgentPeer("lbctl-fast", fast_path="on"),
         AgentPeer("lbctl-socket", socket_lb="all"),
         Unavailable("lbctl-xdp", _XDP_ALONE),
     ]

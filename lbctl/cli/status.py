@@ -61,6 +61,8 @@ def _summary(found: InstanceStatus) -> list[str]:
         why = f": {driver.why}" if driver.why else ""
         state = DRIVERS.get(driver.state, driver.state)
         lines.append(f"{'' if i else 'xdp':<10}  {driver.name} {state}{why}")
+    if found.fast_path.wanted or found.passed:
+        lines += _fast_path(found)
     if found.thread_restarts:
         lines.append(f"threads     {found.thread_restarts} replaced that had ended or were stuck")
     if found.audit.corrections:
@@ -90,6 +92,17 @@ DRIVERS = {
     "testing": "is being tested",
     "tc": "left to TC",
 }
+
+
+def _fast_path(found: InstanceStatus) -> list[str]:
+    said = found.fast_path
+    state = "open" if said.open and found.agent else "shut" if said.wanted else "off"
+    return [
+        f"fast path   {state}; {found.passed} packets went past the stack",
+        *(f"            {text}" for text in said.obstacles),
+    ]
+
+
 _CORRECTIONS = 3  # of the last ones, in words
 SOCKETS = {
     "off": "not served (--socket-lb off)",

@@ -371,6 +371,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             help="Tables grow to room for so many flows per family.",
         ),
     ] = None
+    fast_path: Annotated[
+        Literal["off", "on"],
+        Option(
+            flag="--fast-path",
+            field="fastPath",
+            example="off",
+            help="Whether packets of established flows pass the node's network stack by, while "
+            "nothing there would have a say about them (docs/operations.md).",
+        ),
+    ] = "off"
     takeover: Annotated[
         Literal["auto", "on", "off"],
         Option(

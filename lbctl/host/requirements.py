@@ -22,7 +22,8 @@ from ebpf.kernel import bpffs, features, libbpf, sockdiag
 from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import SCHED_CLS, Field, MapSpec, Record
 from ebpf.maps.sizes import Sizes
-from lbctl.host import drivers
+from lbctl import status
+from lbctl.host import drivers, obstacles
 from lbctl.host import settings as host
 
 OLDEST_KERNEL = (6, 1)
@@ -64,6 +65,7 @@ def check(pin_dir: Path) -> list[Requirement]:
         ("cgroup v2", False, _cgroup),
         ("socket hooks", False, _socket_hooks),
         ("closing sockets", False, _closing_sockets),
+        ("way past the stack", False, lambda: _fast_path(pin_dir)),
     ]
     checks.append(("XDP", False, partial(_of_host, partial(drivers.xdp, pin_dir))))
     checks += [(name, False, partial(_of_host, work)) for name, work in host.CHECKS.items()]
@@ -285,3 +287,18 @@ def _closing_sockets() -> Requirement:
             "timeout; CONFIG_INET_DIAG_DESTROY and CONFIG_INET_UDP_DIAG would tell it at once.",
         )
     return _answer(True, " and ".join(able))
+
+
+def _fast_path(pin_dir: Path) -> Requirement:
+    found = obstacles.find()
+    if not found:
+        return _answer(True, "nobody else has a say about forwarded packets")
+    said = status.read(pin_dir)
+    if said is None or not said.fast_path.wanted:
+        return _answer(True, f"not used (--fast-path off); in its way: {'; '.join(found)}")
+    return _answer(
+        False,
+        f"shut: {'; '.join(found)}",
+        "All packets take the stack while others have rules for them: remove those that nobody "
+        "needs any more, or turn fastPath off.",
+    )

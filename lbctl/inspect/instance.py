@@ -57,6 +57,8 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     reasons: dict[str, int]  # packets by what was decided about them
     warnings: tuple[str, ...]
     audit: status.Audited  # what the agent found broken, and put right
+    fast_path: status.FastPathState
+    passed: int  # packets that went past the stack
 
 
 def read(instance: Instance) -> InstanceStatus:
@@ -88,7 +90,15 @@ def read(instance: Instance) -> InstanceStatus:
         reasons=reasons(instance),
         warnings=(*_of_agent(agent, said, instance.pin_dir), *record.warnings),
         audit=record.audit or status.Audited(),
+        fast_path=record.fast_path,
+        passed=passed(instance),
     )
+
+
+def passed(instance: Instance) -> int:
+    """How many packets went past the stack; 0 of programs that know no such way."""
+    records = instance.cpus.records
+    return int(records["passed"].sum()) if "passed" in (records.dtype.names or ()) else 0
 
 
 def _of_agent(agent: int, said: status.StatusRecord | None, pin_dir: Path) -> list[str]:

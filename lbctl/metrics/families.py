@@ -122,6 +122,12 @@ DECISIONS: Final = _counter(
     "established flows are not among them.",
     *("verdict", "reason"),
 )
+FAST_OPEN: Final = _gauge(
+    "lbctl_fast_path_open", "1 while packets may pass the node's network stack by."
+)
+PASSED: Final = _counter(
+    "lbctl_fast_path_packets_total", "Packets that did, of flows through services."
+)
 EVENTS_LOST: Final = _counter(
     "lbctl_flow_events_lost_total",
     "Events that somebody who listened did not get: the ring had no room, or the listener was too "

@@ -17,9 +17,9 @@ from lbctl.troubles import KINDS
 
 class Snapshot(msgspec.Struct, frozen=True):
     """At one moment. `unattached` are the roles (uplink, pod) of interfaces without programs,
-    `reasons` the packets by what was decided about them, `corrections` the times that something
-    others changed was put right, by what it was, `events_lost` the events by where they were
-    lost."""
+    `reasons` the packets by what was decided about them, `passed` those that passed the stack by,
+    `corrections` the times that something others changed was put right, by what it was,
+    `events_lost` the events by where they were lost."""
 
     record: StatusRecord
     condition: Condition
@@ -28,6 +28,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     generations: int
     unattached: tuple[str, ...]
     reasons: dict[str, int]
+    passed: int
     corrections: dict[str, int]
     events_lost: dict[str, int]
     listeners: int
@@ -45,6 +46,8 @@ def metrics(said: Snapshot) -> Iterator[Metric]:
     yield families.DECISIONS.metric(
         {(verdict(reason), reason): count for reason, count in said.reasons.items()}
     )
+    yield families.FAST_OPEN.metric(int(said.record.fast_path.open))
+    yield families.PASSED.metric(said.passed)
 
 
 def _of_agent(record: StatusRecord) -> Iterator[Metric]:

@@ -50,8 +50,12 @@ class DataPathSettings:
     timeouts: tuple[tuple[str, float], ...] = ()  # those that differ from TIMEOUTS
 
 
-# Fields that others write: lbctl/agent/beat.py, lbctl/observe/hub.py.
-_NOT_HERE: Final = ("agent_beat", "events_until")
+# Fields that others write: lbctl/agent/beat.py, lbctl/observe/hub.py, lbctl/agent/fastpath.py.
+_NOT_HERE: Final = (
+    "agent_beat",
+    "events_until",
+    *("fast_open", "fast_until", "fast_epoch", "fast_mtu"),
+)
 
 
 def store(table: ArrayTable, node: NodeFacts, settings: DataPathSettings) -> list[str]:

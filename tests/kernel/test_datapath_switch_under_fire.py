@@ -29,6 +29,8 @@ from tests.kernel.support.world import World
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 RUNS = int(os.environ.get("LBCTL_FIRE_RUNS", "10000000"))
 SWITCHES = 2000
+ENOUGH = RUNS // 1000  # sets that were met
+ROUNDS = 10  # on a machine where the updater gets little time
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +81,14 @@ def test_every_lookup_finds_a_member_of_the_old_set_or_the_new_one(
     """Not one foreign, torn, refused or missing in so many lookups and switches."""
     with updating(_updater(target), cpus[1]):
         _wait_for_switches(target, SWITCHES)
-        target.lookups(RUNS)
+        for _ in range(ROUNDS):
+            target.lookups(RUNS)
+            if target.counts()["sets"] > ENOUGH:
+                break
         _wait_for_switches(target, SWITCHES)
     counts = target.counts()
-    assert counts.pop("lookups") == RUNS
-    assert counts.pop("sets") > RUNS // 1000
+    assert counts.pop("lookups") >= RUNS
+    assert counts.pop("sets") > ENOUGH
     assert counts == dict.fromkeys(counts, 0)
     assert all(target.members())
 

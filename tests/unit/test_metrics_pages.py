@@ -49,6 +49,7 @@ SNAPSHOT = Snapshot(
     1,
     ("uplink", "pod", "pod"),
     {"forwarded": 5, "future": 1},
+    7,
     {"interface": 3},
     {"ring": 7, "listener": 0},
     1,

@@ -66,14 +66,14 @@ INLINE bool open_flow(struct thread *t, u32 cpu, u32 number, bool brief)
 
 	make_flow(&key, cpu, number, brief, true);
 	client = key.dst;
-	reply = claim_cell(&key, &client, CELL_REPLY, generation, false);
+	reply = reserve_free_cell(&key, &client, CELL_REPLY, generation);
 	if (!IS_PLACE(reply)) {
 		t->full += reply == CELL_FULL;
 		t->taken += reply == CELL_TAKEN;
 		return false;
 	}
 	make_flow(&key, cpu, number, brief, false);
-	forward = claim_cell(&key, &client, 0, generation, false);
+	forward = reserve_free_cell(&key, &client, 0, generation);
 	if (!IS_PLACE(forward)) {
 		t->full += forward == CELL_FULL;
 		t->taken += forward == CELL_TAKEN;

@@ -81,6 +81,14 @@ class Router:
 
         return self._space.run(make)
 
+    def index(self, device: str) -> int:
+        """Of an interface of the node."""
+        return self._space.index(device)
+
+    def change(self, *words: str) -> None:
+        """What `ip` is told on the node."""
+        self._space.ip(*words)
+
     def attach(self, world: World, device: str, direction: str, program: str) -> None:
         """One of the world's entry programs on an interface of the node."""
         index, fd = self._space.index(device), world.programs.fds[program]

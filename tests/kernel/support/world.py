@@ -92,7 +92,9 @@ class World:
     def __init__(self, sizes: Mapping[str, int] | None = None) -> None:
         self.bundle: Bundle = compiler.bundle("live")
         enums = self.bundle.enums
-        wanted = Sizes(64, 256, 64).max_entries(self.bundle) | SIZES | dict(sizes or {})
+        wanted = (
+            Sizes(64, 256, 64, fast_path=True).max_entries(self.bundle) | SIZES | dict(sizes or {})
+        )
         self.maps = {name: maps.create(self.bundle.maps[name], n) for name, n in wanted.items()}
         fds = {name: made.fd for name, made in self.maps.items()}
         self.programs = Generation.load(self.bundle, fds)
