@@ -332,6 +332,14 @@ enum program {
 	PROGRAM_MAX,
 };
 
+/* Slots of the array of what drivers run. */
+enum xdp_program { XDP_FORWARD4, XDP_FORWARD6, XDP_PROGRAM_MAX };
+
+/* xdp_device.flags */
+enum xdp_device_flag {
+	XDP_DEVICE_SENDS = 1, /* transmits frames that other drivers have received */
+};
+
 /* Functions that programs call (subprogram.h), by the number that stands for them until linked. */
 enum subprogram {
 	SUBPROGRAM_FIND = 1001, /* the cell of a tuple */

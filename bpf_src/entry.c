@@ -94,6 +94,26 @@ PROGRAM(entry_to_tunnel)
 	return to_net(skb, skb->protocol, ORIGIN_NET | BARE_LINK);
 }
 
+/* At an uplink's driver. What has a VLAN tag goes up: it is another device's. */
+XDP_PROGRAM(xdp_uplink)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data;
+
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
+		return XDP_PASS;
+	if (eth->h_proto == htons(ETH_P_IP))
+		xdp_programs.call((void *)ctx, XDP_FORWARD4);
+	else if (eth->h_proto == htons(ETH_P_IPV6))
+		xdp_programs.call((void *)ctx, XDP_FORWARD6);
+	return XDP_PASS;
+}
+
+/* For the test of a device: what it is given goes out again (lbctl/agent/drivertest.py). */
+XDP_PROGRAM(xdp_probe)
+{
+	return XDP_TX;
+}
+
 #ifdef TRACE
 /* What starts on the node is chosen for at its sockets, by the same code; those hooks have no test
  * run. */

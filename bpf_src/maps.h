@@ -102,6 +102,10 @@ BPF_F_TABLE("lpm_trie", struct source_range, u32, source_ranges, 1, BPF_F_NO_PRE
  * writes; nothing evicts. */
 BPF_F_TABLE("hash", u32, struct device, devices, 1, 0);
 
+/* By interface index: uplinks whose drivers run our programs, or may transmit for those. Agent
+ * writes; nothing evicts. */
+BPF_F_TABLE("hash", u32, struct xdp_device, xdp_devices, 1, 0);
+
 /* By interface index: may packets pass the stack by there (enum fast_flag)? Agent writes. */
 BPF_F_TABLE("hash", u32, u32, fast_devices, 1, 0);
 
@@ -128,3 +132,6 @@ BPF_F_TABLE("hash", struct name_key, struct name, names, 1, 0);
 
 /* The rest of each family's programs, by enum program; one array per program generation. */
 BPF_F_TABLE("prog", u32, u32, programs, 1, 0);
+
+/* Those that drivers run, by enum xdp_program. */
+BPF_F_TABLE("prog", u32, u32, xdp_programs, 1, 0);

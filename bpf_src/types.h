@@ -327,6 +327,12 @@ struct device {
 	struct addr node6;
 };
 
+/* A device as frames at its driver need to know it. */
+struct xdp_device {
+	__u16 mac[3];
+	__u16 flags; /* enum xdp_device_flag */
+};
+
 /* Where packets from or to an address pass by the stack, as the kernel said to this CPU (hop.h). */
 struct hop {
 	ip_addr addr;

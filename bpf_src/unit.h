@@ -10,6 +10,7 @@
 #define DROP TC_ACT_SHOT
 
 #define PROGRAM(name) int name(struct __sk_buff *skb)
+#define XDP_PROGRAM(name) int name(struct xdp_md *ctx)
 
 #if FAMILY == 6
 #define FAMILY_NAME(name) name##6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -166,17 +167,27 @@ class Bundle(msgspec.Struct, frozen=True):
     maps: dict[str, MapSpec]
     enums: dict[str, int]
 
-    def tail_programs(self) -> dict[str, int]:
-        """Tail-called programs by name, with their index in the program array (enum program)."""
+    def tail_programs(self) -> Slots:
+        """Tail-called programs by array and name, with their index there."""
         return tail_programs(self.enums)
 
 
-def tail_programs(enums: dict[str, int]) -> dict[str, int]:
+# By array of programs, those in it, with their index.
+Slots = Mapping[str, Mapping[str, int]]
+# Arrays of a generation: how the constants of their slots begin, and what of that is no name. What
+# a driver runs cannot share an array with what TC runs.
+PROGRAM_ARRAYS = {"programs": ("PROGRAM_", "PROGRAM_"), "xdp_programs": ("XDP_FORWARD", "")}
+
+
+def tail_programs(enums: Mapping[str, int]) -> Slots:
     """The same, of the constants of consts.h."""
     return {
-        name.removeprefix("PROGRAM_").lower(): value
-        for name, value in enums.items()
-        if name.startswith("PROGRAM_") and name != "PROGRAM_MAX"
+        array: {
+            name.removeprefix(prefix).lower(): value
+            for name, value in enums.items()
+            if name.startswith(start) and name != "PROGRAM_MAX"
+        }
+        for array, (start, prefix) in PROGRAM_ARRAYS.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Loading programs: map fds into the instructions, one program array per generation."""
+"""Loading programs: map fds into the instructions, program arrays per generation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ebpf import maps
 from ebpf.errors import CompileError, LbError
 from ebpf.hooks.cgroup import SocketAttacher
 from ebpf.hooks.tc import Attacher
+from ebpf.hooks.xdp import DriverAttacher
 from ebpf.instance import Instance
 from ebpf.kernel import bpffs, functions, libbpf, optional
 from ebpf.kernel import fields as kernel_fields
-from ebpf.layouts import Bundle, Field, MapSpec, Program, Record
+from ebpf.layouts import PROGRAM_ARRAYS, Bundle, Field, MapSpec, Program, Record, Slots
 from ebpf.maps import ProgramArray
 
-PROGRAM_ARRAY = "programs"
 _LOADERS = 4  # threads
 
 
@@ -68,39 +68,42 @@ def _load_all(
 
 
 class Generation:
-    """All programs of a bundle, with a program array of their own.
+    """All programs of a bundle, with program arrays of their own.
 
-    `fds` are the entry programs by name (those that are not in the array), `tails` the others, by
-    which the array is set right. A program array forgets its programs when the last descriptor and
-    pin of it go, so a generation in use keeps `array` open or pinned.
+    `fds` are the entry programs by name (those that are in no array), `tails` the others, by
+    which the arrays are set right. A program array forgets its programs when the last descriptor
+    and pin of it go, so a generation in use keeps `arrays` open or pinned.
     """
 
-    def __init__(self, fds: dict[str, int], tails: dict[str, int], array: ProgramArray) -> None:
+    def __init__(
+        self, fds: dict[str, int], tails: dict[str, int], arrays: dict[str, ProgramArray]
+    ) -> None:
         self.fds = fds
         self.tails = tails
-        self.array = array
+        self.arrays = arrays
 
     @classmethod
     def load(cls, bundle: Bundle, map_fds: Mapping[str, int], partial: bool = False) -> Generation:
-        """Loads every program of `bundle` on the given maps, which need not have the array.
+        """Loads every program of `bundle` on the given maps, which need not have the arrays.
 
         A slot of enum program without a program is an error unless `partial`.
         """
         slots = bundle.tail_programs()
-        if not partial and (missing := slots.keys() - bundle.programs.keys()):
+        places = {name: (array, at) for array, named in slots.items() for name, at in named.items()}
+        if not partial and (missing := places.keys() - bundle.programs.keys()):
             raise CompileError(
                 f"enum program names {', '.join(sorted(missing))}, which no unit defines"
             )
-        size = max(slots.values(), default=0) + 1
-        array = maps.create(_array_spec(bundle), size)
-        assert isinstance(array, ProgramArray)
-        made = cls({}, {}, array)
+        made = cls({}, {}, {})
         try:
-            fds = {**map_fds, PROGRAM_ARRAY: array.fd}
+            for name, named in slots.items():
+                made.arrays[name] = _create_array(bundle, name, max(named.values(), default=0) + 1)
+            fds = {**map_fds, **{name: array.fd for name, array in made.arrays.items()}}
             for name, fd in _load_all(bundle.programs, fds):
-                if name in slots:
+                if name in places:
                     made.tails[name] = fd
-                    array.store(slots[name], fd)
+                    array, at = places[name]
+                    made.arrays[array].store(at, fd)
                 else:
                     made.fds[name] = fd
         except LbError:
@@ -108,16 +111,20 @@ class Generation:
             raise
         return made
 
-    def restore_array(self, slots: Mapping[str, int]) -> list[str]:
-        """Put programs back into slots of the array that somebody emptied or filled otherwise;
+    def restore_arrays(self, slots: Slots) -> list[str]:
+        """Put programs back into slots of the arrays that somebody emptied or filled otherwise;
         returns which. `slots` is `Bundle.tail_programs`."""
-        lost = [n for n, fd in self.tails.items() if self.array.program(slots[n]) != _id(fd)]
-        for name in lost:
-            self.array.store(slots[name], self.tails[name])
-        return lost
+        lost = []
+        for name, named in slots.items():
+            array = self.arrays[name]
+            for program in self.tails.keys() & named.keys():
+                if array.program(named[program]) != _id(self.tails[program]):
+                    array.store(named[program], self.tails[program])
+                    lost.append(program)
+        return sorted(lost)
 
     def close_tails(self) -> None:
-        """Without them the array cannot be set right."""
+        """Without them the arrays cannot be set right."""
         for fd in self.tails.values():
             os.close(fd)
         self.tails.clear()
@@ -128,7 +135,8 @@ class Generation:
         for fd in self.fds.values():
             os.close(fd)
         self.fds.clear()
-        self.array.close()
+        for array in self.arrays.values():
+            array.close()
 
     def __enter__(self) -> Generation:
         return self
@@ -150,12 +158,13 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
     """
     directory = instance.pin_dir / "programs" / generation_key(bundle, instance)
     slots = bundle.tail_programs()
-    if all((directory / name).exists() for name in (*bundle.programs, PROGRAM_ARRAY)):
-        array = open_array(directory / PROGRAM_ARRAY)
+    if all((directory / name).exists() for name in (*bundle.programs, *slots)):
+        arrays = {name: open_array(directory / name) for name in slots}
         fds = {name: libbpf.obj_get(str(directory / name)) for name in sorted(bundle.programs)}
-        tails = {name: fds.pop(name) for name in slots if name in fds}
-        found = Generation(fds, tails, array)
-        found.restore_array(slots)
+        named = {name for array in slots.values() for name in array}
+        tails = {name: fds.pop(name) for name in named if name in fds}
+        found = Generation(fds, tails, arrays)
+        found.restore_arrays(slots)
         return found
     made = Generation.load(bundle, instance.map_fds())
     # Renamed when complete: a generation is all there or not at all.
@@ -163,7 +172,8 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
     bpffs.remove_tree(fresh)
     bpffs.remove_tree(directory)
     bpffs.make_directory(fresh)
-    bpffs.pin(made.array.fd, fresh / PROGRAM_ARRAY)
+    for name, array in made.arrays.items():
+        bpffs.pin(array.fd, fresh / name)
     for name, fd in {**made.fds, **made.tails}.items():
         bpffs.pin(fd, fresh / name)
     fresh.rename(directory)
@@ -172,10 +182,10 @@ def load_generation(bundle: Bundle, instance: Instance) -> Generation:
 
 def restore_pins(generation: Generation, key: str, instance: Instance) -> list[str]:
     """Pins the programs of a generation, known by `key`, again where somebody removed or replaced
-    their pins; returns where that was so. Without its array a generation ends with its agent."""
+    their pins; returns where that was so. Without its arrays a generation ends with its agent."""
     directory = instance.pin_dir / "programs" / key
     bpffs.make_directory(directory)
-    found = [(PROGRAM_ARRAY, generation.array.fd, libbpf.map_id)]
+    found = [(name, array.fd, libbpf.map_id) for name, array in generation.arrays.items()]
     opened = {**generation.fds, **generation.tails}
     found += [(name, fd, libbpf.prog_id) for name, fd in opened.items()]
     return [
@@ -194,11 +204,12 @@ def drop_other_generations(bundle: Bundle, instance: Instance) -> int:
     """Unpins the generations that `bundle` replaced; returns how many.
 
     One that an interface or a cgroup still runs (its replacement failed there) is kept: its program
-    array would lose its programs with the pin.
+    arrays would lose their programs with the pin.
     """
     kept = generation_key(bundle, instance)
     running = {item.prog_id for item in Attacher(instance.pin_dir, "tcx").attachments()}
     running |= {hook.prog_id for hook in SocketAttacher(instance.pin_dir).hooks()}
+    running |= {item.prog_id for item in DriverAttacher(instance.pin_dir).attachments()}
     dropped = 0
     for path in (instance.pin_dir / "programs").iterdir():
         if path.name != kept and not running & _pinned_programs(path):
@@ -216,7 +227,7 @@ def _pinned_programs(directory: Path) -> set[int]:
     """Ids of the programs of one generation."""
     found = set()
     for path in directory.iterdir():
-        if path.name.partition("~")[0] != PROGRAM_ARRAY:
+        if path.name.partition("~")[0] not in PROGRAM_ARRAYS:
             fd = libbpf.obj_get(str(path))
             found.add(_id(fd))
             os.close(fd)
@@ -229,12 +240,17 @@ def _id(fd: int) -> int:
 
 def open_array(path: Path) -> ProgramArray:
     """The program array that is pinned there. Raises KernelError."""
-    return ProgramArray(_ARRAY, libbpf.obj_get(str(path)))
+    return ProgramArray(_array_spec(path.name), libbpf.obj_get(str(path)))
 
 
 _WORD = Record("", 4, (Field("", 0, 4, 0, "u32"),))
-_ARRAY = MapSpec(PROGRAM_ARRAY, maps.PROG_ARRAY, 0, _WORD, _WORD)
 
 
-def _array_spec(bundle: Bundle) -> MapSpec:
-    return bundle.maps.get(PROGRAM_ARRAY) or _ARRAY
+def _array_spec(name: str) -> MapSpec:
+    return MapSpec(name, maps.PROG_ARRAY, 0, _WORD, _WORD)
+
+
+def _create_array(bundle: Bundle, name: str, size: int) -> ProgramArray:
+    made = maps.create(bundle.maps.get(name) or _array_spec(name), size)
+    assert isinstance(made, ProgramArray)
+    return made

@@ -47,6 +47,15 @@ class SourceState(msgspec.Struct, frozen=True):
     problems: tuple[str, ...] = ()
 
 
+class DriverState(msgspec.Struct, frozen=True):
+    """XDP on one uplink. `state` is "sends", "receives" (what comes in there is sent on, nothing
+    that came in elsewhere), "testing", or "tc"; `why` says why it is no more than that."""
+
+    name: str
+    state: str
+    why: str
+
+
 class Audited(msgspec.Struct, frozen=True):
     """What the agent's audit has done since its start. `corrections` counts by kind what somebody
     had broken and is right again, `lately` are sentences about the last of them."""
@@ -81,6 +90,8 @@ class StatusRecord(msgspec.Struct, frozen=True):
     last_apply_seconds: float = 0.0
     taking_over: bool = False  # kube-proxy's rules are still there
     socket_lb: str = ""  # off, host or all
+    xdp: str = ""  # off, auto or on
+    drivers: tuple[DriverState, ...] = ()
     sockets_closed: int = 0  # by this agent, since their endpoint had gone
     thread_restarts: int = 0  # that ended or were stuck
     corrections: int = 0  # counts of live flows that were wrong, and set right

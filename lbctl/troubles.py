@@ -50,6 +50,10 @@ KINDS: Final = {
         "`--cgroup` names the right cgroup, `--socket-lb off` does without.",
         "SocketsNotServed",
     ),
+    "xdp": Kind(
+        "`--xdp on` is asked for, and an uplink's driver does not do it: TC does the same.",
+        "The sentence names the device and what it lacks; `--xdp auto` takes what there is.",
+    ),
     "maps": Kind(
         "Changes cannot be written: what was there before is served.",
         "The sentence names the map, and the option for a larger one.",

@@ -50,6 +50,8 @@ UNITS = (
     family_unit("6"),
     family_unit("4", "table.c"),
     family_unit("6", "table.c"),
+    family_unit("4", "xdp.c"),
+    family_unit("6", "xdp.c"),
     Unit("entry", "entry.c"),
     Unit("sock", "sock.c", (("FAMILY", "6"),)),
 )

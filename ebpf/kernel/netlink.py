@@ -30,6 +30,8 @@ _NEWROUTE, _DELROUTE = 24, 25
 _HEADER = struct.Struct("=IH10x")  # struct nlmsghdr: length and type
 _LINK_HEAD = struct.Struct("=Bxxxi")  # struct ifinfomsg: family and index
 _SCOPE_LINK = 253
+_NUD_STALE = 4
+_NTF_USE = 1
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -46,6 +48,8 @@ class Link(msgspec.Struct, frozen=True):
     peer: int
     peer_netns: int | None
     bare: bool = False  # frames begin with the IP header, as in tunnels of layer 3
+    mac: bytes = b""
+    mtu: int = 0
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -98,6 +102,36 @@ def links() -> list[Link]:
     """The interfaces alone."""
     with IPRoute() as netlink:
         return [_link(message) for message in netlink.get_links()]
+
+
+def transmitted(ifindex: int) -> int:
+    """Frames that an interface has sent, by its own count. Raises OSError."""
+    with IPRoute() as netlink:
+        for message in netlink.get_links(ifindex):
+            return int(message.get_attr("IFLA_STATS64")["tx_packets"])
+    raise OSError(errno.ENODEV, f"no interface {ifindex}")
+
+
+def ask_again(ifindex: int, most: int) -> int:
+    """Have the kernel ask neighbours on an interface whether they are still there, of those it has
+    not heard of for a while; returns how many. What XDP sends does not tell it that they are used.
+    Raises OSError."""
+    with IPRoute() as netlink:
+        stale = [
+            message
+            for message in netlink.get_neighbours(ifindex=ifindex)
+            if message["state"] & _NUD_STALE and message["ifindex"] == ifindex
+        ][:most]
+        for message in stale:
+            netlink.neigh(
+                "change",
+                family=message["family"],
+                dst=message.get_attr("NDA_DST"),
+                ifindex=ifindex,
+                flags=_NTF_USE,
+                state=0,
+            )
+        return len(stale)
 
 
 class Watch:
@@ -207,6 +241,8 @@ def _link(message: Any) -> Link:
         peer=message.get_attr("IFLA_LINK") or 0,
         peer_netns=message.get_attr("IFLA_LINK_NETNSID"),
         bare=message["ifi_type"] not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
+        mac=bytes.fromhex((message.get_attr("IFLA_ADDRESS") or "").replace(":", "")),
+        mtu=message.get_attr("IFLA_MTU") or 0,
     )
 
 

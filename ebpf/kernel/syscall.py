@@ -22,6 +22,7 @@ _NUMBERS = {
     "i686": 357,
 }
 
+_PROG_BY_ID = 13
 _PROG_QUERY = 16
 _LINK_CREATE = 28
 _OBJ_GET_INFO = 15
@@ -33,6 +34,8 @@ _MOST_PROGRAMS = 64
 ATTACH_TYPES = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
 DIRECTIONS = {number: name for name, number in ATTACH_TYPES.items()}
 LINK_TYPE_TCX = 11
+_XDP = 37
+_XDP_NATIVE = 1 << 2  # XDP_FLAGS_DRV_MODE
 
 
 @functools.cache
@@ -61,6 +64,27 @@ def tcx_link(prog_fd: int, ifindex: int, direction: str, position: str) -> int:
     attributes = bytearray(_ATTR_SIZE)
     struct.pack_into("=IIII", attributes, 0, prog_fd, ifindex, ATTACH_TYPES[direction], place)
     return bpf(_LINK_CREATE, attributes, f"cannot attach to {direction} of interface {ifindex}")
+
+
+def xdp_link(prog_fd: int, ifindex: int) -> int:
+    """Attaches to a device's driver, and nowhere else, and returns the link's fd."""
+    attributes = bytearray(_ATTR_SIZE)
+    struct.pack_into("=IIII", attributes, 0, prog_fd, ifindex, _XDP, _XDP_NATIVE)
+    return bpf(_LINK_CREATE, attributes, f"cannot attach to the driver of interface {ifindex}")
+
+
+def xdp_link_info(fd: int) -> tuple[int, int]:
+    """(program id, ifindex) of such a link; ifindex 0 when its device is gone."""
+    _, prog_id, rest = _link_info(fd)
+    (ifindex,) = struct.unpack_from("=I", rest, 0)
+    return prog_id, ifindex
+
+
+def program(prog_id: int) -> int:
+    """Opens a program by its number. Raises KernelError, ENOENT if there is none."""
+    attributes = bytearray(_ATTR_SIZE)
+    struct.pack_into("=I", attributes, 0, prog_id)
+    return bpf(_PROG_BY_ID, attributes, f"cannot open program {prog_id}")
 
 
 def link_info(fd: int) -> tuple[int, int, int, str]:

@@ -13,6 +13,8 @@ from ebpf.kernel import libbpf
 
 # BPF_F_TEST_SKB_CHECKSUM_COMPLETE: the kernel checks that programs keep skb->csum right.
 CHECKSUM_COMPLETE = 1 << 2
+# BPF_F_TEST_XDP_LIVE_FRAMES: what the program says is done with the frames (5.18).
+_LIVE_FRAMES = 1 << 1
 _HEADROOM = 512
 _CONTEXT_SIZE = 192
 # Offsets of struct __sk_buff that a test run takes over.
@@ -75,6 +77,31 @@ def run(
         options.duration,
         ctx_out.raw[: options.ctx_size_out] if ctx is not None else b"",
     )
+
+
+def send_live(prog_fd: int, packet: bytes, ifindex: int, count: int) -> None:
+    """Runs an XDP program on `count` frames that a device might have received, and does with each
+    what it says: XDP_TX sends it by that device. The device must have an XDP program, or another
+    reason to be ready for them. Raises KernelError: EINVAL on kernels that cannot."""
+    context = driver_context(packet, ifindex)
+    options = libbpf.TestRunOptions(
+        sz=ctypes.sizeof(libbpf.TestRunOptions),
+        data_in=ctypes.cast(ctypes.c_char_p(packet), ctypes.c_void_p),
+        data_size_in=len(packet),
+        ctx_in=ctypes.cast(ctypes.c_char_p(context), ctypes.c_void_p),
+        ctx_size_in=len(context),
+        repeat=count,
+        flags=_LIVE_FRAMES,
+        batch_size=count,
+    )
+    code = libbpf.library().bpf_prog_test_run_opts(prog_fd, ctypes.byref(options))
+    if code < 0:
+        raise KernelError("the kernel does not send frames of our own", -code)
+
+
+def driver_context(packet: bytes, ifindex: int) -> bytes:
+    """A struct xdp_md: the packet came in by this device, which has an XDP program."""
+    return struct.pack("=6I", 0, len(packet), 0, ifindex, 0, 0)
 
 
 def context(**fields: int) -> bytes:

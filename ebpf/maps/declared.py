@@ -133,6 +133,7 @@ class Maps(Generic[Hash, Array, PerCpu]):
     stash: Annotated[Array, Constant("STASH_SLOTS")]
     stash_buckets: Annotated[Array, Constant("STASH_BUCKETS")]
     devices: Annotated[Hash, Fixed(4096)]
+    xdp_devices: Annotated[Hash, Fixed(256)]
     fast_devices: Annotated[Hash, Fixed(4096, "fast_path")]
     hops4: Annotated[PerCpu, Power("HOP_BITS", "fast_path")]
     hops6: Annotated[PerCpu, Power("HOP_BITS", "fast_path")]

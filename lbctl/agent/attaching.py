@@ -18,6 +18,7 @@ from ebpf.hooks.tc import Attacher, Attachment
 from ebpf.kernel import netlink
 from ebpf.kernel.netlink import Changes, IPAddress, Link, Network
 from ebpf.programs import Generation
+from lbctl.agent.drivers import Drivers
 from lbctl.agent.uplinks import pod_interfaces, uplinks
 from lbctl.threads import Beat
 
@@ -68,8 +69,11 @@ class Attaching:
     """What one thread knows and does. Each `turn` is one piece of work, so that a new pod waits for
     one other interface at most."""
 
-    def __init__(self, attacher: Attacher, watch: netlink.Watch, beat: Beat) -> None:
+    def __init__(
+        self, attacher: Attacher, drivers: Drivers, watch: netlink.Watch, beat: Beat
+    ) -> None:
         self._attacher = attacher
+        self._drivers = drivers
         self._watch = watch
         self._beat = beat
         self._wanted = Wanted()
@@ -128,6 +132,8 @@ class Attaching:
         if wanted.looks != before.looks:
             self._stale, self._thorough = 0.0, True
         if wanted.generation is not before.generation:
+            if wanted.generation is not None:
+                self._drivers.replace(wanted.generation)
             self._sort(thorough=True)
         elif wanted != before:
             self._sort(thorough=False)
@@ -147,6 +153,8 @@ class Attaching:
         elif self._failed and now >= self._retry:
             self._retry = now + RETRY_SECONDS
             self._pending.update((index, item.since) for index, item in self._failed.items())
+        elif self._is_driver_due(now):
+            self._drivers.look(self._links, self.uplinks)
         elif self._is_check_due(now):
             self._check(now)
         if not self._pending and self.placed is not self._wanted.generation:
@@ -172,8 +180,12 @@ class Attaching:
             return 0.0
         times = [] if self._stale is None else [max(self._stale, self._earliest)]
         times += [self._retry] if self._failed else []
+        times += [self._drivers.due()] if self._wanted.generation is not None else []
         times += [self._check_at] if self._is_checked() else []
         return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _is_driver_due(self, now: float) -> bool:
+        return self._wanted.generation is not None and now >= self._drivers.due()
 
     def _is_checked(self) -> bool:
         return bool(self.attached) and self.placed is self._wanted.generation
@@ -199,6 +211,8 @@ class Attaching:
             self._stale = 0.0  # a pod may be waiting
         elif changes.addresses or changes.routes:
             self._look_again(now)
+        if changes.links or changes.gone:
+            self._drivers.changed()
         if changes.gone:
             self._forget(changes.gone)
         for link in changes.links:
@@ -238,6 +252,7 @@ class Attaching:
             wanted.node_addresses,
             wanted.uplinks,
         )
+        self._drivers.changed()
         if wanted.generation is None:
             return
         now = time.monotonic()

@@ -158,10 +158,10 @@ class LaterGeneration:
         return programs.restore_pins(self._placed, self._placed_key, self._instance)
 
     def restore_calls(self) -> list[str]:
-        """Put back what somebody took out of the program array; returns which programs."""
+        """Put back what somebody took out of the program arrays; returns which programs."""
         if not self.placed or self._placed is None:
             return []
-        return self._placed.restore_array(self._bundle.tail_programs())
+        return self._placed.restore_arrays(self._bundle.tail_programs())
 
     def _finish(self) -> None:
         """Nothing runs any more but what is in place."""

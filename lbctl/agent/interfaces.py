@@ -18,7 +18,9 @@ from ebpf.kernel.netlink import IPAddress, Network
 from ebpf.programs import Generation
 from lbctl.addresses import IPV4, family_of
 from lbctl.agent.attaching import Attaching, Running, Unattached, Wanted
+from lbctl.agent.drivers import ON, Drivers
 from lbctl.agent.keeper import Keeper
+from lbctl.status import DriverState
 from lbctl.threads import Beat
 
 _LEAVES = 5.0  # seconds until a thread that ends has ended
@@ -35,6 +37,7 @@ class Found:
     repaired: tuple[str, ...] = ()  # interfaces whose programs others took away
     repairs: int = 0  # times that this was so
     placed: Generation | None = None  # these programs are everywhere by now, where they could be
+    drivers: tuple[DriverState, ...] = ()
     problem: str = ""  # with what should not be attached
 
 
@@ -46,8 +49,11 @@ class Interfaces:
         attacher: Attacher,
         uplinks: Collection[str],
         pod_patterns: Collection[str],
+        drivers: Drivers,
         keeper: Keeper,
     ) -> None:
+        self.xdp = drivers.mode
+        self._drivers = drivers
         self._attacher = attacher
         self._wanted = Wanted(uplinks=uplinks, pods=pod_patterns)
         self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # to the thread
@@ -95,6 +101,18 @@ class Interfaces:
     def problem(self) -> str:
         """Why what should not be attached any more still may be; empty if it is not."""
         return self._found.problem
+
+    @property
+    def drivers(self) -> tuple[DriverState, ...]:
+        """XDP on each uplink that may have it."""
+        return self._found.drivers
+
+    @property
+    def xdp_problems(self) -> list[str]:
+        """A sentence for each uplink that should have it and has not."""
+        if self.xdp != ON:
+            return []
+        return [f"no XDP on {d.name}: {d.why}" for d in self._found.drivers if d.state == "tc"]
 
     def were_attached(self) -> bool:
         """Whether an earlier agent left programs in place."""
@@ -146,7 +164,7 @@ class Interfaces:
         """The thread's work."""
         beat.interrupt = lambda: os.eventfd_write(self._told, 1)
         with netlink.Watch() as watch:  # before the first look: nothing is missed in between
-            attaching = Attaching(self._attacher, watch, beat)
+            attaching = Attaching(self._attacher, self._drivers, watch, beat)
             published = 0.0
             while not beat.stopping.is_set():
                 attaching.want(self._wanted)
@@ -166,7 +184,8 @@ class Interfaces:
             said.repaired(now),
             said.repairs,
             said.placed,
-            said.problem,
+            self._drivers.states,
+            said.problem or self._drivers.problem,
         )
         if found != self._found:
             self._found = found

@@ -19,6 +19,7 @@ import structlog
 
 from ebpf.compile import compiler
 from ebpf.hooks.tc import Attacher
+from ebpf.hooks.xdp import DriverAttacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
 from lbctl.agent import carrying, fastpath, measures, memory
@@ -26,6 +27,7 @@ from lbctl.agent.auditing import Auditing
 from lbctl.agent.beat import Beat
 from lbctl.agent.carrying import Carrying
 from lbctl.agent.control import Control
+from lbctl.agent.drivers import Drivers
 from lbctl.agent.events import Complaints, EventApi, Teller, of_node
 from lbctl.agent.facts import Facts
 from lbctl.agent.fastpath import FastPath
@@ -151,7 +153,15 @@ class Agent:
         health.set_places(settings.healthz, (), settings.metrics)
         health.start()  # not before the instance is ours, and so the ports
         attacher = Attacher(options.pin_dir)
-        interfaces = Interfaces(attacher, settings.uplinks, settings.pod_interfaces, keeper)
+        drivers = Drivers(
+            settings.xdp,
+            settings.xdp_devices,
+            DriverAttacher(options.pin_dir),
+            instance.xdp_devices,
+        )
+        interfaces = Interfaces(
+            attacher, settings.uplinks, settings.pod_interfaces, drivers, keeper
+        )
         sockets = SocketHooks(options.pin_dir, settings.socket_lb, options.cgroup)
         carried = Carrying(bundle, instance)
         programs = LaterGeneration(bundle, instance, interfaces, sockets, keeper, carried)

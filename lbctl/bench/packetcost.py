@@ -279,7 +279,7 @@ def measure(bench: Bench, case: Case, rounds: int, repeat: int | None = None) ->
             case.prepare(bench)
         floors.append(bench.packet(bench.driver["empty"], repeat))
         costs.append(bench.packet(bench.generation.fds[case.entry], repeat))
-    return _cost(case.name, floors, costs)
+    return cost_of(case.name, floors, costs)
 
 
 def is_new_flow(case: Case) -> bool:
@@ -299,10 +299,11 @@ def yardstick(bench: Bench, case: Case, rounds: int, repeat: int) -> Cost:
         bench.fillings.delete_many(bench.fillings.read_all()[0])
         floors.append(bench.packet(bench.driver["empty"], repeat))
         costs.append(bench.packet(bench.driver[name], repeat))
-    return _cost(name, floors, costs)
+    return cost_of(name, floors, costs)
 
 
-def _cost(name: str, floors: list[int], costs: list[int]) -> Cost:
+def cost_of(name: str, floors: list[int], costs: list[int]) -> Cost:
+    """Of rounds in which floor and case took turns."""
     floor = statistics.median(floors)
     return Cost(
         name,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lbctl.bench import kubeproxy, machine, measures
 from lbctl.bench.dataset import TARGET_PORT, Dataset
@@ -13,7 +14,6 @@ from lbctl.bench.measures import CONNECTION_MEASURES, Measuring
 from lbctl.bench.options import PACKETS, PER_SERVICES, Options
 from lbctl.bench.ours import AgentPeer
 from lbctl.bench.peers import (
-    NOT_YET,
     Bare,
     LoadedOtherwise,
     Peer,
@@ -29,8 +29,13 @@ Progress = Callable[[str, str], None]  # what is being done, and how far it is
 
 _NO_TEST_RUN = {
     False: "netfilter and routing have no test run that a packet could be timed in",
-    True: "socket programs have no test run in the kernel, and there are no XDP programs",
+    True: "socket programs have no test run in the kernel",
 }
+_WITH_TEST_RUN = ("lbctl-tc", "lbctl-xdp")
+_XDP_ALONE = (
+    "its packets are timed one by one: between namespaces of one machine the stacks at both ends "
+    "cost more than a driver spares the node between them"
+)
 # What the floor and rules cannot have, so that nobody waits for it.
 _NOT_OF_THE_FLOOR = {"load_time", "change_time", "agent_memory", "kernel_memory"}
 
@@ -86,7 +91,7 @@ def all_peers(options: Options) -> list[Peer]:
         AgentPeer("lbctl-tc"),
         AgentPeer("lbctl-fast", fast_path="on"),
         AgentPeer("lbctl-socket", socket_lb="all"),
-        Unavailable("lbctl-xdp", f"{NOT_YET}: the agent attaches no XDP programs"),
+        Unavailable("lbctl-xdp", _XDP_ALONE),
     ]
     return sorted(made, key=lambda peer: PEERS.index(peer.name))
 
@@ -211,27 +216,53 @@ def _memory(peers: Sequence[Peer], data: Dataset, results: Results) -> None:
 def _packets(options: Options, results: Results, progress: Progress) -> None:
     """packet_ns and packet_instructions: of ours only, and the same for any number of services."""
     for peer in PEERS:
-        if peer in options.peers and peer != "lbctl-tc":
+        if peer in options.peers and peer not in _WITH_TEST_RUN:
             for measure in PACKETS:
                 results.miss(peer, 0, measure, _NO_TEST_RUN[peer.startswith("lbctl")])
+    _driver_packets(options, results, progress)
     if "lbctl-tc" not in options.peers or all(results.has("lbctl-tc", 1, m) for m in PACKETS):
         return
     from lbctl.bench import packetcost  # compiles
 
     rounds, repeat = options.effort.packet_rounds, options.effort.packet_repeat
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {options.cpu} if options.cpu >= 0 else before)
     try:
-        found = packetcost.all_costs(rounds, repeat, lambda name: progress("packets", name))
+        with _on_one_cpu(options):
+            found = packetcost.all_costs(rounds, repeat, lambda name: progress("packets", name))
     except LbError as error:
         for measure in PACKETS:
             results.miss("lbctl-tc", 0, measure, error.message)
         return
-    finally:
-        os.sched_setaffinity(0, before)
-    results.about.packets = found.costs
+    results.about.packets = [*found.costs, *results.about.packets]
     results.about.instructions = found.instructions
     results.add(found.records)
+
+
+def _driver_packets(options: Options, results: Results, progress: Progress) -> None:
+    """packet_ns at a driver, and beside it what TC takes for the same packets."""
+    if "lbctl-xdp" not in options.peers or results.has("lbctl-xdp", 1, "packet_ns"):
+        return
+    from lbctl.bench import drivercost  # compiles
+
+    results.miss("lbctl-xdp", 0, "packet_instructions", "as many as its way to the next hop takes")
+    rounds, repeat = options.effort.packet_rounds, options.effort.packet_repeat
+    try:
+        with _on_one_cpu(options):
+            found = drivercost.costs(rounds, repeat, lambda name: progress("packets", name))
+    except LbError as error:
+        results.miss("lbctl-xdp", 0, "packet_ns", error.message)
+        return
+    results.about.packets = [*results.about.packets, *found.packets]
+    results.add(found.records)
+
+
+@contextlib.contextmanager
+def _on_one_cpu(options: Options) -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {options.cpu} if options.cpu >= 0 else before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def worse(record: Record) -> bool:

@@ -57,6 +57,10 @@ def _summary(found: InstanceStatus) -> list[str]:
     if found.socket_lb:
         closed = f"; {found.sockets_closed} closed, endpoint gone" if found.sockets_closed else ""
         lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
+    for i, driver in enumerate(found.drivers):
+        why = f": {driver.why}" if driver.why else ""
+        state = DRIVERS.get(driver.state, driver.state)
+        lines.append(f"{'' if i else 'xdp':<10}  {driver.name} {state}{why}")
     if found.fast_path.wanted or found.passed:
         lines += _fast_path(found)
     if found.thread_restarts:
@@ -80,6 +84,14 @@ def _summary(found: InstanceStatus) -> list[str]:
     for i, (name, number) in enumerate(seen.items()):
         lines.append(f"{'' if i else 'packets':<10}  {name:<{width}}  {number}")
     return lines
+
+
+DRIVERS = {
+    "sends": "in use",
+    "receives": "in use for what comes in there, not for what leaves by it",
+    "testing": "is being tested",
+    "tc": "left to TC",
+}
 
 
 def _fast_path(found: InstanceStatus) -> list[str]:

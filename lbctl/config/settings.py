@@ -288,6 +288,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "host"
 
+    # Drivers
+
+    xdp: Annotated[
+        Literal["off", "auto", "on"],
+        Option(
+            flag="--xdp",
+            field="xdp",
+            example="off",
+            help="Whether packets for endpoints on other nodes are sent on by uplinks' drivers: "
+            "not at all, where a device can, where it is a fault if it cannot "
+            "(docs/operations.md).",
+        ),
+    ] = "off"
+    xdp_devices: Annotated[
+        tuple[_Pattern, ...],
+        Option(
+            flag="--xdp-device",
+            metavar="PATTERN",
+            field="xdpDevices",
+            default="all uplinks",
+            example=("eth*",),
+            help="Uplink whose driver may do that.",
+        ),
+    ] = ()
+
     # What the agent offers and occupies
 
     healthz: Annotated[

@@ -12,6 +12,7 @@ from ebpf import trust
 from ebpf.errors import InUseError, LbError, MissingFeature
 from ebpf.hooks.cgroup import SocketAttacher
 from ebpf.hooks.tc import Attacher
+from ebpf.hooks.xdp import DriverAttacher
 from ebpf.kernel import bpffs
 from lbctl import status
 from lbctl.errors import NotFound
@@ -53,6 +54,7 @@ def survey(pin_dir: Path) -> Found:
     maps = pin_dir / "maps"
     names = [path.name for path in maps.iterdir()] if maps.is_dir() else []
     attached = {item.ifname for item in Attacher(pin_dir).attachments() if item.prog_id}
+    attached |= {item.ifname for item in DriverAttacher(pin_dir).attachments() if item.prog_id}
     hooks = tuple(hook.name for hook in SocketAttacher(pin_dir).hooks() if hook.cgroup_id)
     return Found(tuple(sorted(attached)), tuple(sorted(names)), hooks)
 
@@ -81,6 +83,7 @@ def remove(pin_dir: Path) -> None:
     """Detaches and unpins everything of the instance, and forgets what its agent said. Call within
     `exclusive`. Raises KernelError; what is left can be removed by another call."""
     SocketAttacher(pin_dir).detach()
+    DriverAttacher(pin_dir).detach_all()
     attacher = Attacher(pin_dir)
     attacher.prune()
     attacher.detach_all()

@@ -23,7 +23,7 @@ from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import SCHED_CLS, Field, MapSpec, Record
 from ebpf.maps.sizes import Sizes
 from lbctl import status
-from lbctl.host import obstacles
+from lbctl.host import drivers, obstacles
 from lbctl.host import settings as host
 
 OLDEST_KERNEL = (6, 1)
@@ -67,6 +67,7 @@ def check(pin_dir: Path) -> list[Requirement]:
         ("closing sockets", False, _closing_sockets),
         ("way past the stack", False, lambda: _fast_path(pin_dir)),
     ]
+    checks.append(("XDP", False, partial(_of_host, partial(drivers.xdp, pin_dir))))
     checks += [(name, False, partial(_of_host, work)) for name, work in host.CHECKS.items()]
     return [_guarded(name, required, work) for name, required, work in checks]
 

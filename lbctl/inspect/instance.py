@@ -48,6 +48,8 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     last_apply_seconds: float
     taking_over: bool
     socket_lb: str  # off, host or all; empty without any agent's word
+    xdp: str  # off, auto or on; empty without any agent's word
+    drivers: tuple[status.DriverState, ...]
     sockets_closed: int  # by the agent, since their endpoint had gone
     thread_restarts: int  # of the agent's, that ended or were stuck
     source: status.SourceState
@@ -79,6 +81,8 @@ def read(instance: Instance) -> InstanceStatus:
         last_apply_seconds=record.last_apply_seconds,
         taking_over=record.taking_over,
         socket_lb=record.socket_lb,
+        xdp=record.xdp,
+        drivers=record.drivers,
         sockets_closed=record.sockets_closed,
         thread_restarts=record.thread_restarts,
         source=record.source,

@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 
 from ebpf.compile import compiler
-from ebpf.layouts import Bundle
-from ebpf.programs import PROGRAM_ARRAY, Generation
+from ebpf.layouts import PROGRAM_ARRAYS, Bundle
+from ebpf.programs import Generation
 from lbctl.trace.flows import Arrival
 
 # By where a flow enters. What starts on the node is chosen for by the same code at its sockets.
@@ -41,5 +41,5 @@ def load(bundle: Bundle, map_fds: Mapping[str, int]) -> Generation:
 
 
 def maps_of(bundle: Bundle) -> list[str]:
-    """Names of the maps that the programs of a bundle work on, but for the program array."""
-    return [name for name in bundle.maps if name != PROGRAM_ARRAY]
+    """Names of the maps that the programs of a bundle work on, but for program arrays."""
+    return [name for name in bundle.maps if name not in PROGRAM_ARRAYS]

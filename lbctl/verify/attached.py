@@ -3,6 +3,7 @@ namespace it is called in."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
@@ -11,9 +12,11 @@ from pathlib import Path
 from ebpf.errors import KernelError
 from ebpf.hooks import cgroup
 from ebpf.hooks.tc import Attacher, Attachment
+from ebpf.hooks.xdp import DriverAttacher
 from ebpf.kernel import libbpf, netlink, syscall
+from ebpf.layouts import PROGRAM_ARRAYS, Slots
 from ebpf.maps import declared
-from ebpf.programs import PROGRAM_ARRAY, open_array
+from ebpf.programs import open_array
 from lbctl.addresses import IPV4, family_of
 from lbctl.agent.attaching import hooks_of
 from lbctl.agent.uplinks import uplinks
@@ -69,6 +72,20 @@ def _fault(item: Attachment | None, ours: Mapping[int, Path]) -> str:
     return ""
 
 
+def drivers(pin_dir: Path) -> Iterator[Difference]:
+    """What runs at drivers that is not ours, though our link says so. Which devices have XDP is not
+    asked: one that fails its test has none."""
+    ours = programs(pin_dir).get("xdp_uplink", {})
+    for item in DriverAttacher(pin_dir).attachments():
+        what = ""
+        if not item.ifindex:
+            what = "its link is detached, or the interface is gone"
+        elif item.prog_id not in ours:
+            what = f"it runs program {item.prog_id}, which is not of this instance"
+        if what:
+            yield Difference("interface", f"{item.ifname} XDP", what)
+
+
 def sockets(pin_dir: Path, mode: str) -> Iterator[Difference]:
     """Socket hooks that are not there, or lead elsewhere; `mode` as in --socket-lb."""
     ours = programs(pin_dir)
@@ -90,20 +107,26 @@ def programs(pin_dir: Path) -> dict[str, dict[int, Path]]:
     """By name of a program, the kernel's numbers of those that are pinned, of all generations."""
     found: dict[str, dict[int, Path]] = {}
     for path in sorted((pin_dir / "programs").glob("*/*")):
-        if path.name.partition("~")[0] != PROGRAM_ARRAY:
+        if path.name.partition("~")[0] not in PROGRAM_ARRAYS:
             found.setdefault(path.name, {})[_id_of(path)] = path
     return found
 
 
-def calls(pin_dir: Path, slots: Mapping[str, int]) -> Iterator[Difference]:
-    """Tail calls that lead nowhere, or not to what is pinned. `slots`: enum program."""
-    for directory in sorted((pin_dir / "programs").glob("*")):
-        path = directory / PROGRAM_ARRAY
-        if "~" in directory.name or not path.exists():
+def is_whole(generation: Path) -> bool:
+    """Whether it would outlive its agent: its arrays are pinned."""
+    return all((generation / array).exists() for array in PROGRAM_ARRAYS)
+
+
+def calls(pin_dir: Path, slots: Slots) -> Iterator[Difference]:
+    """Tail calls that lead nowhere, or not to what is pinned. `slots`: of the constants."""
+    directories = [p for p in sorted((pin_dir / "programs").glob("*")) if "~" not in p.name]
+    for directory, (array_name, named) in itertools.product(directories, slots.items()):
+        path = directory / array_name
+        if not path.exists():
             continue
         array = open_array(path)
         try:
-            for name, slot in slots.items():
+            for name, slot in named.items():
                 pinned = directory / name
                 if pinned.exists() and array.program(slot) != _id_of(pinned):
                     what = "the tail call to it leads elsewhere, or nowhere"
@@ -136,6 +159,6 @@ def pins(pin_dir: Path) -> Iterator[Difference]:
             continue
         os.close(fd)
     generations = [p for p in (pin_dir / "programs").glob("*") if "~" not in p.name]
-    if not any((path / PROGRAM_ARRAY).exists() for path in generations):
+    if not any(is_whole(path) for path in generations):
         what = "no generation of programs is whole: when the agent ends, services end with it"
         yield Difference("pin", "programs", what)

@@ -98,6 +98,7 @@ def _differences(pin_dir: Path, known: Known) -> Iterator[Difference]:
         yield Difference("node", known.node.name, "the agent goes by an older Node object")
     if standing is not None:
         yield from attached.interfaces(pin_dir, attached.wanted(standing))
+        yield from attached.drivers(pin_dir)
         yield from attached.sockets(pin_dir, standing.socket_lb)
     if missing:  # what is not pinned cannot be read
         return

@@ -10,7 +10,7 @@ from ebpf.hooks import cgroup
 from ebpf.hooks.tc import Attacher
 from ebpf.instance import Instance
 from ebpf.kernel import bpffs, libbpf
-from ebpf.programs import PROGRAM_ARRAY
+from ebpf.layouts import PROGRAM_ARRAYS
 from lbctl.errors import LbError
 from lbctl.model.updates import SourceStatus, Update
 from lbctl.reconcile.reconciler import Reconciler
@@ -71,9 +71,9 @@ def _attach(pin_dir: Path, known: Known) -> None:
 
 def _newest(pin_dir: Path) -> dict[str, int]:
     """The entry programs of the generation that was made last, opened."""
-    whole = [p for p in (pin_dir / "programs").iterdir() if (p / PROGRAM_ARRAY).exists()]
+    whole = [p for p in (pin_dir / "programs").iterdir() if attached.is_whole(p)]
     if not whole:
         raise LbError("no programs are pinned", "Start the agent.")
     newest = max(whole, key=lambda path: path.stat().st_mtime)
-    names = [path for path in newest.iterdir() if path.name != PROGRAM_ARRAY]
+    names = [path for path in newest.iterdir() if path.name not in PROGRAM_ARRAYS]
     return {path.name: libbpf.obj_get(str(path)) for path in names}

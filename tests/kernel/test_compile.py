@@ -76,7 +76,7 @@ def test_a_bundle_has_programs_maps_and_constants(cache: Path) -> None:
         "services",
     }
     assert bundle.enums["MASK"] == (1 << 40) - 1
-    assert bundle.tail_programs() == {"tail4": 0, "tail6": 1}
+    assert bundle.tail_programs()["programs"] == {"tail4": 0, "tail6": 1}
     assert bundle.maps["flows4"].value.size == 24
     assert [f.name for f in bundle.maps["flows4"].value.fields] == ["addr", "bytes", "mac", "pad"]
     assert bundle.maps["services"].flags == maps.F_MMAPABLE

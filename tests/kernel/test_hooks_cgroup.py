@@ -156,7 +156,7 @@ def test_the_agent_tries_again(place: Place) -> None:
     late.rmdir()
     hooks = SocketHooks(place.pin_dir, "host", late)
     hooks.refresh()  # nothing to attach yet
-    hooks.attach(Generation(place.deny, {}, array))
+    hooks.attach(Generation(place.deny, {}, {"t_programs": array}))
     assert len(hooks.problems) == 1
     assert str(late) in hooks.problems[0]
     late.mkdir()

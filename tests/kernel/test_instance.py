@@ -214,7 +214,7 @@ def test_another_code_is_another_generation(pin_dir: Path, bundle: Bundle) -> No
         load_generation(bundle, made) as first,
         load_generation(other, made) as second,
     ):
-        assert first.array.id != second.array.id
+        assert first.arrays["programs"].id != second.arrays["programs"].id
         assert len(list((pin_dir / "programs").iterdir())) == 2
         assert drop_other_generations(other, made) == 1
         assert [p.name for p in (pin_dir / "programs").iterdir()] == [

@@ -18,7 +18,7 @@ import pytest
 from ebpf.instance import Instance
 from ebpf.kernel import libbpf
 from ebpf.layouts import tail_programs
-from ebpf.programs import PROGRAM_ARRAY, open_array
+from ebpf.programs import open_array
 from lbctl import status
 from lbctl.datapath.frontends import Frontends
 from lbctl.inspect import names
@@ -196,8 +196,8 @@ def lose_program(lab: Lab) -> None:
     """Out of the program array: the one that refuses, which the traffic has no need of."""
     (generation,) = (lab.pin_dir(NODE) / "programs").iterdir()
     with maps(lab) as instance:
-        slot = tail_programs(instance.enums)["refuse6"]
-    array = open_array(generation / PROGRAM_ARRAY)
+        slot = tail_programs(instance.enums)["programs"]["refuse6"]
+    array = open_array(generation / "programs")
     libbpf.library().bpf_map_delete_elem(array.fd, slot.to_bytes(4, sys.byteorder))
     array.close()
 

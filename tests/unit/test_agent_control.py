@@ -75,6 +75,9 @@ class Rig:
         self.interfaces = SimpleNamespace(
             network=network("192.0.2.1"),
             attached=0,
+            xdp="off",
+            drivers=(),
+            xdp_problems=[],
             unattached=(),
             repaired=(),
             problem="",

@@ -108,6 +108,23 @@ class Kernel:
         self.changes = Changes(links, frozenset(), False, False, False)
 
 
+class NoDrivers:
+    """XDP is off, and nothing was there."""
+
+    mode = "off"
+    states = ()
+    problem = ""
+
+    def due(self) -> float:
+        return float("inf")
+
+    def changed(self) -> None: ...
+
+    def replace(self, generation: Any) -> None: ...
+
+    def look(self, links: Any, uplinks: Any) -> None: ...
+
+
 @pytest.fixture
 def told() -> Iterator[int]:
     made = os.eventfd(1, os.EFD_NONBLOCK)  # always to be read: no turn waits
@@ -133,7 +150,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def made(kernel: Kernel, clock: list[float]) -> Attaching:
     stand_in = cast(Any, kernel)
-    return Attaching(stand_in, stand_in, Beat(lambda: 0.0))
+    return Attaching(stand_in, cast(Any, NoDrivers()), stand_in, Beat(lambda: 0.0))
 
 
 def turns(made: Attaching, told: int) -> int:
@@ -262,7 +279,7 @@ def test_nothing_waits_for_an_attach(kernel: Kernel, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(netlink, "Watch", lambda: kernel)
     kernel.links[100] = pod(100)
     keeper = Keeper()
-    interfaces = Interfaces(cast(Any, kernel), (), (), keeper)
+    interfaces = Interfaces(cast(Any, kernel), (), (), cast(Any, NoDrivers()), keeper)
     interfaces.start()
     try:
         interfaces.attach_all(PROGRAMS)

@@ -64,7 +64,7 @@ def test_array_elements_are_rounded_up_to_eight_bytes() -> None:
 
 def test_tail_programs_come_from_the_enum() -> None:
     bundle = Bundle("", "live", {}, {}, {"PROGRAM_A4": 0, "PROGRAM_MAX": 1, "REASON_A": 3})
-    assert bundle.tail_programs() == {"a4": 0}
+    assert bundle.tail_programs() == {"programs": {"a4": 0}, "xdp_programs": {}}
 
 
 def test_convert_carries_fields_by_name() -> None:

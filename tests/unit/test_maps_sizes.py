@@ -16,6 +16,7 @@ from ebpf.layouts import (
     LRU_HASH,
     PERCPU_ARRAY,
     PROG_ARRAY,
+    PROGRAM_ARRAYS,
     RINGBUF,
     Bundle,
     Field,
@@ -97,7 +98,11 @@ def test_entries_follow_the_three_numbers_and_the_constants(bundle: Bundle) -> N
 
 
 def test_the_maps_of_the_c_and_those_declared_are_the_same(bundle: Bundle) -> None:
-    assert SIZES.max_entries(bundle).keys() == USES.keys() == bundle.maps.keys() - {"programs"}
+    assert (
+        SIZES.max_entries(bundle).keys()
+        == USES.keys()
+        == bundle.maps.keys() - PROGRAM_ARRAYS.keys()
+    )
 
 
 def test_a_map_that_is_not_declared_is_an_error_and_no_map_of_one_entry(bundle: Bundle) -> None:

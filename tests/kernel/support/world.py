@@ -321,6 +321,10 @@ class World:
         """The same for packets that go out."""
         return self._run("entry_to_net", frame, flags)
 
+    def at_driver(self, frame: bytes, flags: int = 0) -> Outcome:
+        """The driver of an uplink, before any hook: the verdict is XDP's."""
+        return self._run("xdp_uplink", frame, flags)
+
     def from_tunnel(self, frame: bytes, flags: int = 0) -> Outcome:
         """The hook at a device without link header: the frame begins with the IP header. The
         kernel's test run takes the protocol from bytes 12 and 13 all the same."""

@@ -1,0 +1,258 @@
+"""At the driver: what XDP does is what TC would have done; all else goes up as it came."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from tests.kernel.support import checks, model, packets
+from tests.kernel.support.driver import (
+    BACKENDS,
+    CLIENTS,
+    HOPS,
+    INGRESS,
+    LINK,
+    MACS,
+    MTU,
+    UNKNOWN_HOP,
+    UNROUTED,
+    XDP_DROP,
+    XDP_PASS,
+    XDP_REDIRECT,
+    DriverNode,
+    Tables,
+    both_ways,
+    driver_node,
+)
+from tests.kernel.support.packets import PLAIN, Shape
+from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, Passage, node_port
+from tests.kernel.support.world import NODE, beat
+
+pytestmark = pytest.mark.kernel
+__all__ = ["driver_node"]
+EACH = pytest.mark.parametrize("shape", [*PLAIN, Shape(4, "udp", zero=True)], ids=str)
+
+
+def opened(node: DriverNode, shape: Shape, address: str = "") -> Passage:
+    """A conversation in its middle."""
+    node_port(node.world, shape)
+    made = node.passage(shape, address)
+    made.open()
+    return made
+
+
+def both(passage: Passage, size: int = 20) -> list[bytes]:
+    """A packet each way."""
+    return [passage.request("A", b"q" * size), passage.reply("PA", b"a" * size)]
+
+
+def assert_equal_to_tc(node: DriverNode, frame: bytes) -> bytes:
+    """The driver's program sends it on, as TC would have: the same packet, the same tables after
+    it. Returns what leaves."""
+    got, expected, differing = both_ways(node, frame)
+    assert got.verdict == expected.verdict == XDP_REDIRECT
+    end = model.parse(got.frame).end
+    assert got.frame[LINK:end] == expected.frame[LINK:]
+    assert got.reasons == expected.reasons
+    assert differing == []
+    checks.assert_sums(got.frame)
+    return got.frame
+
+
+def assert_handed_up(node: DriverNode, frame: bytes) -> None:
+    """As it came, and nothing was written anywhere."""
+    before = Tables(node.world)
+    got = node.by_driver(frame)
+    assert got.verdict == XDP_PASS
+    assert got.frame == frame
+    assert got.reasons == {}
+    assert before.differing() == []
+
+
+@EACH
+def test_both_directions_of_a_flow_are_sent_on_by_the_driver(
+    driver_node: DriverNode, shape: Shape
+) -> None:
+    passage = opened(driver_node, shape)
+    for size in (0, 1, 2, 3, 1000):
+        request, reply = both(passage, size)
+        for frame, device in ((request, BACKENDS), (reply, CLIENTS)):
+            out = checks.parsed(assert_equal_to_tc(driver_node, frame))
+            assert (out.src, out.dst) == (MACS[device], HOPS[device])
+
+
+@EACH
+def test_padding_is_counted_as_tc_counts_it(driver_node: DriverNode, shape: Shape) -> None:
+    passage = opened(driver_node, shape)
+    for frame in both(passage, 0):
+        assert_equal_to_tc(driver_node, frame.ljust(100, b"\0"))
+
+
+@EACH
+def test_what_is_not_certain_goes_up(driver_node: DriverNode, shape: Shape) -> None:
+    """Each in both directions."""
+    passage = opened(driver_node, shape)
+    node_mac, other = b"\0" * 6, b"\2\0\0\0\0\x77"
+    for frame in both(passage):
+        at = model.parse(frame)
+        lifetime = at.network + (8 if at.family == 4 else 7)
+        for changed in (
+            other + frame[6:],  # for another machine
+            b"\xff" * 6 + frame[6:],
+            frame[:12] + b"\x81\x00\x00\x05" + frame[12:],  # of a VLAN
+            _patched(frame, lifetime, b"\1"),
+            _patched(frame, lifetime, b"\0"),
+            frame[:-1],  # says that it is longer
+            _unfinished(frame),
+        ):
+            if changed != frame:
+                assert_handed_up(driver_node, changed)
+        if shape.family == 4:
+            assert_handed_up(driver_node, _patched(frame, at.network + 10, b"\x12\x34", False))
+            assert_handed_up(driver_node, _patched(frame, at.network + 6, b"\x20\x00"))
+            assert_handed_up(driver_node, _patched(frame, at.network + 6, b"\x00\x10"))
+        assert frame[:6] == node_mac
+
+
+def _patched(frame: bytes, at: int, new: bytes, right: bool = True) -> bytes:
+    """Other bytes there; the IPv4 header's checksum is made right for them."""
+    out = bytearray(frame)
+    out[at : at + len(new)] = new
+    layout = model.parse(frame)
+    if right and layout.family == 4:
+        model.fix_ipv4_sum(out, layout.network, layout.transport)
+    return bytes(out)
+
+
+def _unfinished(frame: bytes) -> bytes:
+    """As a virtual device hands it over whose peer left the checksum to it; without one at all the
+    same."""
+    at = model.parse(frame)
+    place = at.transport + model.CHECKSUM_AT[at.protocol]
+    if at.protocol == model.UDP and frame[place : place + 2] == b"\0\0":
+        return frame
+    source, destination = at.addresses
+    pseudo = frame[source] + frame[destination]
+    pseudo += struct.pack("!II", at.end - at.transport, at.protocol)
+    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return frame[:place] + struct.pack("!H", total) + frame[place + 2 :]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("flags", ["S", "SA", "FA", "R", "RA", "F"])
+def test_tcp_that_changes_a_flow_goes_up(driver_node: DriverNode, family: int, flags: str) -> None:
+    passage = opened(driver_node, Shape(family, "tcp"))
+    for frame in (passage.request(flags), passage.reply(flags)):
+        assert_handed_up(driver_node, frame)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_tcp_out_of_its_middle_goes_up(driver_node: DriverNode, family: int) -> None:
+    node_port(driver_node.world, Shape(family, "tcp"))
+    passage = driver_node.passage(Shape(family, "tcp"))
+    passage.up("S")
+    for frame in both(passage):
+        assert_handed_up(driver_node, frame)
+    passage.down("SA")
+    passage.up("A")
+    passage.close("client")
+    for frame in both(passage):
+        assert_handed_up(driver_node, frame)
+
+
+@EACH
+def test_what_does_not_fit_goes_up(driver_node: DriverNode, shape: Shape) -> None:
+    passage = opened(driver_node, shape)
+    for more, handle in ((0, assert_equal_to_tc), (1, assert_handed_up)):
+        frame = passage.request("A", b"q" * 1000)
+        room = MTU - (len(frame) - LINK) + more
+        handle(driver_node, passage.request("A", b"q" * (1000 + room)))
+
+
+@EACH
+@pytest.mark.parametrize("client", [UNKNOWN_HOP, UNROUTED], ids=["no neighbour", "no route"])
+def test_what_has_no_known_next_hop_goes_up(
+    driver_node: DriverNode, shape: Shape, client: dict[int, str]
+) -> None:
+    passage = opened(driver_node, shape, address=client[shape.family])
+    request, reply = both(passage)
+    assert_equal_to_tc(driver_node, request)
+    assert_handed_up(driver_node, reply)
+
+
+@EACH
+def test_devices_that_cannot_transmit_are_left_to_the_stack(
+    driver_node: DriverNode, shape: Shape
+) -> None:
+    passage = opened(driver_node, shape)
+    request, reply = both(passage)
+    driver_node.know(driver_node.devices[BACKENDS], MACS[BACKENDS], sends=False)
+    assert_handed_up(driver_node, request)
+    assert_equal_to_tc(driver_node, reply)
+    driver_node.forget(driver_node.devices[CLIENTS])
+    assert_handed_up(driver_node, reply)
+    driver_node.know(driver_node.devices[BACKENDS], MACS[BACKENDS], sends=True)
+    driver_node.forget(INGRESS)
+    assert_handed_up(driver_node, request)
+
+
+@EACH
+def test_datagrams_leave_a_backend_that_serves_no_more(
+    driver_node: DriverNode, shape: Shape
+) -> None:
+    service = node_port(driver_node.world, shape)
+    passage = driver_node.passage(shape)
+    passage.open()
+    request, reply = both(passage)
+    driver_node.world.stop_serving(service, passage.backend)
+    if shape.protocol == "udp":
+        assert_handed_up(driver_node, request)
+    else:
+        assert_equal_to_tc(driver_node, request)
+    assert_equal_to_tc(driver_node, reply)
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_new_flows_go_up(driver_node: DriverNode, shape: Shape) -> None:
+    node_port(driver_node.world, shape)
+    assert_handed_up(driver_node, driver_node.passage(shape).request("S"))
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+@pytest.mark.parametrize("flags", ["S", "A"])
+def test_unallocated_addresses_are_dropped(
+    driver_node: DriverNode, shape: Shape, flags: str
+) -> None:
+    address = {4: "10.96.3.4", 6: "fd00:96::34"}[shape.family]
+    place = (OUTSIDE[shape.family], 40000, address, 80)
+    frame = packets.frame(shape, *place, b"x", flags=flags)
+    expected, got = driver_node.by_tc(frame), driver_node.by_driver(frame)
+    assert got == expected
+    assert got.verdict == XDP_DROP
+    assert got.reasons == {"unallocated": 1}
+    assert driver_node.by_driver(b"\2" * 6 + frame[6:]).verdict == XDP_PASS  # another machine's
+    driver_node.world.configure(events_until=beat() + 1000)  # somebody wants to hear of it
+    assert_handed_up(driver_node, frame)
+    driver_node.world.configure(events_until=0)
+    driver_node.world.configure(flags=driver_node.world.flag("CONFIG_PASS_MIDSTREAM"))
+    assert_handed_up(driver_node, frame)
+
+
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_clients_outside_the_source_ranges_are_dropped(
+    driver_node: DriverNode, shape: Shape
+) -> None:
+    world, address = driver_node.world, NODE[shape.family]
+    service = node_port(world, shape)
+    flags = world.flag("FRONTEND_EXTERNAL_IP") | world.flag("FRONTEND_SOURCE_RANGES")
+    world._put_frontend(address, NODE_PORT, service.protocol, service.id, flags)
+    frame = driver_node.passage(shape).request("S")
+    expected, got = driver_node.by_tc(frame), driver_node.by_driver(frame)
+    assert got == expected
+    assert got.verdict == XDP_DROP
+    assert got.reasons == {"source_range": 1}
+    if shape.protocol == "tcp":
+        assert_handed_up(driver_node, driver_node.passage(shape).request("A"))

@@ -1,0 +1,138 @@
+"""XDP equals TC, packet by packet at random: the same out and the same tables, or handed up.
+
+As many packets per family as --soak says, a thousand for each second of it: 100,000 by --soak 100.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from tests.kernel.support import checks, model, packets
+from tests.kernel.support.driver import (
+    LINK,
+    XDP_DROP,
+    XDP_PASS,
+    XDP_REDIRECT,
+    DriverNode,
+    Tables,
+    both_ways,
+    driver_node,
+)
+from tests.kernel.support.mutations import mutated
+from tests.kernel.support.packets import Shape
+from tests.kernel.support.uplink import OUTSIDE, Passage, node_port
+from tests.kernel.support.world import World
+
+pytestmark = pytest.mark.kernel
+__all__ = ["driver_node"]
+A_SECOND = 1000
+ANEW = 250  # packets after which all flows are: many have been ended by then
+PARSED_BY_SCAPY = 300
+UNALLOCATED = {4: "10.96.3.4", 6: "fd00:96::34"}
+# As often as not TCP in its middle: what XDP is for.
+FLAGS = ("A", "A", "PA", "PA", "A", "S", "SA", "FA", "R", "RA", "PAU", "", "F", "SF")
+
+
+class Traffic:
+    """Conversations of all kinds in one family, and packets of them by chance."""
+
+    def __init__(self, node: DriverNode, family: int, dice: random.Random) -> None:
+        self._dice = dice
+        self._family = family
+        self._passages: list[Passage] = []
+        for shape in (Shape(family, "tcp"), Shape(family, "udp")):
+            node_port(node.world, shape)
+            for number in range(4):
+                passage = node.passage(shape)
+                passage.sport = 40000 + number
+                self._open(passage, number)
+                self._passages.append(passage)
+
+    def _open(self, passage: Passage, stage: int) -> None:
+        """One that only asks, one that was closed, others in their middle."""
+        passage.up("S")
+        if stage == 0:
+            return
+        passage.down("SA")
+        passage.up("A")
+        if stage == 1 and passage.shape.protocol == "tcp":
+            passage.close("client")
+
+    def frame(self) -> bytes:
+        """The next packet."""
+        dice, passage = self._dice, self._dice.choice(self._passages)
+        size = dice.choice((0, 1, 2, 3, 17, 100, 1000, 1332, 1348, 1360, 1380))
+        payload, flags = dice.randbytes(size), dice.choice(FLAGS)
+        kind = dice.random()
+        if kind < 0.1:
+            place = (OUTSIDE[self._family], 40000, UNALLOCATED[self._family], 80)
+            frame = packets.frame(passage.shape, *place, payload, flags=flags)
+        elif kind < 0.55:
+            frame = passage.request(flags, payload)
+        else:
+            frame = passage.reply(flags, payload)
+        if dice.random() < 0.2:
+            frame += bytes(dice.randrange(1, 60))
+        return mutated(frame, dice) if dice.random() < 0.4 else frame
+
+
+def judge(node: DriverNode, frame: bytes, dice: random.Random, seen: Counter[int]) -> None:
+    """By the driver, then the same by TC from the same beginning."""
+    before = Tables(node.world)
+    got = node.by_driver(frame)
+    seen[got.verdict] += 1
+    if got.verdict == XDP_PASS:
+        assert got.frame == frame
+        assert got.reasons == {}
+        assert before.differing() == []
+        if dice.random() < 0.3:  # so that flows go on
+            node.world.from_net(frame)
+        return
+    before.restore()
+    got, expected, differing = both_ways(node, frame)
+    assert differing == []
+    assert got.verdict == expected.verdict
+    assert got.reasons == expected.reasons
+    if got.verdict == XDP_REDIRECT:
+        end = model.parse(got.frame).end
+        assert got.frame[LINK:end] == expected.frame[LINK:]
+
+
+def is_right(frame: bytes) -> bool:
+    """Are its sums? A mutation may have left none."""
+    try:
+        checks.assert_sums(frame)
+    except Exception:  # noqa: BLE001 - scapy has many ways to say no
+        return False
+    return True
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_the_driver_does_tc_would_have_done(
+    driver_node: DriverNode, world: World, soak: float, family: int
+) -> None:
+    dice = random.Random(2026 + family)
+    seen: Counter[int] = Counter()
+    count, parsed = int(A_SECOND * soak), 0
+    devices = world.hash("xdp_devices").read_all()
+    traffic: Traffic | None = None
+    for number in range(count):
+        if number % ANEW == 0 or traffic is None:
+            world.reset()
+            world.hash("xdp_devices").put_many(*devices)
+            traffic = Traffic(driver_node, family, dice)
+        frame = traffic.frame()
+        try:
+            judge(driver_node, frame, dice, seen)
+        except AssertionError as error:
+            raise AssertionError(f"packet {number}: {error}\n in {frame.hex()}") from error
+        if parsed < PARSED_BY_SCAPY and is_right(frame):
+            parsed += 1
+            out = driver_node.by_driver(frame)
+            if out.verdict == XDP_REDIRECT:
+                checks.assert_sums(out.frame)
+    for verdict in (XDP_DROP, XDP_PASS, XDP_REDIRECT):
+        assert seen[verdict] > count // 50, seen
