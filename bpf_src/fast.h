@@ -45,8 +45,8 @@ INLINE bool is_syn_ack(const struct packet *p, u32 kind)
  * does what is none of this host's, or has no link header. */
 INLINE bool may_pass(struct __sk_buff *skb, const struct packet *p, u32 kind, u32 state)
 {
-	if (kind & (CELL_DIRECT | CELL_NODE | CELL_NOTE | CELL_FRAGMENT | CELL_DSR) ||
-	    skb->pkt_type || p->l3 != ETH_HLEN)
+	if (kind & (CELL_DIRECT | CELL_NODE | CELL_NOTE | CELL_FRAGMENT) || skb->pkt_type ||
+	    p->l3 != ETH_HLEN)
 		return false;
 	/* What goes whole is past the stack as it is (dsr.h); the SYN-ACK of what came so is
 	 * changed (tcp.h). */
