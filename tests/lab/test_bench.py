@@ -159,7 +159,7 @@ def test_what_takes_too_long_is_said_not_to_have_finished() -> None:
 
 
 def test_without_a_compiler_python_connects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generator, "_compile", lambda _directory: None)
+    monkeypatch.setattr(generator, "compiled", lambda _directory: None)
     results = Results()
     run.run(options(services=(1,), peers=("none", "lbctl-tc")), results, quiet)
     assert results.about.machine["generator"].startswith("Python")
