@@ -38,11 +38,11 @@
 #include "tell.h"
 #include "tailcall.h"
 #include "checksum.h"
-#include "connect.h"
 #include "masquerade.h"
 #include "mss.h"
 #include "tcp.h"
 #include "outer.h"
+#include "open.h"
 
 #define OUTER_TTL 64
 #define OUTER_PORT_FIRST 0xc000 /* of 16384, which nobody has for good (RFC 6335) */

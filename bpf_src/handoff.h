@@ -14,7 +14,7 @@
  * names, the program that is called tells which one holds. */
 struct handoff {
 	union {
-		__u32 turn;	  /* to follow, connect and what they lead to, see connect.h */
+		__u32 turn;	  /* to follow, connect and what they lead to, see open.h */
 		__u32 early;	  /* to fragment: enum early */
 		__u32 generation; /* to begin_anew: of the flow that is over; to go_past and
 				     encapsulate: of the packet's; to open_masqueraded: of its

@@ -31,7 +31,7 @@
 #include "select.h"
 #include "tailcall.h"
 #include "owned.h"
-#include "connect.h"
+#include "open.h"
 
 /* Newer than the UAPI headers of some distributions: linux/bpf.h, since 6.3 and 6.7. */
 #define FIB_SKIP_NEIGHBOUR (1 << 2)

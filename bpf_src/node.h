@@ -26,6 +26,7 @@
 #include "decided.h"
 #include "connect.h"
 #include "way.h"
+#include "open.h"
 
 #if FAMILY == 6
 #define ADDRESS_FAMILY 10

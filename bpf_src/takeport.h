@@ -20,8 +20,8 @@
 #include "flow.h"
 #include "select.h"
 #include "tailcall.h"
-#include "connect.h"
 #include "masquerade.h"
+#include "open.h"
 
 /* How readily a flow gives its port away; 0: never. First those that are closed; then handshakes
  * that nobody goes on with; last what the backend may still hold in TIME_WAIT, where its kernel may

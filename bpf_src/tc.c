@@ -12,6 +12,7 @@
 #include "tcp.h"
 #include "anew.h"
 #include "outgoing.h"
+#include "open.h"
 #include "connect.h"
 #include "way.h"
 #include "masquerade.h"

@@ -20,7 +20,7 @@
 #include "flow.h"
 #include "select.h"
 #include "tailcall.h"
-#include "connect.h"
+#include "open.h"
 
 /* A source port to try: any of the range that the node keeps for this, or for its own flows.
  * Network byte order. */
