@@ -54,7 +54,7 @@ def check(pin_dir: Path) -> list[Requirement]:
         ("kernel version", True, kernel_version),
         ("libbpf", True, _libbpf),
         ("bpf() allowed", True, _bpf_allowed),
-        ("JIT compiler", False, _jit),
+        ("JIT compiler", True, _jit),
         ("clock helper", True, _coarse_clock),
         ("kind of checksums", False, _checksum_kind),
         ("map kinds", True, _map_kinds),
@@ -146,7 +146,9 @@ def _jit() -> Requirement:
         os.close(fd)
     return _answer(
         jited,
-        "programs become machine code" if jited else "programs are interpreted, which is slow",
+        "programs become machine code"
+        if jited
+        else "programs are interpreted, which those that call functions cannot be",
         "sysctl net.core.bpf_jit_enable=1",
     )
 

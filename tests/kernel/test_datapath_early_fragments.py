@@ -70,9 +70,10 @@ def test_requests_in_every_order(node: Router, world: World, shape: Shape) -> No
     assert talk.backend
     frame = talk.request(payload=BODY)
     expected = model.rewrite(frame, dst=talk.backend[0], dport=talk.backend[1])
+    before = world.counts()["fragment_unmatched"]
     for order in ORDERS:
         arrived(node.through(NEAR, shuffled(frame, order), len(order)), expected)
-    assert world.counts()["fragment_unmatched"] == 0
+    assert world.counts()["fragment_unmatched"] == before
 
 
 def by_source(frames: Sequence[bytes], source: str) -> tuple[list[bytes], list[bytes]]:

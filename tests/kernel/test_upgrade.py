@@ -39,8 +39,9 @@ def bundle() -> Bundle:
     """The programs that open flows, on the maps of today."""
     found = compiler.bundle(units=[family_unit("4", "table.c"), family_unit("6", "table.c")])
     kept = {name: spec for name, spec in found.maps.items() if name not in FORMER}
-    # Of the program array's slots none is there.
-    numbers = {n: v for n, v in found.enums.items() if not n.startswith("PROGRAM_")}
+    # Of the program arrays' slots none is there.
+    slots = ("PROGRAM_", "XDP_")
+    numbers = {n: v for n, v in found.enums.items() if not n.startswith(slots)}
     return structs.replace(found, maps=kept, enums=numbers)
 
 
