@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbctl.model import balancing
@@ -125,6 +125,7 @@ def test_a_wrong_value_is_said_and_the_default_used(annotations: Any, why: str) 
     assert why in remark
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(NAMES), st.text() | st.none() | st.integers()))
 def test_no_value_costs_the_service(annotations: dict[str, Any]) -> None:
     found, _ = said(annotations)
