@@ -101,8 +101,9 @@ class BucketTable:
     def read(self) -> tuple[Words, Words]:
         """All keys that readers find, as (n, 3) words, and their payloads; also while somebody else
         writes."""
-        places = np.flatnonzero(self._tags)
-        marks = self._tags[places]
+        tags = self._tags.copy()
+        places = np.flatnonzero(tags)
+        marks = tags[places]
         before = self._cells[places, KEY_WORDS]
         keys = self._cells[places, :KEY_WORDS]
         after = self._cells[places, KEY_WORDS]

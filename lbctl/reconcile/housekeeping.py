@@ -20,6 +20,7 @@ BUSY_SWEEP_SECONDS = 1.0  # while flows wait for their end, or a table is fillin
 BUSY_LOAD = 0.5
 _SHARE = 20  # a sweep that took a second is followed by so many of rest
 _WARN_AT = (0.9, 0.8)
+_SAID_SECONDS = 60.0  # that a table had no room
 NO_FLOWS = NoFlows()
 
 
@@ -47,6 +48,8 @@ class Housekeeper:
         self._doomed: set[int] = set()  # backends whose flows the next sweep ends
         self._ending: set[int] = set()  # ... and this one
         self._warned: dict[str, float] = {}
+        self._refused: dict[str, int] = {}  # by table, as of the last look
+        self._refusing: dict[str, float] = {}  # until when that it refuses is said
         self.problem = ""  # why the last sweep was not finished
         self._log = structlog.get_logger()
 
@@ -126,10 +129,17 @@ class Housekeeper:
         return found
 
     def warnings(self) -> list[str]:
-        """A sentence for each table that is nearly full and cannot grow; logged when one gets
-        fuller."""
-        said = []
+        """A sentence for each table that is nearly full and cannot grow, which is logged when one
+        gets fuller; and for each that had no room for connections a moment ago."""
+        said, now = [], time.monotonic()
         for name, use in self.tables().items():
+            if use.refused > self._refused.setdefault(name, use.refused):
+                self._refused[name], self._refusing[name] = use.refused, now + _SAID_SECONDS
+            if now < self._refusing.get(name, now):
+                said.append(
+                    f"{name} had no room for connections, {use.refused:,} by now: those of who "
+                    f"holds most are refused first; start the agent with a larger {use.flag}"
+                )
             load = use.entries / use.most
             level = next((share for share in _WARN_AT if load >= share), 0.0)
             if level:

@@ -138,7 +138,7 @@ def test_the_command_line_starts_agents_on_manifests(lab_name: str) -> None:
         pin_dirs = [Path(node["pin_dir"]) for node in shown["nodes"]]
         for pin_dir in pin_dirs:
             told = json.loads(lbctl("status", "--pin-dir", str(pin_dir), "-o", "json"))
-            assert (told["ready"], told["services"], told["endpoints"]) == (True, 3, 12)
+            assert (told["ready"], told["services"], told["endpoints"]) == (True, 4, 13)
     finally:
         lbctl("lab", "down", "--name", name)
     assert traces(name, pin_dirs) == []

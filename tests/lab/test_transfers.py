@@ -53,7 +53,8 @@ def lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Iterato
     for node in made.nodes:
         # A node limits the errors it sends itself to one a second and client, redirects (which a
         # pod gets that reaches itself) included: not what is tested here.
-        made.exec(node.name, ["sysctl", "-q", "net.ipv4.icmp_ratelimit=0"], check=True)
+        for limit in ("ipv4.icmp_ratelimit", "ipv6.icmp.ratelimit"):
+            made.exec(node.name, ["sysctl", "-q", f"net.{limit}=0"], check=True)
     with Responder() as responder:
         responder.serve(made, [pod.name for pod in made.pods])
         publish(made, {place: [backend] for place, backend in PLACES.items()})

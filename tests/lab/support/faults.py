@@ -112,6 +112,7 @@ def fresh_agent(lab: Lab, node: str) -> None:
     cleanup = lbctl_command("cleanup", "--yes", "--pin-dir", str(lab.pin_dir(node)))
     lab.exec(node, cleanup, check=True)
     lab.start_agent(node)
+    lab.wait_ready([node])  # its maps are complete before its programs are in place
 
 
 def aged(objects: Sequence[JsonObject], created: str, uid: str = "") -> list[JsonObject]:
