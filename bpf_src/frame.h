@@ -100,23 +100,7 @@ INLINE bool read_frame(struct xdp_md *ctx, struct packet *p)
 	    ((struct ethhdr *)data)->h_proto != htons(ETHERTYPE))
 		return false;
 	p->l4_length = read_network(data + ETH_HLEN, p, frame_length(ctx));
-	p->sport = ((struct udphdr *)transport)->source;
-	p->dport = ((struct udphdr *)transport)->dest;
-	if (p->proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = transport;
-
-		if ((void *)(tcp + 1) > end || tcp->doff < 5 || tcp->doff * 4 > p->l4_length)
-			return false;
-		p->tcp_flags = *((u8 *)tcp + 13);
-		p->tcp_ack = tcp->ack_seq;
-		return true;
-	}
-	if (p->proto == IPPROTO_UDP) {
-		u32 length = ntohs(((struct udphdr *)transport)->len);
-
-		return length >= sizeof(struct udphdr) && length <= p->l4_length;
-	}
-	return false;
+	return parse_plain_transport(p, transport, end);
 }
 
 /* Is the frame for this node? Others are none of its business, as at TC. */

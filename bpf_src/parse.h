@@ -157,6 +157,29 @@ INLINE int parse_transport(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
+/* The transport header of a plain packet (plain.h), read where it lies: the caller has checked that
+ * eight bytes of it are there. False for one that contradicts itself, or has no such header. */
+INLINE bool parse_plain_transport(struct packet *p, void *transport, void *end)
+{
+	p->sport = ((struct udphdr *)transport)->source;
+	p->dport = ((struct udphdr *)transport)->dest;
+	if (p->proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = transport;
+
+		if ((void *)(tcp + 1) > end || tcp->doff < 5 || tcp->doff * 4 > p->l4_length)
+			return false;
+		p->tcp_flags = *((u8 *)tcp + 13);
+		p->tcp_ack = tcp->ack_seq;
+		return true;
+	}
+	if (p->proto == IPPROTO_UDP) {
+		u32 length = ntohs(((struct udphdr *)transport)->len);
+
+		return length >= sizeof(struct udphdr) && length <= p->l4_length;
+	}
+	return false;
+}
+
 #if FAMILY == 4
 INLINE int parse_network(struct __sk_buff *skb, struct packet *p)
 {

@@ -68,23 +68,7 @@ INLINE bool parse_plain(struct __sk_buff *skb, struct packet *p, u32 from)
 		return false;
 	p->l4_length = parse_plain_network(skb, p, data + p->l3);
 	p->l4 = p->l3 + IP_HEADER_LENGTH;
-	p->sport = ((struct udphdr *)transport)->source;
-	p->dport = ((struct udphdr *)transport)->dest;
-	if (p->proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = transport;
-
-		if ((void *)(tcp + 1) > end || tcp->doff < 5 || tcp->doff * 4 > p->l4_length)
-			return false;
-		p->tcp_flags = *((u8 *)tcp + 13);
-		p->tcp_ack = tcp->ack_seq;
-		return true;
-	}
-	if (p->proto == IPPROTO_UDP) {
-		u32 length = ntohs(((struct udphdr *)transport)->len);
-
-		return length >= sizeof(struct udphdr) && length <= p->l4_length;
-	}
-	return false;
+	return parse_plain_transport(p, transport, end);
 }
 
 /* Is there nothing to think about? A datagram's backend must serve, and the flow be in use; TCP

@@ -27,8 +27,9 @@ from lbctl.lab.objects import Port
 from lbctl.observe.hub import LISTENING_SECONDS
 from lbctl.observe.listener import Listener
 from lbctl.observe.wire import Told, Wanted
+from tests.lab.support.answering import answering_lab
 from tests.lab.support.faults import answers, service
-from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, client, endpoint
+from tests.lab.support.labs import PORT, TARGET, TCP, UDP, addresses, client, endpoint
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -41,14 +42,8 @@ MANY = Port(PORT, TARGET + 1, "tcp")
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab("ob", nodes=1, pods=2)
-    with Responder() as responder:
-        responder.serve(made, ["pod2"])
-        for name, members in {"web": ["pod2"], "empty": []}.items():
-            made.apply(name, service(made, name, members))
-            made.wait_programmed(f"default/{name}", [endpoint(made, m) for m in members])
+    with answering_lab(make_lab, "ob") as made:
         yield made
-    made.down()
 
 
 class Observing:

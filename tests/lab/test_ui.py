@@ -19,8 +19,9 @@ from selenium import webdriver
 
 from lbctl.lab.agents import environment, lbctl_command
 from lbctl.lab.cluster import Lab
-from tests.lab.support.faults import answers, service
-from tests.lab.support.labs import PORT, TCP, Responder, addresses, client, endpoint
+from tests.lab.support.answering import answering_lab
+from tests.lab.support.faults import answers
+from tests.lab.support.labs import PORT, TCP, addresses, client
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -41,14 +42,8 @@ QUIET = (
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
-    made = make_lab("ui", nodes=1, pods=2)
-    with Responder() as responder:
-        responder.serve(made, ["pod2"])
-        for name, members in {"web": ["pod2"], "empty": []}.items():
-            made.apply(name, service(made, name, members))
-            made.wait_programmed(f"default/{name}", [endpoint(made, m) for m in members])
+    with answering_lab(make_lab, "ui") as made:
         yield made
-    made.down()
 
 
 @pytest.fixture(scope="module")
