@@ -15,7 +15,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ebpf import flowtable, maps, trust
 from ebpf.errors import KernelError, LayoutError, LbError
@@ -114,7 +114,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         ones in the making included."""
         names = self.map_names()
         phases = {
-            family: int(self.map(f"table{family}a").records["phase"][0])  # type: ignore[attr-defined]
+            family: int(cast(ArrayMap, self.map(f"table{family}a")).records["phase"][0])
             for family in flowtable.FAMILIES
             if f"table{family}a" in names
         }
