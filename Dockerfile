@@ -1,5 +1,5 @@
-# lbctl on Debian slim. bcc compiles the programs on the node, so its LLVM stays; no other compiler
-# and no kernel headers do. `./dev image` tries these steps in a bare root file system.
+# lbctl on Debian slim. The programs are in it, compiled by bcc; no other compiler and no kernel headers
+# are. `./dev image` tries these steps in a bare root file system.
 
 FROM debian:bookworm-slim AS build
 RUN apt-get update \
@@ -21,6 +21,8 @@ RUN apt-get update \
     python3 python3-bpfcc linux-libc-dev libbpf1 iproute2 iptables nftables \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/lbctl /opt/lbctl
+# In this stage, since programs are believed only beside the bcc and LLVM that would make them again.
+RUN LBCTL_CACHE_DIR=/tmp/compiled /opt/lbctl/bin/python -m ebpf.compile && rm -r /tmp/compiled
 ENV PATH=/opt/lbctl/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ENTRYPOINT ["lbctl"]
 CMD ["agent"]

@@ -1,21 +1,20 @@
 """The compiler process: the only code that imports bcc. Reads a unit on stdin, writes its result.
 
-Started as a script by compiler.py beside it, possibly under another Python than the caller's, so
-it uses the standard library only. One JSON object in: text, defines, headers (directory). One
-out: programs and maps, or "error" with its kind. Compiler messages go to stderr as they are.
+Started as a script by children.py beside it, possibly under another Python than the caller's, so
+it uses the standard library only. One JSON object in, see _Request there. One out: programs and
+maps, or "error" with its kind. Compiler messages go to stderr as they are.
 """
 
 from __future__ import annotations
 
 import base64
 import ctypes
-import glob
+import fcntl
 import json
 import os
 import struct
 import sys
-import sysconfig
-import tempfile
+import threading
 from typing import Any
 
 LD_IMM64 = 0x18
@@ -26,6 +25,15 @@ RINGBUF = 27
 # What bpf_src/checksum.h leaves open: a call by its number, a read of a byte by its offset.
 KERNEL_CAST = (CALL, -1)
 KERNEL_READ = (0x71, 32766)
+
+# linux/filter.h, linux/seccomp.h, linux/prctl.h
+BPF_LD_W_ABS, BPF_JEQ, BPF_RET = 0x20, 0x15, 0x06
+PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_NEW_LISTENER = 1 << 3
+SECCOMP_RET_USER_NOTIF, SECCOMP_RET_ALLOW = 0x7FC00000, 0x7FFF0000
+SECCOMP_NOTIF_SIZE = 80
+SECCOMP_NOTIF_RECV, SECCOMP_NOTIF_SEND = 0xC0502100, 0xC0182101
 
 _KINDS = {
     ctypes.c_bool: "u8",
@@ -45,34 +53,6 @@ _KINDS = {
 
 class Refused(Exception):
     """Something the caller turns into a sentence: kind, detail."""
-
-
-def header_tree(headers: str, tree: str) -> list[str]:
-    """Builds the directory bcc takes for kernel sources; returns the compiler's include flags."""
-    include = os.path.join(tree, "include")
-    uapi = os.path.join(include, "uapi")
-    os.makedirs(os.path.join(uapi, "linux"))
-    for name in os.listdir(os.path.join(headers, "include")):
-        os.symlink(os.path.join(headers, "include", name), os.path.join(include, name))
-    for path in glob.glob("/usr/include/linux/*"):
-        name = os.path.basename(path)
-        # bcc brings its own bpf.h: an empty one here keeps the two from meeting.
-        if name != "bpf.h":
-            os.symlink(path, os.path.join(uapi, "linux", name))
-    with open(os.path.join(uapi, "linux", "bpf.h"), "w"):
-        pass
-    if os.path.isdir("/usr/include/asm-generic"):
-        os.symlink("/usr/include/asm-generic", os.path.join(uapi, "asm-generic"))
-    flags = ["-isystem", "/usr/include"]
-    triplet = sysconfig.get_config_var("MULTIARCH")
-    found = [f"/usr/include/{triplet}"] if triplet else []
-    found += [os.path.dirname(os.path.dirname(p)) for p in glob.glob("/usr/include/*/asm/types.h")]
-    for directory in found:
-        if os.path.isfile(os.path.join(directory, "asm", "types.h")):
-            return ["-isystem", directory, *flags]
-    if os.path.isfile("/usr/include/asm/types.h"):
-        return flags
-    raise Refused("headers", "no asm/types.h below /usr/include")
 
 
 def fields_of(kind: Any) -> list[dict[str, Any]]:
@@ -185,6 +165,41 @@ def program_of(name: str, code: bytes, by_fd: dict[int, str]) -> dict[str, Any]:
     }
 
 
+def stand_in_for_bpf(bpf: int, seccomp: int) -> None:
+    """Answers bcc's own bpf(2) calls from now on. It makes every map as it compiles, only to have
+    a descriptor that instructions can name; any descriptor does, and asks for no privilege.
+
+    Where the kernel has no such filter (before Linux 5.0, or forbidden), bcc makes its maps.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    steps = [
+        (BPF_LD_W_ABS, 0, 0, 0),  # the call's number
+        (BPF_JEQ, 0, 1, bpf),
+        (BPF_RET, 0, 0, SECCOMP_RET_USER_NOTIF),
+        (BPF_RET, 0, 0, SECCOMP_RET_ALLOW),
+    ]
+    code = b"".join(struct.pack("=HBBI", *step) for step in steps)
+    held = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("@HP", len(steps), ctypes.addressof(held))
+    if not bpf or libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        return
+    listener = libc.syscall(
+        ctypes.c_long(seccomp), SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_NEW_LISTENER, program
+    )
+    if listener >= 0:
+        threading.Thread(target=answer_calls, args=(listener,), daemon=True).start()
+
+
+def answer_calls(listener: int) -> None:
+    """Each call returns a descriptor of nothing in particular. Ends with the process."""
+    while True:
+        call = bytearray(SECCOMP_NOTIF_SIZE)
+        fcntl.ioctl(listener, SECCOMP_NOTIF_RECV, call)
+        (number,) = struct.unpack_from("=Q", call)
+        reply = struct.pack("=QqiI", number, os.open(os.devnull, os.O_RDONLY), 0, 0)
+        fcntl.ioctl(listener, SECCOMP_NOTIF_SEND, reply)
+
+
 def compile_unit(request: dict[str, Any]) -> dict[str, Any]:
     """Compiles one unit; see the module's text for the two objects."""
     try:
@@ -195,17 +210,13 @@ def compile_unit(request: dict[str, Any]) -> dict[str, Any]:
         raise Refused("impostor", str(getattr(bcc, "__file__", "")))
     from bcc.libbcc import lib
 
-    with tempfile.TemporaryDirectory(prefix="lbctl-headers-") as tree:
-        flags = header_tree(request["headers"], tree)
-        flags += [f"-D{name}={value}" for name, value in request["defines"]]
-        # C lets a function go undeclared, and one that nothing calls would pass with such a call.
-        flags.append("-Werror=implicit-function-declaration")
-        os.environ["BCC_KERNEL_SOURCE"] = tree
-        text = request["text"].encode()
-        # Not bcc.BPF(): that attaches by name, and raises nothing narrower than Exception.
-        module = lib.bpf_module_create_c_from_string(
-            text, 0, (ctypes.c_char_p * len(flags))(*map(str.encode, flags)), len(flags), True, None
-        )
+    stand_in_for_bpf(request["bpf"], request["seccomp"])
+    os.environ["BCC_KERNEL_SOURCE"] = request["tree"]
+    text, flags = request["text"].encode(), [flag.encode() for flag in request["flags"]]
+    # Not bcc.BPF(): that attaches by name, and raises nothing narrower than Exception.
+    module = lib.bpf_module_create_c_from_string(
+        text, 0, (ctypes.c_char_p * len(flags))(*flags), len(flags), True, None
+    )
     if not module:
         raise Refused("compile", "the compiler gave no reason")
     maps, by_fd = maps_of(bcc.BPF._decode_table_type, lib, module)

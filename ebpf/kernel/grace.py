@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 import time
 
-# __NR_membarrier by machine; everything newer shares the generic table's number.
-_NUMBERS = {
-    "x86_64": 324,
-    "aarch64": 283,
-    "riscv64": 283,
-    "loongarch64": 283,
-    "ppc64le": 365,
-    "s390x": 356,
-    "armv7l": 389,
-    "i686": 375,
-}
+from ebpf import calls
+
 _GLOBAL = 1  # MEMBARRIER_CMD_GLOBAL, which is synchronize_rcu() in the kernel
 # Without it (CPUs with nohz_full, or a filter of system calls): programs take microseconds, and a
 # thread that was preempted inside one comes back within this.
@@ -25,9 +15,8 @@ _INSTEAD_SECONDS = 1.0
 
 def wait() -> None:
     """Returns some milliseconds later. For threads that have nothing else to do."""
-    number = _NUMBERS.get(platform.machine())
-    if number is not None:
+    if known := calls.numbers():
         library = ctypes.CDLL(None, use_errno=True)
-        if library.syscall(ctypes.c_long(number), ctypes.c_int(_GLOBAL), 0, 0) == 0:
+        if library.syscall(ctypes.c_long(known.membarrier), ctypes.c_int(_GLOBAL), 0, 0) == 0:
             return
     time.sleep(_INSTEAD_SECONDS)

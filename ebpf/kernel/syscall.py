@@ -8,19 +8,8 @@ import functools
 import platform
 import struct
 
+from ebpf import calls
 from ebpf.errors import KernelError, MissingFeature
-
-# __NR_bpf by machine; everything newer shares the generic table's number.
-_NUMBERS = {
-    "x86_64": 321,
-    "aarch64": 280,
-    "riscv64": 280,
-    "loongarch64": 280,
-    "ppc64le": 361,
-    "s390x": 351,
-    "armv7l": 386,
-    "i686": 357,
-}
 
 _PROG_BY_ID = 13
 _PROG_QUERY = 16
@@ -45,12 +34,12 @@ def _library() -> ctypes.CDLL:
 
 def bpf(command: int, attributes: bytearray, what: str, hint: str = "") -> int:
     """The system call; `attributes` is union bpf_attr and is written back. Raises KernelError."""
-    number = _NUMBERS.get(platform.machine())
-    if number is None:
+    known = calls.numbers()
+    if known is None:
         raise MissingFeature(f"the number of bpf(2) on {platform.machine()} is not known here")
     buffer = (ctypes.c_char * len(attributes)).from_buffer(attributes)
     result: int = _library().syscall(
-        ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(len(attributes))
+        ctypes.c_long(known.bpf), ctypes.c_int(command), buffer, ctypes.c_uint(len(attributes))
     )
     if result < 0:
         raise KernelError(what, ctypes.get_errno(), hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import msgspec
 import pytest
 
 from ebpf import __main__ as entry
-from ebpf import maps
-from ebpf.compile import compiler, constants, source
+from ebpf import calls, maps
+from ebpf.compile import children, compiler, constants, source
 from ebpf.compile.source import Unit
 from ebpf.errors import CompileError, KernelError
 from ebpf.kernel import testrun
@@ -37,7 +38,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> object:
         raise AssertionError("compiled, where the cache has it")
 
-    monkeypatch.setattr(compiler, "_compile", refuse)
+    monkeypatch.setattr(children, "compile_unit", refuse)
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def _python(path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts a program in place of Python."""
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
-    monkeypatch.setattr(compiler, "_pythons", lambda: (str(path),))
+    monkeypatch.setattr(children, "_pythons", lambda: (str(path),))
 
 
 def test_a_compiler_that_crashes_is_an_error(
@@ -245,6 +246,48 @@ def test_the_real_programs_load(
     listed = capsys.readouterr().out
     for name in ("entry_from_pod", "entry_to_pod", "from_pod4", "to_pod6"):
         assert name in listed
+
+
+UNPRIVILEGED = """
+from ebpf.compile import children, source
+units = [unit for unit in source.UNITS if unit.name == "entry"]
+(made,) = children.compile_units(units, [source.join(units[0], source.source_dir())])
+print(len(made.maps), len(made.programs))
+"""
+
+
+def test_compiling_asks_for_no_privilege() -> None:
+    nothing = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    done = subprocess.run(
+        [*nothing, sys.executable, "-c", UNPRIVILEGED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [int(word) > 1 for word in done.stdout.split()] == [True, True]
+
+
+def test_where_calls_cannot_be_answered_maps_are_made(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = small_bundle()
+    monkeypatch.setattr(calls, "numbers", lambda: None)
+    monkeypatch.setenv("LBCTL_CACHE_DIR", str(tmp_path / "another"))
+    assert small_bundle() == answered
+
+
+def test_what_came_with_the_package_needs_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(compiler, "SHIPPED", tmp_path / "compiled")
+    shipped = compiler.ship()
+    assert len(shipped) == 2
+    monkeypatch.setenv("LBCTL_CACHE_DIR", str(tmp_path / "empty"))
+    request.getfixturevalue("no_compiler")
+    assert [compiler.bundle(name).variant for name in ("live", "trace")] == ["live", "trace"]
+    assert not (tmp_path / "empty").exists()
+    for path in shipped:
+        path.chmod(0o666)
+    with pytest.raises(AssertionError, match="compiled"):
+        compiler.bundle()
 
 
 SUBPROGRAMS = """

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ebpf import instance
-from ebpf.compile import compiler
+from ebpf.compile import children, compiler
+from ebpf.compile.headers import Headers
 from ebpf.compile.source import Unit
 from ebpf.errors import InUseError, KernelError, Untrusted
 from ebpf.instance import Instance, Sizes
@@ -185,14 +186,14 @@ def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> int:
     """How many units a call compiles."""
     units: list[str] = []
-    original = compiler._compile
+    original = children.compile_unit
 
-    def counted(unit: Unit, text: str) -> object:
+    def counted(unit: Unit, text: str, found: Headers) -> object:
         units.append(unit.name)
-        return original(unit, text)
+        return original(unit, text, found)
 
     with monkeypatch.context() as patch:
-        patch.setattr(compiler, "_compile", counted)
+        patch.setattr(children, "compile_unit", counted)
         compiler.bundle(directory=SOURCES, units=UNITS)
     return len(units)
 
