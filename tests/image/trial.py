@@ -211,7 +211,12 @@ def check(image: Stage) -> None:
     doctor = image.chroot(*image.entry, "doctor", "-o", "json")
     for item in json.loads(doctor.stdout):
         assert item["ok"] is not False or not item["required"], item
-    say("lbctl trace: compiles, loads and runs the programs")
+    compiled = list((packages[0] / "ebpf" / "compiled").glob("*.bundle"))
+    assert len(compiled) == 2, "the programs are not in it compiled"
+    cache = image.path / "var" / "cache" / "lbctl"
+    assert not cache.exists(), "there is a cache before the first start"
+
+    say("lbctl trace: loads and runs the programs")
     objects = packages[0].relative_to(image.path) / "lbctl" / "examples"
     traced = image.chroot(
         *image.entry, "trace", "--manifests", f"/{objects}", "--node-name", "node1",
@@ -220,6 +225,7 @@ def check(image: Stage) -> None:
     print(traced.stdout, end="")
     assert traced.returncode == 0, "trace failed"
     assert '"verdict": "forward"' in traced.stdout
+    assert not cache.exists(), "something was compiled, although it is in the image"
     size = sum(path.lstat().st_size for path in files(image))
     say(f"the image's files take {size >> 20} MB")
 
