@@ -51,9 +51,9 @@ COUNTS = {
     "from_pod4": Counts(2250, 16500, 48),
     "from_pod6": Counts(2600, 21500, 57),
     "to_pod4": Counts(1800, 13000, 37),
-    "to_pod6": Counts(2050, 24000, 46),
+    "to_pod6": Counts(2050, 18500, 46),
     "from_net4": Counts(2380, 25500, 50),
-    "from_net6": Counts(2700, 35000, 59),
+    "from_net6": Counts(2750, 36000, 59),
     "to_net4": Counts(1950, 23000, 41),
     "to_net6": Counts(2250, 32000, 50),
 }

@@ -50,7 +50,7 @@ BELOW = {
     "ebpf.compile": "basics",
     "basics": "",  # of ebpf: what all its packages share
 }
-BASICS = {"ebpf.errors", "ebpf.layouts", "ebpf.trust"}
+BASICS = {"ebpf.calls", "ebpf.errors", "ebpf.layouts", "ebpf.trust"}
 # `model` and `resolve` are functions of what they are given: no file, clock, thread or chance.
 PURE = {"__future__", "collections", "dataclasses", "datetime", "difflib", "enum", "functools"}
 PURE |= {"hashlib", "itertools", "json", "math", "operator", "re", "sys", "types", "typing"}
