@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ebpf import maps, trust
-from ebpf.compile import compiler
+from ebpf.compile import children, compiler
 from ebpf.errors import KernelError, LbError
 from ebpf.hooks import cgroup
 from ebpf.kernel import bpffs, features, libbpf, sockdiag
@@ -222,7 +222,7 @@ def _attaching() -> Requirement:
 
 
 def _compiler() -> Requirement:
-    compiler.probe()
+    children.probe()
     if flaw := compiler.cache_flaw():
         return _answer(True, f"compiles; results are not kept, since {flaw}")
     return _answer(True, f"compiles; results are kept in {compiler.cache_dir()}")
