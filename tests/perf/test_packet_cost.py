@@ -49,13 +49,13 @@ COUNTS = {
     "entry_from_pod": Counts(60, 80, 3),
     "entry_to_pod": Counts(60, 80, 3),
     "from_pod4": Counts(2250, 16500, 48),
-    "from_pod6": Counts(2600, 21500, 57),
+    "from_pod6": Counts(2600, 21500, 61),
     "to_pod4": Counts(1800, 13000, 37),
-    "to_pod6": Counts(2050, 18500, 46),
+    "to_pod6": Counts(2050, 18500, 50),
     "from_net4": Counts(2380, 25500, 50),
-    "from_net6": Counts(2750, 36000, 59),
+    "from_net6": Counts(2750, 36000, 63),
     "to_net4": Counts(1950, 23000, 41),
-    "to_net6": Counts(2250, 32000, 50),
+    "to_net6": Counts(2250, 32000, 54),
 }
 CALL = 0x85  # BPF_JMP | BPF_CALL
 OWN = 1  # BPF_PSEUDO_CALL: of a function of the program, for packets without a flow
