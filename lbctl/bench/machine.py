@@ -76,6 +76,10 @@ def method(options: Options, results: Results) -> list[str]:
         "turn less the floor's median of the same turn; the floor's own row is how far its turns "
         "differ from each other, which is the noise. cpu_per_packet is the CPU time of everything, "
         "both ends included, per packet passing the node.",
+        f"roundtrip_64k: a peer and the floor have {effort.many:,} connections open each, and take "
+        f"{effort.many_turns} turns of {effort.many_roundtrips:,} round trips, each on another "
+        "connection; of sockets and flows nothing is in a cache then. Measured at one number "
+        "of services.",
         f"request_rate (wrk, 8 kept-alive connections) and throughput (iperf3, one connection): "
         f"{effort.load_turns} turns of {effort.load_seconds} s; both ends and the node share the "
         "CPUs.",

@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from lbctl.bench import kubeproxy, machine, measures
+from lbctl.bench import kubeproxy, machine, manyflows, measures
 from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator
 from lbctl.bench.measures import CONNECTION_MEASURES, Measuring
-from lbctl.bench.options import PACKETS, PER_SERVICES, Options
+from lbctl.bench.options import PACKETS, Options
 from lbctl.bench.ours import AgentPeer
 from lbctl.bench.peers import (
     Bare,
@@ -53,8 +53,11 @@ def run(options: Options, results: Results, progress: Progress) -> None:
             results.miss(peer.name, 0, ALL, reason)
         else:
             peers.append(peer)
-    wanted = [m for m in PER_SERVICES if m in options.measures]
-    sizes = [count for count in options.services if _lacks(results, peers, count, wanted)]
+    sizes = [
+        count
+        for count in options.services
+        if _lacks(results, peers, count, options.measures_at(count))
+    ]
     if sizes and any(isinstance(peer, AgentPeer) for peer in peers):
         results.about.machine["programs"] = _compile(progress)
     if any(measure in PACKETS for measure in options.measures):
@@ -121,7 +124,7 @@ def _one_size(
     def say(what: str, detail: str) -> None:
         progress(f"{data.services:,} services: {what}", detail)
 
-    wanted = set(options.measures)
+    wanted = set(options.measures_at(data.services))
     names = [FLOOR, *(peer.name for peer in peers if peer.name != FLOOR)]
     with Testbed(options.name, names) as testbed:
         try:
@@ -137,6 +140,8 @@ def _one_size(
             )
             if wanted & set(CONNECTION_MEASURES):
                 measures.connections(measuring)
+            if manyflows.MEASURE in wanted:
+                manyflows.measure(measuring)
             if wanted & {"request_rate", "throughput"}:
                 measures.loads(measuring)
             if "change_time" in wanted:

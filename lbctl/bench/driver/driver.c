@@ -80,8 +80,8 @@ int empty(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-/* The yardstick for packets of a flow that is known: two tail calls, as from the entry to the program
- * that translates, and in the last one a lookup of one hot 16-byte key. */
+/* The yardstick for packets of a flow that is known: two tail calls, as from the entry to the
+ * program that translates, and in the last one a lookup of one hot 16-byte key. */
 int first(struct __sk_buff *skb)
 {
 	callee.call(skb, 1);

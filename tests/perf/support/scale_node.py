@@ -21,10 +21,11 @@ import numpy as np
 
 from ebpf import instance
 from ebpf.instance import Instance
-from ebpf.kernel import bpffs
+from ebpf.kernel import bpffs, testrun
 from ebpf.maps import ArrayMap, HashMap
 from lbctl import status
-from tests.perf.support.scale_cluster import NAMESPACE, Command, Done, Ready
+from lbctl.bench import packetcost
+from tests.perf.support.scale_cluster import NAMESPACE, Command, Done, Ready, service_address
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = Path(__file__).with_name("scale_cluster.py")
@@ -95,10 +96,10 @@ class Node:
         self._end()
 
     def _end(self) -> None:
-        self.stop()
+        self.stop(signal.SIGKILL)  # all that it would leave in order is removed
         if self._cluster is not None:
             self._cluster.kill()
-            self._cluster.wait(10)
+            self._cluster.communicate(timeout=10)  # closes the pipes as well
         self.forget()
         shutil.rmtree(_environment()["PYTHONPYCACHEPREFIX"], ignore_errors=True)
         _ip("netns", "delete", self.name)
@@ -114,7 +115,6 @@ class Node:
             *self._inside(), *wrapper, sys.executable, "-m", "lbctl", "agent",
             "--api-server", self.url, "--node-name", "node-0", "--pin-dir", str(self.pin_dir),
             "--socket-lb", "off", "--healthz-bind-address", "off", *self._sizes,
-            "--flows", "16384",
         ]  # fmt: skip
         status.path_of(self.pin_dir).unlink(missing_ok=True)
         with self.log.open("ab") as log:
@@ -196,6 +196,20 @@ class Node:
         """Bytes by map, as the kernel accounts them."""
         found = self.instance()
         return {name: found.map(name).memory_bytes for name in found.map_names()}
+
+    def open_flows(self, count: int) -> int:
+        """Connections to the first service, as a pod opens them; how many flows there are."""
+        found = self.instance()
+        programs = instance.PinnedPrograms(self.pin_dir / "programs")
+        try:
+            for number in range(count):
+                address, port = packetcost.client(packetcost.CLIENT4, number)
+                for flags in (packetcost.SYN, packetcost.ACK):
+                    frame = packetcost.header(address, service_address(0), port, 80, flags)
+                    testrun.run(programs["entry_from_pod"], frame)
+        finally:
+            programs.close()
+        return len(found.flow_tables[0].live()) // 2
 
     def fingerprint(self) -> dict[str, str]:
         """A hash of the contents of every map that only the agent writes."""
