@@ -10,10 +10,10 @@
  *   connect    nanoseconds of connect() alone, per connection
  *   cycle      nanoseconds of socket, connect, accept, a byte each way, close
  *   roundtrip  nanoseconds of a byte each way, on one established connection
- *   many       opens COUNT connections, which "open" says; then, for each number N on standard
- * input, N round trips, each on another of them, and their nanoseconds and "cpu" as above. MORE:
- *              the server's interface to listen on, as others have the same port. The targets
- *              end with the line ". 0"
+ *   many       opens COUNT connections, then says "open N": N waited for a second SYN. Then, for
+ *              each number on standard input, as many round trips, each on another of them:
+ *              nanoseconds and "cpu" as below. MORE: the server's interface to listen on, since
+ *              others have the same port. The targets end with the line ". 0"
  *   watch      connects until one is accepted by MORE, then prints the monotonic clock (ns); the
  *              word "watching" comes first, after a connection that worked. COUNT: seconds to try
  * -1 stands for a connection that failed. The last line is "cpu N", the thread's CPU time in ns

@@ -18,6 +18,7 @@ _TOOLS = {
     "iperf3": ["iperf3", "--version"],
 }
 _TOOL_TIMEOUT = 10.0
+LOAD = "load at the start"
 
 
 def facts() -> dict[str, str]:
@@ -26,7 +27,7 @@ def facts() -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": f"{os.cpu_count()} × {_processor()}",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
-        "load at the start": " ".join(f"{value:.2f}" for value in os.getloadavg()),
+        LOAD: " ".join(f"{value:.2f}" for value in os.getloadavg()),
         "python": platform.python_version(),
     }
     for name, command in _TOOLS.items():

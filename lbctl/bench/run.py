@@ -45,7 +45,10 @@ def run(options: Options, results: Results, progress: Progress) -> None:
     if any(peer in kubeproxy.PEERS for peer in options.peers):
         kubeproxy.settle_on(results, options.kube_proxy, options.min_sync_period)
     results.forget_reasons(options.peers, options.services)
-    results.about.machine |= machine.facts()
+    known = results.about.machine
+    results.about.machine = known | machine.facts()
+    if load := known.get(machine.LOAD):  # what came before this run's own
+        results.about.machine[machine.LOAD] = load
     found = [peer for peer in all_peers(options) if peer.name in options.peers]
     peers = []
     for peer in found:

@@ -56,12 +56,17 @@ static void pin(int cpu)
 		die("sched_setaffinity");
 }
 
-static void limit_waits(int fd)
+static void limit_waits_to(int fd, int seconds)
 {
-	struct timeval wait = {.tv_sec = WAIT_SECONDS};
+	struct timeval wait = {.tv_sec = seconds};
 
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof(wait));
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
+}
+
+static void limit_waits(int fd)
+{
+	limit_waits_to(fd, WAIT_SECONDS);
 }
 
 static int listen_on(int port, const char *device)

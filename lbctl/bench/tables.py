@@ -177,14 +177,14 @@ def _loss(measure: str, ours: str, other: str, records: Sequence[Record]) -> str
     lost = []
     for services in sorted(mine.keys() & theirs.keys()):
         a, b = mine[services], theirs[services]
-        if _worse(measure, a, b):
+        if worse(measure, a, b):
             lost.append(f"{cell(a)} against {cell(b)} at {services:,}")
     if not lost:
         return ""
     return f"{ours} loses to {other} in {measure} ({UNITS[measure]}): {'; '.join(lost)} services."
 
 
-def _worse(measure: str, mine: Record, other: Record) -> bool:
+def worse(measure: str, mine: Record, other: Record) -> bool:
     """By the ratio to the floor where there is one: it leaves out what disturbed both."""
     a, b = mine.p50, other.p50
     if measure not in ADDED and mine.ratio_to_floor and other.ratio_to_floor:

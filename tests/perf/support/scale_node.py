@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -71,6 +73,7 @@ class Node:
         self._counts = (services, endpoints)
         self._instance: Instance | None = None
         self._ids: dict[int, int] = {}
+        self._surroundings: dict[str, str] = {}
 
     def __enter__(self) -> Node:
         _ip("netns", "add", self.name)
@@ -119,9 +122,22 @@ class Node:
         status.path_of(self.pin_dir).unlink(missing_ok=True)
         with self.log.open("ab") as log:
             began = time.monotonic()
-            self._agent = subprocess.Popen(command, stderr=log, env=_environment())
+            self._agent = subprocess.Popen(
+                command, stderr=log, env=_environment() | self._surroundings
+            )
         self._until(self._programmed, "the agent is ready")
         return time.monotonic() - began
+
+    @contextmanager
+    def without_caches(self) -> Iterator[None]:
+        """Agents started meanwhile compile the programs, and Python's bytecode, themselves."""
+        with tempfile.TemporaryDirectory(prefix="sc-cache-") as directory:
+            own = {"LBCTL_CACHE_DIR": directory, "PYTHONPYCACHEPREFIX": f"{directory}/bytecode"}
+            self._surroundings = own
+            try:
+                yield
+            finally:
+                self._surroundings = {}
 
     def _programmed(self) -> bool:
         assert self._agent is not None
