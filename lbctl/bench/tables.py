@@ -189,6 +189,8 @@ def worse(measure: str, mine: Record, other: Record) -> bool:
     a, b = mine.p50, other.p50
     if measure not in ADDED and mine.ratio_to_floor and other.ratio_to_floor:
         a, b = mine.ratio_to_floor, other.ratio_to_floor
+    if measure in ADDED:  # differences, which may be negative
+        return a - b > SAME * max(abs(a), abs(b))
     return a < b * (1 - SAME) if measure in RATES else a > b * (1 + SAME)
 
 

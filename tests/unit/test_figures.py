@@ -75,6 +75,17 @@ def test_who_is_clearly_better_wins(tc: float, nftables: float, winner: str) -> 
     assert found.splitlines()[-1].endswith(f"| {winner} |")
 
 
+def test_who_adds_least_wins_also_below_nothing() -> None:
+    added = {"none": 0.1, "nftables": 1.6, "lbctl-tc": 0.4, "lbctl-fast": -0.3}
+    found = wins(data(*(record(peer, "roundtrip_added", us, 1.0) for peer, us in added.items())))
+    assert found.splitlines()[-1].endswith("| **lbctl-fast** |")
+
+
+def test_ours_alone_are_no_competition() -> None:
+    found = wins(data(*(record(p, "agent_memory", 70) for p in ("lbctl-tc", "lbctl-fast"))))
+    assert found.splitlines()[-1].endswith("| – |")
+
+
 def test_saved_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     result = Result(1, 10, "kernel maps", "MB", [8.5, 8.7])
     (tmp_path / "agent").write_bytes(msgspec.json.encode(result) + b"\n")

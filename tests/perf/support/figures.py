@@ -55,8 +55,10 @@ def _compared(record: Record | None) -> str:
 
 
 def _winner(measure: str, found: dict[str, Record]) -> str:
-    """Whoever nobody is clearly better than."""
+    """Whoever nobody is clearly better than, if there is a competition."""
     others = {peer: record for peer, record in found.items() if peer != FLOOR}
+    if all(peer.startswith(OURS) for peer in others):
+        return ABSENT
     best = [
         peer
         for peer, record in others.items()
