@@ -13,7 +13,7 @@
 #define MAX_HOLDERS 64
 #define MOST_FILES 32768 /* of one process */
 #define OTHER_FILES 256
-#define ROOM_SECONDS 30	      /* tables may have to grow first */
+#define ROOM_SECONDS 60	      /* tables may have to grow first */
 #define MOST_ROUNDTRIPS 65536 /* at once */
 
 struct pair {

@@ -18,7 +18,7 @@ from lbctl.bench.records import FLOOR, summary
 from lbctl.errors import LbError
 
 MEASURE = "roundtrip_64k"
-_OPENING_SECONDS = 120.0
+_OPENING_SECONDS = 180.0
 _PORTS = 28_000  # that a kernel chooses from (net.ipv4.ip_local_port_range), to each destination
 
 
