@@ -14,6 +14,7 @@ from tests.perf.support.scale_result import KERNEL
 
 NOBODY = "nobody"
 ABSENT = "–"
+NOT_YET = "Not measured with this version yet: `./dev figures --only agent`.\n"
 # Measures of the first table, in its order, and how they are called there.
 _COMPARED = {
     "connect_latency": "connect(), µs",
@@ -103,6 +104,8 @@ def goals(data: Data) -> str:
 
 def agent(data: Data) -> str:
     """What the load test found, by number of services: median, lowest and highest."""
+    if not data.agent:
+        return NOT_YET
     sizes = _sizes(data)
     rows = []
     for measure in dict.fromkeys(result.measure for result in data.agent):
@@ -116,6 +119,8 @@ def agent(data: Data) -> str:
 
 def kernel(data: Data) -> str:
     """What maps take, the largest first; what is small together."""
+    if not data.agent:
+        return NOT_YET
     sizes = _sizes(data)
     names = [r.measure for r in data.agent if r.measure.startswith(KERNEL)]
     by_size = {
