@@ -24,6 +24,7 @@ _COMPARED = {
     "cpu_per_packet": "CPU, s per 1M packets",
     "request_rate": "HTTP requests, 1/s",
     "throughput": "one bulk connection, Gbit/s",
+    "packet_rate": "forwarded by a node, packets per second",
     "load_time": "from nothing to all programmed, s",
     "change_time": "a changed endpoint is reached, ms",
     "kernel_memory": "kernel memory, MB",
