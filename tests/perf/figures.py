@@ -1,5 +1,6 @@
 """Measures everything that docs/benchmarks.md and docs/scale.md show, and writes it there.
 
+\b
     python -m tests.perf.figures                 measure all of it: about 12 minutes, root
     python -m tests.perf.figures --only bench    ... with lbctl bench alone: 8 minutes
     python -m tests.perf.figures --only agent    ... with tests.perf.scale alone: 4 minutes

@@ -115,7 +115,7 @@ def agent(data: Data) -> str:
         unit = next(result.unit for result in data.agent if result.measure == measure)
         cells = (spread(data.of_agent(size, measure)) for size in sizes)
         rows.append((f"{measure}, {unit}" if unit else measure, *cells))
-    return table(("measure", *(f"{size:,} services" for size in sizes)), rows)
+    return table(("measure", *map(_services, sizes)), rows)
 
 
 def kernel(data: Data) -> str:
@@ -135,7 +135,11 @@ def kernel(data: Data) -> str:
     rows.append(
         ("all", *(f"**{sum(v[at] for v in by_size.values()):.1f}**" for at in range(len(sizes))))
     )
-    return table(("map", *(f"{size:,} services" for size in sizes)), rows)
+    return table(("map", *map(_services, sizes)), rows)
+
+
+def _services(count: int) -> str:
+    return f"{count:,} services" if count > 1 else "1 service"
 
 
 def _sizes(data: Data) -> list[int]:
