@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from pyroute2 import IPRoute
 
 from ebpf.errors import KernelError, LbError
-from ebpf.kernel import bpffs, libbpf, syscall
+from ebpf.kernel import bpffs, libbpf, netlink, syscall
 
 _SUFFIX = "-xdp"
 
@@ -141,8 +140,8 @@ def occupant(ifindex: int) -> str:
 
 
 def _programs(ifindex: int) -> list[int]:
-    with IPRoute() as netlink:
-        for message in netlink.get_links(ifindex):
+    with netlink.rtnetlink() as route:
+        for message in route.get_links(ifindex):
             about = message.get_attr("IFLA_XDP")
             return [about.get_attr("IFLA_XDP_PROG_ID") or 0] if about else []
     return []

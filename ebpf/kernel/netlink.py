@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from pyroute2 import IPRoute
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -32,6 +30,15 @@ _LINK_HEAD = struct.Struct("=Bxxxi")  # struct ifinfomsg: family and index
 _SCOPE_LINK = 253
 _NUD_STALE = 4
 _NTF_USE = 1
+
+
+def rtnetlink() -> Any:
+    """A pyroute2.IPRoute."""
+    # Imported here: it is a seventh of what an agent imports, and only the thread that follows
+    # interfaces wants it, while the main one has the first lists to wait for.
+    from pyroute2 import IPRoute
+
+    return IPRoute()
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -90,7 +97,7 @@ class Changes(msgspec.Struct, frozen=True):
 
 def read_network() -> Network:
     """Links, addresses and default routes of the calling thread's network namespace."""
-    with IPRoute() as netlink:
+    with rtnetlink() as netlink:
         return Network(
             tuple(_link(message) for message in netlink.get_links()),
             tuple(filter(None, (_address(message) for message in netlink.get_addr()))),
@@ -100,13 +107,13 @@ def read_network() -> Network:
 
 def links() -> list[Link]:
     """The interfaces alone."""
-    with IPRoute() as netlink:
+    with rtnetlink() as netlink:
         return [_link(message) for message in netlink.get_links()]
 
 
 def transmitted(ifindex: int) -> int:
     """Frames that an interface has sent, by its own count. Raises OSError."""
-    with IPRoute() as netlink:
+    with rtnetlink() as netlink:
         for message in netlink.get_links(ifindex):
             return int(message.get_attr("IFLA_STATS64")["tx_packets"])
     raise OSError(errno.ENODEV, f"no interface {ifindex}")
@@ -116,7 +123,7 @@ def ask_again(ifindex: int, most: int) -> int:
     """Have the kernel ask neighbours on an interface whether they are still there, of those it has
     not heard of for a while; returns how many. What XDP sends does not tell it that they are used.
     Raises OSError."""
-    with IPRoute() as netlink:
+    with rtnetlink() as netlink:
         stale = [
             message
             for message in netlink.get_neighbours(ifindex=ifindex)
@@ -143,6 +150,8 @@ class Watch:
         )
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         self._socket.bind((0, _GROUPS))
+        from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
         self._marshal = MarshalRtnl()
         self._links: dict[int, bytes] = {}  # the last message about each that was not given out
 

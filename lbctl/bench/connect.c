@@ -4,13 +4,17 @@
  * a packet's whole way (client, node, server and back) then runs inside the sending system call,
  * nobody has to be woken, and what is timed is the path and not the scheduler.
  *
- *   connect MODE CLIENT_NETNS SERVER_NETNS CPU LISTEN_PORT COUNT [ADDRESS]   < "ADDRESS PORT" lines
+ *   connect MODE CLIENT_NETNS SERVER_NETNS CPU LISTEN_PORT COUNT [MORE]   < "ADDRESS PORT" lines
  *
  * CPU is the one to stay on, -1 for any. Modes, and what they print, one number per line:
  *   connect    nanoseconds of connect() alone, per connection
  *   cycle      nanoseconds of socket, connect, accept, a byte each way, close
  *   roundtrip  nanoseconds of a byte each way, on one established connection
- *   watch      connects until one is accepted by ADDRESS, then prints the monotonic clock (ns); the
+ *   many       opens COUNT connections, then says "open N": N waited for a second SYN. Then, for
+ *              each number on standard input, as many round trips, each on another of them:
+ *              nanoseconds and "cpu" as below. MORE: the server's interface to listen on, since
+ *              others have the same port. The targets end with the line ". 0"
+ *   watch      connects until one is accepted by MORE, then prints the monotonic clock (ns); the
  *              word "watching" comes first, after a connection that worked. COUNT: seconds to try
  * -1 stands for a connection that failed. The last line is "cpu N", the thread's CPU time in ns
  * spent between the first and the last number.
@@ -18,134 +22,14 @@
  * "connect http - SERVER_NETNS CPU LISTEN_PORT 0" serves HTTP until it is killed.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
-#include <sched.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-#define MAX_TARGETS 4096
+#include "sockets.h"
+#include "many.h"
+
 #define WARM_UP 20
-#define WAIT_SECONDS 1
-#define BACKLOG 4096
-
-static struct sockaddr_in targets[MAX_TARGETS];
-static int target_count;
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static uint64_t now(clockid_t clock)
-{
-	struct timespec t;
-
-	clock_gettime(clock, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
-}
-
-static void enter(const char *path)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || setns(fd, CLONE_NEWNET))
-		die(path);
-	close(fd);
-}
-
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	if (cpu < 0)
-		return;
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		die("sched_setaffinity");
-}
-
-static void limit_waits(int fd)
-{
-	struct timeval wait = {.tv_sec = WAIT_SECONDS};
-
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof(wait));
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
-}
-
-static int listen_on(int port)
-{
-	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(port)};
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
-
-	if (fd < 0)
-		die("socket");
-	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-	limit_waits(fd); /* accept() waits no longer either */
-	if (bind(fd, (struct sockaddr *)&any, sizeof(any)) || listen(fd, BACKLOG))
-		die("listening in the server's namespace");
-	return fd;
-}
-
-static void read_targets(void)
-{
-	char address[64];
-	int port;
-
-	while (target_count < MAX_TARGETS && scanf("%63s %d", address, &port) == 2) {
-		struct sockaddr_in *to = &targets[target_count++];
-
-		to->sin_family = AF_INET;
-		to->sin_port = htons(port);
-		if (inet_pton(AF_INET, address, &to->sin_addr) != 1) {
-			fprintf(stderr, "not an IPv4 address: %s\n", address);
-			exit(2);
-		}
-	}
-	if (!target_count) {
-		fprintf(stderr, "no target on standard input\n");
-		exit(2);
-	}
-}
-
-/* A client socket whose close resets the connection: no TIME_WAIT, no port is used up. */
-static int client(void)
-{
-	struct linger reset = {.l_onoff = 1};
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
-
-	if (fd < 0)
-		die("socket");
-	setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-	limit_waits(fd);
-	return fd;
-}
-
-static int reach(int fd, int number)
-{
-	struct sockaddr_in *to = &targets[number % target_count];
-
-	return connect(fd, (struct sockaddr *)to, sizeof(*to));
-}
-
-static int exchange(int from, int to)
-{
-	char byte = 'x';
-
-	return send(from, &byte, 1, 0) == 1 && recv(to, &byte, 1, 0) == 1 &&
-	       send(to, &byte, 1, 0) == 1 && recv(from, &byte, 1, 0) == 1;
-}
 
 /* One connection; its time, -1 if it failed. Returns the accepted end's address in `at`. */
 static int64_t once(int listener, int number, int whole, struct in_addr *at)
@@ -175,25 +59,6 @@ static int64_t once(int listener, int number, int whole, struct in_addr *at)
 	if (whole)
 		end = now(CLOCK_MONOTONIC);
 	return good ? (int64_t)(end - start) : -1;
-}
-
-/* Printing waits until the end: it would count as the connections' CPU time. */
-static int64_t *room_for(int count)
-{
-	int64_t *times = calloc(count > 0 ? count : 1, sizeof(*times));
-
-	if (!times)
-		die("calloc");
-	return times;
-}
-
-static void print(const int64_t *times, int count, uint64_t cpu)
-{
-	int i;
-
-	for (i = 0; i < count; i++)
-		printf("%lld\n", (long long)times[i]);
-	printf("cpu %llu\n", (unsigned long long)cpu);
 }
 
 static void connections(int listener, int count, int whole)
@@ -305,7 +170,7 @@ static void http(int listener)
 
 int main(int argc, char **argv)
 {
-	int listener, count;
+	int listener, count, is_many;
 
 	if (argc < 7) {
 		fprintf(stderr, "usage: see the head of connect.c\n");
@@ -313,7 +178,8 @@ int main(int argc, char **argv)
 	}
 	pin(atoi(argv[4]));
 	enter(argv[3]);
-	listener = listen_on(atoi(argv[5]));
+	is_many = !strcmp(argv[1], "many") && argc > 7;
+	listener = listen_on(atoi(argv[5]), is_many ? argv[7] : NULL);
 	count = atoi(argv[6]);
 	if (!strcmp(argv[1], "http"))
 		http(listener);
@@ -325,6 +191,8 @@ int main(int argc, char **argv)
 		connections(listener, count, 1);
 	else if (!strcmp(argv[1], "roundtrip"))
 		roundtrips(listener, count);
+	else if (is_many)
+		many(listener, count);
 	else if (!strcmp(argv[1], "watch") && argc > 7)
 		return watch(listener, count, argv[7]);
 	else

@@ -179,7 +179,7 @@ def _by_tc(made: Bench, way: Way, answer: bool, rounds: int, repeat: int) -> Cos
     for _ in range(rounds):
         floor = cost = 0
         for entry, frame in frames:
-            made.load_headers([frame[: 54 if way is WAYS[0] else 74]])
+            made.load_header(frame[: 54 if way is WAYS[0] else 74])
             floor += made.packet(made.driver["empty"], repeat)
             cost += made.packet(made.generation.fds[entry], repeat)
         floors.append(floor)

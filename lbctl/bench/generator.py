@@ -23,6 +23,7 @@ from lbctl.lab import agents, namespace
 SOURCE = Path(__file__).with_name("connect.c")
 COMPILE_TIMEOUT = 60.0
 WATCH_SECONDS = 30
+END_OF_TARGETS = ". 0\n"  # where more may follow
 MOST_FAILED = 0.1  # of the connections of a turn: more, and there is nothing to measure
 
 Mode = Literal["connect", "cycle", "roundtrip"]
@@ -76,7 +77,17 @@ class Generator:
     @contextmanager
     def watching(self, peer: str, aim: Aim, address: str) -> Iterator[Waiting]:
         """Connects to the aim until `address` answers; enters once a first connection worked."""
-        argv = self._argv(peer, "watch", self._cpu, aim.port, WATCH_SECONDS, address)
+        with self.started(peer, "watch", aim, WATCH_SECONDS, address) as child:
+            waiting = Waiting(peer, child)
+            waiting.line("a first connection")
+            yield waiting
+
+    @contextmanager
+    def started(
+        self, peer: str, mode: str, aim: Aim, count: int, *more: str
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A generator that runs while the block does, and has been told its targets."""
+        argv = self._argv(peer, mode, self._cpu, aim.port, count, *more)
         command = self._testbed.command(peer, argv, self._testbed.sites[peer].client)
         with subprocess.Popen(
             command,
@@ -87,13 +98,10 @@ class Generator:
             env=agents.environment(),
         ) as child:
             assert child.stdin is not None
-            child.stdin.write(_lines(aim.targets))
-            child.stdin.close()
-            child.stdin = None
+            child.stdin.write(_lines(aim.targets) + END_OF_TARGETS)
+            child.stdin.flush()
             try:
-                waiting = Waiting(peer, child)
-                waiting.line("a first connection")
-                yield waiting
+                yield child
             finally:
                 child.kill()
 
@@ -131,10 +139,10 @@ class Waiting:
         self._peer = peer
         self._child = child
 
-    def line(self, what: str) -> str:
-        """The next line it says. LbError if it ends, or says nothing for long enough."""
+    def line(self, what: str, seconds: float = WATCH_SECONDS + 5.0) -> str:
+        """The next line it says. LbError if it ends, or says nothing for so long."""
         assert self._child.stdout is not None
-        ready, _, _ = select.select([self._child.stdout], [], [], WATCH_SECONDS + 5)
+        ready, _, _ = select.select([self._child.stdout], [], [], seconds)
         said = self._child.stdout.readline().strip() if ready else ""
         if not said:
             self._child.kill()

@@ -1,4 +1,5 @@
-"""The connection generator without a compiler: same arguments and output as connect.c, see there.
+"""The connection generator without a compiler: same arguments and output as connect.c, see there,
+without the mode "many".
 
 A call from Python costs about a microsecond, which is in every figure; ratios to the floor come out
 smaller than they are.
@@ -126,7 +127,8 @@ def main(argv: list[str]) -> int:
         os.sched_setaffinity(0, {int(cpu)})
     enter(server_netns)
     listener = listen_on(int(port))
-    targets = [(words[0], int(words[1])) for words in map(str.split, sys.stdin)]
+    words = iter(lambda: sys.stdin.readline().split(), [])
+    targets = [(ip, int(at)) for ip, at in itertools.takewhile(lambda line: line[0] != ".", words)]
     enter(client_netns)
     if mode == "watch":
         return watch(listener, targets[0], int(count), more[0])

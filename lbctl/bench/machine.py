@@ -18,6 +18,7 @@ _TOOLS = {
     "iperf3": ["iperf3", "--version"],
 }
 _TOOL_TIMEOUT = 10.0
+LOAD = "load at the start"
 
 
 def facts() -> dict[str, str]:
@@ -26,7 +27,7 @@ def facts() -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": f"{os.cpu_count()} × {_processor()}",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
-        "load at the start": " ".join(f"{value:.2f}" for value in os.getloadavg()),
+        LOAD: " ".join(f"{value:.2f}" for value in os.getloadavg()),
         "python": platform.python_version(),
     }
     for name, command in _TOOLS.items():
@@ -76,6 +77,10 @@ def method(options: Options, results: Results) -> list[str]:
         "turn less the floor's median of the same turn; the floor's own row is how far its turns "
         "differ from each other, which is the noise. cpu_per_packet is the CPU time of everything, "
         "both ends included, per packet passing the node.",
+        f"roundtrip_64k: a peer and the floor have {effort.many:,} connections open each, and take "
+        f"{effort.many_turns} turns of {effort.many_roundtrips:,} round trips, each on another "
+        "connection; of sockets and flows nothing is in a cache then. Measured at one number "
+        "of services.",
         f"request_rate (wrk, 8 kept-alive connections) and throughput (iperf3, one connection): "
         f"{effort.load_turns} turns of {effort.load_seconds} s; both ends and the node share the "
         "CPUs.",

@@ -14,7 +14,7 @@ import numpy as np
 from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator, Mode, Timing, monotonic
 from lbctl.bench.peers import Peer
-from lbctl.bench.records import FLOOR, Distribution, Record, Results, summary
+from lbctl.bench.records import FLOOR, MANY_FLOWS, Distribution, Record, Results, summary
 from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
 
@@ -29,6 +29,9 @@ class Effort(msgspec.Struct, frozen=True):
     turns: int = 30
     connections: int = 150
     roundtrips: int = 1000
+    many: int = MANY_FLOWS  # connections open at once; fewer only try that it works
+    many_turns: int = 12
+    many_roundtrips: int = 4000
     load_turns: int = 2
     load_seconds: int = 1
     changes: int = 20
@@ -42,6 +45,8 @@ class Effort(msgspec.Struct, frozen=True):
             turns=12,
             connections=100,
             roundtrips=500,
+            many_turns=4,
+            many_roundtrips=2000,
             load_turns=1,
             load_seconds=1,
             changes=6,

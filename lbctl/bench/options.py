@@ -12,6 +12,7 @@ from lbctl.bench.saved import Saved
 
 PER_SERVICES = (
     *CONNECTION_MEASURES,
+    "roundtrip_64k",
     "request_rate",
     "throughput",
     "load_time",
@@ -38,3 +39,11 @@ class Options(msgspec.Struct, frozen=True):
     saved: Saved | None = None
     kube_proxy: Path | None = None
     min_sync_period: float = 1.0
+
+    def measures_at(self, services: int) -> list[str]:
+        """Those asked for of that number of services; many flows are the same with any that have
+        enough destinations."""
+        enough = [count for count in self.services if count >= self.targets]
+        at = min(enough, default=max(self.services))
+        once = ("roundtrip_64k",) if services != at else ()
+        return [m for m in PER_SERVICES if m in self.measures and m not in once]

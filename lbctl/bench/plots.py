@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -114,10 +115,11 @@ def _over_services(
 
 
 def _distribution(axes: Axes, _records: Sequence[Record], about: About) -> bool:
-    """Connect latency of all peers at the largest number of services."""
+    """Connect latency at the largest number of services that most peers were measured at."""
     if not about.distributions:
         return False
-    largest = max(found.services for found in about.distributions)
+    peers = Counter(found.services for found in about.distributions)
+    largest = max(peers, key=lambda services: (peers[services], services))
     for found in sorted(about.distributions, key=lambda d: ORDER.index(d.peer)):
         if found.services == largest:
             values = found.percentiles[:100]  # the maximum is one connection

@@ -32,6 +32,7 @@ UNITS = {
     "request_rate": "1/s",
     "throughput": "Gbit/s",
     "roundtrip_added": "us",
+    "roundtrip_64k": "us",
     "packet_ns": "ns",
     "packet_instructions": "instructions",
     "cpu_per_packet": "s/1M packets",
@@ -42,6 +43,8 @@ UNITS = {
 }
 # Of these, more is better.
 RATES = frozenset({"connection_rate", "request_rate", "throughput"})
+ADDED = frozenset({"roundtrip_added", "roundtrip_64k"})  # differences to the floor
+MANY_FLOWS = 65536
 ALL = "all"  # a Missing's measure when the peer did not run at all
 
 

@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from lbctl.bench import kubeproxy, machine, measures
+from lbctl.bench import kubeproxy, machine, manyflows, measures
 from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator
 from lbctl.bench.measures import CONNECTION_MEASURES, Measuring
-from lbctl.bench.options import PACKETS, PER_SERVICES, Options
+from lbctl.bench.options import PACKETS, Options
 from lbctl.bench.ours import AgentPeer
 from lbctl.bench.peers import (
     Bare,
@@ -45,7 +45,10 @@ def run(options: Options, results: Results, progress: Progress) -> None:
     if any(peer in kubeproxy.PEERS for peer in options.peers):
         kubeproxy.settle_on(results, options.kube_proxy, options.min_sync_period)
     results.forget_reasons(options.peers, options.services)
-    results.about.machine |= machine.facts()
+    known = results.about.machine
+    results.about.machine = known | machine.facts()
+    if load := known.get(machine.LOAD):  # what came before this run's own
+        results.about.machine[machine.LOAD] = load
     found = [peer for peer in all_peers(options) if peer.name in options.peers]
     peers = []
     for peer in found:
@@ -53,8 +56,11 @@ def run(options: Options, results: Results, progress: Progress) -> None:
             results.miss(peer.name, 0, ALL, reason)
         else:
             peers.append(peer)
-    wanted = [m for m in PER_SERVICES if m in options.measures]
-    sizes = [count for count in options.services if _lacks(results, peers, count, wanted)]
+    sizes = [
+        count
+        for count in options.services
+        if _lacks(results, peers, count, options.measures_at(count))
+    ]
     if sizes and any(isinstance(peer, AgentPeer) for peer in peers):
         results.about.machine["programs"] = _compile(progress)
     if any(measure in PACKETS for measure in options.measures):
@@ -121,7 +127,7 @@ def _one_size(
     def say(what: str, detail: str) -> None:
         progress(f"{data.services:,} services: {what}", detail)
 
-    wanted = set(options.measures)
+    wanted = set(options.measures_at(data.services))
     names = [FLOOR, *(peer.name for peer in peers if peer.name != FLOOR)]
     with Testbed(options.name, names) as testbed:
         try:
@@ -142,6 +148,8 @@ def _one_size(
             if "change_time" in wanted:
                 measures.changes(measuring)
             _memory(loaded, data, results)
+            if manyflows.MEASURE in wanted:  # last, since tables grow by it
+                manyflows.measure(measuring)
         finally:
             for peer in peers:
                 peer.stop()

@@ -6,7 +6,19 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lbctl.bench.records import ALL, FLOOR, ORDER, PEERS, RATES, UNITS, About, Missing, Record
+from lbctl.bench.records import (
+    ADDED,
+    ALL,
+    FLOOR,
+    MANY_FLOWS,
+    ORDER,
+    PEERS,
+    RATES,
+    UNITS,
+    About,
+    Missing,
+    Record,
+)
 
 MEANING = {
     "connect_latency": "Time of connect()",
@@ -14,6 +26,7 @@ MEANING = {
     "request_rate": "HTTP requests on kept-alive connections (wrk)",
     "throughput": "One bulk connection (iperf3)",
     "roundtrip_added": "Added to a round trip of one byte",
+    "roundtrip_64k": f"Added to a round trip, each on another of {MANY_FLOWS:,} open connections",
     "cpu_per_packet": "CPU time per packet, both ends and the node",
     "packet_ns": "A packet of an established IPv4 TCP connection, above an empty program",
     "packet_instructions": "Static instructions of the programs such packets run through",
@@ -164,18 +177,20 @@ def _loss(measure: str, ours: str, other: str, records: Sequence[Record]) -> str
     lost = []
     for services in sorted(mine.keys() & theirs.keys()):
         a, b = mine[services], theirs[services]
-        if _worse(measure, a, b):
+        if worse(measure, a, b):
             lost.append(f"{cell(a)} against {cell(b)} at {services:,}")
     if not lost:
         return ""
     return f"{ours} loses to {other} in {measure} ({UNITS[measure]}): {'; '.join(lost)} services."
 
 
-def _worse(measure: str, mine: Record, other: Record) -> bool:
+def worse(measure: str, mine: Record, other: Record) -> bool:
     """By the ratio to the floor where there is one: it leaves out what disturbed both."""
     a, b = mine.p50, other.p50
-    if measure != "roundtrip_added" and mine.ratio_to_floor and other.ratio_to_floor:
+    if measure not in ADDED and mine.ratio_to_floor and other.ratio_to_floor:
         a, b = mine.ratio_to_floor, other.ratio_to_floor
+    if measure in ADDED:  # differences, which may be negative
+        return a - b > SAME * max(abs(a), abs(b))
     return a < b * (1 - SAME) if measure in RATES else a > b * (1 + SAME)
 
 

@@ -63,6 +63,11 @@ class Site(msgspec.Struct, frozen=True):
     def node_address(self) -> str:
         return f"10.65.{self.number}.1"
 
+    @property
+    def server_interface(self) -> str:
+        """Of the server, towards the node."""
+        return f"node{self.number}"
+
 
 class Testbed:
     """All sites of a run called `name`. A context manager: nothing is left at the end of it."""
@@ -230,13 +235,13 @@ class Testbed:
             self._build_site(site)
 
     def _build_site(self, site: Site) -> None:
-        number = site.number
+        number, far = site.number, site.server_interface
         _configure(
             site.node,
             [
                 "link set lo up",
                 f"link add {POD_INTERFACE} type veth peer name eth0 netns {site.client}",
-                f"link add {UPLINK} type veth peer name node{number} netns {self.server}",
+                f"link add {UPLINK} type veth peer name {far} netns {self.server}",
                 f"address add 10.64.{number}.1/24 dev {POD_INTERFACE}",
                 f"address add {site.node_address}/24 dev {UPLINK}",
                 f"link set {POD_INTERFACE} up",
@@ -256,8 +261,8 @@ class Testbed:
         _configure(
             self.server,
             [
-                f"address add 10.65.{number}.2/24 dev node{number}",
-                f"link set node{number} up",
+                f"address add 10.65.{number}.2/24 dev {far}",
+                f"link set {far} up",
                 f"route add 10.64.{number}.0/24 via {site.node_address}",
             ],
         )

@@ -34,13 +34,22 @@ pytestmark = [pytest.mark.lab]
 
 NAME = f"t{os.getpid()}"
 RAN = ("none", "nftables", "lbctl-tc")
-TINY = Effort(turns=2, connections=20, roundtrips=20, load_turns=1, changes=2, change_seconds=5)
-
+TINY = Effort(
+    turns=2,
+    connections=20,
+    roundtrips=20,
+    many=300,
+    many_turns=2,
+    many_roundtrips=400,
+    load_turns=1,
+    changes=2,
+    change_seconds=5,
+)
 
 OPTIONS = Options(
     services=(1, 10),
     peers=(*RAN, "iptables-legacy", "ipvs"),
-    measures=(*CONNECTION_MEASURES, "load_time", "change_time", "kernel_memory"),
+    measures=(*CONNECTION_MEASURES, "roundtrip_64k", "load_time", "change_time", "kernel_memory"),
     effort=TINY,
     timeout=60.0,
     name=NAME,
@@ -101,6 +110,13 @@ def test_connections_are_measured_through_every_peer(
             assert found.ratio_to_floor == 1
         if measure in RATES:
             assert found.p50 >= found.p99
+
+
+@pytest.mark.parametrize("peer", RAN)
+def test_round_trips_on_many_connections_are_measured_once(finished: Results, peer: str) -> None:
+    found = [r for r in finished.records if (r.peer, r.measure) == (peer, "roundtrip_64k")]
+    assert [(r.services, r.n) for r in found] == [(10, TINY.many_turns)]
+    assert found[0].ratio_to_floor
 
 
 @pytest.mark.parametrize("peer", ["nftables", "lbctl-tc"])

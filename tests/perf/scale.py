@@ -19,16 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.perf.support.scale_node import Node, percentile
+from tests.perf.support.scale_result import KERNEL, Result
 
-
-class Result(msgspec.Struct):
-    """One measure at one size; `values` one per round."""
-
-    services: int
-    endpoints: int
-    measure: str
-    unit: str
-    values: list[float]
+FLOWS = 1000
+FIRST = 10_000  # the size at which the first start of a version is timed, with its compiler
+FEW = 100  # services, of which changes could not be told apart
 
 
 class Measured:
@@ -52,8 +47,11 @@ def starts(node: Node, found: Measured) -> None:
     found.add("resident", "MB", node.memory().resident)
     found.add("resident without mapped kernel maps", "MB", node.memory().without_maps)
     found.add("resident, own (anonymous)", "MB", node.memory().anonymous)
+    node.open_flows(FLOWS)
     kernel = node.kernel_memory()
     found.add("kernel maps", "MB", sum(kernel.values()) / 1e6)
+    for name, size in kernel.items():
+        found.add(f"{KERNEL}{name}", "MB", size / 1e6)
     before = node.fingerprint()
     node.stop(signal.SIGKILL)
     found.add("restart, nothing changed", "s", node.start())
@@ -96,15 +94,21 @@ def run(services: int, endpoints: int, rounds: int, churn: float) -> list[Result
     found = Measured(services, endpoints)
     with Node(services, endpoints, f"sc-{os.getpid()}") as node:
         node.start()  # compiles what is not in the caches
+        if services == FIRST:
+            node.stop()
+            node.forget()
+            with node.without_caches():
+                found.add("first start of a version", "s", node.start())
         for number in range(rounds):
             click.echo(f"{services:,} services, round {number + 1}, load {_load()}", err=True)
+            found.add("load average before", "", float(_load()))
             starts(node, found)
+            if services < FEW:
+                continue
             changes(node, found, min(300, services), 50.0, "one change")
             time.sleep(3)  # freed regions rest
             changes(node, found, min(services, round(5 * churn)), churn, f"{churn:g} changes/s")
             found.add("resident after the changes", "MB", node.memory().resident)
-        for name, size in sorted(node.kernel_memory().items(), key=lambda item: -item[1]):
-            found.add(f"kernel: {name}", "MB", size / 1e6)
     return list(found.results.values())
 
 

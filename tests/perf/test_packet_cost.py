@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from ebpf.kernel import fields as kernel_fields
-from ebpf.kernel import libbpf
+from ebpf.kernel import libbpf, testrun
 from lbctl.bench import packetcost as cost
 from lbctl.bench.packetcost import Bench
 
@@ -119,3 +119,40 @@ def test_an_established_packet_calls_no_helper(bench: Bench, name: str) -> None:
     assert calls <= FREE | SUMS
     looked_up = {name for _, name in program.relocations} - {"programs", COUNTERS}
     assert {bench.bundle.maps[name].type for name in looked_up} == {ARRAY}
+
+
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize(
+    "addresses", [(cost.CLIENT4, cost.SERVICE4), (cost.CLIENT6, cost.SERVICE6)]
+)
+def test_the_driver_is_every_client_once(
+    bench: Bench, addresses: tuple[str, str], answers: bool
+) -> None:
+    first, service = addresses
+
+    def frame(number: int) -> bytes:
+        address, port = cost.client(first, number)
+        ends = (
+            (service, address, cost.PORT, port) if answers else (address, service, port, cost.PORT)
+        )
+        return cost.header(*ends, cost.ACK)
+
+    bench.load_header(frame(0), cost.MANY, answers)
+    bench.callee.store(0, bench.driver["empty"])
+    sent = [testrun.run(bench.driver["restore"], frame(0)).packet for _ in range(cost.MANY)]
+    assert sorted(sent) == sorted(map(frame, range(cost.MANY)))
+
+
+def test_many_flows_cost_the_driver_what_one_does(bench: Bench) -> None:
+    """What 64k flows take is then the programs' alone."""
+    frame = cost.header(cost.CLIENT4, cost.SERVICE4, 20000, cost.PORT, cost.ACK)
+    ratios: list[float] = []
+    for _ in range(ROUNDS):
+        floors = []
+        for clients in (1, cost.MANY):
+            bench.load_header(frame, clients)
+            floors.append(bench.packet(bench.driver["empty"], 100_000))
+        ratios.append(floors[1] / floors[0])
+        if statistics.median(ratios) < 1.5:
+            return
+    pytest.fail(f"{statistics.median(ratios):.2f} times the cost of one flow")

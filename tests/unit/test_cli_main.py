@@ -11,6 +11,9 @@ from ebpf.errors import CompileError, InUseError
 from lbctl.cli import main
 from lbctl.errors import NotFound, UsageError
 
+# 706 with the libraries of today; their next versions may have a few more.
+MOST_MODULES = 760
+
 
 def run(*words: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(main.command, words, prog_name="lbctl")
@@ -47,6 +50,23 @@ def test_help_loads_no_command_and_no_library_of_one() -> None:
     assert "click" in loaded
     assert not loaded & {"numpy", "rich", "pyroute2", "kubernetes", "bcc", "structlog", "yaml"}
     assert not {module for module in loaded if module.startswith("lbctl.inspect")}
+
+
+def test_an_agent_begins_without_what_it_may_never_need() -> None:
+    """Before it lists: pyroute2 is for the thread of interfaces, others are for what is asked for
+    or goes wrong. Whatever is imported here is waited for at every start."""
+    script = (
+        "import sys\n"
+        "import lbctl.cli.agent, lbctl.agent.run, lbctl.sources.kubernetes\n"
+        "print(*sys.modules, sep='\\n')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & {"pyroute2", "kubernetes", "bcc", "rich.live", "matplotlib", "scapy"}
+    assert not {module for module in loaded if module.startswith(("lbctl.lab", "lbctl.bench"))}
+    assert len(loaded) < MOST_MODULES, f"{len(loaded)} modules"
 
 
 def test_the_module_is_the_same_command() -> None:

@@ -56,9 +56,13 @@ def dotted(number: int) -> str:
     return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
 
 
+def service_address(number: int) -> str:
+    return dotted(_FIRST_SERVICE + number + 1)
+
+
 def service(number: int) -> Json:
     """One Service, with the metadata an API server would send along."""
-    address = dotted(_FIRST_SERVICE + number + 1)
+    address = service_address(number)
     return {
         "kind": "Service",
         "apiVersion": "v1",

@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -21,10 +23,11 @@ import numpy as np
 
 from ebpf import instance
 from ebpf.instance import Instance
-from ebpf.kernel import bpffs
+from ebpf.kernel import bpffs, testrun
 from ebpf.maps import ArrayMap, HashMap
 from lbctl import status
-from tests.perf.support.scale_cluster import NAMESPACE, Command, Done, Ready
+from lbctl.bench import packetcost
+from tests.perf.support.scale_cluster import NAMESPACE, Command, Done, Ready, service_address
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = Path(__file__).with_name("scale_cluster.py")
@@ -70,6 +73,7 @@ class Node:
         self._counts = (services, endpoints)
         self._instance: Instance | None = None
         self._ids: dict[int, int] = {}
+        self._surroundings: dict[str, str] = {}
 
     def __enter__(self) -> Node:
         _ip("netns", "add", self.name)
@@ -95,10 +99,10 @@ class Node:
         self._end()
 
     def _end(self) -> None:
-        self.stop()
+        self.stop(signal.SIGKILL)  # all that it would leave in order is removed
         if self._cluster is not None:
             self._cluster.kill()
-            self._cluster.wait(10)
+            self._cluster.communicate(timeout=10)  # closes the pipes as well
         self.forget()
         shutil.rmtree(_environment()["PYTHONPYCACHEPREFIX"], ignore_errors=True)
         _ip("netns", "delete", self.name)
@@ -114,14 +118,26 @@ class Node:
             *self._inside(), *wrapper, sys.executable, "-m", "lbctl", "agent",
             "--api-server", self.url, "--node-name", "node-0", "--pin-dir", str(self.pin_dir),
             "--socket-lb", "off", "--healthz-bind-address", "off", *self._sizes,
-            "--flows", "16384",
         ]  # fmt: skip
         status.path_of(self.pin_dir).unlink(missing_ok=True)
         with self.log.open("ab") as log:
             began = time.monotonic()
-            self._agent = subprocess.Popen(command, stderr=log, env=_environment())
+            self._agent = subprocess.Popen(
+                command, stderr=log, env=_environment() | self._surroundings
+            )
         self._until(self._programmed, "the agent is ready")
         return time.monotonic() - began
+
+    @contextmanager
+    def without_caches(self) -> Iterator[None]:
+        """Agents started meanwhile compile the programs, and Python's bytecode, themselves."""
+        with tempfile.TemporaryDirectory(prefix="sc-cache-") as directory:
+            own = {"LBCTL_CACHE_DIR": directory, "PYTHONPYCACHEPREFIX": f"{directory}/bytecode"}
+            self._surroundings = own
+            try:
+                yield
+            finally:
+                self._surroundings = {}
 
     def _programmed(self) -> bool:
         assert self._agent is not None
@@ -196,6 +212,20 @@ class Node:
         """Bytes by map, as the kernel accounts them."""
         found = self.instance()
         return {name: found.map(name).memory_bytes for name in found.map_names()}
+
+    def open_flows(self, count: int) -> int:
+        """Connections to the first service, as a pod opens them; how many flows there are."""
+        found = self.instance()
+        programs = instance.PinnedPrograms(self.pin_dir / "programs")
+        try:
+            for number in range(count):
+                address, port = packetcost.client(packetcost.CLIENT4, number)
+                for flags in (packetcost.SYN, packetcost.ACK):
+                    frame = packetcost.header(address, service_address(0), port, 80, flags)
+                    testrun.run(programs["entry_from_pod"], frame)
+        finally:
+            programs.close()
+        return len(found.flow_tables[0].live()) // 2
 
     def fingerprint(self) -> dict[str, str]:
         """A hash of the contents of every map that only the agent writes."""
