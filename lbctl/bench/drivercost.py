@@ -28,6 +28,7 @@ from ebpf.programs import load
 from lbctl.bench import packetcost
 from lbctl.bench.packetcost import ACK, PORT, SYN, TARGET, Bench, Cost, cost_of
 from lbctl.bench.records import PacketCost, Record, summary
+from lbctl.datapath import clock
 from lbctl.lab import namespace
 
 _PEER = "lbctl-xdp"
@@ -36,6 +37,7 @@ _XDP_PASS, _XDP_REDIRECT = 2, 4
 _LENGTH = 80  # of a frame; its headers and some payload
 _UPLINK = "uplink"
 _MAC = bytes.fromhex("020000000001")
+_LASTS = 3600.0  # seconds that next hops are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,10 @@ def _know_devices(made: Bench) -> None:
     uplink = socket.if_nametoindex(_UPLINK)
     for index, mac, flags in ((_LOOPBACK, bytes(6), 0), (uplink, _MAC, sends)):
         table.put(np.uint32(index).tobytes(), struct.pack("=6sH", mac, flags))
+    config, flags = made.array("config").records, ("XDP_SENDS_ALWAYS", "XDP_KEEPS_HOPS")
+    config["xdp"] = sum(made.bundle.enums[flag] for flag in flags)
+    config["fast_until"] = (clock.current_beat() + clock.beats(_LASTS)) % (1 << 32)
+    config["fast_epoch"], config["fast_mtu"] = 1, 0xFFFF
 
 
 def _open(made: Bench, way: Way) -> None:

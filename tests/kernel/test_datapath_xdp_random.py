@@ -123,6 +123,7 @@ def test_what_the_driver_does_tc_would_have_done(
         if number % ANEW == 0 or traffic is None:
             world.reset()
             world.hash("xdp_devices").put_many(*devices)
+            driver_node.send_on()
             traffic = Traffic(driver_node, family, dice)
         frame = traffic.frame()
         try:
