@@ -164,8 +164,8 @@ def _know_devices(made: Bench) -> None:
     uplink = socket.if_nametoindex(_UPLINK)
     for index, mac, flags in ((_LOOPBACK, bytes(6), 0), (uplink, _MAC, sends)):
         table.put(np.uint32(index).tobytes(), struct.pack("=6sH", mac, flags))
-    config, flags = made.array("config").records, ("XDP_SENDS_ALWAYS", "XDP_KEEPS_HOPS")
-    config["xdp"] = sum(made.bundle.enums[flag] for flag in flags)
+    config, enums = made.array("config").records, made.bundle.enums
+    config["xdp"] = enums["XDP_SENDS_ALWAYS"] | enums["XDP_KEEPS_HOPS"]
     config["fast_until"] = (clock.current_beat() + clock.beats(_LASTS)) % (1 << 32)
     config["fast_epoch"], config["fast_mtu"] = 1, 0xFFFF
 
