@@ -34,6 +34,7 @@ UNITS = {
     "roundtrip_added": "us",
     "packet_ns": "ns",
     "packet_instructions": "instructions",
+    "packet_rate": "1/s",
     "cpu_per_packet": "s/1M packets",
     "load_time": "s",
     "change_time": "ms",
@@ -41,7 +42,7 @@ UNITS = {
     "kernel_memory": "MB",
 }
 # Of these, more is better.
-RATES = frozenset({"connection_rate", "request_rate", "throughput"})
+RATES = frozenset({"connection_rate", "request_rate", "throughput", "packet_rate"})
 ALL = "all"  # a Missing's measure when the peer did not run at all
 
 
@@ -99,6 +100,7 @@ class About(msgspec.Struct):
     failures: list[str] = []  # connections that failed, in sentences
     distributions: list[Distribution] = []
     packets: list[PacketCost] = []
+    packet_rates: dict[str, float] = {}  # of what is no peer, beside packet_rate
     instructions: dict[str, tuple[int, int]] = {}  # program to static and verified
 
 

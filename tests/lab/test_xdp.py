@@ -208,7 +208,8 @@ def test_rules_of_others_have_a_say_by_auto_alone(lab: Lab, mode: str) -> None:
         try:
             wait_until(lambda: drivers.others(lab, "node1") != [], 10)
             assert "chain c of ip t has rules" in drivers.others(lab, "node1")[0]
-            assert sent_of(lab, sock) == (0 if mode == "auto" else 2 * ROUNDS)
+            sent = sent_of(lab, sock)  # acknowledgements may come besides
+            assert sent == 0 if mode == "auto" else sent >= 2 * ROUNDS
         finally:
             lab.exec("node1", ["nft", "delete table ip t"], check=True)
         wait_until(lambda: sent_of(lab, sock) >= 2 * ROUNDS, 10)
