@@ -33,8 +33,8 @@ _NO_TEST_RUN = {
 }
 _WITH_TEST_RUN = ("lbctl-tc", "lbctl-xdp")
 _XDP_ALONE = (
-    "its packets are timed one by one: between namespaces of one machine the stacks at both ends "
-    "cost more than a driver spares the node between them"
+    "its packets alone are measured (packet_ns, packet_rate): between namespaces of one machine "
+    "the stacks at both ends cost more than a driver spares the node between them"
 )
 # What the floor and rules cannot have, so that nobody waits for it.
 _NOT_OF_THE_FLOOR = {"load_time", "change_time", "agent_memory", "kernel_memory"}

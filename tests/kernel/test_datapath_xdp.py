@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 
 from tests.kernel.support import checks, model, packets
@@ -24,6 +22,8 @@ from tests.kernel.support.driver import (
     Tables,
     both_ways,
     driver_node,
+    patched,
+    unfinished,
 )
 from tests.kernel.support.packets import PLAIN, Shape
 from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, Passage, node_port
@@ -101,44 +101,18 @@ def test_what_is_not_certain_goes_up(driver_node: DriverNode, shape: Shape) -> N
             other + frame[6:],  # for another machine
             b"\xff" * 6 + frame[6:],
             frame[:12] + b"\x81\x00\x00\x05" + frame[12:],  # of a VLAN
-            _patched(frame, lifetime, b"\1"),
-            _patched(frame, lifetime, b"\0"),
+            patched(frame, lifetime, b"\1"),
+            patched(frame, lifetime, b"\0"),
             frame[:-1],  # says that it is longer
-            _unfinished(frame),
+            unfinished(frame),
         ):
             if changed != frame:
                 assert_handed_up(driver_node, changed)
         if shape.family == 4:
-            assert_handed_up(driver_node, _patched(frame, at.network + 10, b"\x12\x34", False))
-            assert_handed_up(driver_node, _patched(frame, at.network + 6, b"\x20\x00"))
-            assert_handed_up(driver_node, _patched(frame, at.network + 6, b"\x00\x10"))
+            assert_handed_up(driver_node, patched(frame, at.network + 10, b"\x12\x34", False))
+            assert_handed_up(driver_node, patched(frame, at.network + 6, b"\x20\x00"))
+            assert_handed_up(driver_node, patched(frame, at.network + 6, b"\x00\x10"))
         assert frame[:6] == node_mac
-
-
-def _patched(frame: bytes, at: int, new: bytes, right: bool = True) -> bytes:
-    """Other bytes there; the IPv4 header's checksum is made right for them."""
-    out = bytearray(frame)
-    out[at : at + len(new)] = new
-    layout = model.parse(frame)
-    if right and layout.family == 4:
-        model.fix_ipv4_sum(out, layout.network, layout.transport)
-    return bytes(out)
-
-
-def _unfinished(frame: bytes) -> bytes:
-    """As a virtual device hands it over whose peer left the checksum to it; without one at all the
-    same."""
-    at = model.parse(frame)
-    place = at.transport + model.CHECKSUM_AT[at.protocol]
-    if at.protocol == model.UDP and frame[place : place + 2] == b"\0\0":
-        return frame
-    source, destination = at.addresses
-    pseudo = frame[source] + frame[destination]
-    pseudo += struct.pack("!II", at.end - at.transport, at.protocol)
-    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return frame[:place] + struct.pack("!H", total) + frame[place + 2 :]
 
 
 @pytest.mark.parametrize("family", [4, 6])

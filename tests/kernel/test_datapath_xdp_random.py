@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -21,9 +22,12 @@ from tests.kernel.support.driver import (
     Tables,
     both_ways,
     driver_node,
+    patched,
+    unfinished,
 )
+from tests.kernel.support.icmp_errors import ERRORS, ROUTER, error
 from tests.kernel.support.mutations import mutated
-from tests.kernel.support.packets import Shape
+from tests.kernel.support.packets import EXTRAS, Shape
 from tests.kernel.support.uplink import OUTSIDE, Passage, node_port
 from tests.kernel.support.world import World
 
@@ -65,6 +69,8 @@ class Traffic:
     def frame(self) -> bytes:
         """The next packet."""
         dice, passage = self._dice, self._dice.choice(self._passages)
+        if dice.random() < 0.15:
+            return self._special(passage)
         size = dice.choice((0, 1, 2, 3, 17, 100, 1000, 1332, 1348, 1360, 1380))
         payload, flags = dice.randbytes(size), dice.choice(FLAGS)
         kind = dice.random()
@@ -78,6 +84,25 @@ class Traffic:
         if dice.random() < 0.2:
             frame += bytes(dice.randrange(1, 60))
         return mutated(frame, dice) if dice.random() < 0.4 else frame
+
+    def _special(self, passage: Passage) -> bytes:
+        """One that a driver has to leave alone, whole but for what makes it so."""
+        dice, shape = self._dice, passage.shape
+        kind = dice.choice(("extra", "error", "lifetime", "unfinished"))
+        if kind == "extra":  # IPv4 options, IPv6 extension headers
+            passage = replace(
+                passage, shape=shape._replace(extra=dice.choice(EXTRAS[self._family]))
+            )
+        request = dice.random() < 0.5
+        frame = passage.request("A", b"ask") if request else passage.reply("A", b"answer")
+        if kind == "error":
+            to = passage.client if request else passage.node
+            about = frame[model.parse(frame).network :]
+            return error(shape, ROUTER[self._family], to, about, dice.choice(list(ERRORS[4])))
+        if kind == "lifetime":
+            at = model.parse(frame).network + (8 if self._family == 4 else 7)
+            return patched(frame, at, dice.choice((b"\0", b"\1")))
+        return unfinished(frame) if kind == "unfinished" else frame
 
 
 def judge(node: DriverNode, frame: bytes, dice: random.Random, seen: Counter[int]) -> None:

@@ -156,23 +156,22 @@ class Tables:
     def __init__(self, world: World) -> None:
         names = [n for n in world.maps if n.startswith(("cells", "states", "control", "held"))]
         self._maps = {
-            name: world.array(name)
+            name: world.array(name).records.view(np.uint64)  # megabytes: compared as numbers
             for name in (*names, "service_counters", "backend_live", "cpus", "services")
         }
-        self._before = {name: found.records.copy() for name, found in self._maps.items()}
+        self._before = {name: found.copy() for name, found in self._maps.items()}
 
     def restore(self) -> None:
         """As it was then."""
         for name, found in self._maps.items():
-            found.records[:] = self._before[name]
+            found[:] = self._before[name]
 
     def differing(self, other: Tables | None = None) -> list[str]:
         """Which say something else than then, or than another moment's."""
         return [
             name
             for name, found in self._maps.items()
-            if self._before[name].tobytes()
-            != (other._before[name] if other else found.records).tobytes()
+            if not np.array_equal(self._before[name], other._before[name] if other else found)
         ]
 
 
@@ -189,6 +188,32 @@ def both_ways(node: DriverNode, frame: bytes) -> tuple[Passed, Passed, list[str]
             break
         before.restore()
     return got, expected, differing
+
+
+def patched(frame: bytes, at: int, new: bytes, right: bool = True) -> bytes:
+    """Other bytes there; the IPv4 header's checksum is made right for them."""
+    out = bytearray(frame)
+    out[at : at + len(new)] = new
+    layout = model.parse(frame)
+    if right and layout.family == 4:
+        model.fix_ipv4_sum(out, layout.network, layout.transport)
+    return bytes(out)
+
+
+def unfinished(frame: bytes) -> bytes:
+    """As a virtual device hands it over whose peer left the checksum to it; without one at all the
+    same."""
+    at = model.parse(frame)
+    place = at.transport + model.CHECKSUM_AT[at.protocol]
+    if at.protocol == model.UDP and frame[place : place + 2] == b"\0\0":
+        return frame
+    source, destination = at.addresses
+    pseudo = frame[source] + frame[destination]
+    pseudo += struct.pack("!II", at.end - at.transport, at.protocol)
+    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return frame[:place] + struct.pack("!H", total) + frame[place + 2 :]
 
 
 def _forward() -> None:
