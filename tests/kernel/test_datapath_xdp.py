@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
 
 from tests.kernel.support import checks, model, packets
@@ -10,6 +13,7 @@ from tests.kernel.support.driver import (
     CLIENTS,
     HOPS,
     INGRESS,
+    KEEPS,
     LINK,
     MACS,
     MTU,
@@ -230,3 +234,69 @@ def test_clients_outside_the_source_ranges_are_dropped(
     assert got.reasons == {"source_range": 1}
     if shape.protocol == "tcp":
         assert_handed_up(driver_node, driver_node.passage(shape).request("A"))
+
+
+# What the agent says that drivers may do
+
+
+@EACH
+def test_by_auto_they_send_on_while_the_agent_looks_and_nobody_minds(
+    driver_node: DriverNode, shape: Shape
+) -> None:
+    node, flag = driver_node, driver_node.world.flag
+    passage = opened(node, shape)
+    request, reply = both(passage)
+    auto = flag("XDP_SENDS_ON") | node.flags & flag("XDP_KEEPS_HOPS")
+    free = {INGRESS: flag("FAST_FROM")}
+    free |= dict.fromkeys(node.devices.values(), flag("FAST_LEAVE"))
+    for xdp, beats, devices, handle in (
+        (auto, 1000, free, assert_equal_to_tc),
+        (auto, -1, free, assert_handed_up),  # the agent looks no more
+        (0, 1000, free, assert_handed_up),
+        (auto, 1000, free | {INGRESS: flag("FAST_LEAVE")}, assert_handed_up),
+        (auto, 1000, {INGRESS: flag("FAST_FROM")}, assert_handed_up),
+    ):
+        allow(node, devices)
+        node.send_on(beats, xdp=xdp)
+        for frame in (request, reply):
+            handle(node, frame)
+
+
+def allow(node: DriverNode, devices: dict[int, int]) -> None:
+    """What others leave free, by index."""
+    table = node.world.hash("fast_devices")
+    table.delete_many(table.read_all()[0])
+    keys, values = np.array(list(devices), np.uint32), np.array(list(devices.values()), np.uint32)
+    table.put_many(keys, values)
+
+
+@EACH
+def test_the_least_mtu_of_all_routes_holds(driver_node: DriverNode, shape: Shape) -> None:
+    passage = opened(driver_node, shape)
+    for frame in both(passage, 500):
+        length = len(frame) - LINK
+        driver_node.send_on(fast_mtu=length)
+        assert_equal_to_tc(driver_node, frame)
+        driver_node.send_on(fast_mtu=length - 1)
+        assert_handed_up(driver_node, frame)
+
+
+@pytest.mark.parametrize("driver_node", [KEEPS], ids=["keeps"], indirect=True)
+@EACH
+def test_a_hop_is_kept_for_its_epoch(driver_node: DriverNode, shape: Shape) -> None:
+    """The kernel forgets the neighbour, which it would have to ask for."""
+    node = driver_node
+    passage = opened(node, shape)
+    request, _ = both(passage)
+    cpu = min(os.sched_getaffinity(0))
+    node.space.run(lambda: os.sched_setaffinity(0, {cpu}))  # each keeps its own
+    assert_equal_to_tc(node, request)
+    node.forget_neighbours(BACKENDS)
+    assert_equal_to_tc(node, request)
+    node.world.configure(fast_until=beat() - 1)
+    assert_handed_up(node, request)
+    node.world.configure(fast_until=beat() + 1000)
+    assert_equal_to_tc(node, request)
+    assert_handed_up(node, b"\2" * 6 + request[6:])  # another machine's
+    node.send_on()
+    assert_handed_up(node, request)

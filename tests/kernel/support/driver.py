@@ -102,6 +102,10 @@ class DriverNode:
         self.world.hash("xdp_devices").delete(np.uint32(index).tobytes())
         self.send_on()
 
+    def forget_neighbours(self, device: str) -> None:
+        """The kernel does, behind one device; nobody says so."""
+        self.space.ip("neigh", "flush", "nud", "all", "dev", device)
+
     def passage(self, shape: Shape, address: str = "") -> Passage:
         """A client's conversation, by TC."""
         return _Passage(self.world, shape, address=address, place=self)
