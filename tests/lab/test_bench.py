@@ -302,4 +302,3 @@ def test_packets_are_forwarded_and_counted_through_every_peer() -> None:
     assert set(found) == set(peers)
     assert all(record.n == 2 and record.p50 > 0 for record in found.values())
     assert set(results.about.packet_rates) == {forwarding.ALONE, forwarding.REWRITTEN}
-    assert found["lbctl-xdp"].p50 > found["nftables"].p50
