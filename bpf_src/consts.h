@@ -224,8 +224,10 @@ enum fast_flag {
 	FAST_FROM = 1,	/* what comes from there: nobody else would have a say about it */
 	FAST_NEIGH = 2, /* what goes there may be given to the device, for a neighbour */
 	FAST_PEER = 4,	/* ... or straight to the pod behind it */
+	FAST_LEAVE = 8, /* what leaves by it: nobody else would have a say about it */
 };
-#define HOP_BITS 11 /* hops that a CPU keeps, of each family */
+#define HOP_BITS 11	/* hops that a CPU keeps, of each family */
+#define XDP_HOP_BITS 12 /* ... for drivers (xdphop.h) */
 
 #define MAX_SERVICE_CIDRS 4
 #define MAX_POD_CIDRS 4
@@ -334,6 +336,13 @@ enum program {
 
 /* Slots of the array of what drivers run. */
 enum xdp_program { XDP_FORWARD4, XDP_FORWARD6, XDP_PROGRAM_MAX };
+
+/* config.xdp: what drivers may do with packets of flows, the rest is TC's. */
+enum xdp_flag {
+	XDP_SENDS_ON = 1,     /* send them on, up to config.fast_until */
+	XDP_SENDS_ALWAYS = 2, /* ... whoever lives, and whoever would have a say about them */
+	XDP_KEEPS_HOPS = 4,   /* go by what the kernel said of a destination, up to then */
+};
 
 /* xdp_device.flags */
 enum xdp_device_flag {

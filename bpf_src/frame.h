@@ -1,5 +1,5 @@
-/* A frame at its device's driver, before the stack has it: reading it, where it goes next, and
- * writing both its ends at once. Nothing is written before all of it is certain. */
+/* A frame at its device's driver, before the stack has it: reading it, and writing both its ends at
+ * once. Nothing is written before all of it is certain. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -17,7 +17,6 @@
 #include "parse.h"
 #include "checksum.h"
 #include "nat.h"
-#include "masquerade.h"
 
 #define FRAME_L4 (ETH_HLEN + IP_HEADER_LENGTH)
 
@@ -157,39 +156,11 @@ INLINE bool is_finished_frame(struct xdp_md *ctx, const struct packet *p)
 	return (p->proto == IPPROTO_UDP && !*field) || !is_unfinished(p, *field);
 }
 
-/* Where the stack would send a packet that came in here, with the destination it has by then. Only
- * if all is known, it fits, and that device is known to transmit for others. */
-INLINE bool find_way(struct xdp_md *ctx, const struct packet *p, const ip_addr *dst, u16 sport,
-		     u16 dport, struct bpf_fib_lookup *fib)
-{
-	void *network = frame_start(ctx) + ETH_HLEN;
-	struct xdp_device *out;
-	u32 ifindex;
-
-	__builtin_memset(fib, 0, sizeof(*fib));
-	fib->family = AF_OF_FAMILY;
-	fib->ifindex = ctx->ingress_ifindex;
-	fib->l4_protocol = p->proto;
-	fib->sport = sport;
-	fib->dport = dport;
-	fib->tot_len = datagram_length(p);
-	if (network + IP_HEADER_LENGTH > frame_end(ctx))
-		return false;
-#if FAMILY == 6
-	fib->flowinfo = *(u32 *)network & htonl(0x0fffffff);
-	__builtin_memcpy(fib->ipv6_src, &p->src, sizeof(p->src));
-	__builtin_memcpy(fib->ipv6_dst, dst, sizeof(*dst));
-#else
-	fib->tos = ((struct iphdr *)network)->tos;
-	fib->ipv4_src = p->src;
-	fib->ipv4_dst = *dst;
-#endif
-	if (bpf_fib_lookup(ctx, fib, sizeof(*fib), 0) != BPF_FIB_LKUP_RET_SUCCESS)
-		return false;
-	ifindex = fib->ifindex;
-	out = xdp_devices.lookup(&ifindex);
-	return out && out->flags & XDP_DEVICE_SENDS;
-}
+/* The device and the link addresses that a frame leaves with (xdphop.h). */
+struct way {
+	u32 out;
+	u32 macs[3];
+};
 
 /* Both ends as they will be. */
 struct rewriting {
@@ -223,7 +194,7 @@ INLINE void write_network(void *network, const struct rewriting *to, u16 address
  * it came by: that is what a device's test tries, and XDP_TX is not the same everywhere (a veth
  * whose peer has GRO, but no program, leaves such frames lying until others come). */
 INLINE int send_frame(struct xdp_md *ctx, const struct packet *p, const struct rewriting *to,
-		      const struct bpf_fib_lookup *fib)
+		      const struct way *way)
 {
 	u16 *field = frame_checksum(ctx, p), addresses, ports;
 	struct ethhdr *eth = frame_start(ctx);
@@ -242,7 +213,6 @@ INLINE int send_frame(struct xdp_md *ctx, const struct packet *p, const struct r
 	}
 	write_network(network, to, addresses);
 	*both = join_ports(to->sport, to->dport);
-	__builtin_memcpy(eth->h_dest, fib->dmac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, fib->smac, ETH_ALEN);
-	return bpf_redirect(fib->ifindex, 0);
+	__builtin_memcpy(eth, way->macs, sizeof(way->macs));
+	return bpf_redirect(way->out, 0);
 }

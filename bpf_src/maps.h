@@ -119,6 +119,15 @@ BPF_F_TABLE("percpu_array", u32, struct hop, hops4, 1, 0);
 #define HOPS hops4
 #endif
 
+/* The same for what drivers send on. */
+#if FAMILY == 6
+BPF_F_TABLE("percpu_array", u32, struct xdp_hop, xdp_hops6, 1, 0);
+#define XDP_HOPS xdp_hops6
+#else
+BPF_F_TABLE("percpu_array", u32, struct xdp_hop, xdp_hops4, 1, 0);
+#define XDP_HOPS xdp_hops4
+#endif
+
 /* By socket and service address: the backend of an unconnected UDP socket. Programs write; the
  * least recently used goes, and its socket chooses anew. */
 BPF_F_TABLE("lru_hash", struct socket_key, u32, socket_choices, 1, 0);

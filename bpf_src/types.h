@@ -314,7 +314,7 @@ struct config {
 	__u32 fast_until;	/* beat up to which they may */
 	__u32 fast_epoch;	/* another whenever a hop may have changed */
 	__u32 fast_mtu;		/* the least of any route: the kernel says it of none (hop.h) */
-	__u32 spare;
+	__u32 xdp;		/* enum xdp_flag */
 	__u16 dsr_port; /* of outer UDP headers, network byte order; 0: none are taken off */
 	__u16 pad2[3];
 	struct addr node_port4; /* any of the node's addresses that serve node ports, or zero */
@@ -343,6 +343,17 @@ struct hop {
 	__u8 role;     /* enum hop_role */
 	__u8 flags;    /* enum fast_flag; none: they take the stack */
 	__u8 macs[12]; /* destination and source */
+};
+
+/* Where frames to an address go next, as the kernel said to this CPU (xdphop.h). */
+struct xdp_hop {
+	ip_addr addr;
+	__u32 in;    /* the device that they came by */
+	__u32 epoch; /* config.fast_epoch then */
+	__u32 out;
+	__u32 macs[3]; /* the next frame's, destination and source */
+	__u16 own[3];  /* of the device that they came by */
+	__u16 mtu;
 };
 
 /* A client is its address, or a socket's network namespace. */

@@ -23,6 +23,7 @@
 #include "plain.h"
 #include "select.h"
 #include "frame.h"
+#include "xdphop.h"
 
 #ifdef TRACE /* which asks what TC does */
 XDP_PROGRAM(FAMILY_NAME(xdp_forward))
@@ -31,35 +32,40 @@ XDP_PROGRAM(FAMILY_NAME(xdp_forward))
 }
 #else
 
-/* A packet of a flow with four cells: where it comes in, `come` says what becomes of its
- * destination, and where it would go out, another one what becomes of its source. */
-INLINE int carry(struct xdp_md *ctx, struct packet *p, const struct found *come)
+/* Of a flow with four cells, the one whose tuple a packet has where it would go out: two further in
+ * the ring (masquerade.h). False if the flow has ended, or is on its way to another bank. */
+INLINE bool find_leaving(const struct found *come, struct found *go)
+{
+	const struct table *t = get_table();
+	u32 place = next_place(come->state);
+
+	if (!t || ((come->place ^ t->bank) | (place ^ t->bank)) & PLACE_BANK ||
+	    !get_cell_in(true, place, go) || !same_generation(go->head, come->head))
+		return false;
+	place = next_place(go->state);
+	return !((place ^ t->bank) & PLACE_BANK) && get_cell_in(true, place, go) &&
+	       same_generation(go->head, come->head) && state_of(go) >= STATE_LIVE &&
+	       kind_of(go) == ((kind_of(come) ^ CELL_SIDE) | CELL_REPLY);
+}
+
+/* A packet of such a flow: where it comes in, `come` says what becomes of its destination, and
+ * where it would go out, another cell what becomes of its source. */
+INLINE int carry(struct xdp_md *ctx, const struct config *c, struct packet *p,
+		 const struct found *come)
 {
 	bool answer = kind_of(come) & CELL_SIDE;
-	u32 leaves = kind_of(come) ^ CELL_SIDE, beat = now();
-	struct bpf_fib_lookup fib;
+	u32 beat = now();
 	struct rewriting to;
 	struct found go;
 	struct ends ends;
+	struct way way;
 
-	if (!read_ends(come, &ends))
+	if (!may_send_on(c, beat) || !find_leaving(come, &go) ||
+	    !is_plain(p, answer ? &go : come, beat) || !is_finished_frame(ctx, p) ||
+	    !read_ends(come, &ends) || !find_way(ctx, c, p, &ends, beat, &way))
 		return XDP_PASS;
 	to.dst = ends.addr;
-	{
-		struct packet between = {.src = p->src,
-					 .dst = ends.addr,
-					 .sport = ends.client_port,
-					 .dport = ends.port,
-					 .proto = p->proto};
-		struct flow_key key;
-
-		make_key(&key, &between);
-		if (!find_cell(&key, &go) || !same_generation(go.head, come->head) ||
-		    kind_of(&go) != (leaves | CELL_REPLY))
-			return XDP_PASS;
-	}
-	if (!is_plain(p, answer ? &go : come, beat) || !is_finished_frame(ctx, p) ||
-	    !find_way(ctx, p, &to.dst, ends.client_port, ends.port, &fib) || !read_ends(&go, &ends))
+	if (!read_ends(&go, &ends))
 		return XDP_PASS;
 	to.src = ends.addr;
 	to.sport = ends.port;
@@ -68,7 +74,7 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, const struct found *come)
 		follow(p, &go, datagram_length(p), beat);
 	else
 		follow(p, come, frame_length(ctx), beat);
-	return send_frame(ctx, p, &to, &fib);
+	return send_frame(ctx, p, &to, &way);
 }
 
 INLINE int drop_frame(struct xdp_md *ctx, u32 reason)
@@ -124,9 +130,8 @@ XDP_PROGRAM(FAMILY_NAME(xdp_forward))
 	make_key(&key, &p);
 	if (!find_cell_inline(&key, &come))
 		return without_flow(ctx, c, &p);
-	if ((kind_of(&come) & ~CELL_SIDE) != CELL_MASQUERADED || !is_to_us(ctx))
-		return XDP_PASS;
-	return carry(ctx, &p, &come);
+	return (kind_of(&come) & ~CELL_SIDE) == CELL_MASQUERADED ? carry(ctx, c, &p, &come)
+								 : XDP_PASS;
 }
 
 #endif

@@ -92,6 +92,8 @@ class StatusRecord(msgspec.Struct, frozen=True):
     socket_lb: str = ""  # off, host or all
     xdp: str = ""  # off, auto or on
     drivers: tuple[DriverState, ...] = ()
+    # Who would have a say about packets that drivers send on: by auto nothing is sent on for them.
+    xdp_others: tuple[str, ...] = ()
     sockets_closed: int = 0  # by this agent, since their endpoint had gone
     thread_restarts: int = 0  # that ended or were stuck
     corrections: int = 0  # counts of live flows that were wrong, and set right

@@ -32,6 +32,7 @@ def family_unit(family: str, file: str = "tc.c") -> Unit:
         ("FRAGMENTS", f"fragments{family}"),
         ("HELD", f"held{family}"),
         ("HOPS", f"hops{family}"),
+        ("XDP_HOPS", f"xdp_hops{family}"),
         ("TABLE", f"table{family}a"),
         ("CONTROL", f"control{family}a"),
         ("OTHER_CONTROL", f"control{family}b"),

@@ -15,6 +15,7 @@ from ebpf.kernel import libbpf
 CHECKSUM_COMPLETE = 1 << 2
 # BPF_F_TEST_XDP_LIVE_FRAMES: what the program says is done with the frames (5.18).
 _LIVE_FRAMES = 1 << 1
+_BATCH = 64  # of live frames: what a driver takes at once
 _HEADROOM = 512
 _CONTEXT_SIZE = 192
 # Offsets of struct __sk_buff that a test run takes over.
@@ -79,10 +80,12 @@ def run(
     )
 
 
-def send_live(prog_fd: int, packet: bytes, ifindex: int, count: int) -> None:
+def send_live(prog_fd: int, packet: bytes, ifindex: int, count: int) -> int:
     """Runs an XDP program on `count` frames that a device might have received, and does with each
     what it says: XDP_TX sends it by that device. The device must have an XDP program, or another
-    reason to be ready for them. Raises KernelError: EINVAL on kernels that cannot."""
+    reason to be ready for them. A frame is not made anew for each run: it may have what the program
+    wrote for one before it. Returns nanoseconds per frame, of all that was done with it meanwhile.
+    Raises KernelError: EINVAL on kernels that cannot."""
     context = driver_context(packet, ifindex)
     options = libbpf.TestRunOptions(
         sz=ctypes.sizeof(libbpf.TestRunOptions),
@@ -92,11 +95,12 @@ def send_live(prog_fd: int, packet: bytes, ifindex: int, count: int) -> None:
         ctx_size_in=len(context),
         repeat=count,
         flags=_LIVE_FRAMES,
-        batch_size=count,
+        batch_size=min(count, _BATCH),
     )
     code = libbpf.library().bpf_prog_test_run_opts(prog_fd, ctypes.byref(options))
     if code < 0:
         raise KernelError("the kernel does not send frames of our own", -code)
+    return int(options.duration)
 
 
 def driver_context(packet: bytes, ifindex: int) -> bytes:

@@ -137,6 +137,8 @@ class Maps(Generic[Hash, Array, PerCpu]):
     fast_devices: Annotated[Hash, Fixed(4096, "fast_path")]
     hops4: Annotated[PerCpu, Power("HOP_BITS", "fast_path")]
     hops6: Annotated[PerCpu, Power("HOP_BITS", "fast_path")]
+    xdp_hops4: Annotated[PerCpu, Power("XDP_HOP_BITS", "fast_path")]
+    xdp_hops6: Annotated[PerCpu, Power("XDP_HOP_BITS", "fast_path")]
     affinity: Annotated[Hash, Learned(131072), FILLED]
     socket_choices: Annotated[Hash, _SOCKETS, FILLED]
     socket_peers: Annotated[Hash, _SOCKETS, FILLED]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import struct
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,15 +59,22 @@ class Drivers:
     """What `--xdp` asks for, in the network namespace of the thread that calls."""
 
     def __init__(
-        self, mode: str, patterns: Collection[str], attacher: DriverAttacher, devices: HashTable
+        self,
+        mode: str,
+        patterns: Collection[str],
+        attacher: DriverAttacher,
+        devices: HashTable,
+        told: Callable[[], None],
     ) -> None:
-        """`devices` is the map of that name. Without `patterns`, all uplinks."""
+        """`devices` is the map of that name. Without `patterns`, all uplinks. `told` is called when
+        a device may be used for something else than so far: next hops are kept."""
         self.mode = mode
         self.states: tuple[DriverState, ...] = ()
         self.problem = ""  # with programs that should be others, or not there; until it is none
         self._patterns = tuple(patterns)
         self._attacher = attacher
         self._table = devices
+        self._told = told
         self._devices: dict[int, _Device] = {}
         self._failed: dict[int, tuple[Link, str, float]] = {}  # until when it is not tried again
         self._generation: Generation | None = None
@@ -225,6 +232,8 @@ class Drivers:
         if new:
             records = np.frombuffer(b"".join(new.values()), self._table.spec.value.dtype)
             self._table.put_many(np.array(list(new), np.uint32), records)
+        if gone or new:
+            self._told()
 
     def _say(self) -> None:
         states = [_state(device) for device in self._devices.values()]

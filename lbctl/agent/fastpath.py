@@ -1,10 +1,11 @@
-"""The way past the stack: opened while nobody else would have a say about packets, and for a moment
-at a time.
+"""The way past the stack, by TC or by drivers: opened while nobody else would have a say about
+packets, and for a moment at a time.
 
 A thread of its own looks: nftables, routing rules and traffic control announce their changes, the
 rest is looked at every LOOK_SECONDS. A change first closes the way, then it is looked at. Whatever
 may have changed a next hop begins another epoch, in which programs ask the kernel anew. If the
-thread hangs or the agent dies, what it opened ends by itself.
+thread hangs or the agent dies, what it opened ends by itself. Not so where drivers are to send on
+whoever minds (`--xdp on`): they ask the kernel for each packet then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from ebpf.hooks import others
 from ebpf.hooks.others import Queues
 from ebpf.kernel import libbpf, paths
 from ebpf.kernel.netlink import Link
+from lbctl.agent.drivers import AUTO
 from lbctl.agent.generation import LaterGeneration
 from lbctl.agent.interfaces import Interfaces
 from lbctl.agent.keeper import Keeper
@@ -43,6 +45,7 @@ _STUCK_SECONDS = 20.0
 _LEAVES = 5.0
 _U32 = 1 << 32
 _NOT_READY = "the programs are not on all interfaces yet"
+_UPLINK_FLAGS = consts.FAST_FROM | consts.FAST_LEAVE  # of a driver that nobody minds
 _POD_PROGRAM, _UPLINK_PROGRAM = "entry_from_pod", "entry_from_net"
 
 
@@ -56,12 +59,23 @@ class Gate:
     def is_open(self) -> bool:
         return bool(self._record["fast_open"])
 
-    def open_anew(self) -> None:
-        """In an epoch that no hop is known of: no number comes twice, whoever opens it, as the maps
-        outlive agents."""
+    @property
+    def drivers(self) -> int:
+        """XDP_*: what drivers may do."""
+        return int(self._record["xdp"])
+
+    def begin_epoch(self) -> None:
+        """No hop is known of it: no number comes twice, whoever begins one, as the maps outlive
+        agents. If two threads do at once, what each has changed was so before either's."""
         self._record["fast_epoch"] = (int(self._record["fast_epoch"]) + 1) % _U32
-        self.keep_open()
+
+    def open(self) -> None:
+        """For TC, up to the moment that `keep_open` says."""
         self._record["fast_open"] = 1
+
+    def let_drivers(self, flags: int) -> None:
+        """... and for drivers, as far as these say."""
+        self._record["xdp"] = flags
 
     def keep_open(self) -> None:
         """For LIFE_SECONDS from now on."""
@@ -78,12 +92,12 @@ class Gate:
         return before != mtu
 
     def shut(self) -> None:
-        """All packets take the stack."""
+        """All packets take the stack, as far as TC is concerned."""
         self._record["fast_open"] = 0
 
 
 class FastPath:
-    """`start` it if it is on; `close` it in any case."""
+    """`start` it if anything is on; `close` it in any case. `drivers` is --xdp."""
 
     def __init__(
         self,
@@ -93,30 +107,39 @@ class FastPath:
         programs: LaterGeneration,
         keeper: Keeper,
         now: Callable[[], float] = time.monotonic,
+        drivers: str = OFF,
     ) -> None:
         self._now = now
         self.mode = mode
         self.state = FastPathState(mode == ON)
+        # Who has no say about what drivers send on; or for whom they send nothing on, by "auto".
+        self.minding: tuple[str, ...] = ()
+        self._drivers = drivers
+        self._flags: dict[str, int] = {}  # FAST_* by name of an interface
         self._devices = tables.fast_devices
         self._interfaces = interfaces
         self._programs = programs
         self._gate = Gate(tables.config)
-        self._gate.shut()
+        self._shut()
         self._routes_at = 0.0
         self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = keeper.work("fast path", self._follow)
 
+    @property
+    def _is_on(self) -> bool:
+        return ON in (self.mode, self._drivers) or self._drivers == AUTO
+
     def start(self) -> None:
         """Look from now on, in the network namespace of the caller."""
-        if self.mode == ON:
+        if self._is_on:
             self._thread.start()
 
     def close(self) -> None:
-        """All packets take the stack again."""
-        if self.mode == ON:
+        """All packets take the stack again, unless drivers are to send on in any case."""
+        if self._is_on:
             self._thread.stop()
             ended = self._thread.join(_LEAVES)
-            self._gate.shut()
+            self._shut()
             if not ended:
                 return
         os.close(self._told)
@@ -124,7 +147,7 @@ class FastPath:
     def _follow(self, beat: Beat) -> None:
         """The thread's work."""
         beat.interrupt = lambda: os.eventfd_write(self._told, 1)
-        self._gate.shut()
+        self._shut()
         with paths.Watch() as watch:  # before the first look: nothing is missed in between
             poll = select.poll()
             for descriptor in (self._told, *(file.fileno() for file in watch.files)):
@@ -143,34 +166,57 @@ class FastPath:
         if beat.stopping.is_set():
             return look_at
         if seen.rules:
-            self._gate.shut()
+            self._shut()
             look_at = min(look_at, now)
         self._gate.lower_mtu(seen.mtu)
         if seen.lost:
             self._routes_at = now
-        if seen.hops and self._gate.is_open:
-            self._gate.open_anew()
+        if seen.hops:
+            self._gate.begin_epoch()
         if now < look_at:
             return look_at
         self._look(beat)
         soon = seen.rules or not self._programs.placed
         return self._now() + (_LEAST_SECONDS if soon else LOOK_SECONDS)
 
+    def _shut(self) -> None:
+        """Nobody may go by what was found out; of drivers, those that ask for each packet go on."""
+        always = consts.XDP_SENDS_ALWAYS if self._drivers == ON else 0
+        self._gate.let_drivers(self._gate.drivers & always)
+        self._gate.shut()
+
     def _look(self, beat: Beat) -> None:
         found = self._obstacles()
         try:
-            changed = not found and (self._look_at_routes() | self._store_devices())
+            used = not found or self._drivers == ON
+            changed = used and (self._look_at_routes() | self._store_devices())
         except KernelError as error:  # an interface went meanwhile: it is looked at again
             found, changed = [f"interfaces cannot be looked at: {error.message}"], False
         if beat.stopping.is_set():  # another thread does this now
             return
-        if found:
-            self._gate.shut()
-        elif changed or not self._gate.is_open:
-            self._gate.open_anew()
+        self._open(not found and self.mode == ON, self._for_drivers(found), changed)
+        self._say(found)
+
+    def _open(self, stack: bool, drivers: int, changed: bool) -> None:
+        """As far as that; in another epoch if hops may have `changed`, or nobody has looked."""
+        more = (stack and not self._gate.is_open) or drivers & ~self._gate.drivers
+        if changed or more:
+            self._gate.begin_epoch()
+        self._gate.keep_open()
+        if stack:
+            self._gate.open()
         else:
-            self._gate.keep_open()
-        self._say(FastPathState(True, not found, tuple(found)))
+            self._gate.shut()
+        self._gate.let_drivers(drivers)
+
+    def _for_drivers(self, found: Sequence[str]) -> int:
+        """XDP_*, with these obstacles."""
+        if self._drivers == AUTO:
+            return 0 if found else consts.XDP_SENDS_ON | consts.XDP_KEEPS_HOPS
+        if self._drivers == ON:
+            keeps = not found or (self._programs.placed and not obstacles.find_routing())
+            return consts.XDP_SENDS_ALWAYS | (consts.XDP_KEEPS_HOPS if keeps else 0)
+        return 0
 
     def _obstacles(self) -> list[str]:
         return obstacles.find() if self._programs.placed else [_NOT_READY]
@@ -187,17 +233,34 @@ class FastPath:
         """Make `fast_devices` say what each device may be used for; whether it said another."""
         ours = own_programs(self._programs.descriptors)
         queues = others.queues()
+        running = self._interfaces.running
         wanted = {
             index: flags
-            for index, (link, program) in self._interfaces.running.items()
+            for index, (link, program) in running.items()
             if (flags := flags_of(link, program, ours, queues))
         }
+        self._flags = {running[index].link.ifname: flags for index, flags in wanted.items()}
         return store(self._devices, wanted)
 
-    def _say(self, state: FastPathState) -> None:
-        if state == self.state:
+    def _minding(self, found: Sequence[str]) -> Iterator[str]:
+        """Who would have a say about what drivers send on."""
+        if self._drivers == OFF or not self._programs.placed:
             return
+        yield from found
+        for driver in self._interfaces.drivers:
+            flags = self._flags.get(driver.name, 0)
+            if driver.state != "tc" and flags & _UPLINK_FLAGS != _UPLINK_FLAGS:
+                yield f"{driver.name}: others run programs at its tc hooks"
+
+    def _say(self, found: Sequence[str]) -> None:
         log = structlog.get_logger()
+        minding = tuple(self._minding(found))
+        if minding != self.minding:
+            log.info("XDP", mode=self._drivers, others=list(minding))
+            self.minding = minding
+        state = FastPathState(self.mode == ON, not found, tuple(found))
+        if self.mode != ON or state == self.state:
+            return
         if state.open:
             log.info("established flows pass the stack")
         else:
@@ -223,6 +286,8 @@ def flags_of(link: Link, program: str, ours: Collection[int], queues: Queues) ->
     flags = consts.FAST_NEIGH
     if not found.ingress:
         flags |= consts.FAST_FROM
+    if not found.egress:
+        flags |= consts.FAST_LEAVE
     behind = program == _POD_PROGRAM and link.kind == "veth" and link.peer_netns is not None
     if behind and not found.egress and not found.queue:
         flags |= consts.FAST_PEER

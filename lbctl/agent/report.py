@@ -109,6 +109,7 @@ class Report:
             socket_lb=parts.sockets.mode,
             xdp=parts.interfaces.xdp,
             drivers=parts.interfaces.drivers,
+            xdp_others=parts.fast_path.minding,
             sockets_closed=parts.stale.closed,
             thread_restarts=parts.keeper.restarts + source.restarts,
             corrections=reconciler.housekeeper.corrections,

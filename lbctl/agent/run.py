@@ -145,7 +145,7 @@ class Agent:
         most = msgspec.structs.replace(
             options.sizes or Sizes.automatic_here(),
             sockets=settings.socket_lb != OFF,
-            fast_path=settings.fast_path == fastpath.ON,
+            fast_path=settings.fast_path == fastpath.ON or settings.xdp != fastpath.OFF,
         )
         first = most.at_first(carrying.count(options.pin_dir))
         instance = Instance.create_or_open(options.pin_dir, bundle, first)
@@ -158,6 +158,7 @@ class Agent:
             settings.xdp_devices,
             DriverAttacher(options.pin_dir),
             instance.xdp_devices,
+            fastpath.Gate(instance.config).begin_epoch,
         )
         interfaces = Interfaces(
             attacher, settings.uplinks, settings.pod_interfaces, drivers, keeper
@@ -191,7 +192,9 @@ class Agent:
         undo.callback(stale.stop)
         beat = Beat(instance.config)
         undo.callback(beat.stop)
-        fast_path = FastPath(settings.fast_path, instance, interfaces, programs, keeper)
+        fast_path = FastPath(
+            settings.fast_path, instance, interfaces, programs, keeper, drivers=settings.xdp
+        )
         undo.callback(fast_path.close)
         fast_path.start()
         routine = Routine(interfaces, sockets)

@@ -28,14 +28,16 @@ from ebpf.programs import load
 from lbctl.bench import packetcost
 from lbctl.bench.packetcost import ACK, PORT, SYN, TARGET, Bench, Cost, cost_of
 from lbctl.bench.records import PacketCost, Record, summary
+from lbctl.datapath import clock
 from lbctl.lab import namespace
 
 _PEER = "lbctl-xdp"
 _LOOPBACK = 1  # whose address, of a test run's device, is zero
-_XDP_PASS, _XDP_REDIRECT = 2, 4
+_XDP_PASS, _XDP_TX, _XDP_REDIRECT = 2, 3, 4
 _LENGTH = 80  # of a frame; its headers and some payload
 _UPLINK = "uplink"
 _MAC = bytes.fromhex("020000000001")
+_LASTS = 3600.0  # seconds that next hops are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +85,22 @@ WAYS = (
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """The programs of driver/xdp.c."""
+    """The programs of driver/xdp.c. `arrived` is what its listeners have counted."""
 
     programs: dict[str, int]
     headers: ArrayMap
     callee: ProgramArray
+    arrived: ArrayMap
+    rewriting: ArrayMap
+
+    def take(self, callee: int, frame: bytes) -> None:
+        """What `xdp_restore` makes of each packet, and calls with it."""
+        self.callee.store(0, callee)
+        self.headers.records["bytes"][0, : len(frame)] = np.frombuffer(frame, np.uint8)
 
     def packet(self, callee: int, frame: bytes, repeat: int) -> int:
         """Nanoseconds per run with `callee` behind it."""
-        self.callee.store(0, callee)
-        self.headers.records["bytes"][0, : len(frame)] = np.frombuffer(frame, np.uint8)
+        self.take(callee, frame)
         return testrun.run(self.programs["xdp_restore"], frame, repeat).duration_ns
 
 
@@ -118,7 +126,7 @@ def _costs(rounds: int, repeat: int, progress: Callable[[str], None]) -> Costs:
     packets: list[PacketCost] = []
     above: list[float] = []
     floor = 0.0
-    with packetcost.bench() as made, _driver() as driver:
+    with packetcost.bench() as made, driver() as own:
         _know_devices(made)
         made.array("config").records["flags"] = made.bundle.enums["CONFIG_MASQUERADE_ALL"]
         for way in WAYS:
@@ -128,13 +136,17 @@ def _costs(rounds: int, repeat: int, progress: Callable[[str], None]) -> Costs:
                 progress(name)
                 measured = [
                     ("TC in and out", _by_tc(made, way, answer, rounds, repeat)),
-                    ("XDP", _by_driver(made, driver, way.frame(answer), rounds, repeat)),
+                    ("XDP", _by_driver(made, own, way.frame(answer), rounds, repeat)),
                 ]
                 packets += [_packet_cost(f"{name}, {kind}", cost) for kind, cost in measured]
                 if way is WAYS[0]:
                     above += measured[1][1].above
                     floor = measured[1][1].floor
-            other = _by_driver(made, driver, way.other(), rounds, repeat, _XDP_PASS)
+            _tell_ends(own, way)
+            program = own.programs["xdp_rewrite"]
+            least = _run(own, program, way.frame(False), rounds, repeat, _XDP_TX)
+            packets.append(_packet_cost(f"only rewritten, {way.name}, XDP", least))
+            other = _by_driver(made, own, way.other(), rounds, repeat, _XDP_PASS)
             packets.append(_packet_cost(f"not service, {way.name}, XDP", other))
     nanoseconds = summary(_PEER, 1, "packet_ns", above)
     ratio = round((floor + nanoseconds.p50) / floor, 4) if floor else None
@@ -162,6 +174,10 @@ def _know_devices(made: Bench) -> None:
     uplink = socket.if_nametoindex(_UPLINK)
     for index, mac, flags in ((_LOOPBACK, bytes(6), 0), (uplink, _MAC, sends)):
         table.put(np.uint32(index).tobytes(), struct.pack("=6sH", mac, flags))
+    config, enums = made.array("config").records, made.bundle.enums
+    config["xdp"] = enums["XDP_SENDS_ALWAYS"] | enums["XDP_KEEPS_HOPS"]
+    config["fast_until"] = (clock.current_beat() + clock.beats(_LASTS)) % (1 << 32)
+    config["fast_epoch"], config["fast_mtu"] = 1, 0xFFFF
 
 
 def _open(made: Bench, way: Way) -> None:
@@ -199,7 +215,22 @@ def _by_driver(
     repeat: int,
     verdict: int = _XDP_REDIRECT,
 ) -> Cost:
-    program = made.generation.fds["xdp_uplink"]
+    return _run(driver, made.generation.fds["xdp_uplink"], frame, rounds, repeat, verdict)
+
+
+def _tell_ends(driver: Driver, way: Way) -> None:
+    """What the program that only rewrites makes of a packet to the service."""
+    family = socket.AF_INET6 if way.name == "IPv6" else socket.AF_INET
+    ends = b"".join(socket.inet_pton(family, address) for address in (way.node, way.backend))
+    record = driver.rewriting.records
+    record["ends"][0, : len(ends) // 4] = np.frombuffer(ends, np.uint32)
+    record["ports"][0] = [socket.htons(port) for port in (40000, TARGET)]
+    record["macs"][0] = np.frombuffer(_MAC * 2, np.uint8)
+
+
+def _run(
+    driver: Driver, program: int, frame: bytes, rounds: int, repeat: int, verdict: int
+) -> Cost:
     found = testrun.run(program, frame).retval
     if found != verdict:
         raise LbError(f"XDP says {found} of the bench's packets", "This is a fault of the bench.")
@@ -211,17 +242,22 @@ def _by_driver(
 
 
 @contextlib.contextmanager
-def _driver() -> Iterator[Driver]:
+def driver() -> Iterator[Driver]:
+    """Loads them; closes them at the end."""
     units = [Unit("xdp", "xdp.c")]
     bundle = compiler.bundle("live", directory=packetcost.DRIVER, units=units)
-    own = {name: maps.create(spec, 1) for name, spec in bundle.maps.items()}
+    counts = {"xdp_arrived": 2}
+    own = {name: maps.create(spec, counts.get(name, 1)) for name, spec in bundle.maps.items()}
     fds = {name: table.fd for name, table in own.items()}
     programs = {name: load(program, fds) for name, program in bundle.programs.items()}
     headers, callee = own["xdp_headers"], own["xdp_callee"]
+    arrived, rewriting = own["xdp_arrived"], own["xdp_rewriting"]
     assert isinstance(headers, ArrayMap)
     assert isinstance(callee, ProgramArray)
+    assert isinstance(arrived, ArrayMap)
+    assert isinstance(rewriting, ArrayMap)
     try:
-        yield Driver(programs, headers, callee)
+        yield Driver(programs, headers, callee, arrived, rewriting)
     finally:
         for fd in programs.values():
             os.close(fd)

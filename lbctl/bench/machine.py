@@ -104,4 +104,10 @@ def method(options: Options, results: Results) -> list[str]:
         "packet_ns and packet_instructions: the two directions of an established IPv4 TCP "
         "connection, above an empty program, by test runs in the kernel with a driver that "
         "restores the packet; static instructions of the programs such packets run through.",
+        "packet_rate: TCP packets of 40 bytes, in the middle of a connection between a client "
+        "outside and an endpoint of another node, in both directions, on one CPU. Frames are made "
+        "by live-frame test runs at the node's devices, are handed up (lbctl-xdp: sent on by our "
+        "program there), and counted by programs behind them; making them, leaving by a virtual "
+        "device and being counted is in every rate. The rate of frames that are dropped at once, "
+        "and of a program that only rewrites and sends back, is beside them.",
     ]

@@ -21,6 +21,7 @@ PER_SERVICES = (
     "kernel_memory",
 )
 PACKETS = ("packet_ns", "packet_instructions")
+RATE = "packet_rate"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -31,7 +32,7 @@ class Options(msgspec.Struct, frozen=True):
     endpoints: int = 3
     targets: int = 16
     peers: tuple[str, ...] = PEERS
-    measures: tuple[str, ...] = (*PER_SERVICES, *PACKETS)
+    measures: tuple[str, ...] = (*PER_SERVICES, *PACKETS, RATE)
     effort: Effort = Effort()
     timeout: float = 300.0
     cpu: int = -1

@@ -147,7 +147,7 @@ def bench() -> Iterator[Bench]:
     """Loads everything; closes it at the end."""
     bundle = compiler.bundle("live")
     driver = compiler.bundle("live", directory=DRIVER, units=[Unit("driver", "driver.c")])
-    sizes = Sizes(services=256, endpoints=256, flows=FLOWS).max_entries(bundle)
+    sizes = Sizes(services=256, endpoints=256, flows=FLOWS, fast_path=True).max_entries(bundle)
     tables = {name: maps.create(bundle.maps[name], entries) for name, entries in sizes.items()}
     counts = {
         "headers": 1,

@@ -35,6 +35,7 @@ UNITS = {
     "roundtrip_64k": "us",
     "packet_ns": "ns",
     "packet_instructions": "instructions",
+    "packet_rate": "1/s",
     "cpu_per_packet": "s/1M packets",
     "load_time": "s",
     "change_time": "ms",
@@ -42,7 +43,7 @@ UNITS = {
     "kernel_memory": "MB",
 }
 # Of these, more is better.
-RATES = frozenset({"connection_rate", "request_rate", "throughput"})
+RATES = frozenset({"connection_rate", "request_rate", "throughput", "packet_rate"})
 ADDED = frozenset({"roundtrip_added", "roundtrip_64k"})  # differences to the floor
 MANY_FLOWS = 65536
 ALL = "all"  # a Missing's measure when the peer did not run at all
@@ -102,6 +103,7 @@ class About(msgspec.Struct):
     failures: list[str] = []  # connections that failed, in sentences
     distributions: list[Distribution] = []
     packets: list[PacketCost] = []
+    packet_rates: dict[str, float] = {}  # of what is no peer, beside packet_rate
     instructions: dict[str, tuple[int, int]] = {}  # program to static and verified
 
 

@@ -11,7 +11,7 @@ from lbctl.bench import kubeproxy, machine, manyflows, measures
 from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator
 from lbctl.bench.measures import CONNECTION_MEASURES, Measuring
-from lbctl.bench.options import PACKETS, Options
+from lbctl.bench.options import PACKETS, PER_SERVICES, RATE, Options
 from lbctl.bench.ours import AgentPeer
 from lbctl.bench.peers import (
     Bare,
@@ -33,8 +33,8 @@ _NO_TEST_RUN = {
 }
 _WITH_TEST_RUN = ("lbctl-tc", "lbctl-xdp")
 _XDP_ALONE = (
-    "its packets are timed one by one: between namespaces of one machine the stacks at both ends "
-    "cost more than a driver spares the node between them"
+    "its packets alone are measured (packet_ns, packet_rate): between namespaces of one machine "
+    "the stacks at both ends cost more than a driver spares the node between them"
 )
 # What the floor and rules cannot have, so that nobody waits for it.
 _NOT_OF_THE_FLOOR = {"load_time", "change_time", "agent_memory", "kernel_memory"}
@@ -65,6 +65,8 @@ def run(options: Options, results: Results, progress: Progress) -> None:
         results.about.machine["programs"] = _compile(progress)
     if any(measure in PACKETS for measure in options.measures):
         _packets(options, results, progress)
+    if RATE in options.measures:
+        _packet_rates(options, results, progress)
     for count in sizes:
         _one_size(options, Dataset(count, options.endpoints), peers, results, progress)
         results.save_about()
@@ -263,10 +265,32 @@ def _driver_packets(options: Options, results: Results, progress: Progress) -> N
     results.add(found.records)
 
 
+def _packet_rates(options: Options, results: Results, progress: Progress) -> None:
+    """packet_rate: the same for any number of services, since no rule is asked for such packets."""
+    from lbctl.bench import forwarding  # compiles
+
+    wanted = [peer for peer in forwarding.PEERS if peer in options.peers]
+    if all(results.has(peer, 1, RATE) for peer in wanted):
+        return
+    rounds, frames = options.effort.packet_rounds, options.effort.packet_repeat
+    try:
+        with _on_one_cpu(options):
+            found = forwarding.rates(
+                wanted, rounds, frames, lambda what: progress("packets per second", what)
+            )
+    except LbError as error:
+        results.miss("lbctl-xdp", 0, RATE, error.message)
+        return
+    for peer, reason in found.missing.items():
+        results.miss(peer, 0, RATE, reason)
+    results.about.packet_rates = found.references
+    results.add(found.records)
+
+
 @contextlib.contextmanager
 def _on_one_cpu(options: Options) -> Iterator[None]:
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {options.cpu} if options.cpu >= 0 else before)
+    os.sched_setaffinity(0, {options.cpu if options.cpu >= 0 else max(before)})
     try:
         yield
     finally:

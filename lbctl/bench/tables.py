@@ -30,6 +30,7 @@ MEANING = {
     "cpu_per_packet": "CPU time per packet, both ends and the node",
     "packet_ns": "A packet of an established IPv4 TCP connection, above an empty program",
     "packet_instructions": "Static instructions of the programs such packets run through",
+    "packet_rate": "Packets that one CPU forwards for a service, to another node and back",
     "load_time": "From nothing to all services programmed",
     "change_time": "From a changed endpoint to the first connection that reaches the new one",
     "agent_memory": "Resident memory of the agent",

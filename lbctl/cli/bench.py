@@ -154,7 +154,7 @@ def command(
     from lbctl.bench import kubeproxy, saved
     from lbctl.bench import report as reports
     from lbctl.bench.measures import Effort
-    from lbctl.bench.options import PACKETS, PER_SERVICES, Options
+    from lbctl.bench.options import PACKETS, PER_SERVICES, RATE, Options
     from lbctl.bench.records import PEERS
 
     if report:
@@ -174,7 +174,7 @@ def command(
         services=tuple(services or map(int, usual.split(","))),
         endpoints=endpoints,
         peers=_chosen("--peers", peers, PEERS),
-        measures=_chosen("--measures", measures, (*PER_SERVICES, *PACKETS)),
+        measures=_chosen("--measures", measures, (*PER_SERVICES, *PACKETS, RATE)),
         effort=Effort.quick() if quick else Effort(),
         timeout=timeout,
         cpu=max(os.sched_getaffinity(0)) if cpu is None else cpu,

@@ -61,6 +61,8 @@ def _summary(found: InstanceStatus) -> list[str]:
         why = f": {driver.why}" if driver.why else ""
         state = DRIVERS.get(driver.state, driver.state)
         lines.append(f"{'' if i else 'xdp':<10}  {driver.name} {state}{why}")
+    past = "sent on past" if found.xdp == "on" else "left to TC for"
+    lines += [f"            {past} {text}" for text in found.xdp_others]
     if found.fast_path.wanted or found.passed:
         lines += _fast_path(found)
     if found.thread_restarts:

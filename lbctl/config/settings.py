@@ -297,8 +297,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="xdp",
             example="off",
             help="Whether packets for endpoints on other nodes are sent on by uplinks' drivers: "
-            "not at all, where a device can, where it is a fault if it cannot "
-            "(docs/operations.md).",
+            "not at all, where a device can and nobody else would have a say about them, whoever "
+            "would (docs/operations.md).",
         ),
     ] = "off"
     xdp_devices: Annotated[

@@ -27,7 +27,25 @@ def xdp(pin_dir: Path) -> Answer:
     said = status.read(pin_dir)
     if said is None or said.xdp in _OFF:
         return Answer(True, "not used (--xdp off)")
-    return judge(said.drivers, leftovers.saved(), _text(_LIBERAL))
+    drivers = judge(said.drivers, leftovers.saved(), _text(_LIBERAL))
+    return judge_others(said.xdp, said.xdp_others, drivers)
+
+
+def judge_others(mode: str, others: tuple[str, ...], drivers: Answer) -> Answer:
+    """Who would have a say about what drivers send on comes before what those lack."""
+    if not others:
+        return drivers
+    if mode == "on":
+        return Answer(
+            False,
+            f"packets of known flows pass by: {'; '.join(others)}",
+            "--xdp auto leaves them to TC while others have rules for them.",
+        )
+    return Answer(
+        False,
+        f"left to TC for others' rules: {'; '.join(others)}",
+        "Remove those that nobody needs any more; --xdp on has drivers send on past all of them.",
+    )
 
 
 def judge(

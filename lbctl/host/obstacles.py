@@ -1,4 +1,5 @@
-"""Who else on this node would have a say about forwarded packets, for which none go past the stack.
+"""Who else on this node would have a say about forwarded packets, for which none go past the stack,
+be it by TC or by a driver.
 
 What cannot be found out stands in the way too: a packet that takes the stack is slower, one that
 passes a rule by is wrong.
@@ -35,7 +36,15 @@ _MOST_NAMED = 3
 
 def find() -> list[str]:
     """A sentence for each kind of them in the calling thread's network namespace; empty: nobody."""
-    looks: tuple[Callable[[], list[str]], ...] = (_filters, _rules, _policies, _servers)
+    return _found(_filters, _rules, _policies, _servers)
+
+
+def find_routing() -> list[str]:
+    """Of them, those for which two packets to one destination may take different ways."""
+    return _found(_rules, _policies)
+
+
+def _found(*looks: Callable[[], list[str]]) -> list[str]:
     found: list[str] = []
     for look in looks:
         try:

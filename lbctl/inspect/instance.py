@@ -50,6 +50,7 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     socket_lb: str  # off, host or all; empty without any agent's word
     xdp: str  # off, auto or on; empty without any agent's word
     drivers: tuple[status.DriverState, ...]
+    xdp_others: tuple[str, ...]  # who would have a say about what drivers send on
     sockets_closed: int  # by the agent, since their endpoint had gone
     thread_restarts: int  # of the agent's, that ended or were stuck
     source: status.SourceState
@@ -83,6 +84,7 @@ def read(instance: Instance) -> InstanceStatus:
         socket_lb=record.socket_lb,
         xdp=record.xdp,
         drivers=record.drivers,
+        xdp_others=record.xdp_others,
         sockets_closed=record.sockets_closed,
         thread_restarts=record.thread_restarts,
         source=record.source,

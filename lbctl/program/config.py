@@ -57,7 +57,7 @@ class DataPathSettings:
 _NOT_HERE: Final = (
     "agent_beat",
     "events_until",
-    *("fast_open", "fast_until", "fast_epoch", "fast_mtu"),
+    *("fast_open", "fast_until", "fast_epoch", "fast_mtu", "xdp"),
 )
 
 

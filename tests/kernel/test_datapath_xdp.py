@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import struct
+import os
 
+import numpy as np
 import pytest
 
 from tests.kernel.support import checks, model, packets
@@ -12,6 +13,7 @@ from tests.kernel.support.driver import (
     CLIENTS,
     HOPS,
     INGRESS,
+    KEEPS,
     LINK,
     MACS,
     MTU,
@@ -24,6 +26,8 @@ from tests.kernel.support.driver import (
     Tables,
     both_ways,
     driver_node,
+    patched,
+    unfinished,
 )
 from tests.kernel.support.packets import PLAIN, Shape
 from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, Passage, node_port
@@ -101,44 +105,18 @@ def test_what_is_not_certain_goes_up(driver_node: DriverNode, shape: Shape) -> N
             other + frame[6:],  # for another machine
             b"\xff" * 6 + frame[6:],
             frame[:12] + b"\x81\x00\x00\x05" + frame[12:],  # of a VLAN
-            _patched(frame, lifetime, b"\1"),
-            _patched(frame, lifetime, b"\0"),
+            patched(frame, lifetime, b"\1"),
+            patched(frame, lifetime, b"\0"),
             frame[:-1],  # says that it is longer
-            _unfinished(frame),
+            unfinished(frame),
         ):
             if changed != frame:
                 assert_handed_up(driver_node, changed)
         if shape.family == 4:
-            assert_handed_up(driver_node, _patched(frame, at.network + 10, b"\x12\x34", False))
-            assert_handed_up(driver_node, _patched(frame, at.network + 6, b"\x20\x00"))
-            assert_handed_up(driver_node, _patched(frame, at.network + 6, b"\x00\x10"))
+            assert_handed_up(driver_node, patched(frame, at.network + 10, b"\x12\x34", False))
+            assert_handed_up(driver_node, patched(frame, at.network + 6, b"\x20\x00"))
+            assert_handed_up(driver_node, patched(frame, at.network + 6, b"\x00\x10"))
         assert frame[:6] == node_mac
-
-
-def _patched(frame: bytes, at: int, new: bytes, right: bool = True) -> bytes:
-    """Other bytes there; the IPv4 header's checksum is made right for them."""
-    out = bytearray(frame)
-    out[at : at + len(new)] = new
-    layout = model.parse(frame)
-    if right and layout.family == 4:
-        model.fix_ipv4_sum(out, layout.network, layout.transport)
-    return bytes(out)
-
-
-def _unfinished(frame: bytes) -> bytes:
-    """As a virtual device hands it over whose peer left the checksum to it; without one at all the
-    same."""
-    at = model.parse(frame)
-    place = at.transport + model.CHECKSUM_AT[at.protocol]
-    if at.protocol == model.UDP and frame[place : place + 2] == b"\0\0":
-        return frame
-    source, destination = at.addresses
-    pseudo = frame[source] + frame[destination]
-    pseudo += struct.pack("!II", at.end - at.transport, at.protocol)
-    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return frame[:place] + struct.pack("!H", total) + frame[place + 2 :]
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -256,3 +234,69 @@ def test_clients_outside_the_source_ranges_are_dropped(
     assert got.reasons == {"source_range": 1}
     if shape.protocol == "tcp":
         assert_handed_up(driver_node, driver_node.passage(shape).request("A"))
+
+
+# What the agent says that drivers may do
+
+
+@EACH
+def test_by_auto_they_send_on_while_the_agent_looks_and_nobody_minds(
+    driver_node: DriverNode, shape: Shape
+) -> None:
+    node, flag = driver_node, driver_node.world.flag
+    passage = opened(node, shape)
+    request, reply = both(passage)
+    auto = flag("XDP_SENDS_ON") | node.flags & flag("XDP_KEEPS_HOPS")
+    free = {INGRESS: flag("FAST_FROM")}
+    free |= dict.fromkeys(node.devices.values(), flag("FAST_LEAVE"))
+    for xdp, beats, devices, handle in (
+        (auto, 1000, free, assert_equal_to_tc),
+        (auto, -1, free, assert_handed_up),  # the agent looks no more
+        (0, 1000, free, assert_handed_up),
+        (auto, 1000, free | {INGRESS: flag("FAST_LEAVE")}, assert_handed_up),
+        (auto, 1000, {INGRESS: flag("FAST_FROM")}, assert_handed_up),
+    ):
+        allow(node, devices)
+        node.send_on(beats, xdp=xdp)
+        for frame in (request, reply):
+            handle(node, frame)
+
+
+def allow(node: DriverNode, devices: dict[int, int]) -> None:
+    """What others leave free, by index."""
+    table = node.world.hash("fast_devices")
+    table.delete_many(table.read_all()[0])
+    keys, values = np.array(list(devices), np.uint32), np.array(list(devices.values()), np.uint32)
+    table.put_many(keys, values)
+
+
+@EACH
+def test_the_least_mtu_of_all_routes_holds(driver_node: DriverNode, shape: Shape) -> None:
+    passage = opened(driver_node, shape)
+    for frame in both(passage, 500):
+        length = len(frame) - LINK
+        driver_node.send_on(fast_mtu=length)
+        assert_equal_to_tc(driver_node, frame)
+        driver_node.send_on(fast_mtu=length - 1)
+        assert_handed_up(driver_node, frame)
+
+
+@pytest.mark.parametrize("driver_node", [KEEPS], ids=["keeps"], indirect=True)
+@EACH
+def test_a_hop_is_kept_for_its_epoch(driver_node: DriverNode, shape: Shape) -> None:
+    """The kernel forgets the neighbour, which it would have to ask for."""
+    node = driver_node
+    passage = opened(node, shape)
+    request, _ = both(passage)
+    cpu = min(os.sched_getaffinity(0))
+    node.space.run(lambda: os.sched_setaffinity(0, {cpu}))  # each keeps its own
+    assert_equal_to_tc(node, request)
+    node.forget_neighbours(BACKENDS)
+    assert_equal_to_tc(node, request)
+    node.world.configure(fast_until=beat() - 1)
+    assert_handed_up(node, request)
+    node.world.configure(fast_until=beat() + 1000)
+    assert_equal_to_tc(node, request)
+    assert_handed_up(node, b"\2" * 6 + request[6:])  # another machine's
+    node.send_on()
+    assert_handed_up(node, request)

@@ -17,6 +17,7 @@ import pytest
 from ebpf.hooks.cgroup import root as cgroup_root
 from lbctl.bench import (
     apiserver,
+    forwarding,
     generator,
     run,
     saved,
@@ -304,3 +305,16 @@ def test_two_runs_of_one_name_do_not_meet() -> None:
     second = testbed.Testbed(NAME, ["none"])
     with testbed.Testbed(NAME, ["none"]), pytest.raises(LbError, match="is running"), second:
         pass
+
+
+def test_packets_are_forwarded_and_counted_through_every_peer() -> None:
+    """Each that arrives: a frame that is lost is an error of the run."""
+    peers = ("none", "nftables", "iptables-legacy", "lbctl-tc", "lbctl-fast", "lbctl-xdp")
+    results = Results()
+    few = msgspec.structs.replace(TINY, packet_rounds=2, packet_repeat=500)
+    run.run(options(peers=peers, measures=("packet_rate",), effort=few), results, quiet)
+    assert not [one for one in results.about.missing if one.measure == "packet_rate"]
+    found = {record.peer: record for record in results.records}
+    assert set(found) == set(peers)
+    assert all(record.n == 2 and record.p50 > 0 for record in found.values())
+    assert set(results.about.packet_rates) == {forwarding.ALONE, forwarding.REWRITTEN}

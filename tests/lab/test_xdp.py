@@ -21,6 +21,7 @@ from tests.lab.support import drivers
 from tests.lab.support.external import Exposed
 from tests.lab.support.labs import TARGET, TCP, TIMEOUT, UDP, Responder, ask, client, listen
 from tests.lab.support.transfers import Exchange, content, read
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -28,6 +29,7 @@ BACKEND = "pod2"  # on node2
 ECHO = Exposed("echo", 1)
 BULK = Exposed("bulk", 2)
 ON = AgentOptions(extra=("--xdp", "on"))
+AUTO = AgentOptions(extra=("--xdp", "auto"))
 OFF = AgentOptions()
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 KIND = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
@@ -183,6 +185,35 @@ def test_a_device_that_cannot_transmit_is_not_sent_to(lab: Lab) -> None:
     finally:
         drivers.let_transmit(lab)
     drivers.wait_state(lab, "node1", "sends")
+
+
+def sent_of(lab: Lab, sock: socket.socket) -> int:
+    """Frames that the driver sends on of as many questions and answers as there are rounds."""
+    before = drivers.sent_on(lab, "node1")
+    for number in range(ROUNDS):
+        ask(sock, f"hello {number}")
+    return drivers.sent_on(lab, "node1") - before
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_rules_of_others_have_a_say_by_auto_alone(lab: Lab, mode: str) -> None:
+    """They come and go under a connection."""
+    restart(lab, AUTO if mode == "auto" else ON, "sends")
+    chain = "{ type filter hook forward priority 0; }"
+    with conversation(lab, 0, TCP) as sock:
+        wait_until(lambda: sent_of(lab, sock) >= 2 * ROUNDS, 10)
+        assert drivers.others(lab, "node1") == []
+        for command in ("add table ip t", f"add chain ip t c {chain}", "add rule ip t c counter"):
+            lab.exec("node1", ["nft", command], check=True)
+        try:
+            wait_until(lambda: drivers.others(lab, "node1") != [], 10)
+            assert "chain c of ip t has rules" in drivers.others(lab, "node1")[0]
+            sent = sent_of(lab, sock)  # acknowledgements may come besides
+            assert sent == 0 if mode == "auto" else sent >= 2 * ROUNDS
+        finally:
+            lab.exec("node1", ["nft", "delete table ip t"], check=True)
+        wait_until(lambda: sent_of(lab, sock) >= 2 * ROUNDS, 10)
+        wait_until(lambda: drivers.others(lab, "node1") == [], 10)
 
 
 def test_verify_sees_a_link_that_somebody_detached(lab: Lab) -> None:

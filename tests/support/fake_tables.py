@@ -140,7 +140,7 @@ CONFIG = Record(
             Field(f"fast_{name}", 628 + 4 * i, 4, 0, "u32")
             for i, name in enumerate(("open", "until", "epoch", "mtu"))
         ),
-        Field("spare", 644, 4, 0, "u32"),
+        Field("xdp", 644, 4, 0, "u32"),
         Field("dsr_port", 648, 2, 0, "u16"),
         Field("pad2", 650, 6, 3, "u16"),
         Field("node_port4", 656, 16, 0, "struct", ADDR.fields),

@@ -112,7 +112,7 @@ class Rig:
             ),
             "takeover": self.takeover,
             "stale": SimpleNamespace(changed=lambda *_: None, problem="", closed=0),
-            "fast_path": SimpleNamespace(state=FastPathState()),
+            "fast_path": SimpleNamespace(state=FastPathState(), minding=()),
             "beat": SimpleNamespace(start=lambda now: self.say("beat")),
             "routine": SimpleNamespace(problem=""),
             "health": SimpleNamespace(

@@ -17,7 +17,7 @@ from lbctl.agent import drivertest
 from lbctl.agent.drivers import AUTO, OFF, Drivers
 from lbctl.agent.drivertest import Trial
 from lbctl.datapath import consts
-from lbctl.host.drivers import judge
+from lbctl.host.drivers import judge, judge_others
 from lbctl.status import DriverState
 
 MAC = bytes.fromhex("020000000001")
@@ -41,10 +41,14 @@ class Kernel:
         self.tests = 0
         self.program_fault = ""
         self.rows: dict[int, bytes] = {}
+        self.told: list[dict[int, bytes]] = []  # the map whenever it had changed
         self.max_entries = 2
         self.spec = cast(Any, self)
         self.value = cast(Any, self)
         self.dtype = np.dtype([("mac", "V6"), ("flags", "<u2")])
+
+    def note(self) -> None:
+        self.told.append(dict(self.rows))
 
     # As DriverAttacher
 
@@ -113,7 +117,7 @@ def kernel(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 def made(kernel: Kernel, mode: str = AUTO, patterns: tuple[str, ...] = ()) -> Drivers:
-    drivers = Drivers(mode, patterns, cast(Any, kernel), cast(Any, kernel))
+    drivers = Drivers(mode, patterns, cast(Any, kernel), cast(Any, kernel), kernel.note)
     drivers.replace(cast(Any, FakeGeneration()))
     return drivers
 
@@ -144,6 +148,10 @@ def test_a_device_is_used_once_it_has_sent_what_it_was_given(
     assert look(drivers, uplink(1)) == {"eth1": "sends"}
     assert flags(kernel, 1) == consts.XDP_DEVICE_SENDS
     assert kernel.tests == 1
+    assert len(kernel.told) == 2  # next hops are kept: each change ends that
+    assert kernel.told[-1] == kernel.rows
+    look(drivers, uplink(1))
+    assert len(kernel.told) == 2
 
 
 def test_one_that_does_not_send_still_receives(kernel: Kernel, clock: list[float]) -> None:
@@ -260,3 +268,15 @@ def test_the_doctor_minds_rules_that_drop_what_is_invalid(text: str) -> None:
     assert judge(used, {"iptables": text}, "1").ok
     assert judge(used, {"iptables": "-A FORWARD -j ACCEPT\n"}, "0").ok
     assert judge((DriverState("eth0", "tc", "no"),), {"iptables": text}, "0").detail == "eth0: no"
+
+
+def test_the_doctor_says_who_would_have_a_say() -> None:
+    fine = judge((DriverState("eth0", "sends", ""),), {}, "1")
+    assert judge_others("auto", (), fine) is fine
+    others = ("nftables: chain f of inet t has rules",)
+    auto, on = judge_others("auto", others, fine), judge_others("on", others, fine)
+    assert (auto.ok, on.ok) == (False, False)
+    assert auto.detail.startswith("left to TC")
+    assert on.detail.startswith("packets of known flows pass by")
+    assert "--xdp on" in auto.remedy
+    assert "--xdp auto" in on.remedy

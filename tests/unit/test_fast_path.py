@@ -21,13 +21,14 @@ from lbctl.agent.attaching import Running
 from lbctl.agent.fastpath import FastPath, Gate, flags_of, store
 from lbctl.datapath import clock, consts
 from lbctl.host import obstacles
+from lbctl.status import DriverState
 from tests.support.fake_tables import FakeTables
 
 POD = Link(7, "veth7", "veth", "up", True, False, 0, 2, 1)
 UPLINK = Link(2, "eth0", "", "up", True, False, 0, 0, None)
 FREE = Others(ingress=False, egress=False, queue=False)
 NOBODY = Queues({}, frozenset(), frozenset())
-ALL = consts.FAST_FROM | consts.FAST_NEIGH | consts.FAST_PEER
+ALL = consts.FAST_FROM | consts.FAST_NEIGH | consts.FAST_PEER | consts.FAST_LEAVE
 
 
 @pytest.fixture
@@ -44,11 +45,15 @@ def seen_on(monkeypatch: pytest.MonkeyPatch) -> dict[int, Others]:
     ("link", "program", "flags"),
     [
         (POD, "entry_from_pod", ALL),
-        (UPLINK, "entry_from_net", consts.FAST_FROM | consts.FAST_NEIGH),
+        (UPLINK, "entry_from_net", ALL & ~consts.FAST_PEER),
         # Named a pod's by its owner, and no veth; a veth whose other end is here; an uplink.
-        (UPLINK, "entry_from_pod", consts.FAST_FROM | consts.FAST_NEIGH),
-        (Link(7, "v", "veth", "up", True, False, 0, 2, None), "entry_from_pod", 3),
-        (POD, "entry_from_net", consts.FAST_FROM | consts.FAST_NEIGH),
+        (UPLINK, "entry_from_pod", ALL & ~consts.FAST_PEER),
+        (
+            Link(7, "v", "veth", "up", True, False, 0, 2, None),
+            "entry_from_pod",
+            ALL & ~consts.FAST_PEER,
+        ),
+        (POD, "entry_from_net", ALL & ~consts.FAST_PEER),
         # A bridge's port, one that is down, a tunnel.
         (Link(7, "v", "veth", "up", True, False, 4, 2, 1), "entry_from_pod", 0),
         (Link(7, "v", "veth", "down", False, False, 0, 2, 1), "entry_from_pod", 0),
@@ -63,9 +68,9 @@ def test_what_a_device_may_be_used_for(link: Link, program: str, flags: int) -> 
 @pytest.mark.parametrize(
     ("found", "flags"),
     [
-        (Others(ingress=True, egress=False, queue=False), consts.FAST_NEIGH | consts.FAST_PEER),
+        (Others(ingress=True, egress=False, queue=False), ALL & ~consts.FAST_FROM),
         (Others(ingress=False, egress=True, queue=False), consts.FAST_FROM | consts.FAST_NEIGH),
-        (Others(ingress=False, egress=False, queue=True), consts.FAST_FROM | consts.FAST_NEIGH),
+        (Others(ingress=False, egress=False, queue=True), ALL & ~consts.FAST_PEER),
     ],
 )
 def test_what_others_have_on_a_pods_device(
@@ -131,7 +136,9 @@ def test_each_opening_has_an_epoch_of_its_own_whoever_opens(config: Any) -> None
     epochs = []
     for _ in range(3):
         gate = Gate(config)
-        gate.open_anew()
+        gate.begin_epoch()
+        gate.open()
+        assert gate.is_open
         epochs.append(int(config.records["fast_epoch"][0]))
         gate.shut()
         assert not gate.is_open
@@ -140,33 +147,48 @@ def test_each_opening_has_an_epoch_of_its_own_whoever_opens(config: Any) -> None
 
 def test_an_epoch_after_the_last_number(config: Any) -> None:
     config.records["fast_epoch"] = 0xFFFFFFFF
-    Gate(config).open_anew()
+    Gate(config).begin_epoch()
     assert config.records["fast_epoch"][0] == 0
 
 
 def test_what_is_open_ends_by_itself(config: Any) -> None:
-    Gate(config).open_anew()
+    Gate(config).keep_open()
     left = int(config.records["fast_until"][0]) - clock.current_beat()
     assert 0 < clock.seconds(left) <= fastpath.LIFE_SECONDS + 2 * clock.seconds(1)
+
+
+class NoThread:
+    def stop(self) -> None:
+        pass
+
+    def join(self, seconds: float) -> bool:
+        return True
 
 
 class Rig:
     """A FastPath whose thread is this one, on a fake instance and a node that a test changes."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, mode: str = "on", drivers: str = "off"
+    ) -> None:
         self.tables = FakeTables()
         self.obstacles: list[str] = []
+        self.routing: list[str] = []
         self.routes = NO_MTU
         self.now = 100.0
         self.beat = SimpleNamespace(stopping=threading.Event())
-        monkeypatch.setattr(obstacles, "find", lambda: list(self.obstacles))
+        monkeypatch.setattr(obstacles, "find", lambda: [*self.obstacles, *self.routing])
+        monkeypatch.setattr(obstacles, "find_routing", lambda: list(self.routing))
         monkeypatch.setattr(paths, "least_mtu", lambda: self.routes)
         self.programs = SimpleNamespace(placed=True, descriptors=[])
-        self.interfaces = SimpleNamespace(running={7: Running(POD, "entry_from_pod")})
-        keeper = SimpleNamespace(work=lambda name, work: None)
+        self.interfaces = SimpleNamespace(
+            running={7: Running(POD, "entry_from_pod"), 2: Running(UPLINK, "entry_from_net")},
+            drivers=(DriverState("eth0", "sends", ""),),
+        )
+        keeper = SimpleNamespace(work=lambda name, work: NoThread())
         loose: Any = FastPath
         self.path: FastPath = loose(
-            "on", self.tables, self.interfaces, self.programs, keeper, lambda: self.now
+            mode, self.tables, self.interfaces, self.programs, keeper, lambda: self.now, drivers
         )
         self.look_at = 0.0
 
@@ -178,6 +200,10 @@ class Rig:
     @property
     def open(self) -> bool:
         return bool(self.tables.config.records["fast_open"][0])
+
+    @property
+    def xdp(self) -> int:
+        return int(self.tables.config.records["xdp"][0])
 
     @property
     def epoch(self) -> int:
@@ -302,3 +328,84 @@ def test_what_an_earlier_agent_left_open_is_shut(monkeypatch: pytest.MonkeyPatch
     FastPath("off", rig.tables, *parts).close()
     assert not rig.open
     assert np.all(rig.tables.config.records["fast_open"] == 0)
+
+
+# Drivers
+
+MAY = consts.XDP_SENDS_ON | consts.XDP_KEEPS_HOPS
+
+
+def rig_of(monkeypatch: pytest.MonkeyPatch, drivers: str) -> Rig:
+    made = Rig(monkeypatch, "off", drivers)
+    made.turn()
+    return made
+
+
+@pytest.mark.usefixtures("seen_on")
+def test_drivers_by_auto_send_on_while_nobody_minds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = rig_of(monkeypatch, "auto")
+    assert (rig.xdp, rig.open, rig.path.minding) == (MAY, False, ())
+    assert not rig.path.state.wanted
+    rig.obstacles = ["nftables: chain f of inet t has rules"]
+    rig.turn(fastpath.LOOK_SECONDS)
+    assert rig.xdp == 0
+    assert rig.path.minding == tuple(rig.obstacles)
+    rig.obstacles = []
+    epoch = rig.epoch
+    rig.turn(fastpath.LOOK_SECONDS)
+    assert (rig.xdp, rig.path.minding) == (MAY, ())
+    assert rig.epoch != epoch
+
+
+@pytest.mark.usefixtures("seen_on")
+def test_drivers_by_on_send_on_whoever_minds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = rig_of(monkeypatch, "on")
+    always = consts.XDP_SENDS_ALWAYS
+    assert rig.xdp == always | consts.XDP_KEEPS_HOPS
+    rig.obstacles = ["nftables: chain f of inet t has rules"]
+    rig.turn(fastpath.LOOK_SECONDS)
+    assert rig.xdp == always | consts.XDP_KEEPS_HOPS
+    assert rig.path.minding == tuple(rig.obstacles)
+    # Where packets to one destination may take different ways, the kernel is asked for each.
+    rig.routing = ["policy routing: ip rule 100 (IPv4)"]
+    rig.turn(fastpath.LOOK_SECONDS)
+    assert rig.xdp == always
+    rig.path.close()
+    assert rig.xdp == always  # without an agent, too
+
+
+@pytest.mark.usefixtures("seen_on")
+def test_a_change_of_rules_stops_drivers_before_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for drivers, then in (("auto", 0), ("on", consts.XDP_SENDS_ALWAYS)):
+        rig = rig_of(monkeypatch, drivers)
+        were: list[int] = []
+
+        def find(rig: Rig = rig, were: list[int] = were) -> list[str]:
+            were.append(rig.xdp)
+            return []
+
+        monkeypatch.setattr(obstacles, "find", find)
+        rig.turn(0.01, rules=True)
+        assert were == [then]
+        assert rig.xdp & consts.XDP_KEEPS_HOPS
+
+
+def test_others_programs_on_an_uplink_are_said(
+    monkeypatch: pytest.MonkeyPatch, seen_on: dict[int, Others]
+) -> None:
+    seen_on[UPLINK.ifindex] = Others(ingress=False, egress=True, queue=False)
+    rig = rig_of(monkeypatch, "auto")
+    assert rig.path.minding == ("eth0: others run programs at its tc hooks",)
+    seen_on.clear()
+    rig.turn(fastpath.LOOK_SECONDS)
+    assert not rig.path.minding
+
+
+def test_drivers_that_are_off_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, "off", "off")
+    rig.tables.config.records["xdp"] = MAY
+    parts: Any = (rig.interfaces, rig.programs, SimpleNamespace(work=lambda name, work: None))
+    FastPath("off", rig.tables, *parts).close()
+    assert rig.xdp == 0

@@ -3,8 +3,9 @@ and each packet by both ways, through the driver's program and through TC's with
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.kernel.support.icmp_errors import aged
 from tests.kernel.support.packets import Shape
 from tests.kernel.support.programs import Space, unique
 from tests.kernel.support.uplink import Passage
-from tests.kernel.support.world import NODE, World
+from tests.kernel.support.world import NODE, World, beat
 
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 LINK = 14
@@ -35,6 +36,11 @@ _ROUTES = {
 _UNKNOWN = (("8.0.2.0/24", "169.254.1.3"), ("2001:db8:86dd::2:0/112", "fd01::3"))
 
 
+_EPOCHS = itertools.count(1)  # hops outlive a test
+# The kernel is asked for each packet; what it said of an address is kept.
+ASKS, KEEPS = (), ("XDP_KEEPS_HOPS",)
+
+
 @dataclass(frozen=True, slots=True)
 class Passed:
     """What became of a packet: the frame that leaves, by which device, or none (`verdict`)."""
@@ -48,8 +54,9 @@ class DriverNode:
     """Clients are behind one device, backends behind another; the node's own addresses are those
     that masquerading takes."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, flags: Sequence[str]) -> None:
         self.world = world
+        self.flags = sum(map(world.flag, ("XDP_SENDS_ALWAYS", *flags)))
         self.space = Space(unique("driver"))
         self.space.ip("link", "add", BACKENDS, "type", "veth", "peer", "name", "far")
         for device, mac in MACS.items():
@@ -75,16 +82,29 @@ class DriverNode:
         for device, mac in MACS.items():
             self.know(self.devices[device], mac, sends=True)
 
+    def send_on(self, beats: int = 1000, **fields: int) -> None:
+        """The agent says that drivers do, in an epoch of its own: up to so many beats from now, if
+        not always."""
+        until = (beat() + beats) % (1 << 32)
+        values = {"xdp": self.flags, "fast_until": until, "fast_mtu": 0xFFFF} | fields
+        self.world.configure(fast_epoch=next(_EPOCHS), **values)
+
     def know(self, index: int, mac: str, sends: bool = False) -> None:
         """What the agent says of a device."""
         table = self.world.hash("xdp_devices")
         raw = bytes.fromhex(mac.replace(":", ""))
         flags = self.world.flag("XDP_DEVICE_SENDS") if sends else 0
         table.put(np.uint32(index).tobytes(), raw + struct.pack("=H", flags))
+        self.send_on()
 
     def forget(self, index: int) -> None:
         """It is no device of ours any more."""
         self.world.hash("xdp_devices").delete(np.uint32(index).tobytes())
+        self.send_on()
+
+    def forget_neighbours(self, device: str) -> None:
+        """The kernel does, behind one device; nobody says so."""
+        self.space.ip("neigh", "flush", "nud", "all", "dev", device)
 
     def passage(self, shape: Shape, address: str = "") -> Passage:
         """A client's conversation, by TC."""
@@ -140,23 +160,22 @@ class Tables:
     def __init__(self, world: World) -> None:
         names = [n for n in world.maps if n.startswith(("cells", "states", "control", "held"))]
         self._maps = {
-            name: world.array(name)
+            name: world.array(name).records.view(np.uint64)  # megabytes: compared as numbers
             for name in (*names, "service_counters", "backend_live", "cpus", "services")
         }
-        self._before = {name: found.records.copy() for name, found in self._maps.items()}
+        self._before = {name: found.copy() for name, found in self._maps.items()}
 
     def restore(self) -> None:
         """As it was then."""
         for name, found in self._maps.items():
-            found.records[:] = self._before[name]
+            found[:] = self._before[name]
 
     def differing(self, other: Tables | None = None) -> list[str]:
         """Which say something else than then, or than another moment's."""
         return [
             name
             for name, found in self._maps.items()
-            if self._before[name].tobytes()
-            != (other._before[name] if other else found.records).tobytes()
+            if not np.array_equal(self._before[name], other._before[name] if other else found)
         ]
 
 
@@ -175,14 +194,40 @@ def both_ways(node: DriverNode, frame: bytes) -> tuple[Passed, Passed, list[str]
     return got, expected, differing
 
 
+def patched(frame: bytes, at: int, new: bytes, right: bool = True) -> bytes:
+    """Other bytes there; the IPv4 header's checksum is made right for them."""
+    out = bytearray(frame)
+    out[at : at + len(new)] = new
+    layout = model.parse(frame)
+    if right and layout.family == 4:
+        model.fix_ipv4_sum(out, layout.network, layout.transport)
+    return bytes(out)
+
+
+def unfinished(frame: bytes) -> bytes:
+    """As a virtual device hands it over whose peer left the checksum to it; without one at all the
+    same."""
+    at = model.parse(frame)
+    place = at.transport + model.CHECKSUM_AT[at.protocol]
+    if at.protocol == model.UDP and frame[place : place + 2] == b"\0\0":
+        return frame
+    source, destination = at.addresses
+    pseudo = frame[source] + frame[destination]
+    pseudo += struct.pack("!II", at.end - at.transport, at.protocol)
+    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return frame[:place] + struct.pack("!H", total) + frame[place + 2 :]
+
+
 def _forward() -> None:
     """In the calling thread's namespace."""
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         Path("/proc/sys/net", path).write_text("1")
 
 
-@pytest.fixture
-def driver_node(world: World) -> Iterator[DriverNode]:
-    made = DriverNode(world)
+@pytest.fixture(params=[ASKS, KEEPS], ids=["asks", "keeps"])
+def driver_node(world: World, request: pytest.FixtureRequest) -> Iterator[DriverNode]:
+    made = DriverNode(world, request.param)
     yield made
     made.close()

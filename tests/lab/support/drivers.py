@@ -43,6 +43,13 @@ def drivers(lab: Lab, node: str) -> dict[str, tuple[str, str]]:
     return {item["name"]: (item["state"], item["why"]) for item in said["drivers"]}
 
 
+def others(lab: Lab, node: str) -> list[str]:
+    """Who would have a say about what drivers send on, as `lbctl status` says."""
+    command = lbctl_command("status", "-o", "json", "--pin-dir", str(lab.pin_dir(node)))
+    said: list[str] = json.loads(lab.exec(node, command, check=True).stdout)["xdp_others"]
+    return said
+
+
 def wait_state(lab: Lab, node: str, state: str | None) -> None:
     """Until the node's uplink is in it; None: not looked at."""
     wait_until(lambda: drivers(lab, node).get("eth0", (None, ""))[0] == state, 20)
