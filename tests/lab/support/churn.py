@@ -12,9 +12,9 @@ import itertools
 import selectors
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from tests.lab.support.labs import set_linger
+from tests.lab.support.labs import FAMILIES, set_linger
 
 ANSWER = b"k"
 MUCH = ANSWER * 4000
@@ -27,7 +27,7 @@ def serve(port: int) -> None:
     """Without end, both families and protocols."""
     listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
     listener.listen(4096)
-    datagrams = [socket.socket(family, socket.SOCK_DGRAM) for family in (2, 10)]
+    datagrams = [socket.socket(family, socket.SOCK_DGRAM) for family in FAMILIES]
     datagrams[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ, _accept)
@@ -37,11 +37,9 @@ def serve(port: int) -> None:
     print("serving", flush=True)
     while True:
         for key, _ in selector.select():
-            sock = key.fileobj
-            assert isinstance(sock, socket.socket)
-            handle: Callable[[selectors.BaseSelector, socket.socket], None] = key.data
+            assert isinstance(key.fileobj, socket.socket)
             with contextlib.suppress(OSError):
-                handle(selector, sock)
+                key.data(selector, key.fileobj)
 
 
 def _accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:
