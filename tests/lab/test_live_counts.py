@@ -138,6 +138,7 @@ def test_counts_equal_the_sockets_that_are_open(
     for client in CLIENTS:  # those of before may have ended with their servers
         served(processes.call(client, KEPT))
     wait_until(lambda: live(lab) == sockets(lab), 60, lambda: difference(lab))
+    assert of_nodes(sockets(lab)) == of_clients(lab)
     assert len(+sockets(lab)) == 2 * 2 * len(BACKENDS), "all endpoints have some, by both nodes"
     print(f"\n{count} connections, served {done}, open {sockets(lab).total()}, as counted")
     processes.end_clients()
@@ -189,6 +190,22 @@ def sockets(lab: Lab) -> Counts:
             _, _, here, peer = line.split()
             client = without_mapping(peer).rpartition(":")[0].strip("[]")
             found[nodes[client], f"TCP {without_mapping(here)}"] += 1
+    return found
+
+
+def of_nodes(counts: Counts) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for (node, _), count in counts.items():
+        found[node] += count
+    return found
+
+
+def of_clients(lab: Lab) -> Counter[str]:
+    """How many sockets clients have open, by the node that serves them."""
+    found: Counter[str] = Counter()
+    for client, node in CLIENTS.items():
+        own = ["ss", "-Htn", "state", "established", "dport", "=", ":80"]
+        found[node] += len(lab.exec(client, own, check=True).stdout.splitlines())
     return found
 
 
