@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from ebpf.kernel import testrun
 from tests.kernel.support import model, packets
 from tests.kernel.support.dsr import (
     BALANCER,
     DSR_PORT,
+    EACH,
+    FORMS,
     IN_IP,
     OVERHEAD,
+    SUMS,
     WAY,
     Receiver,
     Sender,
     call,
     node_port,
     outer_of,
+    sender,
     wrapped,
 )
-from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, UDP_SHAPES, Shape
+from tests.kernel.support.packets import PLAIN, UDP_SHAPES, Shape
 from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, REMOTE
 from tests.kernel.support.world import NODE, World
 
 pytestmark = pytest.mark.kernel
-EACH = pytest.mark.parametrize("shape", [*PLAIN, *SCTP_SHAPES], ids=str)
-FORMS = pytest.mark.parametrize("form", ["udp", "ipip"])
-SUMS = pytest.mark.parametrize("sums", [0, testrun.CHECKSUM_COMPLETE], ids=["plain", "complete"])
-
-
-@pytest.fixture
-def sender(world: World) -> Iterator[Sender]:
-    made = Sender(world)
-    yield made
-    made.close()
+__all__ = ["sender"]
 
 
 @SUMS

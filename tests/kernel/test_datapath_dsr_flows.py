@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 import pytest
@@ -17,6 +16,7 @@ from tests.kernel.support.dsr import (
     call,
     node_port,
     outer_of,
+    sender,
     wrapped,
 )
 from tests.kernel.support.packets import PLAIN, TCP_SHAPES, UDP_SHAPES, Shape
@@ -24,13 +24,7 @@ from tests.kernel.support.uplink import REMOTE
 from tests.kernel.support.world import NODE, World, beat
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def sender(world: World) -> Iterator[Sender]:
-    made = Sender(world)
-    yield made
-    made.close()
+__all__ = ["sender"]
 
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,30 +14,25 @@ from ebpf.kernel import testrun
 from tests.kernel.support import checks, model, packets
 from tests.kernel.support.dsr import (
     BALANCER,
+    EACH,
+    FORMS,
     OVERHEAD,
+    SUMS,
     WAY,
     Receiver,
     Sender,
     call,
     outer_of,
+    sender,
     wrapped,
 )
 from tests.kernel.support.icmp_errors import ROUTER, aged, error
-from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, TCP_SHAPES, Shape
+from tests.kernel.support.packets import PLAIN, TCP_SHAPES, Shape
 from tests.kernel.support.uplink import OUTSIDE, REMOTE
-from tests.kernel.support.world import NODE, World
+from tests.kernel.support.world import NODE
 
 pytestmark = pytest.mark.kernel
-EACH = pytest.mark.parametrize("shape", [*PLAIN, *SCTP_SHAPES], ids=str)
-FORMS = pytest.mark.parametrize("form", ["udp", "ipip"])
-SUMS = pytest.mark.parametrize("sums", [0, testrun.CHECKSUM_COMPLETE], ids=["plain", "complete"])
-
-
-@pytest.fixture
-def sender(world: World) -> Iterator[Sender]:
-    made = Sender(world)
-    yield made
-    made.close()
+__all__ = ["sender"]
 
 
 OPTIONS = {

@@ -80,3 +80,13 @@ def _local_endpoints(case: Case, step: Json) -> Iterator[bytes]:
         for endpoint in value.get("endpoints") or ():
             if endpoint.get("nodeName") == case.node["name"]:
                 yield from (parse_address(a) for a in endpoint["addresses"])
+
+
+def may_go_whole(case: Case, step: Json, flow: Json) -> bool:
+    """Whether DSR has a say: it came by an uplink, and called no ClusterIP."""
+    kind = {"outside": "uplink"}.get(source_kind(case.node, flow["source_ip"]), "")
+    if flow.get("arrives", kind) != "uplink":
+        return False
+    specs = [value["spec"] for value in step["objects"] if value["kind"] == "Service"]
+    called = [{spec.get("clusterIP"), *(spec.get("clusterIPs") or ())} for spec in specs]
+    return flow["dest_ip"] not in set().union(*called)

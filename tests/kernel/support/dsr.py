@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
+from ebpf.kernel import testrun
 from tests.kernel.support import checks, model, packets
-from tests.kernel.support.packets import Shape
+from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, Shape
 from tests.kernel.support.programs import Space, unique
 from tests.kernel.support.uplink import NODE_PORT, OUTSIDE, REMOTE
 from tests.kernel.support.world import NODE, Endpoint, Outcome, Service, World, mapped
@@ -22,6 +24,11 @@ BALANCER = {4: "203.0.113.80", 6: "2001:db8:80::80"}  # a load balancer's addres
 WAY = {4: "10.244.1.1", 6: "fd00:244::1"}  # the sending node's address on the way to the endpoint
 OVERHEAD = {("udp", 4): 28, ("udp", 6): 48, ("ipip", 4): 20, ("ipip", 6): 40}
 IN_IP = {4: 4, 6: 41}
+
+# What a test is tried with: packets, outer headers, and sums that the kernel looks after.
+EACH = pytest.mark.parametrize("shape", [*PLAIN, *SCTP_SHAPES], ids=str)
+FORMS = pytest.mark.parametrize("form", ["udp", "ipip"])
+SUMS = pytest.mark.parametrize("sums", [0, testrun.CHECKSUM_COMPLETE], ids=["plain", "complete"])
 
 
 def set_up(world: World, form: str = "udp") -> None:
@@ -78,6 +85,13 @@ class Sender:
 
     def close(self) -> None:
         self.space.close()
+
+
+@pytest.fixture
+def sender(world: World) -> Iterator[Sender]:
+    made = Sender(world)
+    yield made
+    made.close()
 
 
 def _forward() -> None:

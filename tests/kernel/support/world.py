@@ -16,7 +16,6 @@ import numpy as np
 
 from ebpf import flowtable, maps
 from ebpf.compile import compiler
-from ebpf.flowtable import FlowTable
 from ebpf.kernel import clock, testrun
 from ebpf.layouts import Bundle
 from ebpf.maps.buckets import elements_for
@@ -24,7 +23,8 @@ from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation
 from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.records import frontend_key, marker_key
-from tests.kernel.support.flows import Flow, Flows
+from tests.kernel.support.flows import Flows
+from tests.kernel.support.known_flows import KnownFlows
 
 NODE = {4: "192.0.2.1", 6: "fd00:192::1"}
 SERVICE_RANGES = ("10.96.0.0/16", "fd00:96::/112")
@@ -83,7 +83,7 @@ class Service:
         return {e for e in self.backends if (":" in e[0]) == (family == 6)}
 
 
-class World:
+class World(KnownFlows):
     """Programs and maps, made once; `reset` makes it as new between tests.
 
     `sizes` overrides the number of entries by map name.
@@ -363,50 +363,6 @@ class World:
                 counts[f"packets_{direction}"] += flow.packets
                 counts[f"bytes_{direction}"] += flow.bytes
         return counts
-
-    # ── flows ─────────────────────────────────────────────────────────────────────────────────
-
-    def flows(self, family: int | None = None) -> list[Flow]:
-        """The cells of every flow, of both families unless one is given."""
-        return [flow for flow in self.flow_table.read(family) if "note" not in flow.flags]
-
-    def notes(self, family: int | None = None) -> list[Flow]:
-        """What is known of conversations that are no flows, and of tuples that rest."""
-        return [flow for flow in self.flow_table.read(family) if "note" in flow.flags]
-
-    def noted(self) -> int:
-        """How many conversations of the node's own are known."""
-        tcp = PROTOCOLS["tcp"]
-        return sum(n.protocol == tcp or "replied" in n.flags for n in self.notes())
-
-    def age(self, beats: int) -> None:
-        """As if everything had been seen that much earlier."""
-        self.flow_table.age(beats)
-
-    def sweep(self) -> None:
-        """Ends what is over and has no tuple that must rest, as the agent does a moment later."""
-        for family in NODE:
-            cells = self.flow_table.read(family)
-            by_place = {cell.place: cell for cell in cells}
-            ended = [
-                (cell.place, cell.generation)
-                for cell in cells
-                if cell.state == "time_wait"
-                and not cell.reply
-                and "first" not in by_place[cell.next].flags
-            ]
-            self._end(family, ended)
-
-    def forget_flows(self) -> None:
-        """Ends every flow, as on another node that never had one."""
-        for family in NODE:
-            cells = [c for c in self.flow_table.read(family) if not c.reply and c.state != "side"]
-            self._end(family, [(cell.place, cell.generation) for cell in cells])
-
-    def _end(self, family: int, ended: list[tuple[int, int]]) -> None:
-        places, generations = np.array(ended, np.uint32).reshape(-1, 2).T
-        table = FlowTable(str(family), self.maps, self.bundle.enums, self.programs.fds)
-        assert table.end(places, generations, self.flag("END_CLOSED")) == len(ended)
 
 
 def beat() -> int:
