@@ -11,7 +11,7 @@ from lbctl.bench import kubeproxy, machine, manyflows, measures
 from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator
 from lbctl.bench.measures import CONNECTION_MEASURES, Measuring
-from lbctl.bench.options import PACKETS, PER_SERVICES, RATE, Options
+from lbctl.bench.options import PACKETS, RATE, Options
 from lbctl.bench.ours import AgentPeer
 from lbctl.bench.peers import (
     Bare,
