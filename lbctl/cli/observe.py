@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +93,9 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     "--duration", "seconds", callback=_seconds, metavar="DURATION", help="End after so long."
 )
 @click.option(
+    "--end-with-stdin", is_flag=True, help="End when a line comes on stdin, or its end: for pipes."
+)
+@click.option(
     "-o",
     "--output",
     type=click.Choice(FORMATS),
@@ -103,6 +109,7 @@ def command(
     since: float | None,
     follow: bool,
     seconds: float | None,
+    end_with_stdin: bool,
     output: str,
     pin_dir: Path,
     **chosen: Any,
@@ -124,6 +131,8 @@ def command(
     live = follow or not (last or since)
     asked = Asked(_filter(**chosen), last or 0, since or 0.0, live, seconds or 0.0)
     stream = Stream(pin_dir, asked)
+    if end_with_stdin:
+        threading.Thread(target=_wait_for_stdin, args=(stream,), daemon=True).start()
     with _ending(stream):
         shown = _show(stream, output)
     said = "1 event was" if shown == 1 else f"{shown} events were"
@@ -155,6 +164,13 @@ def _ending(stream: Stream) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait_for_stdin(stream: Stream) -> None:
+    """`kubectl exec` hands on no signal, but what is written, and that its caller has gone."""
+    with contextlib.suppress(OSError):
+        os.read(sys.stdin.fileno(), 1)
+    stream.end()
 
 
 def _show(stream: Stream, output: str) -> int:

@@ -190,5 +190,5 @@ COLUMNS: list[Column[TopRow]] = [
     Column("CONNS/S", lambda row: f"{row.connections:.1f}", number=True),
     Column("PACKETS/S", lambda row: count(round(row.packets)), number=True),
     Column("BYTES/S", lambda row: size(round(row.bytes)), number=True),
-    Column("", lambda row: top.sparkline(row.history)),
+    Column("HISTORY", lambda row: top.sparkline(row.history)),
 ]
