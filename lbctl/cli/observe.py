@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from lbctl.observe.eventfilter import EventFilter
-    from lbctl.observe.events import EventRow
+    from lbctl.observe.events import End, EventRow
     from lbctl.observe.stream import Stream
 
 FORMATS = ("compact", "table", "json")
@@ -92,6 +92,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option(
     "--duration", "seconds", callback=_seconds, metavar="DURATION", help="End after so long."
 )
+@options.kubeconfig_for_names
 @click.option(
     "--end-with-stdin", is_flag=True, help="End when a line comes on stdin, or its end: for pipes."
 )
@@ -109,6 +110,7 @@ def command(
     since: float | None,
     follow: bool,
     seconds: float | None,
+    kubeconfig: Path | None,
     end_with_stdin: bool,
     output: str,
     pin_dir: Path,
@@ -130,7 +132,7 @@ def command(
 
     live = follow or not (last or since)
     asked = Asked(_filter(**chosen), last or 0, since or 0.0, live, seconds or 0.0)
-    stream = Stream(pin_dir, asked)
+    stream = Stream(pin_dir, asked, kubeconfig)
     if end_with_stdin:
         threading.Thread(target=_wait_for_stdin, args=(stream,), daemon=True).start()
     with _ending(stream):
@@ -201,13 +203,17 @@ def _compact(row: EventRow) -> str:
     """12:00:01.234 opened TCP default/a:40000 -> default/web:http (10.96.0.1:80) -> ..."""
     said = click.style(f"{row.verdict:<7}", fg=_STYLES[row.verdict])
     service = f"{row.service.label} ({row.address})" if row.service else row.address
-    way = [row.client.text or "?", service, *([row.backend.text] if row.backend else [])]
+    way = [_side(row.client) or "?", service, *([_side(row.backend)] if row.backend else [])]
     more = [row.reason] if row.reason else []
     if row.verdict == "ended":
         more += [f"{row.seconds:.0f}s", f"in {_traffic(row.packets_in, row.bytes_in)}"]
         more += [f"out {_traffic(row.packets_out, row.bytes_out)}"]
     tail = f"  {', '.join(more)}" if more else ""
     return f"{row.time[11:23]} {said} {row.protocol:<4} {' -> '.join(way)}{tail}"
+
+
+def _side(end: End) -> str:
+    return f"{end.text} ({end.hint})" if end.hint else end.text
 
 
 def _traffic(packets: int, octets: int) -> str:
