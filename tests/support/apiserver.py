@@ -43,11 +43,13 @@ class _Handler(apiserver.Handler):
         elif api.accepted_token and api.tokens[-1].lower() != f"bearer {api.accepted_token}":
             self.refuse(401, "Unauthorized")
         elif parts.path == _PODS:
-            pods = [pod.data for pod in api.objects["Pod"].values()]
-            self.answer(200, b'{"metadata":{},"items":[' + b",".join(pods) + b"]}")
+            pods = {"metadata": {}, "items": [*api.pods.values()]}
+            self.answer(200, msgspec.json.encode(pods))
         elif found := _POD.fullmatch(parts.path):
-            pod = api.objects["Pod"].get((found[1], found[2]))
-            self.answer(200, pod.data) if pod else self.refuse(404, "not found")
+            if pod := api.pods.get((found[1], found[2])):
+                self.answer(200, msgspec.json.encode(pod))
+            else:
+                self.refuse(404, "not found")
         else:
             super().do_GET()
 
@@ -111,7 +113,7 @@ class ApiServer(apiserver.ApiServer):
     def __init__(self, port: int = 0, certificate: Path | None = None) -> None:
         """`certificate`: a PEM file with certificate and key; the server then speaks TLS."""
         super().__init__(port)
-        self.objects["Pod"], self.history["Pod"] = {}, []  # no proxy asks for them, people do
+        self.pods: dict[tuple[str, str], Json] = {}  # people ask for them, by namespace and name
         self.oldest = 0  # watches from before are answered with 410
         self.gone_as_event = True  # ... inside a 200, else as a status
         self.stalled = False

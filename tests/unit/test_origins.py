@@ -27,6 +27,11 @@ def pod_of(name: str, where: str, address: str, **spec: Any) -> Json:
     }
 
 
+def put_pod(server: ApiServer, pod: Json) -> None:
+    metadata = pod["metadata"]
+    server.pods[metadata["namespace"], metadata["name"]] = pod
+
+
 def named(address: str, where: str, name: str) -> Json:
     return endpoint(address, where) | {
         "targetRef": {"kind": "Pod", "namespace": "apps", "name": name}
@@ -96,9 +101,9 @@ def test_of_the_api(tmp_path: Path) -> None:
     """A pod that is no endpoint is asked for itself, by the rights of who asks."""
     with ApiServer() as server:
         server.put(*OBJECTS)
-        server.put(pod_of("apps/client", "worker-1", "10.9.1.5"))
-        server.put(pod_of("apps/far", "worker-2", "10.9.2.5"))
-        server.put(pod_of("apps/proxy", "worker-1", "192.168.0.2", hostNetwork=True))
+        put_pod(server, pod_of("apps/client", "worker-1", "10.9.1.5"))
+        put_pod(server, pod_of("apps/far", "worker-2", "10.9.2.5"))
+        put_pod(server, pod_of("apps/proxy", "worker-1", "192.168.0.2", hostNetwork=True))
         asked = ["--kubeconfig", str(server.kubeconfig(tmp_path)), "--pin-dir", str(tmp_path)]
         for source, origin, note in (
             *ASKED,

@@ -18,7 +18,7 @@ from lbctl.sources.asking import HttpError
 from lbctl.sources.targets import Target
 from lbctl.sources.whereabouts import Ranges
 from tests.support.apiserver import ApiServer
-from tests.unit.test_origins import other_node, pod_of
+from tests.unit.test_origins import other_node, pod_of, put_pod
 
 NODES = [
     Node(
@@ -116,11 +116,11 @@ def test_nodes_are_read_again_for_strangers_alone_and_seldom() -> None:
 def test_of_the_api(tmp_path: Path) -> None:
     with ApiServer() as server:
         server.put(other_node())
-        server.put(pod_of("apps/client", "worker-1", "10.9.1.5"))
-        server.put(pod_of("apps/proxy", "worker-1", "192.168.0.2", hostNetwork=True))
+        put_pod(server, pod_of("apps/client", "worker-1", "10.9.1.5"))
+        put_pod(server, pod_of("apps/proxy", "worker-1", "192.168.0.2", hostNetwork=True))
         ended = pod_of("apps/job", "worker-1", "10.9.1.6")
         ended["status"]["phase"] = "Succeeded"
-        server.put(ended)
+        put_pod(server, ended)
         file = server.kubeconfig(tmp_path)
         assert [node.name for node in whereabouts.nodes_of_api(file, None)] == ["worker-2"]
         found = whereabouts.pods_of_api(file, None)
