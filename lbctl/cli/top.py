@@ -89,7 +89,7 @@ def command(
             looks = Looks(kind or top.KINDS[0], _called(places))
             _once(instance, looks, sort, wanted, interval, limit, output)
         else:
-            _Screen(instance, kind or top.KINDS[0], sort, wanted, interval, places).run()
+            Screen(instance, kind or top.KINDS[0], sort, wanted, interval, places).run()
 
 
 def _once(
@@ -119,7 +119,7 @@ def _called(places: Places | None) -> Callable[[str], str]:
     return name
 
 
-class _Screen:
+class Screen:
     """The live table, until a key ends it."""
 
     def __init__(
@@ -142,7 +142,7 @@ class _Screen:
         from rich.live import Live
 
         found = self._looks.look(self._instance, time.monotonic())
-        with _keys(), Live(self._shown(found), screen=True, auto_refresh=False) as live:
+        with _keys(), Live(self.shown(found), screen=True, auto_refresh=False) as live:
             due = time.monotonic() + self._interval
             while True:
                 key = _key(max(0.0, due - time.monotonic()))
@@ -153,7 +153,7 @@ class _Screen:
                         self._places.refresh()
                     found = self._looks.look(self._instance, time.monotonic())
                     due = time.monotonic() + self._interval
-                live.update(self._shown(found), refresh=True)
+                live.update(self.shown(found), refresh=True)
 
     def _pressed(self, key: str) -> bool:
         """Returns whether to go on."""
@@ -173,7 +173,8 @@ class _Screen:
             self._sort = _KEYS.get(key, self._sort)
         return key != "q"
 
-    def _shown(self, found: Top) -> RenderableType:
+    def shown(self, found: Top) -> RenderableType:
+        """What is drawn."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
