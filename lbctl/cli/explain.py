@@ -28,9 +28,9 @@ _FROM = {
     "source",
     default="pod",
     show_default=True,
-    metavar="pod|node|outside|ADDRESS|NAMESPACE/POD|NODE",
-    help="Whose traffic: any pod's of this node, the node's own, anybody else's; or that of one "
-    "address, pod or node.",
+    metavar="WHOM",
+    help="Whose traffic: `pod` is any of this node, `node` the node itself, `outside` anybody else; "
+    "or an address, a pod's NAMESPACE/NAME, a node's name.",
 )
 @options.output
 @objects.question

@@ -69,8 +69,16 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     "--node", "nodes", multiple=True, metavar="NODE", help="Where one of both sides is. Repeatable."
 )
 @click.option("--address", callback=target, metavar=TARGET, help="Of any side, or asked.")
-@click.option("--port", type=click.IntRange(1, 65535), default=None, help="Of any side, or asked.")
-@click.option("--protocol", type=click.Choice(["TCP", "UDP", "SCTP"], case_sensitive=False))
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=None,
+    metavar="PORT",
+    help="Of any side, or asked.",
+)
+@click.option(
+    "--protocol", type=click.Choice(["TCP", "UDP", "SCTP"], case_sensitive=False), help="Only it."
+)
 @click.option(
     "--verdict", "verdicts", type=click.Choice(_VERDICTS), multiple=True, help="Repeatable."
 )
@@ -121,7 +129,8 @@ def command(
 
     All options that are given must hold. Programs tell only while somebody listens, so of the past
     (--last, --since) there is what was told to others meanwhile, and flows that are still open. How
-    many events were lost, since nobody could read so fast, is said at the end; Ctrl-C is one.
+    many events were lost, since nobody could read so fast, is said at the end. Ctrl-C ends it, with all
+    that was told before.
 
     \b
     lbctl observe --service default/web

@@ -38,7 +38,13 @@ _BESIDE = 6  # lines of the screen that are no rows
 @click.command()
 @click.option("--backends", "kind", flag_value="backends", help="Endpoints, by their flows.")
 @click.option("--clients", "kind", flag_value="clients", help="Who calls, by their flows.")
-@click.option("--sort", type=click.Choice(top.SORTS), default="bytes", show_default=True)
+@click.option(
+    "--sort",
+    type=click.Choice(top.SORTS),
+    default="bytes",
+    show_default=True,
+    help="The most of these first; by name from a to z.",
+)
 @click.option(
     "--filter", "wanted", default="", metavar="TEXT", help="Names that have this in them."
 )
@@ -52,7 +58,12 @@ _BESIDE = 6  # lines of the screen that are no rows
 )
 @click.option("--once", is_flag=True, help="One look, and end: for scripts.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="With --once."
+    "--limit",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="With --once: so many rows.",
 )
 @options.names
 @options.kubeconfig_for_names

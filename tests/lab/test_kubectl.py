@@ -32,6 +32,7 @@ PER_SECOND = 1000  # connections on each node, for each second of --soak
 WARM_UP = 20  # that connect.c makes besides
 BOUND = 30.0
 MANY = Port(PORT, TARGET + 1, "tcp")
+VERDICTS = ("opened", "ended")
 # By node: who calls, which service, and the pod that answers.
 CALLS = {"node1": ("pod1", "near", "pod3"), "node2": ("pod2", "far", "pod4")}
 
@@ -101,6 +102,16 @@ def listeners(lab: Lab, node: str) -> bool:
         return bool(instance.config.records["events_until"][0])
 
 
+def told(seen: Following) -> Counter[tuple[str, str]]:
+    """How many, by node and verdict."""
+    return Counter((event["node"], event["verdict"]) for event in seen.events())
+
+
+def settled(found: Counter[tuple[str, str]]) -> bool:
+    """Whether every connection that was told has ended."""
+    return all(found[node, "opened"] == found[node, "ended"] > 0 for node in CALLS)
+
+
 def call(lab: Lab, program: Path, node: str, times: int) -> subprocess.Popen[str]:
     caller, called, server = CALLS[node]
     pods = [str(namespace.path_of(lab.find(name).namespace)) for name in (caller, server)]
@@ -125,21 +136,23 @@ def test_one_stream_of_all_nodes(
     times = int(PER_SECOND * pytestconfig.getoption("--soak"))
     words = [word for _, called, _ in CALLS.values() for word in ("--service", f"default/{called}")]
     with following(lab, kubectl, tmp_path / "events", *words) as seen:
+        for node in CALLS:  # one that is told: from now on all are
+            call(lab, program, node, 1).communicate(timeout=60)
+            wait_until(lambda node=node: told(seen)[node, "ended"], BOUND)  # type: ignore[misc]
+        wait_until(lambda: settled(told(seen)), BOUND)
+        before = told(seen)
         callers = {node: call(lab, program, node, times) for node in CALLS}
         for caller in callers.values():
             out, _ = caller.communicate(timeout=200)
             assert "-1" not in out.split(), "every connection worked"
+        wait_until(lambda: settled(told(seen)), BOUND)
         errors = seen.end()
         assert seen.process.returncode == 0, errors
         events = seen.events()
+    assert errors[-1] == f"{len(events)} events were shown, 0 lost"
     made = times + WARM_UP
-    assert errors[-1] == f"{2 * 2 * made} events were shown, 0 lost"
-    found = Counter((e["node"], e["verdict"], e["service"]["service"]) for e in events)
-    assert found == {
-        (node, verdict, called): made
-        for node, (_, called, _) in CALLS.items()
-        for verdict in ("opened", "ended")
-    }
+    assert told(seen) - before == {(n, verdict): made for n in CALLS for verdict in VERDICTS}
+    assert all(e["service"]["service"] == CALLS[e["node"]][1] for e in events)
     moments = [event["time"] for event in events]
     assert moments == sorted(moments)
 
@@ -173,6 +186,24 @@ def test_who_calls_without_being_an_endpoint(lab: Lab, kubectl: LabKubectl, tmp_
         assert client.items() >= own.items()
         assert client["name"] == name
         assert interface is None or client["interface"] == interface
+
+
+def test_names_where_they_are_asked_for(lab: Lab, kubectl: LabKubectl) -> None:
+    """Of endpoints from the slices; of others for who may list pods."""
+    pod1 = lab.find("pod1")
+    assert answers(lab, "pod1", addresses("web")[0], kinds=[TCP], times=1) == {"pod3"}
+    words = ("flow", "list", "--service", "web", "--client", pod1.addresses[0])
+    done = run(kubectl, "--node", "node1", *words, "--names", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["node1"]
+    assert {(row["client_name"], row["backend_name"]) for row in rows} == {("", "default/pod3")}
+    table = run(kubectl, "--node", "node1", *words, "--resolve", "-n", "default").stdout
+    assert "default/pod1:" in table
+    assert pod1.addresses[0] not in table
+    done = run(kubectl, "--node", "node1", "top", "--once", "--clients", "--names", "-o", "json")
+    called = {row["name"] for row in json.loads(done.stdout)["node1"]["rows"]}
+    interface = next(pod.interface for pod in lab.pods if pod.name == "pod1")
+    assert f"{pod1.addresses[0]} (pod on node1 by {interface})" in called
 
 
 def test_tables_and_documents_of_both(lab: Lab, kubectl: LabKubectl) -> None:
