@@ -29,8 +29,8 @@ _FROM = {
     default="pod",
     show_default=True,
     metavar="WHOM",
-    help="Whose traffic: `pod` is any of this node, `node` the node itself, `outside` anybody else; "
-    "or an address, a pod's NAMESPACE/NAME, a node's name.",
+    help="Whose traffic: `pod` is any of this node, `node` the node itself, `outside` anybody "
+    "else; or an address, a pod's NAMESPACE/NAME, a node's name.",
 )
 @options.output
 @objects.question

@@ -129,8 +129,8 @@ def command(
 
     All options that are given must hold. Programs tell only while somebody listens, so of the past
     (--last, --since) there is what was told to others meanwhile, and flows that are still open. How
-    many events were lost, since nobody could read so fast, is said at the end. Ctrl-C ends it, with all
-    that was told before.
+    many events were lost, since nobody could read so fast, is said at the end. Ctrl-C ends it, with
+    all that was told before.
 
     \b
     lbctl observe --service default/web
