@@ -56,9 +56,15 @@ def draw_panels(
         place.set_title(panel["title"], fontsize=10, loc="left")
         unit = panel["fieldConfig"]["defaults"].get("unit", "")
         place.set_ylabel(_UNITS.get(unit, ""), fontsize=8)
-        for target in panel["targets"]:
-            for series in values(target["expr"]):
-                _draw(place, series, target.get("legendFormat", ""))
+        drawn = [
+            (series, target.get("legendFormat", ""))
+            for target in panel["targets"]
+            for series in values(target["expr"])
+        ]
+        # What was nothing all the time would only fill the legend.
+        something = [(series, legend) for series, legend in drawn if any(_numbers(series))]
+        for series, legend in something or drawn:
+            _draw(place, series, legend)
         place.set_ylim(bottom=0)
         place.margins(x=0)
         place.tick_params(labelsize=7)
@@ -69,13 +75,17 @@ def draw_panels(
     pyplot.close(figure)
 
 
+def _numbers(series: Series) -> list[float]:
+    return [float(value) for _, value in series["values"]]
+
+
 def _draw(place: Any, series: Series, legend: str) -> None:
     points: Sequence[Point] = series["values"]
     start = points[0][0]
     label = re.sub(r"\{\{(\w+)\}\}", lambda m: series["metric"].get(m[1], ""), legend)
     place.plot(
         [moment - start for moment, _ in points],
-        [float(value) for _, value in points],
+        _numbers(series),
         label=label,
         linewidth=1,
     )
