@@ -142,6 +142,7 @@ def command(
     live = follow or not (last or since)
     asked = Asked(_filter(**chosen), last or 0, since or 0.0, live, seconds or 0.0)
     stream = Stream(pin_dir, asked, kubeconfig)
+    _say_unknown(pin_dir, asked.wanted.services)
     if end_with_stdin:
         threading.Thread(target=_wait_for_stdin, args=(stream,), daemon=True).start()
     with _ending(stream):
@@ -159,6 +160,20 @@ def _filter(
     numbers = {name: number for number, name in PROTOCOLS.items()}
     number = numbers[protocol.upper()] if protocol else 0
     return EventFilter(services=services, port=port or 0, protocol=number, **chosen)
+
+
+def _say_unknown(pin_dir: Path, services: Sequence[str]) -> None:
+    """A service that is not there may come; but a name that is wrong is never told of."""
+    from lbctl.errors import NotFound
+    from lbctl.inspect import names
+    from lbctl.inspect.opened import open_instance
+
+    with open_instance(pin_dir) as instance:
+        for query in services:
+            try:
+                names.find(instance.names, query)
+            except NotFound as error:
+                objects.say(f"{error.message} now. {error.hint}")
 
 
 @contextlib.contextmanager

@@ -131,8 +131,8 @@ def call(lab: Lab, program: Path, node: str, times: int) -> subprocess.Popen[str
 def test_one_stream_of_all_nodes(
     lab: Lab, kubectl: LabKubectl, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """Each connection on each node is told once, with its node, in the order of time; what could not
-    be told is counted."""
+    """Each connection on each node is told once, with its node, in the order of time; what could
+    not be told is counted."""
     program = generator.compiled(tmp_path)
     if program is None:
         pytest.skip("no C compiler here")

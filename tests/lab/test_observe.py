@@ -188,6 +188,14 @@ def test_filters(lab: Lab, tmp_path: Path, words: list[str], wanted: set[tuple[s
     assert {(e["verdict"], e["service"]["service"]) for e in seen.events()} == wanted
 
 
+def test_a_service_that_is_not_there_is_said(lab: Lab, tmp_path: Path) -> None:
+    """It may come, so that is no error; but it may be a slip."""
+    made = Observing(lab, tmp_path / "events", "--service", "wbe", "--duration", "1s")
+    _, errors = made.process.communicate(timeout=60)
+    assert made.process.returncode == 0
+    assert "there is no service 'wbe' here now. Did you mean default/web?" in errors
+
+
 def test_the_past_is_what_is_open(lab: Lab, tmp_path: Path) -> None:
     """Nobody listened; the connection is there."""
     with client(lab, "pod1", 0, TCP) as sock:
