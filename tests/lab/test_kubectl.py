@@ -220,6 +220,10 @@ def test_tables_and_documents_of_both(lab: Lab, kubectl: LabKubectl) -> None:
     head, *rows = done.stdout.splitlines()
     assert head.split()[:2] == ["NODE", "NAMESPACE"]
     assert {row.split()[0] for row in rows} == {"node1", "node2"}
+    done = run(kubectl, "explain", "web", "--from", "default/pod2", "-o", "json")
+    assert {node: said["origin"] for node, said in json.loads(done.stdout).items()} == {
+        "node2": "pod"
+    }
     done = run(kubectl, "explain", "web", "--from", "node2", "-o", "json")
     assert {node: said["origin"] for node, said in json.loads(done.stdout).items()} == {
         "node1": "outside",
