@@ -156,8 +156,8 @@ def test_one_stream_of_all_nodes(
     assert told(seen) - before == dict.fromkeys(CALLS, made)
     events = [event for event in seen.events() if "verdict" in event]
     assert all(e["service"]["service"] == CALLS[e["node"]][1] for e in events)
-    # A machine that is busy tells some later than they are waited for; in order is what comes in time
-    # (unit/test_kubectl_interleaving.py).
+    # A machine that is busy tells some later than they are waited for; in order is what comes in
+    # time (unit/test_kubectl_interleaving.py).
     moments = [event["time"] for event in events]
     late = sum(a > b for a, b in itertools.pairwise(moments))
     assert late <= len(moments) / 100

@@ -65,7 +65,8 @@ def draw_panels(
         something = [(series, legend) for series, legend in drawn if any(_numbers(series))]
         for series, legend in something or drawn:
             _draw(place, series, legend)
-        place.set_ylim(bottom=0)
+        highest = max((max(_numbers(series)) for series, _ in something), default=1.0)
+        place.set_ylim(0, 1.1 * highest)  # a line that is level would be hidden by the frame
         place.margins(x=0)
         place.tick_params(labelsize=7)
         place.grid(alpha=0.3)
