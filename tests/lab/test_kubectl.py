@@ -25,7 +25,7 @@ from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
 from tests.lab.support.faults import answers, service
 from tests.lab.support.lab_kubectl import LabKubectl
-from tests.lab.support.labs import PORT, TARGET, TCP, Responder, addresses, endpoint
+from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, endpoint
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -199,7 +199,8 @@ def test_who_calls_without_being_an_endpoint(lab: Lab, kubectl: LabKubectl, tmp_
 def test_names_where_they_are_asked_for(lab: Lab, kubectl: LabKubectl) -> None:
     """Of endpoints from the slices; of others for who may list pods."""
     pod1 = lab.find("pod1")
-    assert answers(lab, "pod1", addresses("web")[0], kinds=[TCP], times=1) == {"pod3"}
+    # That of a datagram stays a while.
+    assert answers(lab, "pod1", addresses("web")[0], kinds=[UDP], times=1) == {"pod3"}
     words = ("flow", "list", "--service", "web", "--client", pod1.addresses[0])
     done = run(kubectl, "--node", "node1", *words, "--names", "-o", "json")
     assert done.returncode == 0, done.stderr

@@ -170,7 +170,8 @@ def test_who_calls_what_and_what_became_of_it(lab: Lab, tmp_path: Path) -> None:
     [
         (["--pod", "pod2"], {("opened", "web")}),
         (["--pod", "elsewhere/pod2"], set()),
-        (["--node", "node1"], {("opened", "web")}),
+        (["--node", "node1"], {("opened", "web"), ("refused", "empty")}),  # who calls is there
+        (["--node", "node2"], set()),
         (["--reason", "no_endpoint"], {("refused", "empty")}),
         (["--verdict", "refused", "--protocol", "tcp"], {("refused", "empty")}),
         (["--service", "empty", "--port", "80"], {("refused", "empty")}),
