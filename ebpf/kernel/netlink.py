@@ -119,6 +119,20 @@ def transmitted(ifindex: int) -> int:
     raise OSError(errno.ENODEV, f"no interface {ifindex}")
 
 
+def interface_to(address: IPAddress) -> str:
+    """By which interface packets to an address leave; empty if there is no way there."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with rtnetlink() as netlink:
+        try:
+            (route, *_) = netlink.route("get", dst=str(address))
+        except NetlinkError:
+            return ""
+        index = route.get_attr("RTA_OIF")
+        names = [link.get_attr("IFLA_IFNAME") for link in netlink.get_links(index)]
+        return str(names[0]) if names else ""
+
+
 def ask_again(ifindex: int, most: int) -> int:
     """Have the kernel ask neighbours on an interface whether they are still there, of those it has
     not heard of for a while; returns how many. What XDP sends does not tell it that they are used.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lbctl.cli import options
+from lbctl.cli import objects, options
 from lbctl.cli.output import Column, count, size, write, write_data
 from lbctl.errors import UsageError
 from lbctl.inspect import top
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ebpf.instance import Instance
+    from lbctl.observe.places import Places
 
 _KEYS = {"c": "connections", "p": "packets", "b": "bytes", "a": "active", "n": "name"}
 _VIEWS = {"S": "services", "B": "backends", "C": "clients"}
@@ -36,7 +38,13 @@ _BESIDE = 6  # lines of the screen that are no rows
 @click.command()
 @click.option("--backends", "kind", flag_value="backends", help="Endpoints, by their flows.")
 @click.option("--clients", "kind", flag_value="clients", help="Who calls, by their flows.")
-@click.option("--sort", type=click.Choice(top.SORTS), default="bytes", show_default=True)
+@click.option(
+    "--sort",
+    type=click.Choice(top.SORTS),
+    default="bytes",
+    show_default=True,
+    help="The most of these first; by name from a to z.",
+)
 @click.option(
     "--filter", "wanted", default="", metavar="TEXT", help="Names that have this in them."
 )
@@ -50,8 +58,15 @@ _BESIDE = 6  # lines of the screen that are no rows
 )
 @click.option("--once", is_flag=True, help="One look, and end: for scripts.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="With --once."
+    "--limit",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="With --once: so many rows.",
 )
+@options.names
+@options.kubeconfig_for_names
 @options.output
 @options.pin_dir
 def command(
@@ -61,6 +76,8 @@ def command(
     interval: float,
     once: bool,
     limit: int,
+    names: bool,
+    kubeconfig: Path | None,
     output: str,
     pin_dir: Path,
 ) -> None:
@@ -77,57 +94,77 @@ def command(
     """
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("top needs a terminal", "Without one: --once, and -o json.")
+    places = objects.places(pin_dir, kubeconfig) if names or kubeconfig else None
     with open_instance(pin_dir) as instance:
         if once:
-            _once(instance, kind or top.KINDS[0], sort, wanted, interval, limit, output)
+            looks = Looks(kind or top.KINDS[0], _called(places))
+            _once(instance, looks, sort, wanted, interval, limit, output)
         else:
-            _Screen(instance, kind or top.KINDS[0], sort, wanted, interval).run()
+            Screen(instance, kind or top.KINDS[0], sort, wanted, interval, places).run()
 
 
 def _once(
     instance: Instance,
-    kind: str,
+    looks: Looks,
     sort: str,
     wanted: str,
     interval: float,
     limit: int,
     output: str,
 ) -> None:
-    looks = Looks(kind)
     looks.look(instance, time.monotonic())
     time.sleep(interval)
     found = looks.look(instance, time.monotonic())
     rows = top.arranged(found, sort, wanted, limit)
     if not write_data(Top(found.kind, found.seconds, tuple(rows), found.reasons), output):
-        write(rows, COLUMNS, output, empty=f"no {kind}")
+        write(rows, COLUMNS, output, empty=f"no {found.kind}")
 
 
-class _Screen:
+def _called(places: Places | None) -> Callable[[str], str]:
+    def name(address: str) -> str:
+        if places is None:
+            return ""
+        place = places.named(address)
+        return place.name or (f"{address} ({place.hint})" if place.hint else "")
+
+    return name
+
+
+class Screen:
     """The live table, until a key ends it."""
 
     def __init__(
-        self, instance: Instance, kind: str, sort: str, wanted: str, interval: float
+        self,
+        instance: Instance,
+        kind: str,
+        sort: str,
+        wanted: str,
+        interval: float,
+        places: Places | None = None,
     ) -> None:
         self._instance = instance
         self._kind, self._sort, self._wanted = kind, sort, wanted
         self._interval = interval
-        self._looks = Looks(kind)
+        self._places = places
+        self._looks = Looks(kind, _called(places))
         self._typing = False
 
     def run(self) -> None:
         from rich.live import Live
 
         found = self._looks.look(self._instance, time.monotonic())
-        with _keys(), Live(self._shown(found), screen=True, auto_refresh=False) as live:
+        with _keys(), Live(self.shown(found), screen=True, auto_refresh=False) as live:
             due = time.monotonic() + self._interval
             while True:
                 key = _key(max(0.0, due - time.monotonic()))
                 if key is not None and not self._pressed(key):
                     return
                 if key is None or found.kind != self._kind:
+                    if self._places is not None:
+                        self._places.refresh()
                     found = self._looks.look(self._instance, time.monotonic())
                     due = time.monotonic() + self._interval
-                live.update(self._shown(found), refresh=True)
+                live.update(self.shown(found), refresh=True)
 
     def _pressed(self, key: str) -> bool:
         """Returns whether to go on."""
@@ -142,12 +179,13 @@ class _Screen:
             self._typing, self._wanted = True, ""
         elif key in _VIEWS:
             self._kind = _VIEWS[key]
-            self._looks = Looks(self._kind)
+            self._looks = Looks(self._kind, _called(self._places))
         else:
             self._sort = _KEYS.get(key, self._sort)
         return key != "q"
 
-    def _shown(self, found: Top) -> RenderableType:
+    def shown(self, found: Top) -> RenderableType:
+        """What is drawn."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -156,7 +194,8 @@ class _Screen:
         for column in COLUMNS:
             right = column.number
             table.add_column(column.title, justify="right" if right else "left", no_wrap=True)
-        room = max(1, os.get_terminal_size().lines - _BESIDE)
+        # A terminal behind `kubectl exec` may not have said its size yet: 80 by 24 then.
+        room = max(1, shutil.get_terminal_size().lines - _BESIDE)
         for row in top.arranged(found, self._sort, self._wanted, room):
             table.add_row(*(column.cell(row) for column in COLUMNS))
         what = f"{found.kind} by {self._sort}"
@@ -190,5 +229,5 @@ COLUMNS: list[Column[TopRow]] = [
     Column("CONNS/S", lambda row: f"{row.connections:.1f}", number=True),
     Column("PACKETS/S", lambda row: count(round(row.packets)), number=True),
     Column("BYTES/S", lambda row: size(round(row.bytes)), number=True),
-    Column("", lambda row: top.sparkline(row.history)),
+    Column("HISTORY", lambda row: top.sparkline(row.history)),
 ]

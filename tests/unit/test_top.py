@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from lbctl.cli.main import command as lbctl
-from lbctl.cli.top import _Screen
+from lbctl.cli.top import Screen
 from lbctl.inspect import top
 from lbctl.inspect.top import Looks, Top, TopRow, Totals, arranged, sparkline
 
@@ -25,7 +25,7 @@ class Counted:
         monkeypatch.setattr(top, "_totals", self._all)
         monkeypatch.setattr(top, "reasons", lambda _: dict(self.reasons))
 
-    def _all(self, _: object, kind: str) -> Iterator[tuple[str, Totals]]:
+    def _all(self, _: object, kind: str, name_of: object) -> Iterator[tuple[str, Totals]]:
         yield from self.totals.items()
 
 
@@ -92,7 +92,7 @@ def test_sparklines() -> None:
 
 
 def test_keys_sort_filter_and_change_the_view() -> None:
-    screen = _Screen(INSTANCE, "services", "bytes", "", 1.0)
+    screen = Screen(INSTANCE, "services", "bytes", "", 1.0)
     for key in "c/webx\x7f\rB":
         assert screen._pressed(key)
     assert (screen._sort, screen._wanted, screen._kind) == ("connections", "web", "backends")
