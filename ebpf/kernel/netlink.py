@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -110,6 +111,18 @@ def transmitted(ifindex: int) -> int:
         for message in netlink.get_links(ifindex):
             return int(message.get_attr("IFLA_STATS64")["tx_packets"])
     raise OSError(errno.ENODEV, f"no interface {ifindex}")
+
+
+def interface_to(address: IPAddress) -> str:
+    """By which interface packets to an address leave; empty if there is no way there."""
+    with IPRoute() as netlink:
+        try:
+            (route, *_) = netlink.route("get", dst=str(address))
+        except NetlinkError:
+            return ""
+        index = route.get_attr("RTA_OIF")
+        names = [link.get_attr("IFLA_IFNAME") for link in netlink.get_links(index)]
+        return str(names[0]) if names else ""
 
 
 def ask_again(ifindex: int, most: int) -> int:

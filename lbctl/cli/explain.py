@@ -10,12 +10,9 @@ import click
 
 from lbctl.cli import objects, options
 from lbctl.cli.output import Column, table, write_data
-from lbctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from lbctl.resolve.why import Origin
     from lbctl.verify.explain import ExplainedEndpoint, ExplainedPort, Explanation, Group, NodeLoss
-    from lbctl.verify.objects import Known
 
 _FROM = {
     "pod": "a pod of this node",
@@ -31,9 +28,9 @@ _FROM = {
     "source",
     default="pod",
     show_default=True,
-    metavar="pod|node|outside|ADDRESS",
-    help="Whose traffic: a pod's of this node, the node's own, anybody else's; or who has this "
-    "address.",
+    metavar="pod|node|outside|ADDRESS|NAMESPACE/POD|NODE",
+    help="Whose traffic: any pod's of this node, the node's own, anybody else's; or that of one "
+    "address, pod or node.",
 )
 @options.output
 @objects.question
@@ -47,37 +44,20 @@ def command(service: str, source: str, output: str, pin_dir: Path, **asked: Any)
 
     \b
     lbctl explain default/web --from outside
+    lbctl explain web --from apps/client-7d5f
     lbctl explain web:http --from 10.1.0.7 -o json
     lbctl explain web --manifests objects.yaml --node-name worker-2
     """
-    from lbctl.verify import answers
+    from lbctl.verify import answers, origins
     from lbctl.verify.objects import Question, find, know
 
     with objects.log_as_notes():
         known = know(Question(pin_dir=pin_dir, **asked), objects.say)
         found, port = find(known.services, service)
-        origin, notes = _origin(source, known)
-        explained = answers.explained(found, known, origin, port, pin_dir, notes)
+        origin, note = origins.origin(source, known)
+        explained = answers.explained(found, known, origin, port, pin_dir, [note] if note else [])
     if not write_data(explained, output):
         click.echo("\n\n".join(_paragraphs(explained, wide=output == "wide")))
-
-
-def _origin(source: str, known: Known) -> tuple[Origin, list[str]]:
-    from lbctl.addresses import parse_address
-    from lbctl.resolve.why import Origin
-    from lbctl.verify.explain import origin_of
-
-    if source in [*Origin]:
-        return Origin(source), []
-    try:
-        address = parse_address(source)
-    except ValueError as error:
-        raise UsageError(
-            f"--from {source!r} is none of pod, node and outside, and no address",
-            "Names of pods are in no endpoint: give the pod's address.",
-        ) from error
-    origin, note = origin_of(address, known.services.values(), known.node)
-    return origin, [note]
 
 
 def _paragraphs(explained: Explanation, *, wide: bool) -> Iterator[str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ebpf.errors import LbError
-from lbctl.cli import options
+from lbctl.cli import objects, options
 from lbctl.cli.output import Column, count, duration, size, write
 from lbctl.datapath import consts
 from lbctl.inspect import flows, names
@@ -73,9 +74,18 @@ def command() -> None:
     show_default=True,
     help="Stop after so many; 0 lists all.",
 )
+@options.names
+@options.kubeconfig_for_names
 @options.output
 @options.pin_dir
-def list_command(limit: int, output: str, pin_dir: Path, **chosen: Any) -> None:
+def list_command(
+    limit: int,
+    names: bool,
+    kubeconfig: Path | None,
+    output: str,
+    pin_dir: Path,
+    **chosen: Any,
+) -> None:
     """List flows: who talks to which backend through which service.
 
     TIME is since the last packet. Packets and bytes are of both directions (wide: each).
@@ -88,9 +98,27 @@ def list_command(limit: int, output: str, pin_dir: Path, **chosen: Any) -> None:
         found = flows.list_flows(instance, _filter(instance, **chosen))
         rows = list(itertools.islice(found, limit or None))
         more = bool(limit) and next(found, None) is not None
+    if names or kubeconfig:
+        rows = _named(rows, pin_dir, kubeconfig)
     write(rows, COLUMNS, output, empty="no such flows")
     if more:
         click.echo(f"there are more than {limit}: use --limit or a filter", err=True)
+
+
+def _named(rows: list[FlowRow], pin_dir: Path, kubeconfig: Path | None) -> list[FlowRow]:
+    places = objects.places(pin_dir, kubeconfig)
+
+    def name(endpoint: str) -> str:
+        return places.named(endpoint.rpartition(":")[0].strip("[]")).name
+
+    return [
+        msgspec.structs.replace(row, client_name=name(row.client), backend_name=name(row.backend))
+        for row in rows
+    ]
+
+
+def _shown(endpoint: str, name: str) -> str:
+    return f"{name}:{endpoint.rpartition(':')[2]}" if name else endpoint
 
 
 @command.command()
@@ -160,9 +188,9 @@ def _filter(
 COLUMNS: list[Column[FlowRow]] = [
     Column("SERVICE", lambda row: row.service.label),
     Column("PROTO", lambda row: row.protocol),
-    Column("CLIENT", lambda row: row.client),
+    Column("CLIENT", lambda row: _shown(row.client, row.client_name)),
     Column("ADDRESS", lambda row: row.address, wide=True),
-    Column("BACKEND", lambda row: row.backend),
+    Column("BACKEND", lambda row: _shown(row.backend, row.backend_name)),
     Column("STATE", lambda row: row.state),
     Column("KIND", lambda row: row.kind, wide=True),
     Column("SEEN AS", lambda row: f":{row.client_port}" if row.client_port else "-", wide=True),

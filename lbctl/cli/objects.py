@@ -6,11 +6,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lbctl.cli import options
+
+if TYPE_CHECKING:
+    from lbctl.observe.places import Places
 
 _MANIFESTS = click.option(
     "--manifests",
@@ -78,6 +81,18 @@ def _with(
     for option in reversed(chosen):
         function = option(function)
     return function
+
+
+def places(pin_dir: Path, kubeconfig: Path | None) -> Places:
+    """What is known of addresses, read once, and said if it cannot be."""
+    from lbctl.observe.places import Places
+
+    found = Places.of_agent(pin_dir, kubeconfig)
+    with log_as_notes():
+        found.refresh()
+    if found.problem:
+        say(found.problem)
+    return found
 
 
 def say(text: str) -> None:

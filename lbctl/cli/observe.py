@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from lbctl.observe.eventfilter import EventFilter
-    from lbctl.observe.events import EventRow
+    from lbctl.observe.events import End, EventRow
     from lbctl.observe.stream import Stream
 
 FORMATS = ("compact", "table", "json")
@@ -89,6 +92,10 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option(
     "--duration", "seconds", callback=_seconds, metavar="DURATION", help="End after so long."
 )
+@options.kubeconfig_for_names
+@click.option(
+    "--end-with-stdin", is_flag=True, help="End when a line comes on stdin, or its end: for pipes."
+)
 @click.option(
     "-o",
     "--output",
@@ -103,6 +110,8 @@ def command(
     since: float | None,
     follow: bool,
     seconds: float | None,
+    kubeconfig: Path | None,
+    end_with_stdin: bool,
     output: str,
     pin_dir: Path,
     **chosen: Any,
@@ -123,7 +132,9 @@ def command(
 
     live = follow or not (last or since)
     asked = Asked(_filter(**chosen), last or 0, since or 0.0, live, seconds or 0.0)
-    stream = Stream(pin_dir, asked)
+    stream = Stream(pin_dir, asked, kubeconfig)
+    if end_with_stdin:
+        threading.Thread(target=_wait_for_stdin, args=(stream,), daemon=True).start()
     with _ending(stream):
         shown = _show(stream, output)
     said = "1 event was" if shown == 1 else f"{shown} events were"
@@ -157,6 +168,13 @@ def _ending(stream: Stream) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _wait_for_stdin(stream: Stream) -> None:
+    """`kubectl exec` hands on no signal, but what is written, and that its caller has gone."""
+    with contextlib.suppress(OSError):
+        os.read(sys.stdin.fileno(), 1)
+    stream.end()
+
+
 def _show(stream: Stream, output: str) -> int:
     """Returns how many events there were."""
     from lbctl.observe.stream import Lost, Note
@@ -185,13 +203,17 @@ def _compact(row: EventRow) -> str:
     """12:00:01.234 opened TCP default/a:40000 -> default/web:http (10.96.0.1:80) -> ..."""
     said = click.style(f"{row.verdict:<7}", fg=_STYLES[row.verdict])
     service = f"{row.service.label} ({row.address})" if row.service else row.address
-    way = [row.client.text or "?", service, *([row.backend.text] if row.backend else [])]
+    way = [_side(row.client) or "?", service, *([_side(row.backend)] if row.backend else [])]
     more = [row.reason] if row.reason else []
     if row.verdict == "ended":
         more += [f"{row.seconds:.0f}s", f"in {_traffic(row.packets_in, row.bytes_in)}"]
         more += [f"out {_traffic(row.packets_out, row.bytes_out)}"]
     tail = f"  {', '.join(more)}" if more else ""
     return f"{row.time[11:23]} {said} {row.protocol:<4} {' -> '.join(way)}{tail}"
+
+
+def _side(end: End) -> str:
+    return f"{end.text} ({end.hint})" if end.hint else end.text
 
 
 def _traffic(packets: int, octets: int) -> str:

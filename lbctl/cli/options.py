@@ -28,6 +28,22 @@ pin_dir: Decorator = click.option(
 )
 
 
+names: Decorator = click.option(
+    "--names",
+    is_flag=True,
+    help="Names of pods that are endpoints, and of nodes, in place of addresses: asks where the "
+    "agent has its objects from.",
+)
+
+kubeconfig_for_names: Decorator = click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of all pods, by the rights of this file: the agent's are not enough for pods that "
+    "are no endpoint.",
+)
+
+
 def output_of(*more: str) -> Decorator:
     """-o with the usual formats, and these."""
     return click.option(

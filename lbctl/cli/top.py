@@ -9,13 +9,13 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lbctl.cli import options
+from lbctl.cli import objects, options
 from lbctl.cli.output import Column, count, size, write, write_data
 from lbctl.errors import UsageError
 from lbctl.inspect import top
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ebpf.instance import Instance
+    from lbctl.observe.places import Places
 
 _KEYS = {"c": "connections", "p": "packets", "b": "bytes", "a": "active", "n": "name"}
 _VIEWS = {"S": "services", "B": "backends", "C": "clients"}
@@ -52,6 +53,8 @@ _BESIDE = 6  # lines of the screen that are no rows
 @click.option(
     "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="With --once."
 )
+@options.names
+@options.kubeconfig_for_names
 @options.output
 @options.pin_dir
 def command(
@@ -61,6 +64,8 @@ def command(
     interval: float,
     once: bool,
     limit: int,
+    names: bool,
+    kubeconfig: Path | None,
     output: str,
     pin_dir: Path,
 ) -> None:
@@ -77,41 +82,59 @@ def command(
     """
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("top needs a terminal", "Without one: --once, and -o json.")
+    places = objects.places(pin_dir, kubeconfig) if names or kubeconfig else None
     with open_instance(pin_dir) as instance:
         if once:
-            _once(instance, kind or top.KINDS[0], sort, wanted, interval, limit, output)
+            looks = Looks(kind or top.KINDS[0], _called(places))
+            _once(instance, looks, sort, wanted, interval, limit, output)
         else:
-            _Screen(instance, kind or top.KINDS[0], sort, wanted, interval).run()
+            _Screen(instance, kind or top.KINDS[0], sort, wanted, interval, places).run()
 
 
 def _once(
     instance: Instance,
-    kind: str,
+    looks: Looks,
     sort: str,
     wanted: str,
     interval: float,
     limit: int,
     output: str,
 ) -> None:
-    looks = Looks(kind)
     looks.look(instance, time.monotonic())
     time.sleep(interval)
     found = looks.look(instance, time.monotonic())
     rows = top.arranged(found, sort, wanted, limit)
     if not write_data(Top(found.kind, found.seconds, tuple(rows), found.reasons), output):
-        write(rows, COLUMNS, output, empty=f"no {kind}")
+        write(rows, COLUMNS, output, empty=f"no {found.kind}")
+
+
+def _called(places: Places | None) -> Callable[[str], str]:
+    def name(address: str) -> str:
+        if places is None:
+            return ""
+        place = places.named(address)
+        return place.name or (f"{address} ({place.hint})" if place.hint else "")
+
+    return name
 
 
 class _Screen:
     """The live table, until a key ends it."""
 
     def __init__(
-        self, instance: Instance, kind: str, sort: str, wanted: str, interval: float
+        self,
+        instance: Instance,
+        kind: str,
+        sort: str,
+        wanted: str,
+        interval: float,
+        places: Places | None = None,
     ) -> None:
         self._instance = instance
         self._kind, self._sort, self._wanted = kind, sort, wanted
         self._interval = interval
-        self._looks = Looks(kind)
+        self._places = places
+        self._looks = Looks(kind, _called(places))
         self._typing = False
 
     def run(self) -> None:
@@ -125,6 +148,8 @@ class _Screen:
                 if key is not None and not self._pressed(key):
                     return
                 if key is None or found.kind != self._kind:
+                    if self._places is not None:
+                        self._places.refresh()
                     found = self._looks.look(self._instance, time.monotonic())
                     due = time.monotonic() + self._interval
                 live.update(self._shown(found), refresh=True)
@@ -142,7 +167,7 @@ class _Screen:
             self._typing, self._wanted = True, ""
         elif key in _VIEWS:
             self._kind = _VIEWS[key]
-            self._looks = Looks(self._kind)
+            self._looks = Looks(self._kind, _called(self._places))
         else:
             self._sort = _KEYS.get(key, self._sort)
         return key != "q"
@@ -190,5 +215,5 @@ COLUMNS: list[Column[TopRow]] = [
     Column("CONNS/S", lambda row: f"{row.connections:.1f}", number=True),
     Column("PACKETS/S", lambda row: count(round(row.packets)), number=True),
     Column("BYTES/S", lambda row: size(round(row.bytes)), number=True),
-    Column("", lambda row: top.sparkline(row.history)),
+    Column("HISTORY", lambda row: top.sparkline(row.history)),
 ]

@@ -61,6 +61,8 @@ class FlowRow(msgspec.Struct, frozen=True):
     bytes_out: int
     table: str
     age_seconds: float
+    client_name: str = ""  # of pods or nodes, if they were asked for
+    backend_name: str = ""
 
 
 def list_flows(tables: FlowTables, wanted: FlowFilter) -> Iterator[FlowRow]:

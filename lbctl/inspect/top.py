@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -50,11 +50,17 @@ class Top(msgspec.Struct, frozen=True):
     reasons: dict[str, float]  # packets per second by what was decided, where that was any
 
 
+def _nobody(address: str) -> str:
+    return ""
+
+
 class Looks:
     """Takes looks, and remembers the one before and a little history."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, name_of: Callable[[str], str] = _nobody) -> None:
+        """`name_of`: what an address is called, empty if that is not known."""
         self._kind = kind
+        self._name_of = name_of
         self._before: Mapping[str, Totals] = {}
         self._reasons: Mapping[str, int] = {}
         self._at = 0.0
@@ -62,7 +68,7 @@ class Looks:
 
     def look(self, instance: Instance, now: float) -> Top:
         """The first one has no rates: there is nothing to compare with."""
-        totals, decided = dict(_totals(instance, self._kind)), reasons(instance)
+        totals, decided = dict(_totals(instance, self._kind, self._name_of)), reasons(instance)
         first, seconds = not self._at, max(now - self._at, 1e-6)
         rows = []
         for name, total in totals.items():
@@ -101,7 +107,9 @@ def sparkline(history: tuple[float, ...]) -> str:
     return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in history)
 
 
-def _totals(instance: Instance, kind: str) -> Iterator[tuple[str, Totals]]:
+def _totals(
+    instance: Instance, kind: str, name_of: Callable[[str], str]
+) -> Iterator[tuple[str, Totals]]:
     if kind == "services":
         counters = with_living(instance.service_counters.records, instance.flow_tables)
         for number, port in names.all_names(instance.names).items():
@@ -114,11 +122,17 @@ def _totals(instance: Instance, kind: str) -> Iterator[tuple[str, Totals]]:
     flows = Counter[str]()
     packets_of, bytes_of = Counter[str](), Counter[str]()
     for row in list_flows(instance, FlowFilter()):
-        name = row.client.rpartition(":")[0].strip("[]")
+        name = name_of(_address(row.client)) or _address(row.client)
         if kind == "backends":
-            name = f"{row.backend} of {row.service.label}"
+            called = name_of(_address(row.backend))
+            endpoint = f"{called}:{row.backend.rpartition(':')[2]}" if called else row.backend
+            name = f"{endpoint} of {row.service.label}"
         flows[name] += 1
         packets_of[name] += row.packets_in + row.packets_out
         bytes_of[name] += row.bytes_in + row.bytes_out
     for name, number in flows.items():
         yield name, Totals(number, packets_of[name], bytes_of[name], number)
+
+
+def _address(endpoint: str) -> str:
+    return endpoint.rpartition(":")[0].strip("[]")

@@ -17,7 +17,7 @@ from lbctl.datapath.reasons import ENDINGS, ending_names, reason_names, sentence
 from lbctl.datapath.tables import Records
 from lbctl.inspect.flows import PROTOCOLS
 from lbctl.model.names import PortName
-from lbctl.observe.places import Places
+from lbctl.observe.places import Place, Places
 
 OPENED: Final = "opened"
 ENDED: Final = "ended"
@@ -31,12 +31,15 @@ _TRAFFIC: Final = ("packets_in", "bytes_in", "packets_out", "bytes_out")
 
 class End(msgspec.Struct, frozen=True):
     """One side: `name` is of the pod or node that has the address, empty if that is not known;
-    `node` where it runs."""
+    `node` where it runs; `kind` is pod, node, process or empty; `interface` leads to a pod of this
+    node that has no name."""
 
     address: str
     port: int
     name: str = ""
     node: str = ""
+    kind: str = ""
+    interface: str = ""
 
     @property
     def text(self) -> str:
@@ -46,6 +49,11 @@ class End(msgspec.Struct, frozen=True):
         if self.name:
             return f"{self.name}:{self.port}" if self.port else self.name
         return self.endpoint
+
+    @property
+    def hint(self) -> str:
+        """What is known of a pod without a name, for people."""
+        return Place(self.name, self.node, self.kind, self.interface).hint
 
     @property
     def endpoint(self) -> str:
@@ -128,7 +136,7 @@ class Reader:
         opened = what != consts.EVENT_TURNED_AWAY
         client = self._end(src, value["sport"])
         if value["process"]:
-            client = End("", 0, f"process {value['process']}", self._places.node)
+            client = End("", 0, f"process {value['process']}", self._places.node, "process")
         proto = value["proto"]
         return EventRow(
             time=self.moment(value["time"]),
@@ -163,7 +171,8 @@ class Reader:
 
     def _end(self, address: bytes, port: int) -> End:
         place = self._places.of(address)
-        return End(format_address(address), socket.ntohs(port), place.name, place.node)
+        known = (place.name, place.node, place.kind, place.interface)
+        return End(format_address(address), socket.ntohs(port), *known)
 
 
 def _texts(column: Any) -> list[bytes]:

@@ -54,13 +54,14 @@ class Asked(msgspec.Struct, frozen=True):
 class Stream:
     """One listener's view. `lost` is how many events it did not get."""
 
-    def __init__(self, pin_dir: Path, asked: Asked) -> None:
-        """Raises NotFound if there is no instance, LbError."""
+    def __init__(self, pin_dir: Path, asked: Asked, kubeconfig: Path | None = None) -> None:
+        """By the rights of `kubeconfig` all pods' names are asked for. Raises NotFound if there is
+        no instance, LbError."""
         self._pin_dir = pin_dir
         self._asked = asked
         with open_instance(pin_dir) as instance:
             self._enums = instance.enums
-        self._places = Places.of_agent(pin_dir)
+        self._places = Places.of_agent(pin_dir, kubeconfig)
         self._reader = Reader(self._enums, Names(self._names), self._places)
         self._ending = False
         self._earlier = 0  # lost while agents listened that have ended

@@ -6,9 +6,10 @@ slices once more.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -47,6 +48,11 @@ class _Endpoint(msgspec.Struct, rename="camel"):
 
 class _Metadata(msgspec.Struct):
     namespace: str = "default"
+
+
+class ListMetadata(msgspec.Struct):
+    """Of a list: where it goes on."""
+
     next: str = msgspec.field(default="", name="continue")
 
 
@@ -56,11 +62,20 @@ class _Slice(msgspec.Struct):
 
 
 class _Slices(msgspec.Struct):
-    metadata: _Metadata
+    metadata: ListMetadata
     items: list[_Slice] | None = None
 
 
 Targets = dict[bytes, Target]
+T = TypeVar("T")
+
+
+class _List(Protocol):
+    @property
+    def metadata(self) -> ListMetadata: ...
+
+
+List = TypeVar("List", bound=_List)
 
 
 def of_files(path: Path) -> Targets:
@@ -75,23 +90,34 @@ def of_files(path: Path) -> Targets:
 
 def of_api(kubeconfig: Path | None, api_server: str | None) -> Targets:
     """By address. Raises SourceError, HttpError, ConfigError."""
-    client = ApiClient(kubeconfig, api_server)
     found: Targets = {}
-    query = {"limit": _PAGE}
-    try:
-        for _ in range(_MOST_PAGES):
-            page = _page(client, query)
-            found.update(_named(page.items or ()))
-            if not page.metadata.next:
-                break
-            query["continue"] = page.metadata.next
-    finally:
-        client.close()
+    for page in pages(kubeconfig, api_server, _PATH, _Slices):
+        found.update(_named(page.items or ()))
     return found
 
 
-def _page(client: ApiClient, query: dict[str, str]) -> _Slices:
-    response = client.get(_PATH, query, _SILENCE_SECONDS)
+def pages(
+    kubeconfig: Path | None, api_server: str | None, path: str, kind: type[List]
+) -> Iterator[List]:
+    """All of a list. Raises SourceError, HttpError, ConfigError."""
+    query = {"limit": _PAGE}
+    with contextlib.closing(ApiClient(kubeconfig, api_server)) as client:
+        for _ in range(_MOST_PAGES):
+            page = _decoded(client, path, query, kind)
+            yield page
+            if not page.metadata.next:
+                return
+            query["continue"] = page.metadata.next
+
+
+def read(kubeconfig: Path | None, api_server: str | None, path: str, kind: type[T]) -> T:
+    """One object. Raises SourceError, HttpError, ConfigError."""
+    with contextlib.closing(ApiClient(kubeconfig, api_server)) as client:
+        return _decoded(client, path, {}, kind)
+
+
+def _decoded(client: ApiClient, path: str, query: dict[str, str], kind: type[T]) -> T:
+    response = client.get(path, query, _SILENCE_SECONDS)
     parts = []
     try:
         while part := response.read_some():
@@ -99,9 +125,9 @@ def _page(client: ApiClient, query: dict[str, str]) -> _Slices:
     finally:
         response.close()
     try:
-        return msgspec.json.decode(b"".join(parts), type=_Slices)
+        return msgspec.json.decode(b"".join(parts), type=kind)
     except UNREADABLE as error:
-        raise SourceError(f"endpoint slices cannot be read: {error}") from error
+        raise SourceError(f"the answer to {path} cannot be read: {error}") from error
 
 
 def _slices_in(document: object) -> Iterator[_Slice]:

@@ -42,7 +42,7 @@ def edges(
         client = key["src"].tobytes()
         found.append(
             Edge(
-                client=places.of(client).name or format_address(client),
+                client=_client(client, places),
                 service=service.label if service else "?",
                 backend=_endpoint(backends.records[int(key["backend"])], places),
                 flows=count,
@@ -65,6 +65,12 @@ def _counted(tables: Iterable[FlowTable]) -> tuple[Records, Records]:
     rows, counts = np.unique(whole.view(f"V{_KEY.itemsize}"), return_counts=True)
     keys: Records = rows.view(_KEY)
     return keys, counts
+
+
+def _client(address: bytes, places: Places) -> str:
+    place = places.of(address)
+    text = format_address(address)
+    return place.name or (f"{text} ({place.hint})" if place.hint else text)
 
 
 def _endpoint(record: Any, places: Places) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from lbctl.addresses import format_address, format_endpoint
+from lbctl.addresses import format_endpoint
 from lbctl.inspect.services import KINDS
 from lbctl.model.names import PortName
 from lbctl.model.records import EndpointSlice, Protocol, Service, ServiceObjects
@@ -256,26 +256,3 @@ def _losses(asked: _Asked, local: bool) -> tuple[tuple[NodeLoss, ...], int]:
         left = len(used_endpoints(port, local))
         found.append(NodeLoss(name, number, left, verdict(port, local)))
     return tuple(found), len(counts)
-
-
-def origin_of(
-    address: bytes, objects: Iterable[ServiceObjects], node: NodeFacts
-) -> tuple[Origin, str]:
-    """Where traffic with this source comes from, as this node sees it, and a note on how that is
-    known."""
-    text = format_address(address)
-    if node.has(address):
-        return Origin.NODE, f"{text} is an address of {node.name}"
-    for found in objects:
-        for part in found.slices:
-            for endpoint in part.endpoints:
-                if endpoint.address == address and endpoint.node:
-                    here = endpoint.node == node.name
-                    return (
-                        Origin.POD if here else Origin.OUTSIDE,
-                        f"{text} is an endpoint on {endpoint.node}",
-                    )
-    inside = any(address in prefix for prefix in node.cluster_cidrs)
-    if inside:
-        return Origin.POD, f"{text} is in the pod range; taken for a pod of {node.name}"
-    return Origin.OUTSIDE, f"{text} is no address of this node nor of a pod"

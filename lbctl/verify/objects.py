@@ -49,6 +49,7 @@ class Known(msgspec.Struct, frozen=True):
     problems: tuple[str, ...]  # objects that could not be read
     standing: Standing | None
     agents: bool
+    source: SourcePlace = SourcePlace()  # the same place, for who asks more
 
 
 def know(question: Question, say: Callable[[str], None]) -> Known:
@@ -72,7 +73,15 @@ def know(question: Question, say: Callable[[str], None]) -> Known:
             nodes, name, question.config, question.local_ips, question.service_cidrs, say
         )
     return Known(
-        services, facts, nodes.get(facts.name), zones, _described(place), problems, said, agents
+        services=services,
+        node=facts,
+        object=nodes.get(facts.name),
+        zones=zones,
+        place=_described(place),
+        problems=problems,
+        standing=said,
+        agents=agents,
+        source=place,
     )
 
 

@@ -22,6 +22,8 @@ from lbctl.bench.apiserver import API_VERSIONS, Change, Query
 
 Json = dict[str, Any]
 _EVENTS = re.compile(r"/apis/events\.k8s\.io/v1/namespaces/([^/]+)/events(?:/([^/]+))?")
+_PODS = "/api/v1/pods"
+_POD = re.compile(r"/api/v1/namespaces/([^/]+)/pods/([^/]+)")
 
 
 class _Handler(apiserver.Handler):
@@ -40,6 +42,14 @@ class _Handler(apiserver.Handler):
             self.refuse(code, "told to fail", headers)
         elif api.accepted_token and api.tokens[-1].lower() != f"bearer {api.accepted_token}":
             self.refuse(401, "Unauthorized")
+        elif parts.path == _PODS:
+            pods = {"metadata": {}, "items": [*api.pods.values()]}
+            self.answer(200, msgspec.json.encode(pods))
+        elif found := _POD.fullmatch(parts.path):
+            if pod := api.pods.get((found[1], found[2])):
+                self.answer(200, msgspec.json.encode(pod))
+            else:
+                self.refuse(404, "not found")
         else:
             super().do_GET()
 
@@ -103,6 +113,7 @@ class ApiServer(apiserver.ApiServer):
     def __init__(self, port: int = 0, certificate: Path | None = None) -> None:
         """`certificate`: a PEM file with certificate and key; the server then speaks TLS."""
         super().__init__(port)
+        self.pods: dict[tuple[str, str], Json] = {}  # people ask for them, by namespace and name
         self.oldest = 0  # watches from before are answered with 410
         self.gone_as_event = True  # ... inside a 200, else as a status
         self.stalled = False

@@ -22,8 +22,9 @@ from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import resolve
 from lbctl.resolve.why import SENTENCES, Origin, Reason
 from lbctl.verify import answers
-from lbctl.verify.explain import Explanation, Group, explain, origin_of
+from lbctl.verify.explain import Explanation, Group, explain
 from lbctl.verify.objects import Known
+from lbctl.verify.origins import origin_of
 from tests.support.drawn_slices import slices
 from tests.support.fake_tables import FakeTables
 from tests.support.k8s_objects import (
@@ -325,7 +326,7 @@ def test_what_is_asked_wrongly(manifests: Path, tmp_path: Path) -> None:
     assert "ns1/svc1" in err
     code, _, err = run("svc1", *asked, "--from", "pod-7")
     assert code == 2
-    assert "give the pod's address" in err
+    assert "A pod is NAMESPACE/NAME" in err
     code, _, err = run("svc1", "--pin-dir", str(tmp_path))
     assert code == 2
     assert "--manifests" in err

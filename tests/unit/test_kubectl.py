@@ -4,84 +4,22 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lbctl import kubectl
+from lbctl.kubectl import asking, release
+from lbctl.kubectl import run as kubectl
+from tests.support.fake_kubectl import Cluster, pretended
 
 REAL = Path("/tmp/rc/bin/kubectl")
-FAKE = """#!{python}
-import json, sys
-words = sys.argv[1:]
-with open({log!r}, "a") as log:
-    log.write(json.dumps(words) + "\\n")
-answers = json.load(open({answers!r}))
-while words and words[0].startswith("--"):
-    words = words[2:]
-if words[:2] == ["get", "pods"]:
-    print(json.dumps(answers["pods"]))
-elif words[:2] == ["get", "pod"]:
-    if words[2] not in answers["node_of"]:
-        print("Error from server (NotFound)", file=sys.stderr)
-        sys.exit(1)
-    print(json.dumps({{"spec": {{"nodeName": answers["node_of"][words[2]]}}}}))
-elif words[0] == "exec":
-    said = answers["said"][words[words.index("--namespace") + 2]]
-    print(said["out"], end="")
-    print(said.get("err", ""), end="", file=sys.stderr)
-    sys.exit(said.get("code", 0))
-"""
-
-
-class Cluster:
-    """What the pretended kubectl knows, and what it was asked."""
-
-    def __init__(self, directory: Path) -> None:
-        self._log, self._answers = directory / "log", directory / "answers.json"
-        self.said: dict[str, dict[str, Any]] = {}
-        self.phases = {"agent-1": "Running", "agent-2": "Running"}
-        self.node_of = {"client": "node2"}
-        self.path = directory / "bin"
-        self.path.mkdir()
-        fake = self.path / "kubectl"
-        fake.write_text(
-            FAKE.format(python=sys.executable, log=str(self._log), answers=str(self._answers))
-        )
-        fake.chmod(0o755)
-
-    def run(self, *words: str) -> int:
-        pods = [
-            {
-                "metadata": {"name": name},
-                "spec": {"nodeName": name.replace("agent-", "node")},
-                "status": {"phase": phase},
-            }
-            for name, phase in self.phases.items()
-        ]
-        answers = {"pods": {"items": pods}, "node_of": self.node_of, "said": self.said}
-        self._answers.write_text(json.dumps(answers))
-        return kubectl.run(words)
-
-    def asked(self) -> list[list[str]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
-
-    def ran(self) -> list[str]:
-        """The commands of lbctl, of all pods alike."""
-        found = {" ".join(w[w.index("--") + 1 :]) for w in self.asked() if "exec" in w}
-        return sorted(found)
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    made = Cluster(tmp_path)
-    monkeypatch.delenv("KUBECTL", raising=False)
-    monkeypatch.setenv("PATH", f"{made.path}:{os.environ['PATH']}")
-    return made
+    return pretended(tmp_path, monkeypatch)
 
 
 Capture = pytest.CaptureFixture[str]
@@ -223,22 +161,114 @@ def test_without_kubectl(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> No
     assert "/nowhere/kubectl" in capsys.readouterr().err
 
 
-def test_the_file_is_a_plugin_by_itself(tmp_path: Path) -> None:
-    """Copied to a machine that has Python, and nothing of ours."""
-    source = Path(kubectl.__file__)
-    used = {
-        (node.module or "").split(".")[0]
-        if isinstance(node, ast.ImportFrom)
-        else node.names[0].name.split(".")[0]
-        for node in ast.walk(ast.parse(source.read_text()))
-        if isinstance(node, ast.Import | ast.ImportFrom)
+def test_a_namespace_may_be_in_the_name_of_the_pod(cluster: Cluster) -> None:
+    cluster.said = {"agent-1": {"out": ""}, "agent-2": {"out": ""}}
+    assert cluster.run("status", "--for", "apps/client") == 0
+    (get,) = (words for words in cluster.asked() if words[:2] == ["get", "pod"])
+    assert get[2:5] == ["client", "--namespace", "apps"]
+
+
+@pytest.mark.parametrize(
+    ("words", "ran"),
+    [
+        (["--from", "apps/client"], "--from 10.1.0.9"),
+        (["--from=apps/client"], "--from=10.1.0.9"),
+    ],
+)
+def test_explain_from_a_pod_is_asked_where_it_runs(
+    cluster: Cluster, words: list[str], ran: str
+) -> None:
+    cluster.said = {"agent-1": {"out": ""}, "agent-2": {"out": ""}}
+    assert cluster.run("explain", "web", *words) == 0
+    execs = [words for words in cluster.asked() if words[0] == "exec"]
+    assert [words[3] for words in execs] == ["agent-2"]
+    assert cluster.ran() == [f"lbctl explain web {ran}"]
+    assert cluster.run("explain", "web", *words, "--node", "node1") == 0
+
+
+@pytest.mark.parametrize("source", ["node", "worker-2", "10.1.0.7", "fd00::1"])
+def test_explain_from_anything_else_is_passed_on(cluster: Cluster, source: str) -> None:
+    cluster.said = {"agent-1": {"out": ""}, "agent-2": {"out": ""}}
+    assert cluster.run("explain", "web", "--from", source) == 0
+    assert cluster.ran() == [f"lbctl explain web --from {source}"]
+
+
+LISTED = (
+    "Running\t\tapps/client\t10.1.0.9 fd00::9\n"
+    "Running\ttrue\tkube-system/proxy\t192.168.0.1\n"
+    "Succeeded\t\tapps/job\t10.1.0.8\n"
+)
+
+
+def test_names_of_pods_in_columns(cluster: Cluster, capsys: Capture) -> None:
+    cluster.listed = LISTED
+    cluster.said = {
+        "agent-1": {"out": "CLIENT          TIME\n10.1.0.9:40000    1s\n10.1.0.8:40000    2s\n"},
+        "agent-2": {"out": "CLIENT            TIME\n[fd00::9]:40000    10s\n"},
     }
-    assert used <= sys.stdlib_module_names
-    copy = tmp_path / "kubectl-lbctl"
-    copy.write_bytes(source.read_bytes())
-    copy.chmod(0o755)
+    assert cluster.run("flow", "list", "--resolve") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "NODE   CLIENT             TIME",
+        "node1  apps/client:40000    1s",
+        "node1  10.1.0.8:40000       2s",
+        "node2  apps/client:40000   10s",
+    ]
+
+
+def test_names_of_pods_in_json(cluster: Cluster, capsys: Capture) -> None:
+    cluster.listed = LISTED
+    side = {"address": "10.1.0.9", "name": ""}
+    cluster.said = {"agent-1": {"out": json.dumps([side, side | {"name": "node1"}])}}
+    cluster.phases = {"agent-1": "Running"}
+    assert cluster.run("flow", "list", "--resolve", "-o", "json") == 0
+    (found,) = json.loads(capsys.readouterr().out).values()
+    assert [side["name"] for side in found] == ["apps/client", "node1"]
+
+
+def test_who_may_not_list_pods_is_told(cluster: Cluster, capsys: Capture) -> None:
+    assert cluster.run("flow", "list", "--resolve") == 1
+    assert "pods cannot be listed: Error from server (Forbidden)" in capsys.readouterr().err
+    assert cluster.run("flow", "list", "--resolve", "-o", "yaml") == 1
+
+
+def test_top_is_one_nodes(cluster: Cluster, capsys: Capture) -> None:
+    assert cluster.run("top") == 1
+    assert "There are: node1, node2" in capsys.readouterr().err
+    assert cluster.run("top", "--node", "node1") == 1
+    assert "top needs a terminal" in capsys.readouterr().err
+
+
+def test_top_once_is_a_table(cluster: Cluster, capsys: Capture) -> None:
+    said = "NAME              ACTIVE  CONNS/S  HISTORY\ndefault/web:http       3      1.0  █\n"
+    cluster.said = {"agent-1": {"out": said}, "agent-2": {"out": said}}
+    assert cluster.run("top", "--once") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NODE", "NAME", "ACTIVE", "CONNS/S", "HISTORY"]
+    assert len(lines) == 3
+
+
+def test_only_the_standard_library_and_itself() -> None:
+    """It runs where Python is, and nothing of ours."""
+    for source in Path(asking.__file__).parent.glob("*.py"):
+        used = {
+            name
+            for node in ast.walk(ast.parse(source.read_text()))
+            for name in (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+        }
+        foreign = {name for name in used if name.split(".")[0] not in sys.stdlib_module_names}
+        assert all(name.startswith("lbctl.kubectl") for name in foreign), source
+
+
+def test_one_file_is_a_plugin(tmp_path: Path) -> None:
+    plugin, _, _ = release.release(tmp_path, "https://lbctl.example")
     done = subprocess.run(
-        [sys.executable, "-I", str(copy), "--help"],
+        [sys.executable, "-I", str(plugin), "--help"],
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     assert done.stdout == kubectl.USAGE

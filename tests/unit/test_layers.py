@@ -42,6 +42,7 @@ BELOW = {
     "lbctl.model": "words",
     "lbctl.datapath": "words",
     "lbctl.host": "words",
+    "lbctl.kubectl": "",  # runs where lbctl is not: of the standard library alone
     "words": "ebpf",
     "ebpf": "ebpf.hooks ebpf.maps ebpf.compile",
     "ebpf.maps": "ebpf.kernel",

@@ -25,7 +25,7 @@ class Counted:
         monkeypatch.setattr(top, "_totals", self._all)
         monkeypatch.setattr(top, "reasons", lambda _: dict(self.reasons))
 
-    def _all(self, _: object, kind: str) -> Iterator[tuple[str, Totals]]:
+    def _all(self, _: object, kind: str, name_of: object) -> Iterator[tuple[str, Totals]]:
         yield from self.totals.items()
 
 

@@ -182,9 +182,14 @@ function choose(id) {
   explain();
 }
 
+// What is known of a pod without a name.
+function on(end) {
+  return end.kind === "pod" ? ` (pod on ${end.node})` : "";
+}
+
 function told(event) {
   const service = event.service ? event.service.text.split("/").slice(0, 2).join("/") : event.address;
-  const side = (end) => end ? end.name || (end.address ? `${end.address}:${end.port}` : "") : "";
+  const side = (end) => end ? end.name || (end.address ? `${end.address}:${end.port}${on(end)}` : "") : "";
   const made = row(
     cell(event.time.slice(11, 23)), cell(event.verdict, event.verdict), cell(event.protocol),
     cell(side(event.client)), cell(service), cell(side(event.backend)), cell(event.reason),
