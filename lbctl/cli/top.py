@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import sys
 import termios
 import time
@@ -182,7 +183,8 @@ class _Screen:
         for column in COLUMNS:
             right = column.number
             table.add_column(column.title, justify="right" if right else "left", no_wrap=True)
-        room = max(1, os.get_terminal_size().lines - _BESIDE)
+        # A terminal behind `kubectl exec` may not have said its size yet: 80 by 24 then.
+        room = max(1, shutil.get_terminal_size().lines - _BESIDE)
         for row in top.arranged(found, self._sort, self._wanted, room):
             table.add_row(*(column.cell(row) for column in COLUMNS))
         what = f"{found.kind} by {self._sort}"

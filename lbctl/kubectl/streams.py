@@ -282,7 +282,8 @@ def _read(node: str, process: Process, told: queue.Queue[Told]) -> None:
     beside.start()
     _pass_on(node, "out", process.stdout, told)
     beside.join()
-    told.put(Told(node, "end", str(process.wait())))
+    code = process.wait()
+    told.put(Told(node, "end", str(code if code >= 0 else 128 - code)))  # as shells say it
 
 
 def _pass_on(node: str, kind: str, stream: IO[str], told: queue.Queue[Told]) -> None:
