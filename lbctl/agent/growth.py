@@ -33,6 +33,7 @@ _REST_SECONDS: Final = 60.0  # after a failure: there is no memory, say
 _FRONTENDS: Final = 5
 _BACKENDS: Final = 2
 _SLOTS: Final = 4
+_PLACES: Final = 4  # of tables by hash, two to an entry
 # These are large, and are filled evenly: that is for both the old and the new of every change.
 _FULL: Final = 0.75
 _STEP: Final = 1.5
@@ -70,7 +71,8 @@ class Growth:
     def fit(self) -> None:
         """Make room for all objects that are known, while no program is in place."""
         there = self._there()
-        wanted = _wanted(self._growing, self._rooms(there, self._reconciler.known.expected()), 0.0)
+        expected, places = self._reconciler.known.expected(), self._reconciler.expected_places()
+        wanted = _wanted(self._growing, self._rooms(there, expected, places), 0.0)
         if wanted != there:
             self._instance.enlarge(self._entries(wanted))
             self._instance.switch()
@@ -130,8 +132,8 @@ class Growth:
             "endpoints": instance.backends.max_entries // _BACKENDS,
         }
 
-    def _rooms(self, there: Mapping[Limit, int], more: Need) -> dict[Limit, Room]:
-        """With `more` than is there."""
+    def _rooms(self, there: Mapping[Limit, int], more: Need, places: int = 0) -> dict[Limit, Room]:
+        """With `more` than is there, and at least so many `places` of tables by hash."""
         planner = self._reconciler.planner
         used: dict[Limit, tuple[float, ...]] = {
             "services": (
@@ -141,6 +143,7 @@ class Growth:
             "endpoints": (
                 (planner.backend_ids.taken + more.backends) / _BACKENDS,
                 (planner.regions.taken + more.slots) / _SLOTS,
+                max(planner.table_places, places) / _PLACES,
             ),
         }
         return {

@@ -84,7 +84,8 @@ def command(
     """Show who has the most traffic: service ports by their counters, or (--backends, --clients)
     the flows that are there, each of which is looked at.
 
-    Rates are per second; connections of endpoints and clients are by how many flows there are more.
+    Rates are per second; those of endpoints and clients are of flows that were there at both looks
+    or are new.
     The line of reasons is what was decided about packets meanwhile, drops too. Keys sort, filter
     and change the view.
 

@@ -22,6 +22,8 @@ STATES = {
     consts.STATE_TIME_WAIT: "time-wait",
     consts.STATE_DATAGRAM: "datagram",
 }
+# A flow that is over keeps its tuples, and is nobody's connection any more (bpf_src/account.h).
+LIVE = tuple({*STATES} - {consts.STATE_RESET, consts.STATE_TIME_WAIT})
 
 Mask = npt.NDArray[np.bool_]
 _MAPPED = np.frombuffer(bytes(10) + b"\xff\xff", np.uint8)  # what IPv4 begins with

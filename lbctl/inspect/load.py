@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from lbctl.inspect.flowfilter import FlowFilter
+from lbctl.inspect.flowfilter import LIVE, FlowFilter
 from lbctl.inspect.flows import FlowTables, list_flows
 
 # By the text of a service port and address:port of an endpoint.
@@ -13,10 +13,10 @@ Load = Mapping[tuple[str, str], int]
 
 
 def count_flows(tables: FlowTables) -> Load:
-    """Every flow is looked at."""
+    """Those that are not over. Every flow is looked at."""
     return Counter(
         (row.service.text, row.backend)
-        for row in list_flows(tables, FlowFilter())
+        for row in list_flows(tables, FlowFilter(states=LIVE))
         if row.kind != "direct"
     )
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from ebpf.instance import Instance
 from lbctl.inspect import names
 from lbctl.inspect.flowfilter import FlowFilter
-from lbctl.inspect.flows import list_flows
+from lbctl.inspect.flows import FlowRow, list_flows
+from lbctl.inspect.flowtotals import FlowTotals, Totals
 from lbctl.inspect.instance import reasons
 from lbctl.inspect.traffic import totals as with_living
 
@@ -19,15 +20,6 @@ KINDS: Final = ("services", "backends", "clients")
 SORTS: Final = ("connections", "packets", "bytes", "active", "name")
 _HISTORY: Final = 24  # looks that a sparkline is made of
 _BARS: Final = "▁▂▃▄▅▆▇█"
-
-
-class Totals(NamedTuple):
-    """What has been counted so far. `active` are flows that are there now."""
-
-    connections: int = 0
-    packets: int = 0
-    bytes: int = 0
-    active: int = 0
 
 
 class TopRow(msgspec.Struct, frozen=True):
@@ -61,6 +53,7 @@ class Looks:
         """`name_of`: what an address is called, empty if that is not known."""
         self._kind = kind
         self._name_of = name_of
+        self._flow_totals = FlowTotals()
         self._before: Mapping[str, Totals] = {}
         self._reasons: Mapping[str, int] = {}
         self._at = 0.0
@@ -68,7 +61,7 @@ class Looks:
 
     def look(self, instance: Instance, now: float) -> Top:
         """The first one has no rates: there is nothing to compare with."""
-        totals, decided = dict(_totals(instance, self._kind, self._name_of)), reasons(instance)
+        totals, decided = self._totals(instance), reasons(instance)
         first, seconds = not self._at, max(now - self._at, 1e-6)
         rows = []
         for name, total in totals.items():
@@ -90,6 +83,11 @@ class Looks:
         self._before, self._reasons, self._at = totals, decided, now
         return Top(self._kind, 0.0 if first else seconds, tuple(rows), changed)
 
+    def _totals(self, instance: Instance) -> Mapping[str, Totals]:
+        if self._kind == "services":
+            return dict(_of_services(instance))
+        return self._flow_totals.look(_of_flows(instance, self._kind, self._name_of))
+
 
 def arranged(top: Top, sort: str, wanted: str, most: int) -> list[TopRow]:
     """The first `most` rows whose names have `wanted` in them; the largest first, or by name."""
@@ -107,31 +105,25 @@ def sparkline(history: tuple[float, ...]) -> str:
     return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in history)
 
 
-def _totals(
+def _of_services(instance: Instance) -> Iterator[tuple[str, Totals]]:
+    counters = with_living(instance.service_counters.records, instance.flow_tables)
+    for number, port in names.all_names(instance.names).items():
+        record = counters[number]
+        packets = int(record["packets_in"]) + int(record["packets_out"])
+        octets = int(record["bytes_in"]) + int(record["bytes_out"])
+        yield port.text, Totals(int(record["connections"]), packets, octets, int(record["live"]))
+
+
+def _of_flows(
     instance: Instance, kind: str, name_of: Callable[[str], str]
-) -> Iterator[tuple[str, Totals]]:
-    if kind == "services":
-        counters = with_living(instance.service_counters.records, instance.flow_tables)
-        for number, port in names.all_names(instance.names).items():
-            record = counters[number]
-            packets = int(record["packets_in"]) + int(record["packets_out"])
-            octets = int(record["bytes_in"]) + int(record["bytes_out"])
-            live = int(record["live"])
-            yield port.text, Totals(int(record["connections"]), packets, octets, live)
-        return
-    flows = Counter[str]()
-    packets_of, bytes_of = Counter[str](), Counter[str]()
+) -> Iterator[tuple[str, FlowRow]]:
     for row in list_flows(instance, FlowFilter()):
         name = name_of(_address(row.client)) or _address(row.client)
         if kind == "backends":
             called = name_of(_address(row.backend))
             endpoint = f"{called}:{row.backend.rpartition(':')[2]}" if called else row.backend
             name = f"{endpoint} of {row.service.label}"
-        flows[name] += 1
-        packets_of[name] += row.packets_in + row.packets_out
-        bytes_of[name] += row.bytes_in + row.bytes_out
-    for name, number in flows.items():
-        yield name, Totals(number, packets_of[name], bytes_of[name], number)
+        yield name, row
 
 
 def _address(endpoint: str) -> str:

@@ -30,6 +30,8 @@ def document(settings: Settings) -> dict[str, Any]:
             ours[declared.option.field] = value
         elif declared.option.kube_proxy:
             _put(kube_proxy, declared.option.kube_proxy.split("."), value)
+    if settings.kubeconfig:  # the flag, which wins over the file's
+        _put(kube_proxy, ("clientConnection", "kubeconfig"), str(settings.kubeconfig))
     return {KUBE_PROXY: kube_proxy, OURS: ours}
 
 

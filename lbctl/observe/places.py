@@ -128,10 +128,12 @@ class Places:
     def _find(self, address: bytes) -> Place:
         if address in self._addresses:
             return Place(self.node, self.node, NODE)
-        if (target := self._known.get(address)) is not None:
-            return Place(target.name, target.node, POD if target.name else "")
+        # Before endpoints: all pods of the host's network have this address, and so has what is
+        # masqueraded.
         if name := self._nodes.get(address):
             return Place(name, name, NODE)
+        if (target := self._known.get(address)) is not None:
+            return Place(target.name, target.node, POD if target.name else "")
         if node := self._ranges.of(address):
             own = node == self.node
             return Place("", node, POD, self._interface_of(address) if own else "")

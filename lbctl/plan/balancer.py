@@ -9,7 +9,7 @@ from lbctl.datapath.regions import Contents, region_of
 from lbctl.datapath.shares import Shape
 from lbctl.datapath.ticks import tick_at, ticks
 from lbctl.model.records import ALGORITHMS, ObjectKey
-from lbctl.plan import shares
+from lbctl.plan import maglev, shares
 from lbctl.plan.alloc import Exhausted
 from lbctl.plan.changes import CLUSTER, LOCAL, Plan, PortState, Settings
 from lbctl.plan.placing import Placed, Placement
@@ -40,6 +40,7 @@ class Balancer:
         # Ports some of whose endpoints have yet to get their share.
         self.warming: dict[str, PortState] = {}
         self.without_table: dict[str, ObjectKey] = {}  # for want of room
+        self.lacking: dict[str, int] = {}  # places that those would take
         self.version = 0  # of `without_table`
 
     def grow(self, contents: Contents) -> None:
@@ -190,7 +191,7 @@ class Balancer:
         now: float,
     ) -> None:
         """A table for each set that may be chosen from by hash."""
-        lost = False
+        lacking = 0
         here = port.internal_local or port.external_local
         for kind, members in ((CLUSTER, wanted.cluster), (LOCAL, wanted.local if here else [])):
             if not members:
@@ -201,8 +202,8 @@ class Balancer:
             try:
                 self._tables.set(plan, state, kind, pairs, weights, now)
             except Exhausted:
-                lost = True
-        self._note_without(state.name, port.service if lost else None)
+                lacking += maglev.size_for(len(weights) - weights.count(0))
+        self._note_without(state.name, port.service if lacking else None, lacking)
 
     def _drop_tables(self, plan: Plan, state: PortState, now: float) -> None:
         if state.cluster_table or state.local_table:
@@ -210,7 +211,11 @@ class Balancer:
                 self._tables.drop(plan, state, kind, now)
         self._note_without(state.name, None)
 
-    def _note_without(self, name: str, service: ObjectKey | None) -> None:
+    def _note_without(self, name: str, service: ObjectKey | None, lacking: int = 0) -> None:
+        if lacking:
+            self.lacking[name] = lacking
+        else:
+            self.lacking.pop(name, None)
         if self.without_table.get(name) == service:
             return
         self.version += 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ Numbers = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 PLACES_EACH = 100  # of an endpoint, at least, but in the largest table
-_LEAST, _MOST = 1 << 10, 1 << 18
+LEAST: Final = 1 << 10
+_MOST: Final = 1 << 18
 _GROWTH = 4
 _POINTS = 200  # on the ring, of an endpoint whose weight is a unit
 _MOST_POINTS = 100 * _POINTS
@@ -29,7 +31,7 @@ _SPARE = 1 / 16  # that an endpoint may have beyond its part
 
 def size_for(endpoints: int) -> int:
     """Places of the table for so many endpoints. It goes by steps: at one, most places change."""
-    size = _LEAST
+    size = LEAST
     while size < _MOST and size < endpoints * PLACES_EACH:
         size *= _GROWTH
     return size

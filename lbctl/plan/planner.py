@@ -6,6 +6,7 @@ plan as carried out; if carrying one out fails, read back and plan again.
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from lbctl.datapath.regions import Contents, region_of
 from lbctl.datapath.ticks import tick_at
 from lbctl.model.names import shortened
 from lbctl.model.records import ObjectKey
+from lbctl.plan import maglev
 from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
 from lbctl.plan.balancer import Balancer
 from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, PortState
@@ -136,6 +138,16 @@ class Planner:
         """Ports that were to choose by hash and choose by chance, for want of room: their
         services."""
         return self._balancer.without_table
+
+    @property
+    def table_places(self) -> int:
+        """Places of tables that are taken, or asked for in vain."""
+        return self.tables.regions.taken + sum(self._balancer.lacking.values())
+
+    def due_tables(self) -> list[ObjectKey]:
+        """Services without their tables, as many as may have room for one now."""
+        free = self.tables.regions.capacity - self.tables.regions.taken
+        return [*islice(dict.fromkeys(self.without_table.values()), free // maglev.LEAST)]
 
     @property
     def version(self) -> tuple[int, int]:

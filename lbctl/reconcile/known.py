@@ -1,11 +1,15 @@
 """What the source said of services, and what of it is still to be written."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from lbctl.model.records import ObjectKey, ServiceObjects
 from lbctl.model.updates import Update
+from lbctl.plan import maglev
 from lbctl.plan.rooms import NOTHING, Need, sum_of
+from lbctl.resolve.balancing import settled
 from lbctl.resolve.endpoints import targets_of
+from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import Target
 
 
@@ -38,6 +42,10 @@ class Known:
         """About what all of them ask for, before any is resolved; rather more."""
         return sum_of(_about(objects) for objects in self.objects.values())
 
+    def expected_places(self, node: NodeFacts) -> int:
+        """About how many places the tables have of those that choose by hash on this node."""
+        return sum(_places_of(objects, node) for objects in self.objects.values())
+
     def seniority(self, key: ObjectKey) -> bytes:
         """By which services are ordered where not all have room."""
         objects = self.objects.get(key)
@@ -54,6 +62,18 @@ def _about(objects: ServiceObjects) -> Need:
     ports = len(service.ports) * max(1, len(service.cluster_ips))
     frontends = len(service.ports) * (addresses + 2) + addresses
     return Need(ports, frontends, 2 * endpoints, endpoints, 0)
+
+
+def _places_of(objects: ServiceObjects, node: NodeFacts) -> int:
+    """Of its tables: one for each set of each of its ports that it may choose from."""
+    service = objects.service
+    if service is None or service.left_alone or not settled(service.balancing, node)[0].by_hash:
+        return 0
+    endpoints = Counter[int]()
+    for part in objects.slices:
+        endpoints[part.family] += len(part.endpoints)
+    sets = len(service.ports) * (1 + (service.internal_local or service.external_local))
+    return sum(sets * maglev.size_for(number) for number in endpoints.values() if number)
 
 
 def _affected(before: ServiceObjects | None, after: ServiceObjects) -> set[Target] | None:

@@ -116,13 +116,15 @@ class Notes:
         """All services that lost their place or a part of it."""
         self._replace(self._without_room, sentences)
 
-    def without_table(self, services: Iterable[ObjectKey]) -> None:
-        """All services that choose by chance because there is no room for their tables."""
+    def without_table(self, services: Iterable[ObjectKey], grows: bool) -> None:
+        """All services that choose by chance because there is no room for their tables, for good
+        or until the map `grows`."""
         flag = advice.flag_of("hash_tables")
+        until = "until it has grown" if grows else f"start the agent with a larger {flag}"
         said = "chooses endpoints at random, since map hash_tables has no room for its table"
         self._replace(
             self._without_table,
-            {key: f"{key} {said}; start the agent with a larger {flag}" for key in services},
+            {key: f"{key} {said}; {until}" for key in services},
         )
 
     def contested(self, found: Iterable[tuple[bytes, PortState, list[PortState]]]) -> None:

@@ -130,6 +130,10 @@ class Reconciler:
         """Whether ports wait for room."""
         return bool(self._places.waiting)
 
+    def expected_places(self) -> int:
+        """About how many places of tables by hash all services need that are known."""
+        return self.known.expected_places(self._node)
+
     def waiting_for(self) -> Need:
         """What those ask for together that wait for maps to grow."""
         waiting = self._places.waiting.values()
@@ -141,12 +145,14 @@ class Reconciler:
         now = self._tables.former() or self._tables
         places = table_places(now.hash_tables.records).size
         self.planner.grow(readback.room_of(now), readback.contents_of(self._tables), places)
-        self._told = (*self._told[:2], -1)  # who waits for that, and who for good
+        self._told = self._told[0], -1, -1  # who waits for that, and who for good
 
     def freed(self) -> bool:
         """Something was freed; returns whether `apply` has to look who can have it."""
+        tables = self.planner.due_tables()
+        self.known.mark_all(tables)
         if not self._places.waiting:
-            return False
+            return bool(tables)
         self._places.changed = True
         self._settled = -RETRY_SECONDS
         self._patience = RETRY_SECONDS
@@ -363,7 +369,8 @@ class Reconciler:
         if versions[0] != self._told[0]:
             self._notes.contested(self.planner.contested())
         if versions[1] != self._told[1]:
-            self._notes.without_table(self.planner.without_table.values())
+            grows = self.planner.now.backends < self.planner.room.all.backends
+            self._notes.without_table(self.planner.without_table.values(), grows)
         if versions[2] != self._told[2]:
             self._notes.without_room(self._places.sentences(self.planner, self._ports))
         self._told = versions

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from lbctl.model.records import EndpointSlice, Service, SliceEndpoint
-from lbctl.resolve.hints import NO_HINTS, UNUSED, narrow
+from lbctl.resolve.hints import NO_HINTS, UNUSED, are_hinted, narrow
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import Endpoint, Target
 
@@ -100,7 +100,8 @@ def stages(found: Mapping[Place, SliceEndpoint], node: NodeFacts) -> Stages:
     if ready:
         cluster, why = narrow(ready, node)
     else:
-        cluster, why = leaving, NO_HINTS if not leaving else f"{UNUSED}no endpoint is ready"
+        cluster = leaving
+        why = f"{UNUSED}no endpoint is ready" if are_hinted(leaving) else NO_HINTS
     return Stages(cluster, local, ready, leaving, why)
 
 

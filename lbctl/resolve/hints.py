@@ -25,7 +25,7 @@ def narrow(ready: Items[Item], node: NodeFacts) -> tuple[Items[Item], str]:
 
     Node hints come first; zone hints are tried if those cannot be used.
     """
-    if not any(endpoint.hints.zones or endpoint.hints.nodes for _, endpoint in ready):
+    if not are_hinted(ready):
         return ready, NO_HINTS
     by_node, node_problem = _matching(
         ready, lambda e: e.hints.nodes, node.name, f"node {node.name}"
@@ -45,6 +45,11 @@ def narrow(ready: Items[Item], node: NodeFacts) -> tuple[Items[Item], str]:
         return by_zone, f"zone hints used: {len(by_zone)} of {len(ready)} for zone {node.zone}"
     problems = "; ".join(p for p in (node_problem, zone_problem) if p)
     return ready, f"{UNUSED}{problems}"
+
+
+def are_hinted(items: Items[Item]) -> bool:
+    """Whether there is a hint on any of them."""
+    return any(endpoint.hints.zones or endpoint.hints.nodes for _, endpoint in items)
 
 
 def _matching(

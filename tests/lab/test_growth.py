@@ -14,15 +14,19 @@ import pytest
 from ebpf.instance import Instance
 from lbctl.inspect.flowfilter import FlowFilter
 from lbctl.inspect.flows import list_flows
+from lbctl.inspect.names import all_names
 from lbctl.inspect.opened import open_instance
 from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.labs import (
     PORT,
+    PORTS,
     TCP,
     Responder,
     addresses,
     ask,
+    connected,
+    endpoint,
     inside,
     new_socket,
     publish,
@@ -39,6 +43,7 @@ FIRST_CELLS = 344  # for 128 flows
 # Connections of each client, of two cells: no more than its share of the small table, and all of
 # them together more than half of it.
 FEW, MANY = 5, 15
+HASHED = 5  # services of four ports: tables of 1,024 places, of which there are 16 at first
 
 
 @pytest.fixture
@@ -119,3 +124,34 @@ def test_flows_outgrow_their_table(lab: Lab, kills: tuple[float, ...]) -> None:
         with opened(lab) as instance:
             assert instance.flow_tables[0].refused() == 0
     wait_until(lambda: live(lab) == (0, 0, 0), BOUND)
+
+
+def test_every_service_by_hash_has_its_table(lab: Lab) -> None:
+    """More services than the maps begin with tables for: those grow, and all nodes go on choosing
+    alike."""
+    with opened(lab) as instance:
+        first = instance.hash_tables.max_entries
+    names = [f"hashed{number}" for number in range(HASHED)]
+    for name in names:
+        service, *slices = lab.service(name, PORTS, [endpoint(lab, SERVER)])
+        service["metadata"]["annotations"] = {"lbctl/algorithm": "maglev"}
+        lab.apply(name, [service, *slices])
+    for name in names:
+        lab.wait_programmed(f"default/{name}", [endpoint(lab, SERVER)])
+    wait_until(lambda: without_table(lab) == [], BOUND, lambda: f"{without_table(lab)} have none")
+    with opened(lab) as instance:
+        assert instance.hash_tables.max_entries > first
+    for name in names:
+        with connected(lab, "pod1", addresses(name)[0], TCP) as sock:
+            assert ask(sock, "hello").server == SERVER
+
+
+def without_table(lab: Lab) -> list[str]:
+    """Service ports that are to choose by a table and have none."""
+    with opened(lab) as instance:
+        records = instance.services.records
+        return [
+            port.text
+            for number, port in all_names(instance.names).items()
+            if port.service.startswith("hashed") and not records["cluster_table"][number]
+        ]

@@ -48,14 +48,16 @@ class Rig:
         self.waiting = self.expected = NOTHING
         self.flows = SimpleNamespace(busy=False, step=lambda now: None)
         pool = SimpleNamespace(taken=0)
+        self.places = 0
         self.planner = SimpleNamespace(
-            service_ids=pool, backend_ids=SimpleNamespace(taken=0),
+            table_places=0, service_ids=pool, backend_ids=SimpleNamespace(taken=0),
             regions=SimpleNamespace(taken=0), claims=(),
         )  # fmt: skip
         reconciler: Any = SimpleNamespace(
             planner=self.planner,
             waiting_for=lambda: self.waiting,
             known=SimpleNamespace(expected=lambda: self.expected),
+            expected_places=lambda: self.places,
             grown=lambda: self.told.append("grown"),
         )
         known: Any = self
@@ -176,6 +178,24 @@ def test_a_first_start_makes_room_before_programs_are_loaded(rig: Rig) -> None:
     assert rig.expected.fits(room)
     rig.growth.fit()
     assert rig.told == ["switch", "finish", "grown"]
+
+
+def test_tables_by_hash_ask_for_room_as_endpoints_do(rig: Rig) -> None:
+    places = 4 * FIRST.endpoints
+    rig.planner.table_places = places * 3 // 4
+    rig.growth.step(1.0)
+    assert rig.told == []
+    rig.planner.table_places = 3 * places
+    rig.growth.step(2.0)
+    assert rig.told == ["reload"]
+    assert 2 * rig.coming["hash_tables"] >= 3 * places
+
+
+def test_a_first_start_makes_room_for_tables_by_hash(rig: Rig) -> None:
+    rig.places = 8 * FIRST.endpoints
+    rig.growth.fit()
+    assert rig.told == ["switch", "finish", "grown"]
+    assert 2 * rig.entries["hash_tables"] >= rig.places
 
 
 def test_maps_that_only_programs_fill_grow_by_themselves(rig: Rig) -> None:

@@ -8,8 +8,10 @@ from click.testing import CliRunner
 
 from lbctl.cli.main import command
 from lbctl.datapath import clock, consts
+from lbctl.inspect import load
 from lbctl.inspect.flowfilter import FlowFilter, Target
 from lbctl.inspect.flows import list_flows
+from lbctl.inspect.names import all_names
 from tests.support.cli import DNS, TCP, UDP, WEB, populate
 from tests.support.fake_tables import FakeTables
 
@@ -157,6 +159,17 @@ def test_the_time_is_since_the_last_packet_of_either_direction(tables: FakeTable
     (row,) = list_flows(tables, FlowFilter(client=Target.parse("10.1.0.9")))
     assert clock.seconds(500) - 0.1 <= row.idle_seconds <= clock.seconds(502)
     assert clock.seconds(2000) - 0.1 <= row.age_seconds <= clock.seconds(2002)
+
+
+@pytest.mark.parametrize("over", [consts.STATE_TIME_WAIT, consts.STATE_RESET])
+def test_a_flow_that_is_over_is_no_load_of_an_endpoint(tables: FakeTables, over: int) -> None:
+    place = WEB, "10.1.0.2:8080"
+    assert load.count_flows(tables)[place] == 1
+    (web,) = (number for number, port in all_names(tables.names).items() if port.text == WEB)
+    tables.flow_tables[0].add_flow(TCP, ("10.1.0.9", 40009), WEB_AT, ("10.1.0.2", 8080),
+                                   service=web, state=over)  # fmt: skip
+    assert load.count_flows(tables)[place] == 1
+    assert load.count_by_state(tables)[place] == (1, 1)
 
 
 def test_flush_ends_what_matches(tables: FakeTables) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -156,9 +157,9 @@ def test_every_family_is_declared_in_families() -> None:
     assert families.BUILD in families.FAMILIES
 
 
-def body(answer: Answer) -> dict[str, dict[str, object]]:
+def body(answer: Answer) -> dict[str, dict[str, Any]]:
     assert answer.status == HTTPStatus.OK
-    found: dict[str, dict[str, object]] = json.loads(answer.body)
+    found: dict[str, dict[str, Any]] = json.loads(answer.body)
     return found
 
 
@@ -173,6 +174,12 @@ def test_configz_shows_what_holds_by_the_names_of_files(rig: Rig) -> None:
         o.option.kube_proxy for o in OPTIONS.values() if o.option.kube_proxy and not o.option.field
     }
     assert {name.split(".")[0] for name in named} == {*kube_proxy}
+    assert kube_proxy["clientConnection"]["kubeconfig"] == "/secret"
+
+
+def test_the_kubeconfig_of_a_file_is_shown(rig: Rig) -> None:
+    rig.settings = Settings(file_kubeconfig=Path("/of-the-file"))
+    assert "/of-the-file" in rig.pages.configz().body.decode()
 
 
 def test_every_value_can_be_shown(rig: Rig) -> None:

@@ -179,6 +179,21 @@ def test_without_room_for_its_table_it_is_by_chance_and_said(node: Node) -> None
     assert node.planner.version != version
 
 
+def test_who_lacks_a_table_gets_it_once_there_is_room(node: Node) -> None:
+    planner = node.planner
+    base = planner.tables.regions.take(planner.tables.regions.capacity - 1000, node.now)
+    taken = planner.table_places
+    node.apply(web(endpoints(*ALL), Choice("maglev")))
+    assert planner.table_places == taken + maglev.size_for(3)
+    assert planner.due_tables() == []
+    planner.tables.regions.give_back(base, planner.tables.regions.capacity - 1000)
+    assert [str(key) for key in planner.due_tables()] == ["a/web"]
+    node.apply(web(endpoints(*ALL), Choice("maglev")))
+    assert planner.due_tables() == []
+    assert set(node.hashed("a/web")) == set(ALL)
+    assert planner.table_places == maglev.size_for(3)
+
+
 def test_a_table_where_none_can_be_is_made_anew(node: Node) -> None:
     node.apply(web(endpoints(*ALL), Choice("maglev")))
     before = node.hashed("a/web")

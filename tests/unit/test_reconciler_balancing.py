@@ -5,6 +5,8 @@ import time
 import pytest
 
 from lbctl.model.records import Balancing
+from lbctl.plan import maglev
+from lbctl.program import readback
 from lbctl.reconcile.reconciler import Reconciler
 from tests.support.fake_tables import FakeTables
 from tests.support.reconciling import NODE, Clock, balanced, objects, update
@@ -58,3 +60,47 @@ def test_a_table_without_room_is_a_warning(tables: FakeTables) -> None:
     reconciler.take(update(balanced(objects("web", "10.96.0.1", ["10.0.0.1"]), Balancing())))
     reconciler.apply(complete=True)
     assert reconciler.warnings() == []
+
+
+def test_who_lacks_a_table_is_looked_at_again_when_there_is_room(tables: FakeTables) -> None:
+    reconciler = Reconciler(tables, NODE)
+    pool = reconciler.planner.tables.regions
+    base = pool.take(pool.capacity, 0.0)
+    wanted = balanced(objects("web", "10.96.0.1", ["10.0.0.1"]), Balancing(algorithm="maglev"))
+    reconciler.take(update(wanted))
+    reconciler.apply(complete=True)
+    assert reconciler.warnings() != []
+    assert not reconciler.freed(), "there is no room yet"
+    pool.give_back(base, pool.capacity)
+    assert reconciler.freed()
+    assert not reconciler.at_rest
+    reconciler.apply(complete=True)
+    assert reconciler.warnings() == []
+    assert tables.services.records["cluster_table"].any()
+    assert not reconciler.freed()
+
+
+def test_who_lacks_a_table_until_maps_have_grown_is_not_told_to_restart(tables: FakeTables) -> None:
+    now = readback.room_of(tables)
+    reconciler = Reconciler(tables, NODE, most=now._replace(backends=2 * now.backends))
+    reconciler.read_back()
+    pool = reconciler.planner.tables.regions
+    pool.take(pool.capacity, 0.0)
+    wanted = balanced(objects("web", "10.96.0.1", ["10.0.0.1"]), Balancing(algorithm="maglev"))
+    reconciler.take(update(wanted))
+    reconciler.apply(complete=True)
+    (said,) = reconciler.warnings()
+    assert "until it has grown" in said
+    assert "--endpoints" not in said
+
+
+def test_what_tables_will_take_is_known_before_any_is_made(tables: FakeTables) -> None:
+    backends = [f"10.0.0.{number}" for number in range(1, 12)]
+    reconciler = Reconciler(tables, NODE)
+    reconciler.take(update(objects("plain", "10.96.0.1", backends)))
+    assert reconciler.expected_places() == 0
+    hashed = balanced(objects("web", "10.96.0.2", backends), Balancing(algorithm="maglev"))
+    reconciler.take(update(hashed))
+    assert reconciler.expected_places() == maglev.size_for(len(backends))
+    reconciler.apply(complete=True)
+    assert reconciler.planner.table_places == reconciler.expected_places()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lbctl.addresses import format_address, format_endpoint, parse_address, parse_prefix
+from lbctl.resolve.hints import NO_HINTS
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.service import FrontendKind, ResolvedPort, health_check, resolve
 from tests.support.k8s_objects import (
@@ -313,6 +314,13 @@ def test_terminating_fallback_ignores_hints() -> None:
     found = only(service(), endpoint_slice(endpoints=listed))
     assert len(found.cluster) == 2
     assert found.hints == "not used: no endpoint is ready"
+
+
+def test_nothing_is_said_of_hints_that_nobody_gave() -> None:
+    listed = [endpoint("10.0.0.1", **LEAVING), endpoint("10.0.0.2", **LEAVING)]
+    found = only(service(), endpoint_slice(endpoints=listed))
+    assert len(found.cluster) == 2
+    assert found.hints == NO_HINTS
 
 
 def test_policies_and_affinity_are_carried() -> None:

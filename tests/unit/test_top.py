@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -11,7 +10,8 @@ from click.testing import CliRunner
 from lbctl.cli.main import command as lbctl
 from lbctl.cli.top import Screen
 from lbctl.inspect import top
-from lbctl.inspect.top import Looks, Top, TopRow, Totals, arranged, sparkline
+from lbctl.inspect.flowtotals import Totals
+from lbctl.inspect.top import Looks, Top, TopRow, arranged, sparkline
 
 INSTANCE = cast("Any", object())
 
@@ -22,11 +22,11 @@ class Counted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.totals: dict[str, Totals] = {}
         self.reasons: dict[str, int] = {}
-        monkeypatch.setattr(top, "_totals", self._all)
+        monkeypatch.setattr(Looks, "_totals", self._all)
         monkeypatch.setattr(top, "reasons", lambda _: dict(self.reasons))
 
-    def _all(self, _: object, kind: str, name_of: object) -> Iterator[tuple[str, Totals]]:
-        yield from self.totals.items()
+    def _all(self, _: object) -> dict[str, Totals]:
+        return dict(self.totals)
 
 
 @pytest.fixture

@@ -88,6 +88,16 @@ def test_what_is_known_of_an_address(address: str, place: Place) -> None:
     )
 
 
+def test_a_pod_of_the_hosts_network_does_not_name_all_that_a_node_sends() -> None:
+    made = Places(
+        "node1",
+        read=lambda: {parse_address("192.0.2.2"): Target("monitoring/exporter-x", "node2")},
+        read_nodes=lambda: NODES,
+    )
+    made.refresh()
+    assert made.named("192.0.2.2") == Place("node2", "node2", "node")
+
+
 def test_nodes_are_read_again_for_strangers_alone_and_seldom() -> None:
     now, reads = 0.0, 0
 
