@@ -31,7 +31,7 @@ from tests.kernel.support.packets import EXTRAS, Shape
 from tests.kernel.support.uplink import OUTSIDE, Passage, node_port
 from tests.kernel.support.world import World
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 __all__ = ["driver_node"]
 A_SECOND = 500
 ANEW = 250  # packets after which all flows are: many have been ended by then
