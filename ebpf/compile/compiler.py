@@ -104,6 +104,7 @@ def _key(variant: str, units: Sequence[Unit], texts: Sequence[str]) -> str:
     parts = [variant.encode(), msgspec.json.encode(list(units)), *(t.encode() for t in texts)]
     parts += [
         children.CHILD.read_bytes(),
+        Path(children.__file__).read_bytes(),  # the compiler's flags
         Path(constants.__file__).read_bytes(),
         _compilers().encode(),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import time
@@ -182,7 +183,8 @@ class Attaching:
         times += [self._retry] if self._failed else []
         times += [self._drivers.due()] if self._wanted.generation is not None else []
         times += [self._check_at] if self._is_checked() else []
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        first = min(times, default=math.inf)
+        return None if math.isinf(first) else max(0.0, first - time.monotonic())
 
     def _is_driver_due(self, now: float) -> bool:
         return self._wanted.generation is not None and now >= self._drivers.due()

@@ -15,6 +15,7 @@ from lbctl.reconcile.growing import Growing, Room
 
 MOVING_SECONDS: Final = 300.0  # a million flows take some
 _CELLS: Final = 8  # of a bucket
+_LEAST: Final = 2  # cells of a flow
 _MOVED_AT_ONCE: Final = 1 << 14
 
 
@@ -31,6 +32,8 @@ class FlowGrowth:
         self._errand = errand
         self._most = _CELLS * buckets_for(most_flows)
         self._growing = {family: Growing() for family in flowtable.FAMILIES}
+        self._refused: dict[str, int] = {}  # flows, as of the last look at a family's table
+        self._begun = False
         self._log = structlog.get_logger()
 
     @property
@@ -38,12 +41,17 @@ class FlowGrowth:
         """Whether flows are being moved."""
         return self._errand.busy
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a table is between two steps."""
+        return self._begun
+
     def step(self, now: float) -> None:
         """Take what grows a step further, and begin where a table is about to be full. Programs
         have to be loaded anew if `LaterGeneration.fit` says so afterwards. Raises LbError."""
         steps = {family: Steps(self._instance, family) for family in flowtable.FAMILIES}
-        under_way = any(growth.step != "begin" for growth in steps.values())
-        if not self._programs.fit or (under_way and not self._programs.alone()):
+        self._begun = any(growth.step != "begin" for growth in steps.values())
+        if not self._programs.fit or (self._begun and not self._programs.alone()):
             return
         moving = [growth for growth in steps.values() if growth.step == "move"]
         if moving and any(growth.left() for growth in moving):
@@ -63,11 +71,15 @@ class FlowGrowth:
 
     def _begin(self, family: str, growth: Steps, now: float) -> None:
         (table,) = (t for t in self._instance.flow_tables if t.family == family)
-        rooms = table.rooms()
-        room = Room(rooms.used, rooms.cells, max(self._most, rooms.cells))
+        rooms, refused = table.rooms(), table.refused()
+        # A table that is full does not tell by itself how many want to come in.
+        more = _LEAST * max(0, refused - self._refused.get(family, refused))
+        self._refused[family] = refused
+        room = Room(rooms.used + more, rooms.cells, max(self._most, rooms.cells))
         cells = self._growing[family].wanted(room, now)
         if cells > rooms.cells:
             growth.begin(cells // _CELLS)
+            self._begun = True
             self._log.info("a table of flows grows", family=family, cells=cells)
 
 

@@ -28,6 +28,7 @@ from lbctl.reconcile.growing import Growing, Room
 from lbctl.reconcile.reconciler import Reconciler
 
 LOOK_SECONDS: Final = 1.0
+STEP_SECONDS: Final = 0.05  # between the steps of a table of flows: connections may be waiting
 _REST_SECONDS: Final = 60.0  # after a failure: there is no memory, say
 # Entries of a map for each service port or endpoint, as ebpf/maps/declared.py has them.
 _FRONTENDS: Final = 5
@@ -40,7 +41,8 @@ _STEP: Final = 1.5
 
 
 class Growth:
-    """Looks once a second how full tables are, and takes what grows a step further."""
+    """Looks once a second how full tables are, and takes what grows a step further as soon as it
+    can be."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Growth:
     def step(self, now: float) -> None:
         """Look, and begin to grow what is about to be full. All that changes at once costs one
         generation of programs."""
-        self._next = now + LOOK_SECONDS
+        self._next = now + (STEP_SECONDS if self._flows.under_way else LOOK_SECONDS)
         if not self._programs.settled or self._flows.busy:
             return
         if self._asked and not self._programs.fit:  # the log says why the kernel did not take them
@@ -102,6 +104,8 @@ class Growth:
             self._log.error("tables do not grow", error=error.message, hint=advice.on(error))
             self._fail(error.message, now)
             return
+        if self._flows.under_way:
+            self._next = now + STEP_SECONDS
         if not self._programs.fit:
             self._asked = self._programs.reload()
 

@@ -46,7 +46,7 @@ class Rig:
         self.no_memory = False
         self.learned: dict[str, int] = {}
         self.waiting = self.expected = NOTHING
-        self.flows = SimpleNamespace(busy=False, step=lambda now: None)
+        self.flows = SimpleNamespace(busy=False, under_way=False, step=lambda now: None)
         pool = SimpleNamespace(taken=0)
         self.places = 0
         self.planner = SimpleNamespace(
@@ -110,6 +110,12 @@ def test_nothing_is_done_while_there_is_room(rig: Rig) -> None:
         rig.growth.step(float(now))
     assert rig.told == []
     assert rig.growth.due() == 4.0 + LOOK_SECONDS
+
+
+def test_steps_that_flows_take_do_not_wait_for_the_next_look(rig: Rig) -> None:
+    rig.flows.under_way = True
+    rig.growth.step(1.0)
+    assert (rig.growth.due() or 9) < 1.2
 
 
 def test_all_maps_that_are_written_together_grow_together(rig: Rig) -> None:
@@ -236,12 +242,21 @@ class FakeSteps:
         pass
 
 
+def tables_of(rooms: dict[str, Rooms], refused: list[int] | None = None) -> list[Any]:
+    """Both families', which read these numbers."""
+    told = refused or [0]
+    return [
+        SimpleNamespace(family=f, rooms=lambda f=f: rooms[f], refused=lambda: told[0])
+        for f in flowtable.FAMILIES
+    ]
+
+
 def test_a_table_of_flows_goes_from_step_to_step(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     steps = {family: FakeSteps(told, family) for family in flowtable.FAMILIES}
     monkeypatch.setattr(flowgrowth, "Steps", lambda instance, family: steps[family])
     rooms = {"4": Rooms(100, 800), "6": Rooms(0, 800)}
-    tables = [SimpleNamespace(family=f, rooms=lambda f=f: rooms[f]) for f in flowtable.FAMILIES]
+    tables = tables_of(rooms)
     programs: Any = SimpleNamespace(fit=True, alone=lambda: True, in_place={"move_listed4": 3})
     instance: Any = SimpleNamespace(flow_tables=tables)
     errand: Any = SimpleNamespace(busy=False, send=lambda work: work())
@@ -265,12 +280,32 @@ def test_a_table_of_flows_goes_from_step_to_step(monkeypatch: pytest.MonkeyPatch
     assert told == ["begin 4 200", "leave 4", "move 4 7", "move 4 0", "finish 4"]
 
 
+def test_a_full_table_grows_by_how_many_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    steps = {family: FakeSteps(told, family) for family in flowtable.FAMILIES}
+    monkeypatch.setattr(flowgrowth, "Steps", lambda instance, family: steps[family])
+    refused = [70]
+    tables = tables_of({"4": Rooms(300, 800), "6": Rooms(0, 800)}, refused)
+    programs: Any = SimpleNamespace(fit=True, alone=lambda: True, in_place={})
+    instance: Any = SimpleNamespace(flow_tables=tables)
+    errand: Any = SimpleNamespace(busy=False)
+    growth = FlowGrowth(instance, programs, errand, most_flows=1 << 20)
+    growth.step(1.0)
+    assert told == []  # what was refused before this agent says nothing of now
+    assert not growth.under_way
+    refused[0] = 20_070
+    growth.step(2000.0)
+    cells = [8 * int(line.split()[2]) for line in told]
+    assert cells
+    assert min(cells) // 2 >= 2 * 20_000
+    assert growth.under_way
+
+
 def test_a_table_of_flows_stays_below_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     steps = {family: FakeSteps(told, family) for family in flowtable.FAMILIES}
     monkeypatch.setattr(flowgrowth, "Steps", lambda instance, family: steps[family])
-    rooms = {"4": Rooms(790, 800), "6": Rooms(2000, 2400)}
-    tables = [SimpleNamespace(family=f, rooms=lambda f=f: rooms[f]) for f in flowtable.FAMILIES]
+    tables = tables_of({"4": Rooms(790, 800), "6": Rooms(2000, 2400)})
     programs: Any = SimpleNamespace(fit=True, alone=lambda: True, in_place={})
     instance: Any = SimpleNamespace(flow_tables=tables)
     growth = FlowGrowth(instance, programs, SimpleNamespace(busy=False), most_flows=450)  # type: ignore[arg-type]

@@ -212,6 +212,16 @@ def test_all_are_attached_before_it_says_so(made: Attaching, kernel: Kernel, tol
     assert placed == [False, False, False, True]
 
 
+def test_where_nothing_is_to_be_done_nothing_is_waited_for(made: Attaching) -> None:
+    """No interface is ours, and drivers have no programs."""
+    made.want(Wanted(generation=PROGRAMS))
+    made.placed = PROGRAMS
+    made.attached.clear()
+    made._pending.clear()
+    made._stale = None
+    assert made._timeout() is None
+
+
 def test_what_others_took_away_is_put_back_and_said(
     made: Attaching, kernel: Kernel, told: int, clock: list[float]
 ) -> None:
