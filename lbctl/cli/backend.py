@@ -18,7 +18,7 @@ def command() -> None:
     """Endpoints as this node's programs see them, one row per service port."""
 
 
-@command.command("list")
+@command.command("list", short_help="List backends: all, or those of a service.")
 @click.argument("service", default="")
 @options.output
 @options.pin_dir

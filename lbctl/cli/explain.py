@@ -28,9 +28,9 @@ _FROM = {
     "source",
     default="pod",
     show_default=True,
-    metavar="pod|node|outside|ADDRESS|NAMESPACE/POD|NODE",
-    help="Whose traffic: any pod's of this node, the node's own, anybody else's; or that of one "
-    "address, pod or node.",
+    metavar="WHOM",
+    help="Whose traffic: `pod` is any of this node, `node` the node itself, `outside` anybody "
+    "else; or an address, a pod's NAMESPACE/NAME, a node's name.",
 )
 @options.output
 @objects.question
@@ -91,7 +91,8 @@ def _group(group: Group, *, wide: bool) -> Iterator[str]:
     which = "endpoints of this node only" if group.policy == "Local" else "any endpoint"
     yield f"  {', '.join(shown)}: policy {group.policy}, {which}."
     yield f"  {_outcome(group, used)}"
-    yield from (f"    {line}" for line in table(group.endpoints, COLUMNS))
+    columns = [*COLUMNS[:2], POD, *COLUMNS[2:]] if any(e.pod for e in group.endpoints) else COLUMNS
+    yield from (f"    {line}" for line in table(group.endpoints, columns))
     yield from (f"  {sentence}" for sentence in _losses(group, wide=wide))
     if group.programmed is False:
         yield "  The kernel has something else: `lbctl verify` says what."
@@ -134,3 +135,4 @@ COLUMNS: list[Column[ExplainedEndpoint]] = [
     Column("", lambda item: "this node" if item.here else item.node or "no node"),
     Column("", _why),
 ]
+POD: Column[ExplainedEndpoint] = Column("", lambda item: item.pod)

@@ -72,6 +72,7 @@ def command() -> None:
     type=click.IntRange(min=0),
     default=1000,
     show_default=True,
+    metavar="N",
     help="Stop after so many; 0 lists all.",
 )
 @options.names

@@ -69,8 +69,16 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     "--node", "nodes", multiple=True, metavar="NODE", help="Where one of both sides is. Repeatable."
 )
 @click.option("--address", callback=target, metavar=TARGET, help="Of any side, or asked.")
-@click.option("--port", type=click.IntRange(1, 65535), default=None, help="Of any side, or asked.")
-@click.option("--protocol", type=click.Choice(["TCP", "UDP", "SCTP"], case_sensitive=False))
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=None,
+    metavar="PORT",
+    help="Of any side, or asked.",
+)
+@click.option(
+    "--protocol", type=click.Choice(["TCP", "UDP", "SCTP"], case_sensitive=False), help="Only it."
+)
 @click.option(
     "--verdict", "verdicts", type=click.Choice(_VERDICTS), multiple=True, help="Repeatable."
 )
@@ -121,7 +129,8 @@ def command(
 
     All options that are given must hold. Programs tell only while somebody listens, so of the past
     (--last, --since) there is what was told to others meanwhile, and flows that are still open. How
-    many events were lost, since nobody could read so fast, is said at the end; Ctrl-C is one.
+    many events were lost, since nobody could read so fast, is said at the end. Ctrl-C ends it, with
+    all that was told before.
 
     \b
     lbctl observe --service default/web
@@ -133,6 +142,7 @@ def command(
     live = follow or not (last or since)
     asked = Asked(_filter(**chosen), last or 0, since or 0.0, live, seconds or 0.0)
     stream = Stream(pin_dir, asked, kubeconfig)
+    _say_unknown(pin_dir, asked.wanted.services)
     if end_with_stdin:
         threading.Thread(target=_wait_for_stdin, args=(stream,), daemon=True).start()
     with _ending(stream):
@@ -150,6 +160,20 @@ def _filter(
     numbers = {name: number for number, name in PROTOCOLS.items()}
     number = numbers[protocol.upper()] if protocol else 0
     return EventFilter(services=services, port=port or 0, protocol=number, **chosen)
+
+
+def _say_unknown(pin_dir: Path, services: Sequence[str]) -> None:
+    """A service that is not there may come; but a name that is wrong is never told of."""
+    from lbctl.errors import NotFound
+    from lbctl.inspect import names
+    from lbctl.inspect.opened import open_instance
+
+    with open_instance(pin_dir) as instance:
+        for query in services:
+            try:
+                names.find(instance.names, query)
+            except NotFound as error:
+                objects.say(f"{error.message} now. {error.hint}")
 
 
 @contextlib.contextmanager

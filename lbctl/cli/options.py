@@ -37,7 +37,7 @@ names: Decorator = click.option(
 
 kubeconfig_for_names: Decorator = click.option(
     "--kubeconfig",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Names of all pods, by the rights of this file: the agent's are not enough for pods that "
     "are no endpoint.",

@@ -69,7 +69,7 @@ def _as_ipvsadm(instance: Instance, rows: list[ServiceRow]) -> Iterator[str]:
     return ipvsadm.lines(rows, leaving, flows)
 
 
-@command.command()
+@command.command(short_help="Show a service: addresses, policies, backends, counters.")
 @click.argument("service")
 @options.output
 @options.pin_dir

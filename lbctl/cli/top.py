@@ -38,7 +38,13 @@ _BESIDE = 6  # lines of the screen that are no rows
 @click.command()
 @click.option("--backends", "kind", flag_value="backends", help="Endpoints, by their flows.")
 @click.option("--clients", "kind", flag_value="clients", help="Who calls, by their flows.")
-@click.option("--sort", type=click.Choice(top.SORTS), default="bytes", show_default=True)
+@click.option(
+    "--sort",
+    type=click.Choice(top.SORTS),
+    default="bytes",
+    show_default=True,
+    help="The most of these first; by name from a to z.",
+)
 @click.option(
     "--filter", "wanted", default="", metavar="TEXT", help="Names that have this in them."
 )
@@ -52,7 +58,12 @@ _BESIDE = 6  # lines of the screen that are no rows
 )
 @click.option("--once", is_flag=True, help="One look, and end: for scripts.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="With --once."
+    "--limit",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="With --once: so many rows.",
 )
 @options.names
 @options.kubeconfig_for_names
@@ -90,7 +101,7 @@ def command(
             looks = Looks(kind or top.KINDS[0], _called(places))
             _once(instance, looks, sort, wanted, interval, limit, output)
         else:
-            _Screen(instance, kind or top.KINDS[0], sort, wanted, interval, places).run()
+            Screen(instance, kind or top.KINDS[0], sort, wanted, interval, places).run()
 
 
 def _once(
@@ -120,7 +131,7 @@ def _called(places: Places | None) -> Callable[[str], str]:
     return name
 
 
-class _Screen:
+class Screen:
     """The live table, until a key ends it."""
 
     def __init__(
@@ -143,7 +154,7 @@ class _Screen:
         from rich.live import Live
 
         found = self._looks.look(self._instance, time.monotonic())
-        with _keys(), Live(self._shown(found), screen=True, auto_refresh=False) as live:
+        with _keys(), Live(self.shown(found), screen=True, auto_refresh=False) as live:
             due = time.monotonic() + self._interval
             while True:
                 key = _key(max(0.0, due - time.monotonic()))
@@ -154,7 +165,7 @@ class _Screen:
                         self._places.refresh()
                     found = self._looks.look(self._instance, time.monotonic())
                     due = time.monotonic() + self._interval
-                live.update(self._shown(found), refresh=True)
+                live.update(self.shown(found), refresh=True)
 
     def _pressed(self, key: str) -> bool:
         """Returns whether to go on."""
@@ -174,7 +185,8 @@ class _Screen:
             self._sort = _KEYS.get(key, self._sort)
         return key != "q"
 
-    def _shown(self, found: Top) -> RenderableType:
+    def shown(self, found: Top) -> RenderableType:
+        """What is drawn."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text

@@ -21,7 +21,12 @@ PORT = 8042
     "--address", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Of loopback."
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: any."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    metavar="PORT",
+    help="0: any that is free.",
 )
 @options.pin_dir
 def command(address: str, port: int, pin_dir: Path) -> None:
@@ -33,8 +38,8 @@ def command(address: str, port: int, pin_dir: Path) -> None:
 
     \b
     lbctl ui
-    kubectl -n lbctl exec POD -- lbctl ui    # and, beside it:
-    kubectl -n lbctl port-forward POD 8042
+    kubectl -n lbctl-system exec POD -- lbctl ui    # and, beside it:
+    kubectl -n lbctl-system port-forward POD 8042
     """
     from lbctl.addresses import format_endpoint, is_loopback, parse_address
     from lbctl.inspect.opened import open_instance

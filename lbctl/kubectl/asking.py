@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
+class UsedWrongly(Exception):
+    """What is asked for cannot be."""
+
+
 class Target(NamedTuple):
     """An agent's pod."""
 
@@ -87,7 +91,7 @@ class Asker:
             namespace, _, name = name.partition("/")
         where = ["--namespace", namespace] if namespace else []
         found = self._json("get", "pod", name, *where, "--output", "json")
-        node = found["spec"].get("nodeName", "")
+        node = found.get("spec", {}).get("nodeName", "")
         if not node:
             raise RuntimeError(f"pod {name} runs on no node yet")
         return str(node), str(found.get("status", {}).get("podIP", ""))

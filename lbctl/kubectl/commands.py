@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 
@@ -29,8 +30,12 @@ def problem(command: Sequence[str]) -> str:
     """Why it is not run; empty if it is."""
     found = known(command)
     if found is None:
-        listed = ", ".join(sorted(" ".join(words) for words in READING))
-        return f"{' '.join(command[:2])!r} is no reading command. There are: {listed}"
+        listed = sorted(" ".join(words) for words in READING)
+        near = difflib.get_close_matches(
+            " ".join(command[:2]), listed
+        ) or difflib.get_close_matches(command[0], listed)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(listed)}"
+        return f"{' '.join(command[:2])!r} is no reading command. {hint}"
     for word, why in _CHANGING.items():
         if word in command:
             return f"{word} is refused here: {why}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -16,6 +17,7 @@ _TEMPLATE = (
 PODS = ("get", "pods", "--all-namespaces", f"--output=jsonpath={_TEMPLATE}")
 _LIVING = ("Running", "Pending")
 _AGAIN_SECONDS = 30.0  # pods come and go
+_MOST_STRANGERS = 100_000
 _V4, _V6 = r"\d+\.\d+\.\d+\.\d+", r"[0-9a-f]*:[0-9a-f:]*:[0-9a-f.]*"
 # An address that stands alone, its port, and the blanks that fill a column behind it.
 _ADDRESS = re.compile(
@@ -25,13 +27,15 @@ _ADDRESS = re.compile(
 
 
 class PodNames:
-    """By address. Reads them again if an address has no name, not too often."""
+    """By address. Reads them again if an address shows up that has no name, not too often, and not
+    again for the same one: services and strangers never have one."""
 
     def __init__(self, read: Callable[[], str], now: Callable[[], float] = time.monotonic) -> None:
         """`read` gives what kubectl prints for PODS, or raises RuntimeError."""
         self._read = read
         self._now = now
         self._known: Mapping[str, str] = {}
+        self._strangers: set[str] = set()
         self._next = float("-inf")
 
     def load(self) -> None:
@@ -41,13 +45,15 @@ class PodNames:
 
     def of(self, address: str) -> str:
         """Empty if nobody is known to have it."""
+        if found := self._known.get(address, ""):
+            return found
+        if address in self._strangers or self._now() < self._next:
+            return ""
+        with contextlib.suppress(RuntimeError):  # what was known is still good
+            self.load()
         found = self._known.get(address, "")
-        if not found and self._now() >= self._next:
-            try:
-                self.load()
-            except RuntimeError:
-                return ""  # what was known is still good
-            found = self._known.get(address, "")
+        if not found and len(self._strangers) < _MOST_STRANGERS:
+            self._strangers.add(address)
         return found
 
     def in_text(self, line: str) -> str:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from lbctl.kubectl import commands, merging, streams
-from lbctl.kubectl.asking import Asker, Result, Target
+from lbctl.kubectl.asking import Asker, Result, Target, UsedWrongly
 from lbctl.kubectl.podnames import PODS, PodNames
 
 USAGE = """kubectl lbctl [FLAGS] COMMAND …
@@ -82,6 +82,9 @@ def run(arguments: Sequence[str]) -> int:
         return USED_WRONGLY
     try:
         return _run(options, rest, helping)
+    except UsedWrongly as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USED_WRONGLY
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -115,10 +118,10 @@ def _parser(*, nodes: bool = True) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str], helping: bool) -> int:
-    """Raises RuntimeError."""
+    """Raises RuntimeError, UsedWrongly."""
     asker = Asker(options)
     if options.resolve and commands.value_of(rest, "-o", "--output") == "yaml":
-        raise RuntimeError("--resolve is for text and -o json")
+        raise UsedWrongly("--resolve is for text and -o json")
     command = commands.with_namespace(rest, options.namespace)
     if not helping and commands.known(command) == ("explain",):
         command = _explained_from(asker, options, command)
@@ -167,14 +170,15 @@ def _is_network(text: str) -> bool:
 
 
 def _show_screen(asker: Asker, targets: Sequence[Target], command: Sequence[str]) -> NoReturn:
-    """Give the terminal to the pod; this process is then kubectl's. Raises RuntimeError."""
+    """Give the terminal to the pod; this process is then kubectl's. Raises RuntimeError,
+    UsedWrongly."""
     if len(targets) > 1:
         listed = ", ".join(target.node for target in targets)
-        raise RuntimeError(
+        raise UsedWrongly(
             f"top shows one node: --node or --for says which, --once asks all. There are: {listed}"
         )
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise RuntimeError("top needs a terminal. Without one: --once, and -o json.")
+        raise UsedWrongly("top needs a terminal. Without one: --once, and -o json.")
     argv = asker.command(targets[0], command, "--stdin", "--tty")
     try:
         os.execvp(argv[0], argv)
@@ -192,6 +196,9 @@ def _ask(
 
 
 def _print(results: Sequence[Result], command: Sequence[str], names: PodNames | None) -> None:
+    if {(result.code, result.err) for result in results} == {(USED_WRONGLY, results[0].err)}:
+        print(results[0].err, end="", file=sys.stderr)  # it is about no node
+        return
     for result in results:
         for line in result.err.splitlines():
             print(f"{result.node}: {line}", file=sys.stderr)
@@ -211,7 +218,7 @@ def _print(results: Sequence[Result], command: Sequence[str], names: PodNames | 
     if commands.known(command) in commands.TABLES and parts:
         name = names.in_text if names else str
         print("\n".join(merging.merged_table(parts, name)))
-    else:
+    elif parts:
         blocks = ("\n".join([f"== {node} ==", *_named(lines, names)]) for node, lines in parts)
         print("\n\n".join(blocks))
 

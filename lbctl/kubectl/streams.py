@@ -24,6 +24,8 @@ from lbctl.kubectl.podnames import PodNames
 
 HOLD_SECONDS = 0.5
 START_SECONDS = 3.0  # until all have told their past
+BESIDE_SECONDS = 0.5
+USED_WRONGLY = 2  # lbctl returns
 REST_SECONDS = 15.0  # they have for what is left
 _LOOK_SECONDS = 0.25
 _QUEUED = 10_000  # lines; who is read no faster is told so, by the agent
@@ -45,6 +47,14 @@ class Told(NamedTuple):
     text: str
 
 
+class Beside:
+    """What a node said that is no event; it waits until then whether the node goes."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.lines: list[str] = []
+
+
 class Following:
     """All that is known of the streams while they run."""
 
@@ -62,6 +72,8 @@ class Following:
         self._shown = dict.fromkeys(nodes, 0)
         self._lost: dict[str, int] = dict.fromkeys(nodes, 0)
         self._unknown = {*nodes}  # whose last figure has not come
+        self._beside: dict[str, Beside] = {}
+        self._misuse: list[str] = []
         self.codes: dict[str, int] = {}
         self.ending = False
 
@@ -70,21 +82,26 @@ class Following:
         """Nodes whose streams have not ended."""
         return {*self._shown} - {*self.codes}
 
-    def take(self, told: Told, now: float) -> str:
-        """What is to be said of it at once, on stderr; empty if nothing is."""
+    def take(self, told: Told, now: float) -> Iterable[str]:
+        """What is to be said of it at once, on stderr."""
         node = told.node
         if told.kind == "out":
             self._out(node, told.text, now)
-            return ""
-        if told.kind == "end":
+        elif told.kind == "end":
             return self._ended(node, int(told.text))
-        if found := _LAST.fullmatch(told.text):
+        elif found := _LAST.fullmatch(told.text):
             self._lost[node] = int(found[1])
             self._unknown.discard(node)
-            return ""
-        if found := _LOST.fullmatch(told.text):
-            self._lost[node] = int(found[1])
-        return f"{node}: {told.text}"
+        else:
+            if found := _LOST.fullmatch(told.text):
+                self._lost[node] = int(found[1])
+            self._beside.setdefault(node, Beside(now + BESIDE_SECONDS)).lines.append(told.text)
+        return ()
+
+    def beside(self, now: float) -> Iterator[str]:
+        """What nodes said beside their events, once it is not the end of a wrong use."""
+        for node in [node for node, said in self._beside.items() if said.until <= now]:
+            yield from (f"{node}: {text}" for text in self._beside.pop(node).lines)
 
     def given_up(self) -> Iterator[str]:
         """What is to be said of those that do not end."""
@@ -113,6 +130,8 @@ class Following:
 
     def sums(self) -> Iterator[str]:
         """What is said last: one figure."""
+        if {*self.codes.values()} == {USED_WRONGLY}:
+            return
         if len(self._shown) > 1:
             for node, shown in self._shown.items():
                 unknown = [node] if node in self._unknown else []
@@ -128,12 +147,19 @@ class Following:
         until = max(now + HOLD_SECONDS, self._began + START_SECONDS)
         self._lines.add(node, self._time_of(text), text, until)
 
-    def _ended(self, node: str, code: int) -> str:
+    def _ended(self, node: str, code: int) -> Iterator[str]:
         self._lines.gone(node)
         self.codes[node] = code
-        if node not in self._unknown or self.ending:
-            return ""
-        return f"{node}: gone (exit code {code}){', the others go on' if self.running else ''}"
+        said = self._beside.pop(node, Beside(0.0)).lines
+        if code == USED_WRONGLY:  # all nodes say the same, and it is about no node
+            if said != self._misuse:
+                yield from said
+            self._misuse = said
+            return
+        yield from (f"{node}: {text}" for text in said)
+        if node in self._unknown and not self.ending:
+            others = ", the others go on" if self.running else ""
+            yield f"{node}: gone (exit code {code}){others}"
 
     def _time_of(self, text: str) -> float:
         """-inf of what has none: it stays where it is."""
@@ -192,6 +218,7 @@ def follow(
                 for process in running.values():
                     _end(process)
             _step(following, told)
+        _say(following.beside(float("inf")))
         _say(following.given_up())
         _print(following.lines(float("inf")))
     _say(following.sums())
@@ -199,7 +226,7 @@ def follow(
 
 
 def _say(texts: Iterable[str]) -> None:
-    for text in filter(None, texts):
+    for text in texts:
         print(text, file=sys.stderr)
 
 
@@ -208,8 +235,9 @@ def _step(following: Following, told: queue.Queue[Told]) -> None:
     with contextlib.suppress(queue.Empty):
         item = told.get(timeout=following.wait(time.monotonic()))
         for _ in range(_AT_ONCE):
-            _say([following.take(item, time.monotonic())])
+            _say(following.take(item, time.monotonic()))
             item = told.get_nowait()
+    _say(following.beside(time.monotonic()))
     _print(following.lines(time.monotonic()))
 
 

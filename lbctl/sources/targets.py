@@ -7,8 +7,9 @@ slices once more.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -88,19 +89,24 @@ def of_files(path: Path) -> Targets:
     return found
 
 
-def of_api(kubeconfig: Path | None, api_server: str | None) -> Targets:
-    """By address. Raises SourceError, HttpError, ConfigError."""
+def of_api(kubeconfig: Path | None, api_server: str | None, namespace: str = "") -> Targets:
+    """By address, of one namespace or all. Raises SourceError, HttpError, ConfigError."""
     found: Targets = {}
-    for page in pages(kubeconfig, api_server, _PATH, _Slices):
+    wanted = {"fieldSelector": f"metadata.namespace={namespace}"} if namespace else {}
+    for page in pages(kubeconfig, api_server, _PATH, _Slices, wanted):
         found.update(_named(page.items or ()))
     return found
 
 
 def pages(
-    kubeconfig: Path | None, api_server: str | None, path: str, kind: type[List]
+    kubeconfig: Path | None,
+    api_server: str | None,
+    path: str,
+    kind: type[List],
+    wanted: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[List]:
     """All of a list. Raises SourceError, HttpError, ConfigError."""
-    query = {"limit": _PAGE}
+    query = {"limit": _PAGE, **wanted}
     with contextlib.closing(ApiClient(kubeconfig, api_server)) as client:
         for _ in range(_MOST_PAGES):
             page = _decoded(client, path, query, kind)

@@ -37,7 +37,8 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class ExplainedEndpoint(msgspec.Struct, frozen=True):
-    """An endpoint: whether traffic may go there, why (not), and what would be if it were ready."""
+    """An endpoint: whether traffic may go there, why (not), and what would be if it were ready.
+    `pod` is namespace/name, empty if that is not known or it is none."""
 
     endpoint: str
     node: str
@@ -46,6 +47,7 @@ class ExplainedEndpoint(msgspec.Struct, frozen=True):
     reason: str  # of lbctl/resolve/why.py
     why: str
     if_ready: str = ""
+    pod: str = ""
 
 
 class NodeLoss(msgspec.Struct, frozen=True):

@@ -158,9 +158,14 @@ def find(services: Objects, query: str) -> tuple[ServiceObjects, str | None]:
         listed = ", ".join(sorted(str(o.service.key) for o in found if o.service))
         raise UsageError(f"{name!r} is the name of several services", f"One of: {listed}.")
     if not found:
-        near = difflib.get_close_matches(name, [*map(str, services)], n=3, cutoff=0.5)
-        raise NotFound(
-            f"there is no service {name!r}",
-            f"Did you mean {' or '.join(near)}?" if near else "",
-        )
+        raise NotFound(f"there is no service {name!r}", _nearest(name, services))
     return found[0], port if colon else None
+
+
+def _nearest(name: str, services: Objects) -> str:
+    """Of full names, or for one without a namespace of names alone."""
+    called = {str(key) if "/" in name else key.name: str(key) for key in services}
+    near = difflib.get_close_matches(name, called, n=3, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(called[text] for text in near)}?"
+    return f"There are {len(services)}: `lbctl service list` shows those of this node."

@@ -4,11 +4,13 @@ lost; what each of them says is what its own agent does."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pty
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
 from tests.lab.support.faults import answers, service
 from tests.lab.support.lab_kubectl import LabKubectl
-from tests.lab.support.labs import PORT, TARGET, TCP, Responder, addresses, endpoint
+from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, endpoint
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -32,6 +34,7 @@ PER_SECOND = 1000  # connections on each node, for each second of --soak
 WARM_UP = 20  # that connect.c makes besides
 BOUND = 30.0
 MANY = Port(PORT, TARGET + 1, "tcp")
+VERDICTS = ("opened", "ended")
 # By node: who calls, which service, and the pod that answers.
 CALLS = {"node1": ("pod1", "near", "pod3"), "node2": ("pod2", "far", "pod4")}
 
@@ -101,6 +104,17 @@ def listeners(lab: Lab, node: str) -> bool:
         return bool(instance.config.records["events_until"][0])
 
 
+def told(seen: Following) -> Counter[str]:
+    """Events of each node, told or said to be lost."""
+    found, lost = Counter[str](), dict.fromkeys(CALLS, 0)
+    for event in seen.events():
+        if "lost" in event:
+            lost[event["node"]] = event["lost"]
+        else:
+            found[event["node"]] += 1
+    return found + Counter(lost)
+
+
 def call(lab: Lab, program: Path, node: str, times: int) -> subprocess.Popen[str]:
     caller, called, server = CALLS[node]
     pods = [str(namespace.path_of(lab.find(name).namespace)) for name in (caller, server)]
@@ -118,30 +132,37 @@ def call(lab: Lab, program: Path, node: str, times: int) -> subprocess.Popen[str
 def test_one_stream_of_all_nodes(
     lab: Lab, kubectl: LabKubectl, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """Each connection on each node is told once, with its node, in the order of time."""
+    """Each connection on each node is told once, with its node, by time; what could
+    not be told is counted."""
     program = generator.compiled(tmp_path)
     if program is None:
         pytest.skip("no C compiler here")
     times = int(PER_SECOND * pytestconfig.getoption("--soak"))
     words = [word for _, called, _ in CALLS.values() for word in ("--service", f"default/{called}")]
     with following(lab, kubectl, tmp_path / "events", *words) as seen:
+        for node in CALLS:  # one that is told: from now on all are
+            call(lab, program, node, 1).communicate(timeout=60)
+        wait_until(lambda: all(told(seen)[node] >= len(VERDICTS) for node in CALLS), BOUND)
+        time.sleep(1.0)  # for the end of those
+        before = told(seen)
         callers = {node: call(lab, program, node, times) for node in CALLS}
         for caller in callers.values():
             out, _ = caller.communicate(timeout=200)
             assert "-1" not in out.split(), "every connection worked"
+        made = len(VERDICTS) * (times + WARM_UP)
+        wait_until(lambda: all(told(seen)[n] >= before[n] + made for n in CALLS), BOUND)
         errors = seen.end()
         assert seen.process.returncode == 0, errors
-        events = seen.events()
-    made = times + WARM_UP
-    assert errors[-1] == f"{2 * 2 * made} events were shown, 0 lost"
-    found = Counter((e["node"], e["verdict"], e["service"]["service"]) for e in events)
-    assert found == {
-        (node, verdict, called): made
-        for node, (_, called, _) in CALLS.items()
-        for verdict in ("opened", "ended")
-    }
+    assert told(seen) - before == dict.fromkeys(CALLS, made)
+    events = [event for event in seen.events() if "verdict" in event]
+    assert all(e["service"]["service"] == CALLS[e["node"]][1] for e in events)
+    # A machine that is busy tells some later than they are waited for; in order is what comes in
+    # time (unit/test_kubectl_interleaving.py).
     moments = [event["time"] for event in events]
-    assert moments == sorted(moments)
+    late = sum(a > b for a, b in itertools.pairwise(moments))
+    assert late <= len(moments) / 100
+    lost = sum(told(seen).values()) - len(events)
+    assert errors[-1] == f"{len(events)} events were shown, {lost} lost"
 
 
 def test_a_node_that_goes_takes_nobody_with_it(
@@ -175,6 +196,25 @@ def test_who_calls_without_being_an_endpoint(lab: Lab, kubectl: LabKubectl, tmp_
         assert interface is None or client["interface"] == interface
 
 
+def test_names_where_they_are_asked_for(lab: Lab, kubectl: LabKubectl) -> None:
+    """Of endpoints from the slices; of others for who may list pods."""
+    pod1 = lab.find("pod1")
+    # That of a datagram stays a while.
+    assert answers(lab, "pod1", addresses("web")[0], kinds=[UDP], times=1) == {"pod3"}
+    words = ("flow", "list", "--service", "web", "--client", pod1.addresses[0])
+    done = run(kubectl, "--node", "node1", *words, "--names", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["node1"]
+    assert {(row["client_name"], row["backend_name"]) for row in rows} == {("", "default/pod3")}
+    table = run(kubectl, "--node", "node1", *words, "--resolve", "-n", "default").stdout
+    assert "default/pod1:" in table
+    assert pod1.addresses[0] not in table
+    done = run(kubectl, "--node", "node1", "top", "--once", "--clients", "--names", "-o", "json")
+    called = {row["name"] for row in json.loads(done.stdout)["node1"]["rows"]}
+    interface = next(pod.interface for pod in lab.pods if pod.name == "pod1")
+    assert f"{pod1.addresses[0]} (pod on node1 by {interface})" in called
+
+
 def test_tables_and_documents_of_both(lab: Lab, kubectl: LabKubectl) -> None:
     done = run(kubectl, "top", "--once", "--interval", "0.1", "-o", "json")
     assert done.returncode == 0, done.stderr
@@ -185,6 +225,10 @@ def test_tables_and_documents_of_both(lab: Lab, kubectl: LabKubectl) -> None:
     head, *rows = done.stdout.splitlines()
     assert head.split()[:2] == ["NODE", "NAMESPACE"]
     assert {row.split()[0] for row in rows} == {"node1", "node2"}
+    done = run(kubectl, "explain", "web", "--from", "default/pod2", "-o", "json")
+    assert {node: said["origin"] for node, said in json.loads(done.stdout).items()} == {
+        "node2": "pod"
+    }
     done = run(kubectl, "explain", "web", "--from", "node2", "-o", "json")
     assert {node: said["origin"] for node, said in json.loads(done.stdout).items()} == {
         "node1": "outside",

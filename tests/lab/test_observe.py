@@ -170,7 +170,8 @@ def test_who_calls_what_and_what_became_of_it(lab: Lab, tmp_path: Path) -> None:
     [
         (["--pod", "pod2"], {("opened", "web")}),
         (["--pod", "elsewhere/pod2"], set()),
-        (["--node", "node1"], {("opened", "web")}),
+        (["--node", "node1"], {("opened", "web"), ("refused", "empty")}),  # who calls is there
+        (["--node", "node2"], set()),
         (["--reason", "no_endpoint"], {("refused", "empty")}),
         (["--verdict", "refused", "--protocol", "tcp"], {("refused", "empty")}),
         (["--service", "empty", "--port", "80"], {("refused", "empty")}),
@@ -186,6 +187,14 @@ def test_filters(lab: Lab, tmp_path: Path, words: list[str], wanted: set[tuple[s
         time.sleep(0.2)  # more than one look of the agent
         seen.end()
     assert {(e["verdict"], e["service"]["service"]) for e in seen.events()} == wanted
+
+
+def test_a_service_that_is_not_there_is_said(lab: Lab, tmp_path: Path) -> None:
+    """It may come, so that is no error; but it may be a slip."""
+    made = Observing(lab, tmp_path / "events", "--service", "wbe", "--duration", "1s")
+    _, errors = made.process.communicate(timeout=60)
+    assert made.process.returncode == 0
+    assert "there is no service 'wbe' here now. Did you mean default/web?" in errors
 
 
 def test_the_past_is_what_is_open(lab: Lab, tmp_path: Path) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from lbctl.cli.top import Screen
+from lbctl.inspect.opened import open_instance
+from lbctl.inspect.top import Looks
 from lbctl.lab import objects
 from lbctl.lab.cluster import Lab
-from tests.lab.support import prometheus
+from tests.lab.support import pictures, prometheus
 from tests.lab.support.labs import (
     FAMILIES,
     PORT,
@@ -242,3 +248,52 @@ def test_the_pages_beside(cluster: Cluster, tmp_path: Path) -> None:
     assert status == 200
     assert b'"metricsBindAddress":"127.0.0.1:10249"' in body
     assert page("/healthz")[0] == 404
+
+
+PICTURED = (
+    *("New connections a second", "Decisions by what became of the packet"),
+    *("Dropped and refused, by reason", "Packets", "Bytes to clients"),
+    *("Network programming, 99th percentile", "Syncs a second", "Memory"),
+    "How full the maps are",
+)
+
+
+def test_pictures(cluster: Cluster, scraped: Prometheus, tmp_path: Path) -> None:
+    """The dashboard's panels and `top` can be drawn; for docs/, of two minutes."""
+    seconds = 120.0 if pictures.wanted() else 3.0
+    cluster.put({"cart": ["pod2"], "search": ["pod3", "pod4"]})
+    cluster.wait_programmed({"cart": ["pod2"], "search": ["pod3", "pod4"]})
+    looks = Looks("services")
+    with open_instance(cluster.lab.pin_dir("node1")) as instance:
+        found = looks.look(instance, time.monotonic())
+        began = time.monotonic()
+        while time.monotonic() < began + seconds:
+            busy(cluster, time.monotonic() - began)
+            found = looks.look(instance, time.monotonic())
+        screen = Screen(instance, "services", "bytes", "", 1.0)
+        directory = pictures.directory(tmp_path)
+        pictures.draw_screen(screen.shown(found), "lbctl top", directory / "top.svg")
+    drawn = {panel["title"]: panel for panel in monitoring.panels()}
+
+    def values(query: str) -> list[dict[str, Any]]:
+        return scraped.ranged(filled_in(query), seconds)
+
+    pictures.draw_panels([drawn[title] for title in PICTURED], values, directory / "dashboard.png")
+    assert "default/web:tcp/TCP/v4" in (directory / "top.svg").read_text().replace("&#160;", " ")
+    assert (directory / "dashboard.png").stat().st_size > 10_000
+
+
+def busy(cluster: Cluster, passed: float) -> None:
+    """A second of traffic, more and less of it; endpoints change every ten seconds, and somebody
+    calls a service that has none for a while."""
+    level = 2 + 2 * math.sin(passed / 9)
+    for name, share in (("web", 4), ("cart", 2), ("search", 1)):
+        for turn in range(round(level * share)):
+            with connected(cluster.lab, "pod1", addresses(name)[turn % 2], TCP) as sock:
+                for _ in range(5):
+                    ask(sock, "hello" * share)
+    if int(passed / 30) % 2:
+        refused(cluster.lab, FAMILIES[0], addresses("nobody")[0])
+    if int(passed) % 10 == 0:
+        put_slices(cluster, ["pod2", "pod3"] if int(passed) % 20 else ["pod2"])
+    time.sleep(0.5)

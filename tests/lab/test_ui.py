@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from selenium import webdriver
 
 from lbctl.lab.agents import environment, lbctl_command
 from lbctl.lab.cluster import Lab
+from tests.lab.support import pictures
 from tests.lab.support.answering import answering_lab
 from tests.lab.support.faults import answers
 from tests.lab.support.labs import PORT, TCP, addresses, client
@@ -254,7 +254,7 @@ def test_only_loopback(lab: Lab) -> None:
 
 def test_a_picture(opened: webdriver.Chrome, lab: Lab, tmp_path: Path) -> None:
     """It can be drawn; with LBCTL_PICTURES the pictures of docs/ are made so."""
-    directory = Path(os.environ.get("LBCTL_PICTURES") or tmp_path)
+    directory = pictures.directory(tmp_path)
     with contextlib.ExitStack() as stack:
         for _ in range(5):
             sock = stack.enter_context(client(lab, "pod1", 0, TCP))

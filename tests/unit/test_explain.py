@@ -321,9 +321,9 @@ def test_as_json(manifests: Path, tmp_path: Path) -> None:
 
 def test_what_is_asked_wrongly(manifests: Path, tmp_path: Path) -> None:
     asked = ("--manifests", str(manifests), "--pin-dir", str(tmp_path))
-    code, _, err = run("svc2", *asked)
-    assert code == 3
-    assert "ns1/svc1" in err
+    for query in ("svc2", "ns1/svc"):
+        code, _, err = run(query, *asked)
+        assert (code, "ns1/svc1" in err) == (3, True)
     code, _, err = run("svc1", *asked, "--from", "pod-7")
     assert code == 2
     assert "A pod is NAMESPACE/NAME" in err

@@ -228,14 +228,38 @@ def test_names_of_pods_in_json(cluster: Cluster, capsys: Capture) -> None:
 def test_who_may_not_list_pods_is_told(cluster: Cluster, capsys: Capture) -> None:
     assert cluster.run("flow", "list", "--resolve") == 1
     assert "pods cannot be listed: Error from server (Forbidden)" in capsys.readouterr().err
-    assert cluster.run("flow", "list", "--resolve", "-o", "yaml") == 1
+    assert cluster.run("flow", "list", "--resolve", "-o", "yaml") == 2
 
 
 def test_top_is_one_nodes(cluster: Cluster, capsys: Capture) -> None:
-    assert cluster.run("top") == 1
+    assert cluster.run("top") == 2
     assert "There are: node1, node2" in capsys.readouterr().err
-    assert cluster.run("top", "--node", "node1") == 1
+    assert cluster.run("top", "--node", "node1") == 2
     assert "top needs a terminal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("status", "-o", "xml"), ("observe", "--nod")])
+def test_what_is_wrong_for_all_is_said_once(
+    cluster: Cluster, capsys: Capture, command: tuple[str, ...]
+) -> None:
+    said = {"out": "", "err": "Usage: lbctl\nError: no\n", "code": 2}
+    cluster.said = {"agent-1": said, "agent-2": said}
+    assert cluster.run(*command) == 2
+    found = capsys.readouterr()
+    assert (found.out, found.err) == ("", "Usage: lbctl\nError: no\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["obsrve"], "Did you mean observe?"),
+        (["flows", "list"], "Did you mean flow list?"),
+        (["exec"], "There are: backend list, doctor"),
+    ],
+)
+def test_near_names(cluster: Cluster, capsys: Capture, words: list[str], hint: str) -> None:
+    assert cluster.run(*words) == 2
+    assert hint in capsys.readouterr().err
 
 
 def test_top_once_is_a_table(cluster: Cluster, capsys: Capture) -> None:

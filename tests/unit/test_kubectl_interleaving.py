@@ -73,7 +73,7 @@ def test_nothing_waits_for_what_has_gone() -> None:
     assert lines.due() is None
 
 
-def test_a_name_that_is_not_known_is_asked_for_again_not_too_often() -> None:
+def test_a_new_address_is_asked_for_not_too_often_and_once() -> None:
     now, asked = 0.0, 0
 
     def read() -> str:
@@ -88,9 +88,11 @@ def test_a_name_that_is_not_known_is_asked_for_again_not_too_often() -> None:
     assert names.of("10.0.0.3") == ""
     assert asked == 1
     now = 31.0
-    assert names.of("10.0.0.3") == ""  # it cannot be asked, and what is known stays
+    assert names.of("192.0.2.1") == ""  # nobody can be asked, and what is known stays
     assert names.of("10.0.0.1") == "apps/a"
     now = 62.0
+    assert names.of("192.0.2.1") == ""
+    assert asked == 2
     assert names.of("10.0.0.3") == "apps/a"
     assert asked == 3
 

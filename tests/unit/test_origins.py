@@ -61,6 +61,15 @@ ASKED = [
 ]
 
 
+PODS = {"10.0.0.1:8080": "apps/here", "10.0.0.2:8080": "apps/there"}
+
+
+def pods_of(found: Json) -> dict[str, str]:
+    """Names by endpoint."""
+    groups = (group for port in found["ports"] for group in port["groups"])
+    return {e["endpoint"]: e["pod"] for group in groups for e in group["endpoints"]}
+
+
 def explained(source: str, *asked: str) -> Result:
     words = ["explain", "svc1", "--from", source, "--node-name", "worker-1", "-o", "json", *asked]
     return CliRunner().invoke(lbctl, words)
@@ -80,6 +89,7 @@ def test_of_files(manifests: list[str], source: str, origin: str, note: str) -> 
     found = json.loads(done.stdout)
     assert found["origin"] == origin
     assert note in " ".join(found["notes"])
+    assert pods_of(found) == PODS
 
 
 @pytest.mark.parametrize(
@@ -115,6 +125,7 @@ def test_of_the_api(tmp_path: Path) -> None:
             assert done.exit_code == 0, done.stderr
             found = json.loads(done.stdout)
             assert found["origin"] == origin, source
+            assert pods_of(found) == PODS
             assert note in " ".join(found["notes"])
         done = explained("apps/nobody", *asked)
         assert (done.exit_code, "there is no pod apps/nobody" in done.stderr) == (3, True)

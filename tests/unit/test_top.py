@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from lbctl.cli.main import command as lbctl
-from lbctl.cli.top import _Screen
+from lbctl.cli.top import Screen
 from lbctl.inspect import top
 from lbctl.inspect.flowtotals import Totals
 from lbctl.inspect.top import Looks, Top, TopRow, arranged, sparkline
@@ -92,7 +92,7 @@ def test_sparklines() -> None:
 
 
 def test_keys_sort_filter_and_change_the_view() -> None:
-    screen = _Screen(INSTANCE, "services", "bytes", "", 1.0)
+    screen = Screen(INSTANCE, "services", "bytes", "", 1.0)
     for key in "c/webx\x7f\rB":
         assert screen._pressed(key)
     assert (screen._sort, screen._wanted, screen._kind) == ("connections", "web", "backends")

@@ -22,6 +22,8 @@ if words[0] == "exec":
     os.environ.update(known["environment"], LBCTL_PIN_DIR=node["pin_dir"])
     argv = node["command"] + words[words.index("--") + 2 :]
     os.execvp(argv[0], argv)
+elif words[:2] == ["get", "pod"]:
+    print(json.dumps(known["pods"][words[2]]))
 elif "--all-namespaces" in words:
     print(known["listed"], end="")
 else:
@@ -47,6 +49,10 @@ class LabKubectl:
             "listed": "".join(
                 f"Running\t\tdefault/{pod.name}\t{' '.join(pod.addresses)}\n" for pod in lab.pods
             ),
+            "pods": {
+                pod.name: {"spec": {"nodeName": pod.node}, "status": {"podIP": pod.addresses[0]}}
+                for pod in lab.pods
+            },
             "nodes": {
                 f"agent-{node.name}": {
                     "node": node.name,

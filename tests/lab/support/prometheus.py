@@ -98,6 +98,12 @@ class Prometheus:
         """The series of an instant query, as the API has them."""
         return self._ask("query", query=text)["result"]  # type: ignore[no-any-return]
 
+    def ranged(self, text: str, seconds: float) -> list[dict[str, Any]]:
+        """The series of these last seconds, one value for each."""
+        now = time.time()
+        asked = {"query": text, "start": f"{now - seconds}", "end": f"{now}", "step": "1"}
+        return self._ask("query_range", **asked)["result"]  # type: ignore[no-any-return]
+
     def alerts(self) -> Mapping[str, str]:
         """Names of alerts that hold, with their state."""
         found = self._ask("alerts")["alerts"]
