@@ -47,32 +47,31 @@ class Attacher:
         # Pins by interface index and direction, as far as this process knows, once it has looked:
         # a look at all of them for each interface would be a square.
         self._places: dict[tuple[int, str], Path] | None = None
+        self._put: dict[tuple[int, str], int] = {}  # ids of the programs this process put there
 
     def attach(self, ifname: str, ifindex: int, direction: str, prog_fd: int) -> str:
         """Makes `prog_fd` run there. Returns what that took: "attached", "replaced" (another
-        program of ours ran, and no packet missed it), or "unchanged".
+        program of ours ran, and no packet missed it), "unchanged", or "restored": what this process
+        put there before was gone, or another program was in its place.
 
         Raises KernelError; ENODEV when the interface went meanwhile.
         """
         path = self._path(ifname, direction)
         prog_id = int(libbpf.prog_info(prog_fd).id)
         current = self._current(path, ifname, ifindex, direction)
-        if current is None:
+        found = current.prog_id if current else 0
+        if current and current.mode == "tcx" and found != prog_id:
+            _update(path, prog_fd, f"{direction} of {ifname}")
+        elif found != prog_id:
             self._create(path, ifname, ifindex, direction, prog_fd, prog_id)
-        self._known()[ifindex, direction] = path
-        if current is None:
-            return "attached"
-        if current.prog_id == prog_id:
+        place = (ifindex, direction)
+        self._known()[place] = path
+        before, self._put[place] = self._put.get(place), prog_id
+        if found == prog_id:
             return "unchanged"
-        if current.mode == "tcx":
-            link = libbpf.obj_get(str(path))
-            try:
-                libbpf.link_update(link, prog_fd, f"{direction} of {ifname}")
-            finally:
-                os.close(link)
-        else:
-            self._create(path, ifname, ifindex, direction, prog_fd, prog_id)
-        return "replaced"
+        if before is not None and found != before:
+            return "restored"
+        return "replaced" if found else "attached"
 
     def detach(self, ifname: str, direction: str) -> bool:
         """Removes what is attached there; False if nothing of ours was."""
@@ -80,6 +79,7 @@ class Attacher:
         found = self._read(path)
         if found is None:
             return False
+        self._put.pop((found.ifindex, direction), None)
         if found.mode == "clsact":
             if found.ifindex:
                 clsact.detach(found.ifindex, direction, self.slot)
@@ -105,6 +105,8 @@ class Attacher:
         """The same for these alone, which are gone."""
         known = self._known()
         keys = [(index, direction) for index in ifindexes for direction in DIRECTIONS]
+        for key in keys:
+            self._put.pop(key, None)
         paths = [known.pop(key) for key in keys if key in known]
         return self._drop_dead(item for path in paths if (item := self._read(path)))
 
@@ -212,6 +214,14 @@ class Attacher:
 
     def _path(self, ifname: str, direction: str) -> Path:
         return self._directory / f"{bpffs.pin_name(ifname)}-{direction}"
+
+
+def _update(path: Path, prog_fd: int, what: str) -> None:
+    link = libbpf.obj_get(str(path))
+    try:
+        libbpf.link_update(link, prog_fd, what)
+    finally:
+        os.close(link)
 
 
 def _index(ifname: str) -> int:

@@ -203,7 +203,7 @@ class Attaching:
         index = self._unchecked.pop()
         link = self._links.get(index)
         if link is not None and index in self.attached:
-            self._attach(link, now, again=True)
+            self._attach(link, now)
 
     def _take(self, changes: Changes) -> None:
         now = time.monotonic()
@@ -286,30 +286,27 @@ class Attaching:
     def _hooks(self, link: Link) -> dict[str, str] | None:
         return hooks_of(link, self.uplinks, self._wanted.pods)
 
-    def _attach(self, link: Link, since: float, again: bool = False) -> None:
-        """`again`: it has these programs already, as far as is known."""
+    def _attach(self, link: Link, since: float) -> None:
         generation, hooks = self._wanted.generation, self._hooks(link)
         if generation is None or hooks is None:
             return
-        new = []
+        done = {}
         try:
             for direction, program in hooks.items():
                 fd = generation.fds[program]
-                done = self._attacher.attach(link.ifname, link.ifindex, direction, fd)
-                if done == "attached" or (again and done != "unchanged"):
-                    new.append(direction)
+                done[direction] = self._attacher.attach(link.ifname, link.ifindex, direction, fd)
         except (LbError, OSError) as error:
             if getattr(error, "errno", 0) != errno.ENODEV:  # else a message says so soon
                 self._note_failed(link, since, error)
             return
         self._failed.pop(link.ifindex, None)
-        if new and link.ifindex in self.attached:
+        if restored := [direction for direction, what in done.items() if what == "restored"]:
             self._repaired[link.ifname] = time.monotonic()
             self.repairs += 1
             self._log.warning(
-                "programs were missing and are back", interface=link.ifname, directions=new
+                "programs were missing and are back", interface=link.ifname, directions=restored
             )
-        elif new:
+        elif "attached" in done.values():
             spent = round((time.monotonic() - since) * 1000, 2)
             self._log.info("programs attached", interface=link.ifname, milliseconds=spent)
         self.attached[link.ifindex] = (link.ifname, hooks["ingress"])

@@ -279,7 +279,7 @@ class Complaints:
         return found
 
     def _service(self, key: ObjectKey) -> Regarding:
-        objects = self._parts.reconciler.objects(key)
+        objects = self._parts.reconciler.known.objects.get(key)
         service = objects.service if objects else None
         return Regarding("Service", key.namespace, key.name, service.uid if service else "")
 

@@ -70,7 +70,7 @@ class Growth:
     def fit(self) -> None:
         """Make room for all objects that are known, while no program is in place."""
         there = self._there()
-        wanted = _wanted(self._growing, self._rooms(there, self._reconciler.expected()), 0.0)
+        wanted = _wanted(self._growing, self._rooms(there, self._reconciler.known.expected()), 0.0)
         if wanted != there:
             self._instance.enlarge(self._entries(wanted))
             self._instance.switch()

@@ -6,7 +6,7 @@ UDP as soon as the endpoint stopped serving; TCP only once the endpoint is known
 """
 
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -23,9 +23,10 @@ from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_column
 from lbctl.datapath.regions import ArrayContents
 from lbctl.datapath.tables import HashTable, Records, Tables
 from lbctl.errands import Errand
-from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.model.records import ObjectKey
 from lbctl.plan.planner import Planner
 from lbctl.plan.sets import HeldSets
+from lbctl.reconcile.known import Known
 
 # From a change to the look at sockets: several changes are one, and connects under way are done.
 DELAY_SECONDS = 0.25
@@ -34,24 +35,22 @@ _NO_COOKIE = np.uint64(1 << 63)
 CLOSING_SECONDS = 60.0  # the kernel answers at once; there may be very many namespaces
 
 
-class Objects(Protocol):
-    """What the reconciler knows."""
+class Programmed(Protocol):
+    """What is asked of the reconciler."""
 
     planner: Planner
-
-    def objects(self, key: ObjectKey) -> ServiceObjects | None: ...
-    def every_object(self) -> Iterable[tuple[ObjectKey, ServiceObjects]]: ...
+    known: Known
 
 
 class StaleSockets:
     """Decides in the agent's thread, closes in another."""
 
     def __init__(
-        self, tables: Tables, known: Objects, mode: str, errand: Errand | None = None
+        self, tables: Tables, programmed: Programmed, mode: str, errand: Errand | None = None
     ) -> None:
         """`mode` as in `SocketHooks`. `errand` is who closes, in CLOSING_SECONDS at most."""
         self._tables = tables
-        self._known = known
+        self._programmed = programmed
         self._mode = mode
         self._departed = Departed()
         self._elsewhere = False  # pods' sockets are among those to be closed
@@ -68,7 +67,7 @@ class StaleSockets:
         """Services were written; `left`: some endpoint stopped serving."""
         if self._mode == OFF:
             return
-        began = self._departed.take((key, self._known.objects(key)) for key in keys)
+        began = self._departed.take((key, self._programmed.known.objects.get(key)) for key in keys)
         if self._due is not None:
             return
         if left or (began and self._open) or not self._waiting.isdisjoint(keys):
@@ -99,7 +98,9 @@ class StaleSockets:
         keys, values = self._peers()
         places = rows_as_bytes(keys)[:, address_columns(keys.dtype, "addr", "port")]
         services = values["service"]
-        serving = _serving(self._tables, self._known.planner, set(np.unique(services).tolist()))
+        serving = _serving(
+            self._tables, self._programmed.planner, set(np.unique(services).tolist())
+        )
         # Many sockets have the same peer: each is judged once.
         named = np.column_stack([places, rows_as_bytes(np.ascontiguousarray(services))])
         peers, which = np.unique(named.view(f"V{named.shape[1]}").ravel(), return_inverse=True)
@@ -134,7 +135,7 @@ class StaleSockets:
     def _dead(self, addresses: Collection[bytes]) -> set[bytes]:
         """Which of these are known to be; notes which services to watch for the others."""
         leaving = self._departed.leaving(addresses)
-        named = services_naming(leaving, self._known.every_object())
+        named = services_naming(leaving, self._programmed.known.objects.items())
         self._waiting = frozenset(key for keys in named.values() for key in keys)
         return leaving - named.keys()
 

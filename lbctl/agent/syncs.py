@@ -35,7 +35,7 @@ class Syncs:
         """What this changes of what `reconciler` knows."""
         services = slices = 0
         for key, after in update.services.items():
-            before = reconciler.objects(key) or _NOTHING
+            before = reconciler.known.objects.get(key) or _NOTHING
             services += before.service != after.service
             known = {id(part) for part in before.slices}
             names = {part.key for part in after.slices}

@@ -10,19 +10,19 @@ import structlog
 from ebpf.errors import LbError
 from lbctl.datapath.regions import table_places
 from lbctl.datapath.tables import Flows, Tables
-from lbctl.model.records import ObjectKey, ServiceObjects
+from lbctl.model.records import ObjectKey
 from lbctl.model.updates import Update
 from lbctl.plan.alloc import Exhausted
-from lbctl.plan.rooms import NOTHING, Need, sum_of
+from lbctl.plan.rooms import Need, sum_of
 from lbctl.program import readback, writes
 from lbctl.reconcile.audit import Audit
 from lbctl.reconcile.corrections import Corrections
 from lbctl.reconcile.departures import Departures
 from lbctl.reconcile.housekeeping import NO_FLOWS, Housekeeper
+from lbctl.reconcile.known import Known
 from lbctl.reconcile.notes import Notes
 from lbctl.reconcile.places import Places, target_of, trimmed
 from lbctl.reconcile.reserved import Reserved
-from lbctl.resolve.endpoints import targets_of
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import ResolvedPort, Target
 from lbctl.resolve.service import foreign_addresses, own_addresses_in_range, resolve
@@ -57,10 +57,9 @@ class Reconciler:
         self._most = most
         self._node = node
         self._log = structlog.get_logger()
-        self._objects: dict[ObjectKey, ServiceObjects] = {}
+        self.known = Known()
         self._ports: dict[ObjectKey, tuple[str, ...]] = {}  # names of what is wanted
         self._foreign: dict[ObjectKey, tuple[bytes, ...]] = {}  # addresses that others serve
-        self._dirty: dict[ObjectKey, set[Target] | None] = {}  # which ports; None: all
         self._notes = Notes()
         self._places = Places()
         self._reserved = Reserved()
@@ -83,14 +82,6 @@ class Reconciler:
         self.had_services = bool(self._unclaimed)
         self._touched: set[ObjectKey] = set()  # since `take_touched`
         self._left = True  # an earlier agent may have seen some leave
-
-    def objects(self, key: ObjectKey) -> ServiceObjects | None:
-        """What is known of a service; None if there is none."""
-        return self._objects.get(key)
-
-    def every_object(self) -> Iterable[tuple[ObjectKey, ServiceObjects]]:
-        """All that is known of services."""
-        return self._objects.items()
 
     def take_touched(self) -> tuple[set[ObjectKey], bool]:
         """Services written since the last call, and whether endpoints stopped serving."""
@@ -144,11 +135,6 @@ class Reconciler:
         waiting = self._places.waiting.values()
         return sum_of(found.need for found in waiting if self.planner.grows(found.error))
 
-    def expected(self) -> Need:
-        """About what all objects ask for that are known, before any is resolved; rather more."""
-        needs = (_about(objects) for objects in self._objects.values())
-        return sum_of(needs)
-
     def grown(self) -> None:
         """Maps were exchanged for larger ones. While programs are in place that use the former
         ones, there is no more room than in those."""
@@ -179,34 +165,24 @@ class Reconciler:
         """Facts about the node; if they differ, every service is looked at again."""
         if node != self._node:
             self._node = node
-            self._dirty.update(dict.fromkeys(self._objects))
+            self.known.mark_all()
             self.complete_pass = True
 
     def take(self, update: Update) -> None:
         """Note what an update says; `apply` carries it out."""
-        for key, objects in update.services.items():
-            self._mark(key, _affected(self._objects.get(key), objects))
-            if objects.service is None:
-                self._objects.pop(key, None)
-            else:
-                self._objects[key] = objects
-
-    def _mark(self, key: ObjectKey, targets: set[Target] | None) -> None:
-        noted = self._dirty.get(key, set())
-        self._dirty[key] = None if noted is None or targets is None else noted | targets
+        self.known.take(update)
 
     def apply(self, complete: bool) -> bool:
         """Write everything that is noted. `complete`: what was not seen by now does not exist.
 
         Returns whether something was written. What fails is kept and tried again.
         """
-        concerned = self._reserved.take(self._dirty, self._objects, self._node)
-        self._dirty.update(dict.fromkeys(concerned))
-        grades = self._places.grades
-        keys = [key for key in self._dirty if key not in grades]
-        large = [key for key in self._dirty if key in grades]
+        known, grades = self.known, self._places.grades
+        known.mark_all(self._reserved.take(known.dirty, known.objects, self._node))
+        keys = [key for key in known.dirty if key not in grades]
+        large = [key for key in known.dirty if key in grades]
         if not self.synced:  # those first that are served, should there not be room for all
-            keys.sort(key=self._seniority)
+            keys.sort(key=known.seniority)
         self._retry = None
         self._notes.begin()
         step = len(keys) or 1 if self.synced or self.had_services else _FIRST_BATCH
@@ -248,7 +224,7 @@ class Reconciler:
         changes: dict[str, ResolvedPort | None] = {}
         self._touched.update(keys)
         for key in keys:
-            targets = self._dirty.pop(key, None)
+            targets = self.known.dirty.pop(key, None)
             ports = self._resolve(key, targets)
             gone: tuple[str, ...] = ()
             if targets is None:
@@ -267,7 +243,7 @@ class Reconciler:
         return self._write(changes, self._queued(changes)) if changes else False
 
     def _resolve(self, key: ObjectKey, targets: set[Target] | None) -> list[ResolvedPort]:
-        objects = self._objects.get(key)
+        objects = self.known.objects.get(key)
         self._foreign.pop(key, None)
         if objects is None or objects.service is None:
             return []
@@ -328,7 +304,7 @@ class Reconciler:
             self._retry = due
             return False
         self._settled = now
-        choice = places.choose(self.planner, self._ports, self._seniority)
+        choice = places.choose(self.planner, self._ports, self.known.seniority)
         wrote = False
         if choice.out:
             leaving = places.leave(self.planner, choice.out)
@@ -381,10 +357,6 @@ class Reconciler:
             if port.name in wanted
         }
 
-    def _seniority(self, key: ObjectKey) -> bytes:
-        objects = self._objects.get(key)
-        return objects.service.seniority if objects and objects.service else b""
-
     def _tell(self) -> None:
         """Sentences about all services together, where they may be others than before."""
         versions = *self.planner.version, self._places.version
@@ -400,11 +372,11 @@ class Reconciler:
     @property
     def at_rest(self) -> bool:
         """Whether all that is known is written, as far as there is room."""
-        return self.synced and not self._dirty and not self.refused
+        return self.synced and not self.known.dirty and not self.refused
 
     def again(self, key: ObjectKey) -> None:
         """Look at a service anew with the next `apply`, though nothing is known to have changed."""
-        self._mark(key, None)
+        self.known.mark(key)
 
     def start_over(self, error: LbError) -> None:
         """A map refused an update: what is programmed is read back, and all is planned again."""
@@ -425,28 +397,5 @@ class Reconciler:
             self.planner.stored_name(name) for names in self._ports.values() for name in names
         }
         self._unclaimed.update(self.planner.services.keys() - wanted)
-        self._dirty.update(dict.fromkeys(self._objects))
+        self.known.mark_all()
         self.complete_pass = True
-
-
-def _about(objects: ServiceObjects) -> Need:
-    """What a service may ask for: each of its ports at each of its addresses."""
-    service = objects.service
-    if service is None or service.left_alone:
-        return NOTHING
-    endpoints = sum(len(part.ports) * len(part.endpoints) for part in objects.slices)
-    addresses = len(service.cluster_ips) + len(service.external_ips) + len(service.ingress_ips)
-    ports = len(service.ports) * max(1, len(service.cluster_ips))
-    frontends = len(service.ports) * (addresses + 2) + addresses
-    return Need(ports, frontends, 2 * endpoints, endpoints, 0)
-
-
-def _affected(before: ServiceObjects | None, after: ServiceObjects) -> set[Target] | None:
-    """Ports that a change concerns; None if that may be all."""
-    if before is None or before.service is not after.service:
-        return None
-    known, now = set(map(id, before.slices)), set(map(id, after.slices))
-    return targets_of(
-        [part for part in before.slices if id(part) not in now]
-        + [part for part in after.slices if id(part) not in known]
-    )

@@ -4,7 +4,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from ebpf.maps import declared
+from tests.kernel.support.programs import USES
 from tests.kernel.support.world import World
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _maps_of_the_small_bundle() -> Iterator[None]:
+    """Declared while these tests run, and not for those that follow."""
+    declared.USES.update(USES)
+    yield
+    for name in USES:
+        del declared.USES[name]
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,18 @@ def test_replacing_misses_no_packet(setup: Setup, mode: str) -> None:
     assert setup.seen() == 21 * 50
 
 
+def test_what_somebody_else_did_is_told_from_what_we_replace(setup: Setup, mode: str) -> None:
+    attacher, other = setup.attacher(mode), setup.attacher(mode)
+    setup.attach(attacher, "entry_count")
+    setup.attach(other, "entry_call")
+    assert setup.attach(attacher, "entry_recount") == "restored"
+    setup.space.run(lambda: other.detach("left", "ingress"))
+    assert setup.attach(attacher, "entry_recount") == "restored"
+    assert setup.attach(attacher, "entry_count") == "replaced"
+    setup.space.run(lambda: attacher.detach("left", "ingress"))
+    assert setup.attach(attacher, "entry_count") == "attached"
+
+
 def test_a_generation_that_still_runs_is_kept(setup: Setup, mode: str) -> None:
     attacher = setup.attacher(mode)
     setup.attach(attacher, "entry_call")

@@ -138,7 +138,10 @@ def test_who_asks_for_too_much_harms_nobody(
     # The next agent comes to the same, and writes nothing.
     before = contents(tables)
     again = Reconciler(tables, NODE)
-    take(again, [HOSTILE[full], *reversed([o for o in map(reconciler.objects, keys()) if o])])
+    take(
+        again,
+        [HOSTILE[full], *reversed([o for o in map(reconciler.known.objects.get, keys()) if o])],
+    )
     assert again.troubles().keys() == reconciler.troubles().keys()
     assert contents(tables) == before
 

@@ -55,7 +55,7 @@ class Rig:
         reconciler: Any = SimpleNamespace(
             planner=self.planner,
             waiting_for=lambda: self.waiting,
-            expected=lambda: self.expected,
+            known=SimpleNamespace(expected=lambda: self.expected),
             grown=lambda: self.told.append("grown"),
         )
         known: Any = self

@@ -33,6 +33,7 @@ PROGRAMS: Any = SimpleNamespace(
         )
     }
 )
+NEWER: Any = SimpleNamespace(fds={name: 10 + number for name, number in PROGRAMS.fds.items()})
 NONE = Changes((), frozenset(), False, False, False)
 UPLINK = Link(2, "eth0", "", "up", True, False, 0, 0, None)
 
@@ -47,6 +48,7 @@ class Kernel:
     def __init__(self) -> None:
         self.links: dict[int, Link] = {2: UPLINK}
         self.running: dict[tuple[int, str], int] = {}
+        self.put: dict[tuple[int, str], int] = {}
         self.order: list[int] = []
         self.refusing: dict[str, Exception] = {}
         self.looks = self.attaches = self.scans = 0
@@ -66,12 +68,16 @@ class Kernel:
             self.gate.wait(10)
         if ifname in self.refusing:
             raise self.refusing[ifname]
-        if self.running.get((ifindex, direction)) == fd:
+        place = (ifindex, direction)
+        found, before = self.running.get(place), self.put.get(place)
+        self.running[place] = self.put[place] = fd
+        if found == fd:
             return "unchanged"
-        self.running[ifindex, direction] = fd
         if direction == "ingress":
             self.order.append(ifindex)
-        return "attached"
+        if found != before:
+            return "restored"
+        return "attached" if found is None else "replaced"
 
     def attachments(self) -> list[Any]:
         self.scans += 1
@@ -84,6 +90,7 @@ class Kernel:
         for index in gone:
             for direction in ("ingress", "egress"):
                 self.running.pop((index, direction), None)
+                self.put.pop((index, direction), None)
 
     # A watch.
 
@@ -219,6 +226,21 @@ def test_what_others_took_away_is_put_back_and_said(
     assert made.repaired(clock[0]) == ("veth100",)
     assert made.repairs == 1
     assert made.repaired(clock[0] + attaching.REPAIRED_SECONDS) == ()
+
+
+def test_what_others_took_away_is_told_from_a_newer_generation(
+    made: Attaching, kernel: Kernel, told: int, clock: list[float]
+) -> None:
+    """The tables grow just when somebody has put another program there."""
+    kernel.come(pod(100), pod(101))
+    made.want(Wanted(generation=PROGRAMS))
+    turns(made, told)
+    kernel.running[100, "ingress"] = 99
+    made.want(Wanted(generation=NEWER))
+    turns(made, told)
+    assert kernel.running[100, "ingress"] == kernel.running[101, "ingress"] != 99
+    assert made.repairs == 1
+    assert made.repaired(clock[0]) == ("veth100",)
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,9 @@ class Loop:
         self.objects = {key: ServiceObjects(found)}
         parts: Any = SimpleNamespace(
             reconciler=SimpleNamespace(
-                complaints=lambda: self.taken, objects=self.objects.get, told=0
+                complaints=lambda: self.taken,
+                known=SimpleNamespace(objects=self.objects),
+                told=0,
             ),
             source=SimpleNamespace(service_problems=lambda: self.problems),
             facts=SimpleNamespace(name="worker-1"),

@@ -16,17 +16,17 @@ from ebpf.compile import compiler
 from ebpf.compile.source import Unit, family_unit
 from ebpf.instance import Instance
 from ebpf.layouts import HASH, LRU_HASH, Bundle
-from ebpf.maps import HashMap, declared
+from ebpf.maps import HashMap
 from ebpf.maps.declared import Share, Use
 
 T = TypeVar("T")
 
 # Of its maps, those that are none of the data path's: two of flows, which programs fill and whose
 # size follows a number that one can choose.
-declared.USES.update(
-    flows4=Use((HASH,), Share("flows", 2), filled=True, counted=False),
-    flows4_lru=Use((LRU_HASH,), Share("flows"), filled=True, counted=False),
-)
+USES = {
+    "flows4": Use((HASH,), Share("flows", 2), filled=True, counted=False),
+    "flows4_lru": Use((LRU_HASH,), Share("flows"), filled=True, counted=False),
+}
 
 SOURCES = Path(__file__).with_name("ebpf_c")
 UNITS = (family_unit("4", "family.c"), family_unit("6", "family.c"), Unit("entry", "entry.c"))

@@ -12,8 +12,8 @@
 #include "claim.h"
 #include "ending.h"
 
-/* Flows KEYS .. KEYS + LASTING - 1 are always there, and only used. Their table has room for all.
- */
+/* Flows KEYS .. KEYS + LASTING - 1 are always there, used, and opened once more in vain. Their table
+ * has room for all. */
 #ifndef LASTING
 #define LASTING 0
 #endif
@@ -229,7 +229,7 @@ PROGRAM(stress)
 #if LASTING
 	if (x >> 25 & 1) {
 		n = KEYS + (x >> 26 & (LASTING - 1));
-		op = 16 | (op & 15);
+		op = op < 4 ? 0 : 16 | (op & 15);
 	}
 #endif
 	w = get_wanted(n, 0);
