@@ -80,12 +80,12 @@ class Seen:
     """What clients of a service saw, and what its slow endpoint had waiting for each new one."""
 
     seconds: list[float] = field(default_factory=list)
-    slow: int = 0
+    servers: list[str] = field(default_factory=list)
     met: list[int] = field(default_factory=list)
 
     @property
     def share(self) -> float:
-        return self.slow / len(self.seconds)
+        return self.servers.count(SLOW) / len(self.servers)
 
     @property
     def depth(self) -> float:
@@ -123,7 +123,7 @@ def call(lab: Lab, service: str, count: int, seen: Seen) -> None:
                 began = time.monotonic()
                 with new_socket(0, TCP) as sock:
                     sock.connect((addresses(service)[0], PORT))
-                    seen.slow += sock.recv(100).decode() == SLOW
+                    seen.servers.append(sock.recv(100).decode())
                 seen.seconds.append(time.monotonic() - began)
         except OSError as error:
             failed.append(error)
