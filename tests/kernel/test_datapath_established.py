@@ -66,15 +66,16 @@ def _still_talks(talk: Conversation) -> None:
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)
 def test_both_directions_keep_a_flow_alive(world: World, shape: Shape) -> None:
-    """`seen` follows the clock in the entry of the direction that the packet took."""
+    """`seen` follows the clock in the entry of the direction that the packet took. Python's reading
+    of that clock is a tenth of a second off, which may be the next beat."""
     talk = Conversation(world, shape, serve(world, shape)).open()
     world.age(100)
-    before = beat()
+    before = beat() - 1
     talk.down("A", b"x")
     seen = {flow.reply: flow.seen for flow in world.flows()}
-    assert before <= seen[True] <= beat()
+    assert before <= seen[True] <= beat() + 1
     talk.up("A", b"x")
-    assert all(before <= flow.seen <= beat() for flow in world.flows())
+    assert all(before <= flow.seen <= beat() + 1 for flow in world.flows())
 
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)
