@@ -19,7 +19,7 @@ from tests.lab.support.labs import FAMILIES, set_linger
 ANSWER = b"k"
 MUCH = ANSWER * 4000
 SECONDS = 3.0  # until something is lost
-# A reset is sent once. Where a busy machine loses it, its receiver has to ask.
+# A reset is sent once: who does not get it finds out by asking.
 KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
