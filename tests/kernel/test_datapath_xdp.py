@@ -251,7 +251,7 @@ def test_by_auto_they_send_on_while_the_agent_looks_and_nobody_minds(
     free |= dict.fromkeys(node.devices.values(), flag("FAST_LEAVE"))
     for xdp, beats, devices, handle in (
         (auto, 1000, free, assert_equal_to_tc),
-        (auto, -1, free, assert_handed_up),  # the agent looks no more
+        (auto, -2, free, assert_handed_up),  # the agent looks no more
         (0, 1000, free, assert_handed_up),
         (auto, 1000, free | {INGRESS: flag("FAST_LEAVE")}, assert_handed_up),
         (auto, 1000, {INGRESS: flag("FAST_FROM")}, assert_handed_up),
@@ -293,7 +293,7 @@ def test_a_hop_is_kept_for_its_epoch(driver_node: DriverNode, shape: Shape) -> N
     assert_equal_to_tc(node, request)
     node.forget_neighbours(BACKENDS)
     assert_equal_to_tc(node, request)
-    node.world.configure(fast_until=beat() - 1)
+    node.world.configure(fast_until=beat() - 2)
     assert_handed_up(node, request)
     node.world.configure(fast_until=beat() + 1000)
     assert_equal_to_tc(node, request)

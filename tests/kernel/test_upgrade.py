@@ -40,7 +40,7 @@ def bundle() -> Bundle:
     found = compiler.bundle(units=[family_unit("4", "table.c"), family_unit("6", "table.c")])
     kept = {name: spec for name, spec in found.maps.items() if name not in FORMER}
     # Of the program arrays' slots none is there.
-    slots = ("PROGRAM_", "XDP_")
+    slots = ("PROGRAM_", "XDP_FORWARD", "XDP_PROGRAM")
     numbers = {n: v for n, v in found.enums.items() if not n.startswith(slots)}
     return structs.replace(found, maps=kept, enums=numbers)
 
