@@ -12,7 +12,6 @@
 #include "maps.h"
 #include "address.h"
 #include "hash.h"
-#include "config.h"
 #include "parse.h"
 #include "cells.h"
 #include "cpu.h"

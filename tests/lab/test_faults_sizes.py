@@ -148,6 +148,10 @@ def serves(lab: Lab, node: str, what: Served) -> bool:
     return served(lab, node) == what
 
 
+def differing(lab: Lab, node: str, what: Served) -> str:
+    return f"{sorted(served(lab, node).keys() ^ what.keys())} differ"
+
+
 def test_a_restart_beside_it_loses_nothing(
     lab: Lab, traffic: Bystanders, greedy: list[JsonObject]
 ) -> None:
@@ -155,8 +159,13 @@ def test_a_restart_beside_it_loses_nothing(
     lab.apply(GREEDY, greedy)
     for node in NODES:
         wait_said(lab, node, GREEDY)
+    wait_until(  # that nobody is about to give way any more
+        lambda: served(lab, "node1") == served(lab, "node2"),
+        why=lambda: f"{len(served(lab, 'node1'))} and {len(served(lab, 'node2'))} ports",
+    )
+    for node in NODES:
         before = served(lab, node)
         lab.restart_agent(node)
         traffic.unharmed()
         publish(lab, {"small": ["pod2"]}, nodes=[node])
-        wait_until(partial(serves, lab, node, before))
+        wait_until(partial(serves, lab, node, before), why=partial(differing, lab, node, before))

@@ -16,7 +16,7 @@ import pytest
 from lbctl.lab.agents import environment, lbctl_command
 from lbctl.lab.cluster import Lab
 from tests.lab.support.faults import answers, service
-from tests.lab.support.labs import TCP, Responder, addresses, endpoint
+from tests.lab.support.labs import TCP, Responder, addresses, ask, connected, endpoint
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -60,8 +60,12 @@ def test_connections_made_meanwhile(lab: Lab) -> None:
 
 @pytest.mark.parametrize("view", ["--clients", "--backends"])
 def test_who_and_whom(lab: Lab, view: str) -> None:
-    assert answers(lab, "pod1", addresses("web")[0], kinds=[TCP], times=3) == {"pod2"}
-    out, _ = start(lab, view, "--once", "-o", "json", "--interval", "0.1").communicate(timeout=60)
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            sock = stack.enter_context(connected(lab, "pod1", addresses("web")[0], TCP))
+            assert ask(sock, "hello").server == "pod2"
+        looking = start(lab, view, "--once", "-o", "json", "--interval", "0.1")
+        out, _ = looking.communicate(timeout=60)
     names = {row["name"]: row["active"] for row in json.loads(out)["rows"]}
     known = {pod.name: pod.ipv4 for pod in lab.pods}
     wanted = known["pod1"] if view == "--clients" else f"{known['pod2']}:7000 of default/web:tcp"
