@@ -1,9 +1,9 @@
 """Measures everything that docs/benchmarks.md and docs/scale.md show, and writes it there.
 
 \b
-    python -m tests.perf.figures                 measure all of it: about 12 minutes, root
-    python -m tests.perf.figures --only bench    ... with lbctl bench alone: 8 minutes
-    python -m tests.perf.figures --only agent    ... with tests.perf.scale alone: 4 minutes
+    python -m tests.perf.figures                 measure all of it, root
+    python -m tests.perf.figures --only bench    ... with lbctl bench alone: 12 minutes
+    python -m tests.perf.figures --only agent    ... with tests.perf.scale alone
     python -m tests.perf.figures --quick         try it: small, shown, and not kept
     python -m tests.perf.figures --no-measuring  the documents again, from the saved results
 
