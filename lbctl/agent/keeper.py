@@ -34,7 +34,6 @@ class Keeper:
         self._kept: list[Kept] = []
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
-        self._next = 0.0
 
     def work(self, name: str, work: Callable[[Beat], None]) -> Watched:
         """Something to be done as long as the agent lives; the caller starts and stops it."""
@@ -64,9 +63,9 @@ class Keeper:
         self._check()
 
     def due(self) -> float | None:
-        """When one is overdue, or is to be started again; and now and then."""
+        """When one is overdue, or is to be started again."""
         found = (at for kept in self._kept if (at := kept.due()) is not None)
-        return min(found, default=self._next)
+        return min(found, default=None)
 
     def step(self, now: float) -> None:
         """Look at all of them."""

@@ -137,7 +137,9 @@ class Claims:
         """Keys, markers too, that these would add to the map."""
         found = set()
         for key, _ in frontends:
-            found.update({key, marker_key(key[:ADDRESS_BYTES])} - self._owner.keys())
+            marker = marker_key(key[:ADDRESS_BYTES])
+            # One by one: a set less the keys of a dict would go through all of the dict.
+            found.update(each for each in (key, marker) if each not in self._owner)
         return found
 
     def drop(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from lbctl.addresses import parse_address, parse_prefix
+from lbctl.datapath.records import ADDRESS_BYTES, marker_key
 from lbctl.model.records import (
     EndpointSlice,
     Hints,
@@ -25,6 +26,7 @@ from lbctl.model.records import (
     SliceEndpoint,
     SlicePort,
 )
+from lbctl.plan.claims import Claims
 from lbctl.plan.rooms import Need, Room, sum_of
 from lbctl.reconcile.reconciler import Reconciler
 from tests.support.fake_tables import FakeTables
@@ -317,3 +319,20 @@ def test_grades() -> None:
     found = [room.grade(Need(n, 0, 0, 0, 0)) for n in (100, 101, 200, 201, 400, 800, 1600, 1601)]
     assert found == [0, 1, 1, 2, 2, 3, 4, 5]
     assert room.grade(Need(1, 1, 1, 1, 10**9)) == 5
+
+
+class NeverWhole(dict[bytes, int]):
+    """What is asked about single keys alone: going through it would cost more with each service."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise AssertionError
+
+    def keys(self) -> Any:
+        raise AssertionError
+
+
+def test_what_a_service_would_add_is_found_without_a_look_at_the_others() -> None:
+    claims = Claims(lambda number: None)
+    key = bytes(range(24))
+    claims._owner = NeverWhole({key: 1})
+    assert claims.missing([(key, 0)]) == {marker_key(key[:ADDRESS_BYTES])}

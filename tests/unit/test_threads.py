@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lbctl.agent.keeper import Keeper
 from lbctl.threads import UNREADY_SECONDS, Beat, Watched
 
 PATIENCE = 10.0
@@ -166,3 +167,14 @@ def test_no_more_than_a_few_are_left_to_themselves(clock: Clock) -> None:
     release.set()
     one.stop()
     assert one.join(PATIENCE)
+
+
+def test_a_keeper_without_anything_to_wait_for_asks_for_no_turn() -> None:
+    keeper = Keeper()
+    try:
+        assert keeper.due() is None
+        keeper.work("a piece of work", lambda beat: None)
+        keeper.errand("an errand", 5.0)
+        assert keeper.due() is None
+    finally:
+        keeper.close()
