@@ -135,7 +135,7 @@ class Claims:
 
     def missing(self, frontends: Iterable[tuple[bytes, int]]) -> set[bytes]:
         """Keys, markers too, that these would add to the map."""
-        found = set()
+        found: set[bytes] = set()
         for key, _ in frontends:
             marker = marker_key(key[:ADDRESS_BYTES])
             # One by one: a set less the keys of a dict would go through all of the dict.
