@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
-import pty
 import signal
 import subprocess
 import time
@@ -26,6 +24,7 @@ from lbctl.lab.objects import Port
 from tests.lab.support.faults import answers, service
 from tests.lab.support.lab_kubectl import LabKubectl
 from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, endpoint
+from tests.lab.support.terminals import terminal
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
@@ -237,27 +236,8 @@ def test_tables_and_documents_of_both(lab: Lab, kubectl: LabKubectl) -> None:
 
 
 def test_top_on_the_terminal_of_who_asks(lab: Lab, kubectl: LabKubectl) -> None:
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*kubectl.command, "top", "--node", "node1", "--interval", "0.2"],
-        stdin=follower, stdout=follower, stderr=follower,
-        env=kubectl.environment | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
-    )  # fmt: skip
-    os.close(follower)
-    os.set_blocking(leader, False)
-    shown = bytearray()
-
-    def read() -> bytes:
-        with contextlib.suppress(OSError):  # nothing yet, or nobody any more
-            shown.extend(os.read(leader, 1 << 16))
-        return bytes(shown)
-
-    try:
-        wait_until(lambda: b"default/web:tcp/TCP/v4" in read(), BOUND)
-        os.write(leader, b"q")
-        wait_until(lambda: read() and process.poll() is not None, BOUND)
-        assert process.returncode == 0
-    finally:
-        process.kill()
-        process.wait(10)
-        os.close(leader)
+    command = [*kubectl.command, "top", "--node", "node1", "--interval", "0.2"]
+    with terminal(command, kubectl.environment) as shown:
+        shown.wait_for(b"default/web:tcp/TCP/v4")
+        shown.press(b"q")
+        assert shown.wait_end() == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import pty
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from lbctl.lab.agents import environment, lbctl_command
 from lbctl.lab.cluster import Lab
 from tests.lab.support.faults import answers, service
 from tests.lab.support.labs import TCP, Responder, addresses, ask, connected, endpoint
-from tests.support.waiting import wait_until
+from tests.lab.support.terminals import terminal
 
 pytestmark = pytest.mark.lab
 
@@ -73,30 +71,10 @@ def test_who_and_whom(lab: Lab, view: str) -> None:
 
 
 def test_on_a_terminal_until_a_key_ends_it(lab: Lab) -> None:
-    leader, follower = pty.openpty()
     command = lbctl_command("top", "--interval", "0.2", "--pin-dir", str(lab.pin_dir("node1")))
-    process = subprocess.Popen(
-        lab.command("node1", command),
-        stdin=follower, stdout=follower, stderr=follower,
-        env=environment() | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
-    )  # fmt: skip
-    os.close(follower)
-    os.set_blocking(leader, False)
-    shown = bytearray()
-
-    def read() -> bytes:
-        with contextlib.suppress(OSError):  # nothing yet, or nobody any more
-            shown.extend(os.read(leader, 1 << 16))
-        return bytes(shown)
-
-    try:
-        wait_until(lambda: b"default/web:tcp/TCP/v4" in read(), 20.0)
-        os.write(leader, b"C")
-        wait_until(lambda: b"clients by bytes" in read(), 20.0)
-        os.write(leader, b"q")
-        wait_until(lambda: read() and process.poll() is not None, 20.0)
-        assert process.returncode == 0
-    finally:
-        process.kill()
-        process.wait(10)
-        os.close(leader)
+    with terminal(lab.command("node1", command), environment()) as shown:
+        shown.wait_for(b"default/web:tcp/TCP/v4")
+        shown.press(b"C")
+        shown.wait_for(b"clients by bytes")
+        shown.press(b"q")
+        assert shown.wait_end() == 0
