@@ -180,14 +180,15 @@ def _serving(tables: Tables, planner: Planner, services: Collection[int]) -> dic
     contents = ArrayContents(
         tables.slots.records, tables.backends.records, tables.hash_tables.records
     )
-    found = {}
-    for state in (*planner.retired.values(), *planner.services.values()):
-        if state.id in services:
-            held = HeldSets(contents, state.cluster, state.local).held
-            found[state.id] = {
-                identity for identity, (_, flags) in held.items() if flags & consts.BACKEND_SERVING
-            }
-    return found
+    every = (*planner.retired.values(), *planner.services.values())
+    states = [state for state in every if state.id in services]
+    sets = HeldSets.read(contents, [(state.cluster, state.local) for state in states])
+    return {
+        state.id: {
+            identity for identity, (_, flags) in one.held.items() if flags & consts.BACKEND_SERVING
+        }
+        for state, one in zip(states, sets, strict=True)
+    }
 
 
 def _rows(peers: Records) -> Iterator[tuple[int, bytes]]:

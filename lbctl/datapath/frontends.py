@@ -1,14 +1,12 @@
 """The table of frontends: what address, port and protocol lead to, which addresses services have,
 and which endpoints there are. Words of it are packed and unpacked here alone."""
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ebpf.errors import MapFull
 from ebpf.maps.buckets import KEY_WORDS, BucketTable, Words
 from lbctl.datapath import consts
 from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_columns, rows_as_bytes
@@ -96,9 +94,7 @@ class Frontends:
 
     def read_all(self) -> Entries:
         """All but the endpoints."""
-        keys, words = self._table.read()
-        chosen = words & _ENDPOINT == 0
-        return _entries(keys[chosen], words[chosen])
+        return _entries(*self._table.read(without=_ENDPOINT))
 
     def read_part(self, part: slice) -> tuple[Entries, Held]:
         """What is in these places, as the writer sees it."""
@@ -130,11 +126,29 @@ class Frontends:
 
     def repair(self, backends: Records) -> int:
         """Make the table whole after a writer that was killed: endpoints are those of `backends`,
-        and what it moved is in one place. Returns how many entries had to be written."""
-        stored = self._table.tidy()
-        wanted, counts = _counted(backends)
-        stored += self._table.delete(self._not_among(wanted))
-        return stored + self._correct(wanted, counts)
+        and what it moved is in one place. Returns how many entries had to be written.
+
+        Every start does this, and nearly always there is nothing to write: so endpoints are looked
+        up, and counted where they are, which is quicker than sorting them.
+        """
+        keys = _keys_of(backends)
+        found = self._table.find(keys)
+        stored = self._table.tidy_beside(self._hits(found) > 0)
+        if stored:
+            found = self._table.find(keys)
+        counts = self._hits(found)
+        places, _, words = self._table.read_part(slice(None))
+        has = counts[places].astype(np.uint64)
+        entered = words & _ENDPOINT != 0
+        gone, wrong = entered & (has == 0), entered & (has != 0) & (words != has | _ENDPOINT)
+        self._table.set_at(places[wrong], has[wrong] | _ENDPOINT)
+        self._table.delete_at(places[gone])
+        stored += int(wrong.sum()) + int(gone.sum())
+        return stored + self._enter(*_distinct(keys[found < 0]))
+
+    def _hits(self, places: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """How often each place is among these, by number; -1 stands for none."""
+        return np.bincount(places[places >= 0], minlength=self._table.places)
 
     def count(self, backends: Records, counted: npt.NDArray[np.uint32]) -> Words:
         """Add to `counted`, by place, how many of `backends` have each endpoint. Returns the keys
@@ -186,11 +200,8 @@ class Frontends:
         """Endpoints that are not there, as far as there is room; returns how many."""
         if not len(keys):
             return 0
-        before = len(self._table)
-        some = slice(0, self._spare())
-        with contextlib.suppress(MapFull):  # all others are written
-            self._table.put(keys[some], counts[some] | _ENDPOINT)
-        return len(self._table) - before
+        keys = keys[: self._spare()]
+        return len(keys) - self._table.add(keys, counts[: len(keys)] | _ENDPOINT)
 
     def _spare(self) -> int:
         """How many endpoints may be entered."""
@@ -225,21 +236,30 @@ def _may_have(key: Words, backends: Records) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _counted(backends: Records) -> tuple[Words, Words]:
-    """Keys of the endpoints of those elements that hold one, and of their addresses, each once; and
-    how many do."""
+def _keys_of(backends: Records) -> Words:
+    """Keys of the endpoints of those elements that hold one, and then of their addresses."""
     used = np.ascontiguousarray(backends[backends["port"] != 0])
     raw = np.zeros((len(used), 8 * KEY_WORDS), np.uint8)
     columns = address_columns(used.dtype, "addr", "port")
     raw[:, :IDENTITY_BYTES] = rows_as_bytes(used)[:, columns]
-    # A view as one item per row, since numpy sorts single items far quicker than rows.
     by_address = raw.copy()
     by_address[:, ADDRESS_BYTES:IDENTITY_BYTES] = 0
     by_address[:, IDENTITY_BYTES] = consts.FRONTEND_ENDPOINT_ADDRESS
-    both = np.concatenate([raw, by_address]).view(np.uint64)
-    keys, counts = np.unique(_as_strings(both), return_counts=True)
-    return keys.view(np.uint64).reshape(-1, KEY_WORDS), counts.astype(np.uint64)
+    return np.concatenate([raw, by_address]).view(np.uint64)
 
 
-def _as_strings(keys: Words) -> npt.NDArray[np.void]:
-    return np.ascontiguousarray(keys).view(f"V{8 * KEY_WORDS}").reshape(-1)
+def _counted(backends: Records) -> tuple[Words, Words]:
+    """The same, each once; and how many have it."""
+    return _distinct(_keys_of(backends))
+
+
+def _distinct(keys: Words) -> tuple[Words, Words]:
+    """Each of these once, and how often it is there."""
+    found, counts = np.unique(_as_strings(keys), return_counts=True)
+    return found.view(np.uint64).reshape(-1, KEY_WORDS), counts.astype(np.uint64)
+
+
+def _as_strings(keys: Words) -> npt.NDArray[np.bytes_]:
+    """One item per row, since numpy sorts single items far quicker than rows, and byte strings
+    quicker than what is of no type."""
+    return np.ascontiguousarray(keys).view(f"S{8 * KEY_WORDS}").reshape(-1)

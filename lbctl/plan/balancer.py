@@ -16,7 +16,7 @@ from lbctl.plan.placing import Placed, Placement
 from lbctl.plan.sets import HeldSets, WantedSets
 from lbctl.plan.shares import Warmth
 from lbctl.plan.tables import HashTables
-from lbctl.resolve.ports import ResolvedPort
+from lbctl.resolve.ports import AT_RANDOM, ResolvedPort
 
 # Names of enum algorithm: those of the annotation, in another case.
 NUMBERS = {
@@ -94,27 +94,7 @@ class Balancer:
         self, plan: Plan, state: PortState, port: ResolvedPort, wanted: WantedSets, new: bool
     ) -> None:
         """What the service's record says besides."""
-        choice, affinity = port.choice, clock.beats(port.affinity_seconds)
-        number = NUMBERS[choice.algorithm]
-        closed = (state.cluster | state.local) & consts.REGION_CLOSED
-        flags = (
-            consts.SERVICE_INTERNAL_LOCAL * port.internal_local
-            | consts.SERVICE_EXTERNAL_LOCAL * port.external_local
-            | consts.SERVICE_AFFINITY * (port.affinity_seconds > 0)
-            | consts.SERVICE_CHOOSES * bool(number or wanted.near or closed)
-            | consts.SERVICE_PICKS_UP
-            * (number == consts.ALGORITHM_MAGLEV and bool(state.cluster_table))
-            | consts.SERVICE_DSR * choice.dsr
-        )
-        settings = Settings(
-            flags,
-            affinity,
-            number,
-            min(ticks(choice.slow_start), 0xFFFF),
-            wanted.near,
-            round(choice.spill_over * consts.SPILL_UNIT) if wanted.near else 0,
-            0 if choice.flows_leave is None else ticks(choice.flows_leave) + 1,
-        )
+        settings = _settings(state, port, wanted)
         if settings != state.settings:
             state.settings = settings
             (plan.new_settings if new else plan.settings).append((state.id, settings))
@@ -223,3 +203,40 @@ class Balancer:
             self.without_table[name] = service
         else:
             del self.without_table[name]
+
+
+def _settings(state: PortState, port: ResolvedPort, wanted: WantedSets) -> Settings:
+    closed = (state.cluster | state.local) & consts.REGION_CLOSED
+    if port.choice is AT_RANDOM and not (port.affinity_seconds or wanted.near or closed):
+        return _PLAIN[port.internal_local, port.external_local]
+    choice, affinity = port.choice, clock.beats(port.affinity_seconds)
+    number = NUMBERS[choice.algorithm]
+    flags = (
+        _locals(port.internal_local, port.external_local)
+        | consts.SERVICE_AFFINITY * (port.affinity_seconds > 0)
+        | consts.SERVICE_CHOOSES * bool(number or wanted.near or closed)
+        | consts.SERVICE_PICKS_UP
+        * (number == consts.ALGORITHM_MAGLEV and bool(state.cluster_table))
+        | consts.SERVICE_DSR * choice.dsr
+    )
+    return Settings(
+        flags,
+        affinity,
+        number,
+        min(ticks(choice.slow_start), 0xFFFF),
+        wanted.near,
+        round(choice.spill_over * consts.SPILL_UNIT) if wanted.near else 0,
+        0 if choice.flows_leave is None else ticks(choice.flows_leave) + 1,
+    )
+
+
+def _locals(internal: bool, external: bool) -> int:
+    return consts.SERVICE_INTERNAL_LOCAL * internal | consts.SERVICE_EXTERNAL_LOCAL * external
+
+
+# Of ports whose services ask for nothing special, which share them.
+_PLAIN = {
+    (internal, external): Settings(_locals(internal, external))
+    for internal in (False, True)
+    for external in (False, True)
+}

@@ -45,11 +45,10 @@ class Placing:
         local = sets.ids_of(wanted.local, ids)
         existing = [Placed(sets.words[0], sets.cluster), Placed(sets.words[1], sets.local)]
         regions: list[tuple[int, list[int]]] = []
-        empty = consts.REGION_DROP if wanted.local_drop else 0
         try:
             both = self._place(cluster, 0, existing, regions, spare, now, bool(wanted.near))
             existing.append(both)
-            here = self._place(local, empty, existing, regions, spare, now, False)
+            here = self._place(local, wanted.empty, existing, regions, spare, now, False)
         except Exhausted:
             self._give_back(fresh_ids, regions)
             raise

@@ -27,7 +27,9 @@ from lbctl.plan.placing import Placing
 from lbctl.plan.rooms import NOTHING, Need, Room, need_of_sets, need_of_state, sum_fits
 from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
 from lbctl.plan.tables import HashTables
-from lbctl.resolve.ports import ResolvedPort
+from lbctl.resolve.ports import AT_RANDOM, ResolvedPort
+
+_AT_ONCE = 1000  # ports whose sets are read together
 
 
 class Planner:
@@ -102,17 +104,16 @@ class Planner:
         moved: list[tuple[PortState, tuple[tuple[bytes, int], ...]]] = []
         # What is served has its room before anything new is given any.
         aged = self._recognise(changes)
-        for full_name, port in changes.items():
-            name = self.stored_name(full_name)
-            before = self.services.get(name)
-            asked = before.frontends if before else ()
+        for full_name, before, sets in self._programmed(changes):
+            port, asked = changes[full_name], before.frontends if before else ()
             if port is None:
                 if before:
-                    self._remove(plan, name, before, now)
+                    self._remove(plan, before, sets, now)
                     moved.append((before, asked))
                 continue
             try:
-                after = self._set(plan, name, port, before, now, port.service in large)
+                name = self.stored_name(full_name)
+                after = self._set(plan, name, port, before, sets, now, port.service in large)
             except Exhausted as error:
                 plan.failed[full_name] = error
                 continue
@@ -174,6 +175,17 @@ class Planner:
             self.retired = {n: p for n, p in self.retired.items() if p.id not in gone}
         return Freed(services, self.backend_ids.recover(sweep_began, backends_seen))
 
+    def _programmed(
+        self, names: Iterable[str]
+    ) -> Iterator[tuple[str, PortState | None, HeldSets]]:
+        """By full name what there is of each port, and its sets, which are read many at once: a
+        start looks at all of them."""
+        left = iter(names)
+        while some := list(islice(left, _AT_ONCE)):
+            states = [self.services.get(self.stored_name(name)) for name in some]
+            words = [(state.cluster, state.local) if state else (0, 0) for state in states]
+            yield from zip(some, states, HeldSets.read(self._contents, words), strict=True)
+
     def _recognise(self, changes: Mapping[str, ResolvedPort | None]) -> list[PortState]:
         """Take down who the programmed ports are; returns those whose age is another now. An object
         that was made anew is younger than it was."""
@@ -185,8 +197,7 @@ class Planner:
             if state is None or port is None:
                 continue
             if state.service is None:
-                held = HeldSets(self._contents, state.cluster, state.local).held
-                state.service, state.endpoints = port.service, len(held)
+                state.service = port.service
                 self._count(NOTHING, need_of_state(state))
             elif state.seniority == port.seniority:
                 continue
@@ -203,14 +214,16 @@ class Planner:
         name: str,
         port: ResolvedPort,
         before: PortState | None,
+        sets: HeldSets,
         now: float,
         large: bool,
     ) -> PortState:
+        frontends, wanted = frontends_of(port), WantedSets(port)
+        if before and _is_programmed(before, port, frontends, wanted, sets):
+            self._balancer.configure(plan, before, port, wanted, new=False)
+            return before
         returning = None if before else self.retired.get(name)
         state = before or returning or PortState(0)
-        frontends = frontends_of(port)
-        sets = HeldSets(self._contents, state.cluster, state.local)
-        wanted = WantedSets(port)
         fresh = [identity for identity in wanted.flags if identity not in sets.held]
         need_before = need_of_state(state) if before else NOTHING
         need = need_of_sets(len(port.source_ranges), frontends, wanted)
@@ -333,10 +346,11 @@ class Planner:
             plan.ranges_gone.extend((state.id, r) for r in state.ranges if r not in want)
             state.ranges = wanted
 
-    def _remove(self, plan: Plan, name: str, state: PortState, now: float) -> None:
+    def _remove(self, plan: Plan, state: PortState, sets: HeldSets, now: float) -> None:
+        name = state.name
         if state.service is not None:
             self._count(need_of_state(state), NOTHING)
-        for number, flags in HeldSets(self._contents, state.cluster, state.local).held.values():
+        for number, flags in sets.held.values():
             self._retire(plan, number, flags, state, now)
         if state.cluster:
             plan.words_emptied.append((state.id, CLUSTER, 0))
@@ -375,6 +389,25 @@ class Planner:
             else:
                 service, flags = self.claims.unpack(owner_now)
                 plan.frontends.append((key, service, flags))
+
+
+def _is_programmed(
+    state: PortState,
+    port: ResolvedPort,
+    frontends: tuple[tuple[bytes, int], ...],
+    wanted: WantedSets,
+    sets: HeldSets,
+) -> bool:
+    """Whether nothing but its settings may be others than they are to be. That is so of nearly
+    every port that a start finds, and soon told where endpoints are chosen in the plain way."""
+    return (
+        port.choice is AT_RANDOM
+        and not (wanted.shaped or state.shaped or state.cluster_table or state.local_table)
+        and frontends == state.frontends
+        and port.source_ranges == state.ranges
+        and state.settings.algorithm == consts.ALGORITHM_RANDOM
+        and sets.are(wanted)
+    )
 
 
 def _age(states: list[PortState | None], number: int) -> Age:

@@ -1,32 +1,73 @@
 """The endpoint sets and addresses of one service port: as they are wanted, and as programmed."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 from lbctl.datapath import consts
-from lbctl.datapath.records import frontend_key
-from lbctl.datapath.regions import Contents
+from lbctl.datapath.records import IDENTITY_BYTES, frontend_key
+from lbctl.datapath.regions import Contents, Members, region_of
 from lbctl.model.records import DEFAULT_WEIGHT
 from lbctl.resolve.ports import Endpoint, ResolvedPort
 
 _PLAIN = {DEFAULT_WEIGHT}
+NOBODY = Members([], b"", b"")
 
 
 class HeldSets:
     """The sets of a service port as they are programmed."""
 
-    __slots__ = ("cluster", "held", "local", "words")
+    __slots__ = ("_here", "_held", "_whole", "words")
 
-    def __init__(self, contents: Contents, cluster: int, local: int) -> None:
-        """From the two region words."""
-        self.words = (cluster, local)
-        self.cluster = contents.region(cluster)
-        same = local == cluster
-        self.local = self.cluster if same else contents.region(local)
-        ids = self.cluster if same else list(dict.fromkeys(self.cluster + self.local))
-        self.held: dict[bytes, tuple[int, int]] = {}  # identity -> id, flags
-        if ids:
-            for number, (identity, flags) in zip(ids, contents.backends(ids), strict=True):
-                self.held[identity] = (number, flags)
+    def __init__(self, words: tuple[int, int], whole: Members, here: Members) -> None:
+        """The two region words, and what is in the sets: the cluster's, and that of this node."""
+        self.words = words
+        self._whole = whole
+        self._here = here
+        self._held: dict[bytes, tuple[int, int]] | None = None
+
+    @classmethod
+    def read(cls, contents: Contents, ports: Sequence[tuple[int, int]]) -> list[HeldSets]:
+        """Of each of these ports, by its region words."""
+        # An empty set is nothing to read, nor is one a second time: that is most of those here.
+        regions = dict.fromkeys(word for words in ports for word in words if region_of(word)[1])
+        members = dict(zip(regions, contents.members([*regions]) if regions else (), strict=True))
+        return [
+            cls(words, members.get(words[0], NOBODY), members.get(words[1], NOBODY))
+            for words in ports
+        ]
+
+    @property
+    def cluster(self) -> list[int]:
+        """Ids of its backends."""
+        return self._whole.ids
+
+    @property
+    def local(self) -> list[int]:
+        """Those of the set of this node."""
+        return self._here.ids
+
+    @property
+    def held(self) -> dict[bytes, tuple[int, int]]:
+        """Id and flags of every endpoint in either set, by identity."""
+        if self._held is None:
+            self._held = _by_identity(self._whole)
+            if self._here is not self._whole:
+                self._held |= _by_identity(self._here)
+        return self._held
+
+    def are(self, wanted: WantedSets) -> bool:
+        """Whether they are these already, in this order, and are marked so: then their words say
+        so too, where no endpoint has a weight."""
+        cluster, local = self.words
+        return (
+            _is(self._whole, wanted.cluster, wanted)
+            and _is(self._here, wanted.local, wanted)
+            and (bool(wanted.cluster) or not cluster)
+            and (bool(wanted.local) or local == wanted.empty)
+            and (cluster == local or wanted.cluster != wanted.local)
+            and not (cluster | local) & consts.REGION_CLOSED
+        )
 
     def ids_of(self, identities: list[bytes], fresh: dict[bytes, int]) -> list[int]:
         """The backend ids of these endpoints, new ones from `fresh`."""
@@ -39,7 +80,7 @@ class HeldSets:
 class WantedSets:
     """What a port resolves to, in the planner's terms."""
 
-    __slots__ = ("cluster", "flags", "local", "local_drop", "near", "shaped", "weights")
+    __slots__ = ("cluster", "empty", "flags", "local", "near", "shaped", "weights")
 
     def __init__(self, port: ResolvedPort) -> None:
         plain = consts.BACKEND_SERVING | consts.BACKEND_IN_CLUSTER
@@ -51,7 +92,7 @@ class WantedSets:
         local = consts.BACKEND_SERVING | consts.BACKEND_IN_LOCAL | consts.BACKEND_LOCAL
         for identity in self.local:
             self.flags[identity] = self.flags.get(identity, 0) | local
-        self.local_drop = port.local_drop
+        self.empty = consts.REGION_DROP if port.local_drop else 0  # what an empty `local` says
         self.near = 0  # so many of `cluster` come first, if there are others
         self.weights: dict[bytes, int] = {}  # of those whose weight is not the default
         for members in (port.cluster, port.local):
@@ -91,6 +132,18 @@ class WantedSets:
         if near and any(e.weight and not e.near for e in port.cluster):
             self.near = len(near)
             self.cluster.sort(key=lambda identity: identity not in near)
+
+
+def _by_identity(members: Members) -> dict[bytes, tuple[int, int]]:
+    raw, width = members.identities, IDENTITY_BYTES
+    pieces = [raw[start : start + width] for start in range(0, len(raw), width)]
+    return dict(zip(pieces, zip(members.ids, members.flags, strict=True), strict=True))
+
+
+def _is(held: Members, identities: list[bytes], wanted: WantedSets) -> bool:
+    return held.identities == b"".join(identities) and held.flags == bytes(
+        [wanted.flags[identity] for identity in identities]
+    )
 
 
 def _identity(endpoint: Endpoint) -> bytes:

@@ -138,9 +138,13 @@ def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[
 def _read_services(tables: Tables, by_id: dict[int, PortState]) -> None:
     ids = list(by_id)
     records = tables.services.records[ids]
-    columns = (records[name].tolist() for name in (CLUSTER, LOCAL, *Settings._fields))
-    for state, cluster, local, *settings in zip(by_id.values(), *columns, strict=True):
-        state.cluster, state.local, state.settings = cluster, local, Settings(*settings)
+    columns = (records[name].tolist() for name in Settings._fields)
+    known: dict[Settings, Settings] = {}  # nearly all have the same
+    words = records[CLUSTER].tolist(), records[LOCAL].tolist()
+    every = map(Settings._make, zip(*columns, strict=True))
+    for state, cluster, local, settings in zip(by_id.values(), *words, every, strict=True):
+        state.cluster, state.local = cluster, local
+        state.settings = known.setdefault(settings, settings)
 
 
 def _read_ranges(
@@ -176,12 +180,16 @@ def _read_regions(
         leftovers.unknown.append(names[index])
         states[index].cluster = states[index].local = UNKNOWN
     fine = regions[~np.isin(regions[:, 0], bad)]
+    sound = ~np.isin(place, bad)
+    counts = _counted(place[sound], members[sound], len(states))
+    for state, endpoints in zip(states, counts, strict=True):
+        state.endpoints = endpoints
     written = np.flatnonzero(tables.slots.records["backend"])
     ends = fine[:, 1] + fine[:, 2]
     top = max(int(written.max(initial=-1)) + 1, int(ends.max(initial=0)))
     planner.regions.adopt(fine[:, 1:], top, now)
     held = np.zeros(len(tables.backends.records), bool)
-    held[members[~np.isin(place, bad)]] = True  # far quicker than sorting them
+    held[members[sound]] = True  # far quicker than sorting them
     return np.flatnonzero(held)
 
 
@@ -192,6 +200,13 @@ def _members(regions: Numbers, slots: npt.NDArray[Any]) -> tuple[Numbers, Number
     within = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
     indices = np.repeat(regions[:, 1], lengths) + within
     return np.repeat(regions[:, 0], lengths), slots[indices].astype(np.int64)
+
+
+def _counted(place: Numbers, members: Numbers, places: int) -> list[int]:
+    """For each place how many members it has, those that it has twice once."""
+    pairs = np.unique(place << 32 | members)
+    counts: list[int] = np.bincount(pairs >> 32, minlength=places).tolist()
+    return counts
 
 
 def _foreign(members: Numbers, services: Numbers, backends: Records) -> npt.NDArray[np.bool_]:
@@ -248,6 +263,6 @@ def _read_frontends(
         else:
             strays.append(key)
     for service, frontends in found.items():
-        by_id[service].frontends = tuple(frontends)
+        by_id[service].frontends = tuple(sorted(frontends))  # as resolving has them
     planner.claims.adopt_markers(markers, strays)
     leftovers.strays = len(strays)
