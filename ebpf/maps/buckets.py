@@ -86,6 +86,7 @@ class BucketTable:
         self._tags = self._control.view(np.uint8)
         cells = words[first * _ELEMENT_WORDS :][: self._buckets * _PER_BUCKET * _ELEMENT_WORDS]
         self._cells = cells.reshape(-1, _ELEMENT_WORDS)
+        self._memory = memoryview(cells)  # the same: its stores of one word are quicker
 
     @property
     def room(self) -> int:
@@ -153,11 +154,18 @@ class BucketTable:
         if refused:
             raise MapFull(self._array.name, self.room)
 
-    def add(self, keys: Words, payloads: Words) -> int:
-        """The same of keys that are known not to be there. Returns how many had no room."""
+    def raise_by(self, keys: Words, numbers: Words, bits: np.uint64, most: int) -> int:
+        """Add these numbers to the payloads of keys, each given once, which have `bits` besides. No
+        more than `most` that are not there are entered. Returns how many were not."""
         if not self._header[KEY_WORDS]:
             self._begin()
-        return self._insert(keys, payloads, self._hashed(keys), np.arange(len(keys)))
+        hashed = self._hashed(keys)
+        places = self._find(keys, hashed)
+        there = np.flatnonzero(places >= 0)
+        self._store(places[there], (self._cells[places[there], KEY_WORDS] | bits) + numbers[there])
+        new = np.flatnonzero(places < 0)
+        some = new[:most]
+        return len(new) - len(some) + self._insert(keys, numbers | bits, hashed, some)
 
     def set_at(self, places: Places, payloads: Words) -> None:
         """Make the keys in these places lead to something else; for the writer, who found them."""
@@ -223,7 +231,8 @@ class BucketTable:
         secret = self._header[:KEY_WORDS]
         low = (keys & _LOW) + (secret & _LOW) & _LOW
         high = (keys >> _HALF) + (secret >> _HALF) & _LOW
-        mixed: Words = (low * high).sum(axis=1, dtype=np.uint64)
+        product = low * high
+        mixed: Words = product[:, 0] + product[:, 1] + product[:, 2]  # quicker than sum(axis=1)
         mixed ^= mixed >> _HALF
         mixed *= _MIX
         mixed ^= mixed >> np.uint64(29)
@@ -313,9 +322,9 @@ class BucketTable:
 
     def _store(self, places: Places, words: Words) -> None:
         """One store of eight bytes each, whatever numpy does with many."""
-        column = self._cells[:, KEY_WORDS]
+        memory = self._memory
         for place, word in zip(places.tolist(), words.tolist(), strict=True):
-            column[place] = word
+            memory[place * _ELEMENT_WORDS + KEY_WORDS] = word
 
     def _write_keys(self, places: Places, keys: Words) -> None:
         self._cells[places, :KEY_WORDS] = keys

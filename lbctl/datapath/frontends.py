@@ -111,10 +111,7 @@ class Frontends:
         """As many more of `backends` have each of these endpoints. Returns how many new ones were
         left out for want of room: frontends go before them."""
         keys, counts = _counted(backends)
-        had = self._table.get(keys)
-        new = had == 0
-        self._table.put(keys[~new], had[~new] + counts[~new])
-        return int(new.sum()) - self._enter(keys[new], counts[new])
+        return self._table.raise_by(keys, counts, _ENDPOINT, self._spare())
 
     def release(self, backends: Records) -> None:
         """As many fewer have them; an endpoint that none has any more goes."""
@@ -200,8 +197,7 @@ class Frontends:
         """Endpoints that are not there, as far as there is room; returns how many."""
         if not len(keys):
             return 0
-        keys = keys[: self._spare()]
-        return len(keys) - self._table.add(keys, counts[: len(keys)] | _ENDPOINT)
+        return len(keys) - self._table.raise_by(keys, counts, _ENDPOINT, self._spare())
 
     def _spare(self) -> int:
         """How many endpoints may be entered."""

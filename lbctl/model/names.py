@@ -17,19 +17,24 @@ from lbctl.model.records import ObjectKey
 
 # Everything that names have in a cluster stays as it is. `~` tells a shortened text.
 _UNUSUAL = re.compile(rb"[^A-Za-z0-9._-]")
+_UNUSUAL_TEXT = re.compile(_UNUSUAL.pattern.decode())
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 _DIGEST_LENGTH = 12
 
 
 def port_text(service: ObjectKey, port: str, protocol: str, family: int) -> str:
     """The text of one port of a service; `port` is its name, which may be empty."""
-    colon = f":{_escape(port)}" if port else ""
-    return f"{_escape(service.namespace)}/{_escape(service.name)}{colon}/{protocol}/v{family}"
+    namespace, name = service.namespace, service.name
+    if _UNUSUAL_TEXT.search(f"{namespace}{name}{port}"):  # else all of it is as it is to be
+        namespace, name, port = map(_escape, (namespace, name, port))
+    return f"{namespace}/{name}{':' if port else ''}{port}/{protocol}/v{family}"
 
 
 def shortened(text: str, limit: int) -> str:
     """The text itself if it has at most `limit` bytes, else its start and a hash of it all: three
     labels of 63 characters do not fit into the map."""
+    if text.isascii() and len(text) <= limit:
+        return text
     raw = text.encode()
     if len(raw) <= limit:
         return text

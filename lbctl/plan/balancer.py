@@ -59,11 +59,10 @@ class Balancer:
         now: float,
     ) -> None:
         """What is written before the sets are switched."""
-        slow_start = min(ticks(port.choice.slow_start), 0xFFFF)
-        warmth = Warmth(slow_start, tick_at(now))
+        slow_start, since = min(ticks(port.choice.slow_start), 0xFFFF), 0
         # When all are new, nobody is there to spare them anything.
-        starts = slow_start and any(identity in sets.held for identity in wanted.flags)
-        since = max(warmth.tick, 1) if starts else 0
+        if slow_start and any(identity in sets.held for identity in wanted.flags):
+            since = max(tick_at(now), 1)
         plan.backend_ids.extend(placement.fresh)
         plan.backend_identities.extend(fresh)
         plan.backend_flags.extend([wanted.flags[identity] for identity in fresh])
@@ -76,12 +75,12 @@ class Balancer:
                 number: (wanted.weight(identity), since)
                 for number, identity in zip(placement.fresh, fresh, strict=True)
             }
-            new = {base for base, _ in placement.regions}
+            warmth, new = Warmth(slow_start, tick_at(now)), {base for base, _ in placement.regions}
             self._shape(plan, state, placement, weights, wanted.near, warmth, new)
             warming = shares.is_warming([began for _, began in weights.values()], warmth)
             state.shaped = wanted.shaped or warming
             self._note_warming(state, warming)
-        else:
+        elif self.warming:
             self._note_warming(state, False)
         if not port.choice.by_hash:
             self._drop_tables(plan, state, now)
@@ -189,7 +188,8 @@ class Balancer:
         if state.cluster_table or state.local_table:
             for kind in (CLUSTER, LOCAL):
                 self._tables.drop(plan, state, kind, now)
-        self._note_without(state.name, None)
+        if self.without_table:
+            self._note_without(state.name, None)
 
     def _note_without(self, name: str, service: ObjectKey | None, lacking: int = 0) -> None:
         if lacking:

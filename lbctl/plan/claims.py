@@ -137,9 +137,10 @@ class Claims:
         """Keys, markers too, that these would add to the map."""
         found: set[bytes] = set()
         for key, _ in frontends:
-            marker = marker_key(key[:ADDRESS_BYTES])
             # One by one: a set less the keys of a dict would go through all of the dict.
-            found.update(each for each in (key, marker) if each not in self._owner)
+            for each in (key, marker_key(key[:ADDRESS_BYTES])):
+                if each not in self._owner:
+                    found.add(each)
         return found
 
     def drop(self, service: int, frontends: Iterable[tuple[bytes, int]]) -> None:

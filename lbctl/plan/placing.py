@@ -54,8 +54,8 @@ class Placing:
             raise
         return Placement(
             fresh_ids,
-            _closed(both, wanted.is_closed(wanted.cluster)),
-            _closed(here, wanted.is_closed(wanted.local)),
+            _closed(both, wanted, wanted.cluster),
+            _closed(here, wanted, wanted.local),
             regions,
         )
 
@@ -89,9 +89,10 @@ class Placing:
             self._regions.give_back(base, len(members))
 
 
-def _closed(placed: Placed, closed: bool) -> Placed:
+def _closed(placed: Placed, wanted: WantedSets, members: list[bytes]) -> Placed:
     """With what its word says of whether anything new may come."""
-    if not placed.ids:
+    says = placed.word & consts.REGION_CLOSED
+    if not placed.ids or not (says or wanted.weights):
         return placed
     word = placed.word & ~consts.REGION_CLOSED
-    return Placed(word | consts.REGION_CLOSED if closed else word, placed.ids)
+    return Placed(word | consts.REGION_CLOSED * wanted.is_closed(members), placed.ids)

@@ -224,7 +224,8 @@ class Planner:
             return before
         returning = None if before else self.retired.get(name)
         state = before or returning or PortState(0)
-        fresh = [identity for identity in wanted.flags if identity not in sets.held]
+        held = sets.held
+        fresh = [i for i in wanted.flags if i not in held] if held else list(wanted.flags)
         need_before = need_of_state(state) if before else NOTHING
         need = need_of_sets(len(port.source_ranges), frontends, wanted)
         self._check_share(need, need_before, self.room.for_large if large else self.room.all)
@@ -323,13 +324,15 @@ class Planner:
 
     def _switch(self, plan: Plan, state: PortState, words: tuple[int, int], now: float) -> None:
         cluster, local = words
-        old = {region_of(state.cluster), region_of(state.local)}
+        old = state.cluster, state.local
         if cluster != state.cluster:
             plan.words.append((state.id, CLUSTER, cluster))
         if local != state.local:
             plan.words.append((state.id, LOCAL, local))
         state.cluster, state.local = cluster, local
-        self._release_regions(old - {region_of(cluster), region_of(local)}, now)
+        if any(old):
+            left = {*map(region_of, old)} - {region_of(cluster), region_of(local)}
+            self._release_regions(left, now)
 
     def _release_regions(self, regions: Iterable[tuple[int, int]], now: float) -> None:
         for base, length in sorted(regions):
@@ -373,6 +376,8 @@ class Planner:
     ) -> None:
         """First all that is given up, then all that is asked for: an address can change hands."""
         for state, asked in moved:
+            if not asked:
+                continue
             now = dict(state.frontends)
             self.claims.drop(state.id, [(k, f) for k, f in asked if k not in now])
             for key, flags in asked:

@@ -34,8 +34,6 @@ _ORDINARY_GRADE = 2
 _KEPT_SHARE = 8
 # One port's endpoints are bounded, but not in instances that are tiny.
 _LEAST_ENDPOINTS = 16
-# A number, since arithmetic with an enum is ten times as slow, and every port that is planned asks.
-_OF_NODE = int(FrontendKind.NODE_PORT)
 
 
 class Need(NamedTuple):
@@ -158,7 +156,7 @@ def need_of_state(state: PortState) -> Need:
 def _marked(frontends: Sequence[tuple[bytes, int]]) -> int:
     """How many addresses have a marker of their own. Those of the node, which all node ports share,
     are few."""
-    return len({key[:ADDRESS_BYTES] for key, flags in frontends if not flags & _OF_NODE})
+    return len({k[:ADDRESS_BYTES] for k, flags in frontends if not flags & FrontendKind.NODE_PORT})
 
 
 @dataclass(frozen=True, slots=True)

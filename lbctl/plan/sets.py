@@ -52,7 +52,7 @@ class HeldSets:
         """Id and flags of every endpoint in either set, by identity."""
         if self._held is None:
             self._held = _by_identity(self._whole)
-            if self._here is not self._whole:
+            if self._here.ids and self._here is not self._whole:
                 self._held |= _by_identity(self._here)
         return self._held
 
@@ -86,7 +86,9 @@ class WantedSets:
         plain = consts.BACKEND_SERVING | consts.BACKEND_IN_CLUSTER
         here = plain | consts.BACKEND_LOCAL
         # By identity, for every endpoint in either set, in the order of the sets.
-        self.flags = {_identity(e): here if e.local else plain for e in port.cluster}
+        self.flags = {
+            e.address + e.port.to_bytes(2, "big"): here if e.local else plain for e in port.cluster
+        }
         self.cluster = list(self.flags)
         self.local = list(dict.fromkeys(map(_identity, port.local)))
         local = consts.BACKEND_SERVING | consts.BACKEND_IN_LOCAL | consts.BACKEND_LOCAL
@@ -135,6 +137,8 @@ class WantedSets:
 
 
 def _by_identity(members: Members) -> dict[bytes, tuple[int, int]]:
+    if not members.ids:  # as of every port that is new
+        return {}
     raw, width = members.identities, IDENTITY_BYTES
     pieces = [raw[start : start + width] for start in range(0, len(raw), width)]
     return dict(zip(pieces, zip(members.ids, members.flags, strict=True), strict=True))
@@ -155,5 +159,5 @@ def frontends_of(port: ResolvedPort) -> tuple[tuple[bytes, int], ...]:
     found: dict[bytes, int] = {}
     for frontend in port.frontends:
         key = frontend_key(frontend.address, frontend.port, frontend.protocol)
-        found[key] = found.get(key, 0) | int(frontend.kind)
+        found[key] = found.get(key, 0) | frontend.kind
     return tuple(found.items())

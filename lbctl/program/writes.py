@@ -131,8 +131,9 @@ def write_tables(plan: Plan, tables: Tables) -> None:
 
 def switch(plan: Plan, tables: Tables) -> None:
     """Each set in one store; then what else differs about its service."""
+    services = tables.services
     for service, field, word in plan.words:
-        tables.services.store_word(service, field, word)
+        services.store_word(service, field, word)
     _settings(plan.settings, tables.services)
 
 

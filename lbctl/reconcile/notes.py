@@ -109,7 +109,7 @@ class Notes:
 
     def resolved(self, key: ObjectKey, ports: Iterable[ResolvedPort]) -> None:
         """What all the ports of a service say is wrong with it."""
-        said = dict.fromkeys(text for port in ports for text in port.warnings)
+        said = {text: None for port in ports for text in port.warnings}
         self._note(self._warnings, key, f"{key}: {_listed([*said], '; ')}" if said else "")
 
     def without_room(self, sentences: Mapping[ObjectKey, str]) -> None:

@@ -236,12 +236,13 @@ class Reconciler:
             if targets is None:
                 gone = self._ports.pop(key, ())
                 if ports:
-                    self._ports[key] = tuple(port.name for port in ports)
+                    self._ports[key] = tuple([port.name for port in ports])
                 self._notes.resolved(key, ports)
             self._places.judge(self.planner, key, self._ports.get(key, ()), ports)
             into = last if key in self._places.grades else changes
             into.update(dict.fromkeys(gone))
-            into.update((port.name, port) for port in ports)
+            for port in ports:
+                into[port.name] = port
         for part in (changes, last):
             stored = {self.planner.stored_name(name): port for name, port in part.items()}
             self._notes.hinted(stored)

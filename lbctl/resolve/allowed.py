@@ -32,7 +32,7 @@ class Allowed:
         """`reserved`: node ports at which load balancers ask how a service is, and which."""
         self._node = node
         self._reserved = reserved
-        self._refused: dict[tuple[FrontendKind, bytes], str] = {}
+        self._refused: dict[tuple[int, bytes], str] = {}
         for kind, addresses in (
             (FrontendKind.CLUSTER_IP, service.cluster_ips),
             (FrontendKind.EXTERNAL_IP, service.external_ips),
@@ -43,13 +43,13 @@ class Allowed:
                 if why:
                     self._refused[kind, address] = f"{format_address(address)} is not served: {why}"
 
-    def why_not(self, address: bytes, port: int, kind: FrontendKind) -> str:
+    def why_not(self, address: bytes, port: int, kind: int) -> str:
         """A sentence, empty if the service may have it."""
         if self._refused:
             named = FrontendKind.LOAD_BALANCER if kind & FrontendKind.LOAD_BALANCER else kind
             if (named, address) in self._refused:
                 return self._refused[named, address]
-        if kind is FrontendKind.CLUSTER_IP:
+        if kind == FrontendKind.CLUSTER_IP:
             return ""
         what = ""
         if (address, port) in self._node.api_places:
@@ -66,13 +66,13 @@ class Allowed:
         return f"it is the healthCheckNodePort of {owner}" if owner else ""
 
 
-def _why_not(address: bytes, kind: FrontendKind, node: NodeFacts) -> str:
+def _why_not(address: bytes, kind: int, node: NodeFacts) -> str:
     special = special_use(address)
     if special:
         return f"it is a {special} address"
-    if kind is FrontendKind.CLUSTER_IP:
+    if kind == FrontendKind.CLUSTER_IP:
         return ""
-    if kind is FrontendKind.EXTERNAL_IP and node.external_ip_cidrs:
+    if kind == FrontendKind.EXTERNAL_IP and node.external_ip_cidrs:
         ranges = node.external_ip_cidrs
         if not any(address in prefix for prefix in ranges):
             return f"external IPs are those of --external-ip-cidr ({_listed(ranges)})"

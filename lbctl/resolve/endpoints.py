@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -46,6 +47,11 @@ class SlicesByTarget:
         """
         found: dict[Place, SliceEndpoint] = {}
         for port, part in self._found.get(target, ()):
+            if not found:
+                found = {(endpoint.address, port): endpoint for endpoint in part.endpoints}
+                if len(found) == len(part.endpoints):
+                    continue  # nobody is there twice
+                found = {}
             for endpoint in part.endpoints:
                 place = (endpoint.address, port)
                 known = found.get(place)
@@ -119,6 +125,8 @@ def select(found: Mapping[Place, SliceEndpoint], node: NodeFacts, near: str = ""
 
 
 def _endpoints(items: Sequence[Candidate], node: NodeFacts, near: str) -> tuple[Endpoint, ...]:
+    if not items:
+        return ()
     name, zone = node.name, node.zone
     return tuple(
         [
@@ -129,13 +137,9 @@ def _endpoints(items: Sequence[Candidate], node: NodeFacts, near: str) -> tuple[
                 endpoint.weight,
                 bool(near) and (endpoint.node == name if near == "node" else endpoint.zone == zone),
             )
-            for (address, port), endpoint in sorted(items, key=_place)
+            for (address, port), endpoint in sorted(items, key=itemgetter(0))
         ]
     )
-
-
-def _place(item: Candidate) -> Place:
-    return item[0]
 
 
 def local_ready_addresses(

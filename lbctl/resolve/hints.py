@@ -49,7 +49,10 @@ def narrow(ready: Items[Item], node: NodeFacts) -> tuple[Items[Item], str]:
 
 def are_hinted(items: Items[Item]) -> bool:
     """Whether there is a hint on any of them."""
-    return any(endpoint.hints.zones or endpoint.hints.nodes for _, endpoint in items)
+    for _, endpoint in items:  # a loop, since it is for every endpoint there is
+        if endpoint.hints.zones or endpoint.hints.nodes:
+            return True
+    return False
 
 
 def _matching(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntFlag
+from typing import Final
 
 import msgspec
 
@@ -13,21 +13,25 @@ from lbctl.model.records import ALGORITHMS, DEFAULT_WEIGHT, Algorithm, ObjectKey
 Target = tuple[int, str, int]
 
 
-class FrontendKind(IntFlag):
+class FrontendKind:
     """What an address is to its service: `enum frontend_flag` of bpf_src/consts.h, without the
     prefix. ADDRESS marks a live ClusterIP itself (port 0, protocol 0), OUTER any other address;
-    planning adds those, and what writes backends ENDPOINT."""
+    planning adds those, and what writes backends ENDPOINT.
 
-    CLUSTER_IP = 1
-    NODE_PORT = 2
-    EXTERNAL_IP = 4
-    LOAD_BALANCER = 8
-    ADDRESS = 16
-    SOURCE_RANGES = 32
-    SHARED = 64
-    SOCKETS = 128  # on loopback
-    OUTER = 256
-    ENDPOINT = 512
+    Plain numbers: every port of a start asks several times, and with the members of an enum that
+    would take ten times as long.
+    """
+
+    CLUSTER_IP: Final = 1
+    NODE_PORT: Final = 2
+    EXTERNAL_IP: Final = 4
+    LOAD_BALANCER: Final = 8
+    ADDRESS: Final = 16
+    SOURCE_RANGES: Final = 32
+    SHARED: Final = 64
+    SOCKETS: Final = 128  # on loopback
+    OUTER: Final = 256
+    ENDPOINT: Final = 512
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):
@@ -69,7 +73,7 @@ class Frontend(msgspec.Struct, frozen=True, gc=False, order=True):
     address: bytes  # 16 bytes
     port: int
     protocol: int
-    kind: FrontendKind
+    kind: int  # of FrontendKind, and flags
 
 
 class ResolvedPort(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,7 @@ from lbctl.addresses import (
     of_family,
 )
 from lbctl.model.names import port_text
-from lbctl.model.records import EndpointSlice, ObjectKey, Service, ServicePort
+from lbctl.model.records import EndpointSlice, ObjectKey, Protocol, Service, ServicePort
 from lbctl.resolve.allowed import Allowed
 from lbctl.resolve.balancing import settled
 from lbctl.resolve.endpoints import SlicesByTarget, local_ready_addresses, select
@@ -49,6 +49,8 @@ __all__ = [
 
 NOTHING_RESERVED: Mapping[int, ObjectKey] = MappingProxyType({})
 _GUARDED = FrontendKind.LOAD_BALANCER | FrontendKind.SOURCE_RANGES
+_ON_LOOPBACK = FrontendKind.NODE_PORT | FrontendKind.SOCKETS
+_PROTOCOLS = {protocol: protocol.name for protocol in Protocol}
 
 
 def resolve(
@@ -63,7 +65,7 @@ def resolve(
     `slices` are those of this service, in any order. `only` these ports, None for all: what a
     change of a slice costs goes by the ports it is for. `reserved`: see `Allowed`.
     """
-    ports = list(_distinct(service.ports))
+    ports = _distinct(service.ports)
     repeated = _repeated(service.ports) if len(ports) < len(service.ports) else frozenset()
     by_target = SlicesByTarget(slices)
     allowed = Allowed(service, node, reserved)
@@ -78,7 +80,7 @@ def resolve(
             frontends, refused = _frontends(service, port, family, node, allowed, bool(ranges))
             selection = select(by_target.candidates(target, node.name), node, near)
             resolved = ResolvedPort(
-                name=port_text(service.key, port.name, port.protocol.name, family),
+                name=port_text(service.key, port.name, _PROTOCOLS[port.protocol], family),
                 protocol=port.protocol,
                 frontends=frontends,
                 cluster=selection.cluster,
@@ -108,7 +110,7 @@ def families_of(service: Service) -> tuple[int, ...]:
     if service.left_alone:
         return ()
     present = {family_of(a) for a in service.cluster_ips}
-    return tuple(f for f in FAMILIES if f in present)
+    return tuple([f for f in FAMILIES if f in present])
 
 
 def health_check(
@@ -132,14 +134,12 @@ def health_check_port(service: Service) -> int:
     return service.health_check_node_port if wanted and families_of(service) else 0
 
 
-def _distinct(ports: Sequence[ServicePort]) -> Iterator[ServicePort]:
+def _distinct(ports: Sequence[ServicePort]) -> list[ServicePort]:
     """Ports by name and protocol, first wins: no API server lets two share both, a file might."""
-    seen = set()
+    found: dict[tuple[str, int], ServicePort] = {}
     for port in ports:
-        identity = (port.name, port.protocol)
-        if identity not in seen:
-            seen.add(identity)
-            yield port
+        found.setdefault((port.name, port.protocol), port)
+    return list(found.values())
 
 
 def foreign_addresses(service: Service, node: NodeFacts) -> tuple[bytes, ...]:
@@ -195,7 +195,7 @@ def _frontends(
     the node itself has is shared with its stack, as those of node ports always are.
     """
     balancer = _GUARDED if guarded else FrontendKind.LOAD_BALANCER
-    places: dict[tuple[bytes, int], FrontendKind] = {}
+    places: dict[tuple[bytes, int], int] = {}
     refused: list[str] = []
     own = node.nodeport_addresses if port.node_port else ()
     here = (loopback(family),) if port.node_port and node.localhost_node_ports else ()
@@ -203,7 +203,7 @@ def _frontends(
         (service.external_ips, port.port, FrontendKind.EXTERNAL_IP),
         (service.ingress_ips, port.port, balancer),
         (own, port.node_port, FrontendKind.NODE_PORT),
-        (here, port.node_port, FrontendKind.NODE_PORT | FrontendKind.SOCKETS),
+        (here, port.node_port, _ON_LOOPBACK),
         (service.cluster_ips, port.port, FrontendKind.CLUSTER_IP),
     ):
         for address in addresses:
@@ -212,20 +212,16 @@ def _frontends(
             why = allowed.why_not(address, number, kind)
             if why:
                 refused.append(why)
-            elif kind is FrontendKind.CLUSTER_IP or (address, number) not in places:
+            elif kind == FrontendKind.CLUSTER_IP or (address, number) not in places:
                 places[address, number] = kind
             else:
                 places[address, number] |= kind
-    frontends = (
-        Frontend(address, number, port.protocol, kind | _shared(address, kind, node))
-        for (address, number), kind in sorted(places.items())
-    )
+    frontends = []
+    for (address, number), kind in sorted(places.items()):
+        if kind & FrontendKind.NODE_PORT or node.has(address):
+            kind |= FrontendKind.SHARED
+        frontends.append(Frontend(address, number, port.protocol, kind))
     return tuple(frontends), refused
-
-
-def _shared(address: bytes, kind: FrontendKind, node: NodeFacts) -> FrontendKind:
-    shared = kind & FrontendKind.NODE_PORT or node.has(address)
-    return FrontendKind.SHARED if shared else FrontendKind(0)
 
 
 def _source_ranges(service: Service, family: int, node: NodeFacts) -> tuple[Prefix, ...]:
@@ -234,7 +230,7 @@ def _source_ranges(service: Service, family: int, node: NodeFacts) -> tuple[Pref
     If the node itself may, so may the load balancer's address as a source: it is often assigned to
     the node, which then calls itself from it.
     """
-    ranges = of_family(service.source_ranges, family)
+    ranges = of_family(service.source_ranges, family) if service.source_ranges else ()
     if not ranges or any(r.is_everything for r in ranges):
         return ()
     primary = node.primary(family)

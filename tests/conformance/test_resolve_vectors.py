@@ -71,7 +71,7 @@ class State:
                         frontend,
                         port,
                     )
-                    if FrontendKind.CLUSTER_IP in frontend.kind:
+                    if FrontendKind.CLUSTER_IP & frontend.kind:
                         self.cluster_ips.add(frontend.address)
 
     def slices_of(self, service: Service) -> list[EndpointSlice]:
@@ -84,9 +84,9 @@ class State:
         if place not in self.frontends:
             return self._unserved(place[0])
         frontend, port = self.frontends[place]
-        if FrontendKind.SOURCE_RANGES in frontend.kind and not _inside(source, port.source_ranges):
+        if FrontendKind.SOURCE_RANGES & frontend.kind and not _inside(source, port.source_ranges):
             return "drop", []
-        if FrontendKind.CLUSTER_IP in frontend.kind:
+        if FrontendKind.CLUSTER_IP & frontend.kind:
             local = port.internal_local
         else:
             outside = arrives == "uplink" if arrives else not self._from_here(source)

@@ -20,7 +20,7 @@ EMPTY = "default/empty/TCP/v4"
 def port(
     name: str,
     protocol: int,
-    frontends: list[tuple[str, int, FrontendKind]],
+    frontends: list[tuple[str, int, int]],
     backends: list[tuple[str, int, bool]],
     **other: Any,
 ) -> ResolvedPort:

@@ -48,7 +48,7 @@ def endpoints(
 
 
 def frontend(
-    address: str, port: int = 80, kind: FrontendKind = FrontendKind.CLUSTER_IP
+    address: str, port: int = 80, kind: int = FrontendKind.CLUSTER_IP
 ) -> Frontend:
     return Frontend(parse_address(address), port, TCP, kind)
 
