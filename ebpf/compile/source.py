@@ -78,14 +78,13 @@ def join(unit: Unit, directory: Path) -> str:
     """
     lines: list[str] = []
     _expand(unit.file, directory, lines, set(), "")
+    text = "\n".join(lines) + "\n"
     words = dict(unit.words)
-    if words:
-        pattern = re.compile(rf"\b({'|'.join(words)})\b")
-        lines = [
-            line if line.startswith("#") else pattern.sub(lambda found: words[found[1]], line)
-            for line in lines
-        ]
-    return "\n".join(lines) + "\n"
+    if not words:
+        return text
+    # Directives match as a whole, and stay.
+    pattern = re.compile(rf"^#.*$|\b({'|'.join(words)})\b", re.MULTILINE)
+    return pattern.sub(lambda found: words[found[1]] if found[1] else found[0], text)
 
 
 def _expand(file: str, directory: Path, lines: list[str], seen: set[str], wanted_by: str) -> None:
@@ -100,7 +99,9 @@ def _expand(file: str, directory: Path, lines: list[str], seen: set[str], wanted
         ) from error
     lines.append(f'#line 1 "{label}"')
     for number, line in enumerate(text.splitlines(), 1):
-        if _PRAGMA_ONCE.match(line):
+        if "#" not in line:  # most lines, and every start joins all files to know what they are
+            lines.append(line)
+        elif _PRAGMA_ONCE.match(line):
             lines.append("")
         elif include := _INCLUDE.match(line):
             if include[1] in seen:

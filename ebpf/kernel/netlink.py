@@ -1,4 +1,8 @@
-"""Interfaces, their addresses and default routes, and following their changes."""
+"""Interfaces, their addresses and default routes, and following their changes.
+
+These few attributes are read here: pyroute2 knows all of them, but importing it is a seventh of a
+start. What is asked for more rarely is left to it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import errno
 import ipaddress
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+
+from ebpf.kernel import dump
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -25,8 +32,19 @@ _RECEIVE_BUFFER = 4 << 20
 _NEWLINK, _DELLINK = 16, 17
 _NEWADDR, _DELADDR = 20, 21
 _NEWROUTE, _DELROUTE = 24, 25
-_HEADER = struct.Struct("=IH10x")  # struct nlmsghdr: length and type
-_LINK_HEAD = struct.Struct("=Bxxxi")  # struct ifinfomsg: family and index
+_GETLINK, _GETADDR, _GETROUTE = 18, 22, 26
+_LINK_HEAD = struct.Struct("=BxHiIxxxx")  # struct ifinfomsg: family, type, index, flags
+_ADDRESS_HEAD = struct.Struct("=BBxBi")  # struct ifaddrmsg: family, prefixlen, scope, index
+# struct rtmsg: family, length of the destination, table, type.
+_ROUTE_HEAD = struct.Struct("=BBxxBxxBxxxx")
+_NEXTHOP = struct.Struct("=Hxxi")  # struct rtnexthop: length and interface
+# enum of linux/if_link.h.
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_LINK_NETNSID, _IFLA_INFO_KIND = 16, 18, 37, 1
+# IF_OPER_* of linux/if.h, in the words of ip(8).
+_OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_OIF, _RTA_MULTIPATH, _RTA_TABLE = 4, 9, 15
 _SCOPE_LINK = 253
 _NUD_STALE = 4
 _NTF_USE = 1
@@ -34,8 +52,7 @@ _NTF_USE = 1
 
 def rtnetlink() -> Any:
     """A pyroute2.IPRoute."""
-    # Imported here: it is a seventh of what an agent imports, and only the thread that follows
-    # interfaces wants it, while the main one has the first lists to wait for.
+    # Imported here: it is a seventh of what an agent imports, and few need it.
     from pyroute2 import IPRoute
 
     return IPRoute()
@@ -96,19 +113,24 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 def read_network() -> Network:
-    """Links, addresses and default routes of the calling thread's network namespace."""
-    with rtnetlink() as netlink:
-        return Network(
-            tuple(_link(message) for message in netlink.get_links()),
-            tuple(filter(None, (_address(message) for message in netlink.get_addr()))),
-            tuple(dict.fromkeys(r for m in netlink.get_routes() for r in _default_routes(m))),
-        )
+    """Links, addresses and default routes of the calling thread's network namespace. Raises
+    KernelError."""
+    routes = _dumped(_GETROUTE, _ROUTE_HEAD.size)
+    return Network(
+        tuple(links()),
+        tuple(filter(None, map(_address, _dumped(_GETADDR, _ADDRESS_HEAD.size)))),
+        tuple(dict.fromkeys(r for message in routes for r in _default_routes(message))),
+    )
 
 
 def links() -> list[Link]:
-    """The interfaces alone."""
-    with rtnetlink() as netlink:
-        return [_link(message) for message in netlink.get_links()]
+    """The interfaces alone. Raises KernelError."""
+    return [_link(message) for message in _dumped(_GETLINK, _LINK_HEAD.size)]
+
+
+def _dumped(kind: int, head: int) -> list[bytes]:
+    """All messages of this kind, of every address family; `head` bytes come before attributes."""
+    return dump.ask(dump.NETLINK_ROUTE, kind, bytes(head))
 
 
 def transmitted(ifindex: int) -> int:
@@ -164,9 +186,6 @@ class Watch:
         )
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         self._socket.bind((0, _GROUPS))
-        from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-
-        self._marshal = MarshalRtnl()
         self._links: dict[int, bytes] = {}  # the last message about each that was not given out
 
     def fileno(self) -> int:
@@ -192,20 +211,20 @@ class Watch:
                     raise
                 lost = True
                 continue
-            for kind, message in _messages(data):
+            for kind, _, message in dump.messages(data):
                 if kind in (_NEWLINK, _DELLINK):
                     self._take_link(kind, message, gone)
                 elif kind in (_NEWADDR, _DELADDR):
                     addresses = addresses or not _is_link_local(message)
                 elif kind in (_NEWROUTE, _DELROUTE):
-                    routes = routes or self._is_default_route(message)
+                    routes = routes or bool(_default_routes(message))
         return Changes(self._newest(most), frozenset(gone), addresses, routes, lost)
 
     def close(self) -> None:
         self._socket.close()
 
     def _take_link(self, kind: int, message: bytes, gone: set[int]) -> None:
-        family, index = _LINK_HEAD.unpack_from(message, _HEADER.size)
+        family, _, index, _ = _LINK_HEAD.unpack_from(message)
         # A bridge reports its ports in a family of its own, with few attributes.
         if family != socket.AF_UNSPEC:
             return
@@ -220,12 +239,7 @@ class Watch:
         count = len(self._links) if most is None else min(most, len(self._links))
         found = [self._links.popitem()[1] for _ in range(count)]
         found.reverse()
-        return tuple(_link(parsed) for raw in found for parsed in self._marshal.parse(raw))
-
-    def _is_default_route(self, message: bytes) -> bool:
-        if message[_HEADER.size + 1]:  # the length of its destination: most need no more looking
-            return False
-        return any(_default_routes(parsed) for parsed in self._marshal.parse(message))
+        return tuple(map(_link, found))
 
     def __enter__(self) -> Watch:
         return self
@@ -234,59 +248,64 @@ class Watch:
         self.close()
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and bytes of each message in a datagram."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            return
-        yield kind, data[offset : offset + length]
-        offset += (length + 3) & ~3
-
-
 def _is_link_local(message: bytes) -> bool:
     """Every interface gets such an address of IPv6 by itself, and it says nothing."""
-    family, scope = message[_HEADER.size], message[_HEADER.size + 3]
+    family, scope = message[0], message[3]
     return family == socket.AF_INET6 and scope == _SCOPE_LINK
 
 
-def _link(message: Any) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
+def _link(message: bytes) -> Link:
+    _, hardware, index, flags = _LINK_HEAD.unpack_from(message)
+    found = dump.attributes(message, _LINK_HEAD.size)
+    info = dump.attributes(found.get(_IFLA_LINKINFO, b""))
+    state = found.get(_IFLA_OPERSTATE, b"\0")[0]
+    netns = found.get(_IFLA_LINK_NETNSID)
     return Link(
-        ifindex=message["index"],
-        ifname=message.get_attr("IFLA_IFNAME") or "",
-        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
-        operstate=(message.get_attr("IFLA_OPERSTATE") or "").lower(),
-        up=bool(message["flags"] & _IFF_UP),
-        loopback=bool(message["flags"] & _IFF_LOOPBACK),
-        master=message.get_attr("IFLA_MASTER") or 0,
-        peer=message.get_attr("IFLA_LINK") or 0,
-        peer_netns=message.get_attr("IFLA_LINK_NETNSID"),
-        bare=message["ifi_type"] not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
-        mac=bytes.fromhex((message.get_attr("IFLA_ADDRESS") or "").replace(":", "")),
-        mtu=message.get_attr("IFLA_MTU") or 0,
+        ifindex=index,
+        ifname=dump.text(found.get(_IFLA_IFNAME, b"")),
+        kind=dump.text(info.get(_IFLA_INFO_KIND, b"")),
+        operstate=_OPERSTATES[state] if state < len(_OPERSTATES) else "",
+        up=bool(flags & _IFF_UP),
+        loopback=bool(flags & _IFF_LOOPBACK),
+        master=_number(found.get(_IFLA_MASTER)),
+        peer=_number(found.get(_IFLA_LINK)),
+        peer_netns=None if netns is None else int.from_bytes(netns, sys.byteorder, signed=True),
+        bare=hardware not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
+        mac=found.get(_IFLA_ADDRESS, b""),
+        mtu=_number(found.get(_IFLA_MTU)),
     )
 
 
-def _address(message: Any) -> Address | None:
+def _address(message: bytes) -> Address | None:
+    _, prefixlen, scope, index = _ADDRESS_HEAD.unpack_from(message)
+    found = dump.attributes(message, _ADDRESS_HEAD.size)
     # On a point-to-point link IFA_ADDRESS is the peer's; IPv6 has no IFA_LOCAL without a peer.
-    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    if not text:
-        return None
-    return Address(
-        message["index"], ipaddress.ip_address(text), message["prefixlen"], message["scope"]
-    )
+    raw = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+    return Address(index, ipaddress.ip_address(raw), prefixlen, scope) if raw else None
 
 
-def _default_routes(message: Any) -> Sequence[Route]:
-    if (
-        message["dst_len"]
-        or message["type"] != _ROUTE_UNICAST
-        or (message.get_attr("RTA_TABLE") or message["table"]) != _TABLE_MAIN
-    ):
+def _default_routes(message: bytes) -> Sequence[Route]:
+    family, length, table, kind = _ROUTE_HEAD.unpack_from(message)
+    # A table of a million routes is dumped whole: most need no more looking than this.
+    if length or kind != _ROUTE_UNICAST or family not in (socket.AF_INET, socket.AF_INET6):
         return ()
-    family = 4 if message["family"] == socket.AF_INET else 6
-    indices = [message.get_attr("RTA_OIF")]
-    indices += [hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()]
-    return [Route(index, family) for index in indices if index]
+    found = dump.attributes(message, _ROUTE_HEAD.size)
+    if (_number(found.get(_RTA_TABLE)) or table) != _TABLE_MAIN:
+        return ()
+    indices = [_number(found.get(_RTA_OIF)), *_nexthops(found.get(_RTA_MULTIPATH, b""))]
+    return [Route(index, 4 if family == socket.AF_INET else 6) for index in indices if index]
+
+
+def _nexthops(data: bytes) -> Iterator[int]:
+    """The interface of each."""
+    at = 0
+    while at + _NEXTHOP.size <= len(data):
+        length, index = _NEXTHOP.unpack_from(data, at)
+        if length < _NEXTHOP.size:
+            return
+        yield index
+        at += (length + 3) & ~3
+
+
+def _number(raw: bytes | None) -> int:
+    return int.from_bytes(raw or b"", sys.byteorder)

@@ -86,7 +86,8 @@ class BucketTable:
         self._tags = self._control.view(np.uint8)
         cells = words[first * _ELEMENT_WORDS :][: self._buckets * _PER_BUCKET * _ELEMENT_WORDS]
         self._cells = cells.reshape(-1, _ELEMENT_WORDS)
-        self._memory = memoryview(cells)  # the same: its stores of one word are quicker
+        memory: Any = cells  # that arrays are buffers is not in numpy's types
+        self._memory = memoryview(memory)  # its stores of one word are quicker than the array's
 
     @property
     def room(self) -> int:

@@ -182,9 +182,9 @@ class Control:
             endpoints=reconciler.planner.backend_ids.in_use,
             seconds=round(spent, 3),
         )
-        memory.settle()
         if self.placed_due() is not None:
             self.follow_programs(time.monotonic())
+        memory.settle()
 
     def _use_facts(self) -> bool:
         """Make everything follow from the facts. Returns whether services have to be applied."""

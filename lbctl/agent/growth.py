@@ -74,7 +74,9 @@ class Growth:
         """Make room for all objects that are known, while no program is in place."""
         there = self._there()
         expected, places = self._reconciler.known.expected(), self._reconciler.expected_places()
-        wanted = _wanted(self._growing, self._rooms(there, expected, places), 0.0)
+        # An earlier agent programmed most of them, if there was one.
+        more = expected.minus(expected.common(self._taken()))
+        wanted = _wanted(self._growing, self._rooms(there, more, places), 0.0)
         if wanted != there:
             self._instance.enlarge(self._entries(wanted))
             self._instance.switch()
@@ -136,18 +138,26 @@ class Growth:
             "endpoints": instance.backends.max_entries // _BACKENDS,
         }
 
+    def _taken(self) -> Need:
+        """Entries that are not free. Source ranges do not grow with services or endpoints."""
+        planner = self._reconciler.planner
+        return Need(
+            planner.service_ids.taken,
+            len(planner.claims),
+            planner.regions.taken,
+            planner.backend_ids.taken,
+            0,
+        )
+
     def _rooms(self, there: Mapping[Limit, int], more: Need, places: int = 0) -> dict[Limit, Room]:
         """With `more` than is there, and at least so many `places` of tables by hash."""
-        planner = self._reconciler.planner
+        all_ = self._taken().plus(more)
         used: dict[Limit, tuple[float, ...]] = {
-            "services": (
-                planner.service_ids.taken + more.services,
-                (len(planner.claims) + more.frontends) / _FRONTENDS,
-            ),
+            "services": (all_.services, all_.frontends / _FRONTENDS),
             "endpoints": (
-                (planner.backend_ids.taken + more.backends) / _BACKENDS,
-                (planner.regions.taken + more.slots) / _SLOTS,
-                max(planner.table_places, places) / _PLACES,
+                all_.backends / _BACKENDS,
+                all_.slots / _SLOTS,
+                max(self._reconciler.planner.table_places, places) / _PLACES,
             ),
         }
         return {

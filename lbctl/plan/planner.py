@@ -175,9 +175,7 @@ class Planner:
             self.retired = {n: p for n, p in self.retired.items() if p.id not in gone}
         return Freed(services, self.backend_ids.recover(sweep_began, backends_seen))
 
-    def _programmed(
-        self, names: Iterable[str]
-    ) -> Iterator[tuple[str, PortState | None, HeldSets]]:
+    def _programmed(self, names: Iterable[str]) -> Iterator[tuple[str, PortState | None, HeldSets]]:
         """By full name what there is of each port, and its sets, which are read many at once: a
         start looks at all of them."""
         left = iter(names)

@@ -59,6 +59,10 @@ class Need(NamedTuple):
         """Both together."""
         return Need(*map(int.__add__, self, other))
 
+    def common(self, other: Need) -> Need:
+        """What both have: of each the lesser."""
+        return Need(*map(min, self, other))
+
     def minus(self, other: Need) -> Need:
         """Without what `other` is of it."""
         return Need(*map(int.__sub__, self, other))

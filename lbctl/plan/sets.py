@@ -17,7 +17,7 @@ NOBODY = Members([], b"", b"")
 class HeldSets:
     """The sets of a service port as they are programmed."""
 
-    __slots__ = ("_here", "_held", "_whole", "words")
+    __slots__ = ("_held", "_here", "_whole", "words")
 
     def __init__(self, words: tuple[int, int], whole: Members, here: Members) -> None:
         """The two region words, and what is in the sets: the cluster's, and that of this node."""

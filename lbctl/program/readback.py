@@ -122,10 +122,11 @@ def _repair(leftovers: Leftovers, unmarked: list[tuple[bytes, int, int]], tables
 def _read_names(tables: Tables, planner: Planner, leftovers: Leftovers) -> dict[int, PortState]:
     keys, values = tables.names.read_all()
     by_id: dict[int, PortState] = {}
+    most = tables.services.max_entries
     named = zip(keys["service"].tolist(), values["text"].tolist(), strict=True)
     for number, text in sorted(named):
         name = text.decode(errors="replace")
-        if not 0 < number < tables.services.max_entries:
+        if not 0 < number < most:
             leftovers.names.append(number)
         elif name in planner.services:
             # Two ids of one name: the second rests, and is freed with its name.

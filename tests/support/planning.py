@@ -47,9 +47,7 @@ def endpoints(
     return tuple(sorted(found))
 
 
-def frontend(
-    address: str, port: int = 80, kind: int = FrontendKind.CLUSTER_IP
-) -> Frontend:
+def frontend(address: str, port: int = 80, kind: int = FrontendKind.CLUSTER_IP) -> Frontend:
     return Frontend(parse_address(address), port, TCP, kind)
 
 

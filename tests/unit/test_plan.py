@@ -278,7 +278,9 @@ def test_markers_say_whose_else_an_address_is(node: Node) -> None:
 
 def test_changed_flags_of_an_address_are_written(node: Node) -> None:
     node.apply(resolved("a/web", (), (frontend("10.96.0.1", 80),)))
-    plan = node.apply(resolved("a/web", (), (frontend("10.96.0.1", 80, FrontendKind.LOAD_BALANCER),)))
+    plan = node.apply(
+        resolved("a/web", (), (frontend("10.96.0.1", 80, FrontendKind.LOAD_BALANCER),))
+    )
     own, marker = frontend_key(parse_address("10.96.0.1"), 80, TCP), marker_key(WEB.address)
     assert sorted(plan.frontends) == [(marker, 0, consts.FRONTEND_OUTER), (own, 1, 8)]
     assert not plan.frontends_gone
