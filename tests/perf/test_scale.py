@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from ebpf.compile import compiler
 from ebpf.instance import Instance
 from ebpf.kernel import libbpf
 from ebpf.maps.sizes import Sizes
+from lbctl.agent.growth import Growth
 from lbctl.datapath.tables import Tables
 from lbctl.inspect import instance as inspect
 from lbctl.metrics.services import Bounds, ServiceSeries
 from lbctl.model.decode import SERVICES, SLICES
 from lbctl.model.records import EndpointSlice, Node, Service
 from lbctl.plan.changes import Plan
-from lbctl.program import writes
+from lbctl.program import readback, writes
 from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import ResolvedPort
@@ -46,13 +48,20 @@ SMALL, MIDDLE, LARGE = 100, 2_000, 10_000
 # What is traced at 2,000 services is 330 bytes per endpoint, its share of the service included.
 BYTES_PER_ENDPOINT = 420
 TRIES = 40
+# Calls of functions, of Python and of C, for each service of ten endpoints: a start's time goes by
+# them, and they are the same at every run. Decoded; resolved, planned and written; read back;
+# resolved and compared. As they are now, and a twentieth.
+CALLS_DECODING = 165
+CALLS_STARTING = 300
+CALLS_READING_BACK = 23
+CALLS_RESTARTING = 190
 
 
 class Control:
     """A store, a reconciler and maps of their own: the agent without threads and programs."""
 
-    def __init__(self, pin_dir: Path, services: int) -> None:
-        sizes = Sizes(services * 2, services * ENDPOINTS * 2, 128)
+    def __init__(self, pin_dir: Path, services: int, sizes: Sizes | None = None) -> None:
+        sizes = sizes or Sizes(services * 2, services * ENDPOINTS * 2, 128)
         self.instance = Instance.create_or_open(pin_dir, compiler.bundle(), sizes)
         self.store = Store(NODE, parts=3)
         self.services = services
@@ -60,12 +69,16 @@ class Control:
 
     def fill(self) -> bool:
         """Everything there is, listed; returns whether something was written."""
+        self.list()
+        return self.take()
+
+    def list(self) -> None:
+        """Everything there is, for the store."""
         numbers = range(self.services)
         self.store.replace(Service, [SERVICES.decode(_json(service(n))) for n in numbers])
         slices = (slice_of(n, endpoints(n, ENDPOINTS)) for n in numbers)
         self.store.replace(EndpointSlice, [SLICES.decode(_json(s)) for s in slices])
         self.store.replace(Node, [Node(NODE)])
-        return self.take()
 
     def change(self, number: int, turn: int) -> None:
         """Another pod takes the place of a service's last one: from the event's bytes on."""
@@ -89,9 +102,9 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def control(services: int) -> Iterator[Control]:
+def control(services: int, sizes: Sizes | None = None) -> Iterator[Control]:
     pin_dir = Path(f"/sys/fs/bpf/sc-guard-{os.getpid()}-{services}")
-    made = Control(pin_dir, services)
+    made = Control(pin_dir, services, sizes)
     try:
         yield made
     finally:
@@ -205,6 +218,73 @@ def test_a_restart_without_change_writes_nothing(calls: Counter[str], plans: lis
         assert _writing(calls) == []
         assert [plan.writes() for plan in plans] == [{}] * len(plans)
         assert fingerprint(first.instance) == before
+
+
+def counted(act: Callable[[], object]) -> float:
+    """Calls of functions that `act` makes, for each of MIDDLE services."""
+    seen = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal seen
+        seen += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return seen / MIDDLE
+
+
+def test_what_a_start_and_a_restart_cost() -> None:
+    services = [_json(service(n)) for n in range(MIDDLE)]
+    slices = [_json(slice_of(n, endpoints(n, ENDPOINTS))) for n in range(MIDDLE)]
+
+    def decode() -> None:
+        for one, part in zip(services, slices, strict=True):
+            SERVICES.decode(one)
+            SLICES.decode(part)
+
+    decoding = counted(decode)
+    with control(MIDDLE) as made:
+        made.list()
+        starting = counted(made.take)
+        made.store.close()
+        made.store = Store(NODE, parts=3)
+        made.list()
+
+        def read_back() -> None:
+            made.reconciler = Reconciler(made.instance, NodeFacts(NODE))
+
+        reading_back = counted(read_back)
+        restarting = counted(made.take)
+    found = decoding, starting, reading_back, restarting
+    most = CALLS_DECODING, CALLS_STARTING, CALLS_READING_BACK, CALLS_RESTARTING
+    assert all(now <= bound for now, bound in zip(found, most, strict=True)), f"{found}, not {most}"
+
+
+def test_a_restart_exchanges_no_map() -> None:
+    """Maps are made as large as the objects ask for once, by the first start."""
+    most = Sizes(MIDDLE * 2, MIDDLE * ENDPOINTS * 2, 128)
+    bundle = compiler.bundle()
+    with control(MIDDLE, most.at_first(0)) as made:
+        ids = []
+        nobody: Any = None  # who has a part in growth while traffic runs
+        for _ in range(3):
+            room = readback.room_for(most.max_entries(bundle))
+            made.reconciler = Reconciler(made.instance, NodeFacts(NODE), most=room)
+            growth = Growth(bundle, made.instance, nobody, made.reconciler, nobody, nobody, most)
+            made.store.close()
+            made.store = Store(NODE, parts=3)
+            made.list()
+            update = made.store.take()
+            assert update is not None
+            made.reconciler.take(update)
+            growth.fit()
+            made.reconciler.apply(complete=True)
+            ids.append({name: made.instance.map(name).id for name in made.instance.map_names()})
+        assert made.instance.services.max_entries > most.at_first(0).services
+    assert ids[0] == ids[1] == ids[2]
 
 
 def _writing(calls: Iterable[str]) -> list[str]:
