@@ -9,13 +9,16 @@ import numpy.typing as npt
 
 from ebpf.maps.buckets import KEY_WORDS, BucketTable, Words
 from lbctl.datapath import consts
-from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES, address_columns, rows_as_bytes
+from lbctl.datapath.records import ADDRESS_BYTES, IDENTITY_BYTES
 from lbctl.datapath.tables import ArrayTable, Records
 
 _KEY_BYTES = IDENTITY_BYTES + 1  # address, port, protocol; then zeros
 _FLAGS = np.uint64(consts.FRONTEND_FLAGS_SHIFT)
 _SERVICE = np.uint64(consts.FRONTEND_SERVICE_MASK)
 _ENDPOINT = np.uint64(consts.FRONTEND_ENDPOINT << consts.FRONTEND_FLAGS_SHIFT)
+
+# Odd numbers, without a pattern, that words of keys are multiplied with.
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 
 # Share of the places up to which endpoints are entered. Those that left a moment ago rest there as
 # long as there may be flows; what is not entered is only not known as an endpoint where somebody
@@ -234,10 +237,10 @@ def _may_have(key: Words, backends: Records) -> npt.NDArray[np.bool_]:
 
 def _keys_of(backends: Records) -> Words:
     """Keys of the endpoints of those elements that hold one, and then of their addresses."""
-    used = np.ascontiguousarray(backends[backends["port"] != 0])
+    used = backends[backends["port"] != 0]
     raw = np.zeros((len(used), 8 * KEY_WORDS), np.uint8)
-    columns = address_columns(used.dtype, "addr", "port")
-    raw[:, :IDENTITY_BYTES] = rows_as_bytes(used)[:, columns]
+    raw.view(np.uint32)[:, : ADDRESS_BYTES // 4] = used["addr"]["w"]
+    raw.view(np.uint16)[:, ADDRESS_BYTES // 2] = used["port"]
     by_address = raw.copy()
     by_address[:, ADDRESS_BYTES:IDENTITY_BYTES] = 0
     by_address[:, IDENTITY_BYTES] = consts.FRONTEND_ENDPOINT_ADDRESS
@@ -250,9 +253,18 @@ def _counted(backends: Records) -> tuple[Words, Words]:
 
 
 def _distinct(keys: Words) -> tuple[Words, Words]:
-    """Each of these once, and how often it is there."""
-    found, counts = np.unique(_as_strings(keys), return_counts=True)
-    return found.view(np.uint64).reshape(-1, KEY_WORDS), counts.astype(np.uint64)
+    """Each of these once, and how often it is there. Ordered by a number made of each, since that
+    is far quicker than by all of it; two keys of one number, which are next to never, are not."""
+    numbers = keys[:, 0] * _MIX[0] ^ keys[:, 1] * _MIX[1] ^ keys[:, 2] * _MIX[2]
+    order = np.argsort(numbers)
+    ordered, numbers = keys[order], numbers[order]
+    same = (ordered[1:] == ordered[:-1]).T
+    new = ~(same[0] & same[1] & same[2])
+    if (new & (numbers[1:] == numbers[:-1])).any():
+        found, counts = np.unique(_as_strings(keys), return_counts=True)
+        return found.view(np.uint64).reshape(-1, KEY_WORDS), counts.astype(np.uint64)
+    first = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), bool), new]))
+    return ordered[first], np.diff(first, append=len(keys)).astype(np.uint64)
 
 
 def _as_strings(keys: Words) -> npt.NDArray[np.bytes_]:

@@ -42,8 +42,12 @@ class Placing:
         fresh_ids = self._backend_ids.take_many(len(fresh))
         ids = dict(zip(fresh, fresh_ids, strict=True))
         cluster = sets.ids_of(wanted.cluster, ids)
-        local = sets.ids_of(wanted.local, ids)
-        existing = [Placed(sets.words[0], sets.cluster), Placed(sets.words[1], sets.local)]
+        local = sets.ids_of(wanted.local, ids) if wanted.local else []
+        existing = [
+            Placed(word, held)
+            for word, held in zip(sets.words, (sets.cluster, sets.local), strict=True)
+            if held
+        ]
         regions: list[tuple[int, list[int]]] = []
         try:
             both = self._place(cluster, 0, existing, regions, spare, now, bool(wanted.near))

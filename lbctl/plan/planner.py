@@ -104,7 +104,7 @@ class Planner:
         moved: list[tuple[PortState, tuple[tuple[bytes, int], ...]]] = []
         # What is served has its room before anything new is given any.
         aged = self._recognise(changes)
-        for full_name, before, sets in self._programmed(changes):
+        for full_name, name, before, sets in self._programmed(changes):
             port, asked = changes[full_name], before.frontends if before else ()
             if port is None:
                 if before:
@@ -112,7 +112,6 @@ class Planner:
                     moved.append((before, asked))
                 continue
             try:
-                name = self.stored_name(full_name)
                 after = self._set(plan, name, port, before, sets, now, port.service in large)
             except Exhausted as error:
                 plan.failed[full_name] = error
@@ -175,14 +174,17 @@ class Planner:
             self.retired = {n: p for n, p in self.retired.items() if p.id not in gone}
         return Freed(services, self.backend_ids.recover(sweep_began, backends_seen))
 
-    def _programmed(self, names: Iterable[str]) -> Iterator[tuple[str, PortState | None, HeldSets]]:
-        """By full name what there is of each port, and its sets, which are read many at once: a
-        start looks at all of them."""
+    def _programmed(
+        self, names: Iterable[str]
+    ) -> Iterator[tuple[str, str, PortState | None, HeldSets]]:
+        """By full name the stored one of each port, what there is of it, and its sets, which are
+        read many at once: a start looks at all of them."""
         left = iter(names)
         while some := list(islice(left, _AT_ONCE)):
-            states = [self.services.get(self.stored_name(name)) for name in some]
+            stored = [self.stored_name(name) for name in some]
+            states = [self.services.get(name) for name in stored]
             words = [(state.cluster, state.local) if state else (0, 0) for state in states]
-            yield from zip(some, states, HeldSets.read(self._contents, words), strict=True)
+            yield from zip(some, stored, states, HeldSets.read(self._contents, words), strict=True)
 
     def _recognise(self, changes: Mapping[str, ResolvedPort | None]) -> list[PortState]:
         """Take down who the programmed ports are; returns those whose age is another now. An object
@@ -383,7 +385,8 @@ class Planner:
                     self.claims.change(state.id, key, flags, now[key])
         for state, asked in moved:
             had = dict(asked)
-            self.claims.add(state.id, [(k, f) for k, f in state.frontends if k not in had])
+            more = [(k, f) for k, f in state.frontends if k not in had] if had else state.frontends
+            self.claims.add(state.id, more)
         for state in aged:
             self.claims.aged(state.frontends)
         for key, owner_now in self.claims.changes():

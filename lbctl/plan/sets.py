@@ -30,7 +30,7 @@ class HeldSets:
     def read(cls, contents: Contents, ports: Sequence[tuple[int, int]]) -> list[HeldSets]:
         """Of each of these ports, by its region words."""
         # An empty set is nothing to read, nor is one a second time: that is most of those here.
-        regions = dict.fromkeys(word for words in ports for word in words if region_of(word)[1])
+        regions = {word: None for words in ports for word in words if word and region_of(word)[1]}
         members = dict(zip(regions, contents.members([*regions]) if regions else (), strict=True))
         return [
             cls(words, members.get(words[0], NOBODY), members.get(words[1], NOBODY))

@@ -186,6 +186,20 @@ def test_a_first_start_makes_room_before_programs_are_loaded(rig: Rig) -> None:
     assert rig.told == ["switch", "finish", "grown"]
 
 
+def test_what_an_earlier_agent_programmed_is_not_asked_for_twice(rig: Rig) -> None:
+    need = Need(1000, 3000, 9000, 6000, 0)
+    rig.expected = need
+    rig.growth.fit()
+    assert rig.told == ["switch", "finish", "grown"]
+    for name, taken in (
+        ("service_ids", need.services), ("backend_ids", need.backends), ("regions", need.slots)
+    ):  # fmt: skip
+        setattr(rig.planner, name, SimpleNamespace(taken=taken))
+    rig.planner.claims = range(need.frontends)
+    rig.growth.fit()
+    assert rig.told == ["switch", "finish", "grown"]
+
+
 def test_tables_by_hash_ask_for_room_as_endpoints_do(rig: Rig) -> None:
     places = 4 * FIRST.endpoints
     rig.planner.table_places = places * 3 // 4

@@ -5,12 +5,14 @@ import random
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebpf.maps.buckets import elements_for
 from lbctl.addresses import parse_address
 from lbctl.datapath import consts
+from lbctl.datapath import frontends as frontends_module
 from lbctl.datapath.frontends import Frontends
 from lbctl.datapath.records import frontend_key, marker_key
 from lbctl.datapath.tables import Records
@@ -60,6 +62,15 @@ def test_an_endpoint_is_there_as_long_as_a_backend_has_it(
     frontends.hold(backends(25, 25, *held[:1]))
     frontends.repair(backends(*held))
     assert counts(frontends) == {n: count for n, count in Counter(held).items() if n}
+
+
+def test_endpoints_are_counted_where_all_keys_have_one_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(frontends_module, "_MIX", np.zeros(3, np.uint64))
+    frontends = table(100)
+    assert frontends.hold(backends(1, 2, 1, 3, 2, 1)) == 0
+    assert counts(frontends) == {1: 3, 2: 2, 3: 1}
 
 
 def test_endpoints_give_way_to_frontends() -> None:
