@@ -158,6 +158,8 @@ class BucketTable:
     def raise_by(self, keys: Words, numbers: Words, bits: np.uint64, most: int) -> int:
         """Add these numbers to the payloads of keys, each given once, which have `bits` besides. No
         more than `most` that are not there are entered. Returns how many were not."""
+        if not len(keys):
+            return 0
         if not self._header[KEY_WORDS]:
             self._begin()
         hashed = self._hashed(keys)

@@ -253,8 +253,8 @@ def _counted(backends: Records) -> tuple[Words, Words]:
 
 
 def _distinct(keys: Words) -> tuple[Words, Words]:
-    """Each of these once, and how often it is there. Ordered by a number made of each, since that
-    is far quicker than by all of it; two keys of one number, which are next to never, are not."""
+    """Each of these once, and how often it is there. They are ordered by a number made of each,
+    far quicker than by all of it, unless two have the same, which is next to never."""
     numbers = keys[:, 0] * _MIX[0] ^ keys[:, 1] * _MIX[1] ^ keys[:, 2] * _MIX[2]
     order = np.argsort(numbers)
     ordered, numbers = keys[order], numbers[order]
