@@ -27,7 +27,8 @@ from lbctl.plan.placing import Placing
 from lbctl.plan.rooms import NOTHING, Need, Room, need_of_sets, need_of_state, sum_fits
 from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
 from lbctl.plan.tables import HashTables
-from lbctl.resolve.ports import AT_RANDOM, ResolvedPort
+from lbctl.plan.unchanged import is_programmed
+from lbctl.resolve.ports import ResolvedPort
 
 _AT_ONCE = 1000  # ports whose sets are read together
 
@@ -219,7 +220,7 @@ class Planner:
         large: bool,
     ) -> PortState:
         frontends, wanted = frontends_of(port), WantedSets(port)
-        if before and _is_programmed(before, port, frontends, wanted, sets):
+        if before and is_programmed(before, port, frontends, wanted, sets):
             self._balancer.configure(plan, before, port, wanted, new=False)
             return before
         returning = None if before else self.retired.get(name)
@@ -395,25 +396,6 @@ class Planner:
             else:
                 service, flags = self.claims.unpack(owner_now)
                 plan.frontends.append((key, service, flags))
-
-
-def _is_programmed(
-    state: PortState,
-    port: ResolvedPort,
-    frontends: tuple[tuple[bytes, int], ...],
-    wanted: WantedSets,
-    sets: HeldSets,
-) -> bool:
-    """Whether nothing but its settings may be others than they are to be. That is so of nearly
-    every port that a start finds, and soon told where endpoints are chosen in the plain way."""
-    return (
-        port.choice is AT_RANDOM
-        and not (wanted.shaped or state.shaped or state.cluster_table or state.local_table)
-        and frontends == state.frontends
-        and port.source_ranges == state.ranges
-        and state.settings.algorithm == consts.ALGORITHM_RANDOM
-        and sets.are(wanted)
-    )
 
 
 def _age(states: list[PortState | None], number: int) -> Age:
