@@ -80,7 +80,7 @@ def is_link_local(address: bytes) -> bool:
 def special_use(address: bytes) -> str:
     """What makes an address nobody's to serve or to be reached at: the word for its kind, empty for
     all others. An IPv4 address that was written as IPv6 is the same 16 bytes, and judged alike."""
-    if address.startswith(_MAPPED):  # asked for every endpoint there is
+    if address.startswith(_MAPPED):
         return _special4(address[12:]) if address[12] in _SPECIAL_FIRST else ""
     if address[0] == 0xFF:
         return "multicast"
@@ -89,6 +89,14 @@ def special_use(address: bytes) -> str:
     if address[:15] == bytes(15):
         return {0: "unspecified", 1: "loopback"}.get(address[15], "")
     return ""
+
+
+def is_plain(address: bytes, family: int) -> bool:
+    """Whether it is of this family, and so far from all of special use that no more is to be asked:
+    what is said of nearly every endpoint there is."""
+    if address.startswith(_MAPPED):
+        return family == IPV4 and address[12] not in _SPECIAL_FIRST
+    return family == IPV6 and not special_use(address)
 
 
 def _special4(address: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from lbctl.addresses import FAMILIES, IPV4, IPV6, family_of, parse_address, special_use
+from lbctl.addresses import FAMILIES, IPV4, IPV6, family_of, is_plain, parse_address, special_use
 from lbctl.model import balancing, fields
 from lbctl.model.balancing import Annotations
 from lbctl.model.fields import InvalidField, Remarks
@@ -344,7 +344,7 @@ def _plain_address(texts: list[str], family: int) -> bytes | None:
         found = parse_address(texts[0])
     except (ValueError, IndexError):
         return None
-    return found if family_of(found) == family and not special_use(found) else None
+    return found if is_plain(found, family) else None
 
 
 def _first_address(path: str, texts: list[str], family: int, remarks: Remarks) -> bytes:

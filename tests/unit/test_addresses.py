@@ -15,8 +15,10 @@ from lbctl.addresses import (
     format_endpoint,
     is_link_local,
     is_loopback,
+    is_plain,
     parse_address,
     parse_prefix,
+    special_use,
 )
 
 
@@ -27,6 +29,19 @@ def test_ipv4_there_and_back(address: ipaddress.IPv4Address) -> None:
     assert family_of(parsed) == 4
     assert format_address(parsed) == str(address)
     assert is_loopback(parsed) == address.is_loopback
+
+
+@given(
+    st.one_of(st.ip_addresses(), st.ip_addresses(network="224.0.0.0/3")), st.sampled_from([4, 6])
+)
+def test_what_is_plain_is_of_no_special_use(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, family: int
+) -> None:
+    parsed = parse_address(str(address))
+    if is_plain(parsed, family):
+        assert (family_of(parsed), special_use(parsed)) == (family, "")
+    assert is_plain(parse_address("10.1.2.3"), 4)
+    assert is_plain(parse_address("fd00::1"), 6)
 
 
 @given(st.ip_addresses(v=6))
