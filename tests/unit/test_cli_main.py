@@ -53,11 +53,14 @@ def test_help_loads_no_command_and_no_library_of_one() -> None:
 
 
 def test_an_agent_begins_without_what_it_may_never_need() -> None:
-    """Before it lists: pyroute2 is for the thread of interfaces, others are for what is asked for
-    or goes wrong. Whatever is imported here is waited for at every start."""
+    """Before it lists, interfaces included: pyroute2 and others are for what is asked for or goes
+    wrong. Whatever is imported here is waited for at every start."""
     script = (
         "import sys\n"
         "import lbctl.cli.agent, lbctl.agent.run, lbctl.sources.kubernetes\n"
+        "from ebpf.kernel import netlink\n"
+        "netlink.Watch().close()\n"
+        "assert netlink.read_network().links\n"
         "print(*sys.modules, sep='\\n')\n"
     )
     done = subprocess.run(
