@@ -9,6 +9,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -51,6 +52,11 @@ MODES = Exposed("modes", 4)
 OWN = Exposed("own", 5)
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 KIND = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
+# A doctor that waits a tenth of a second for each answer.
+IMPATIENT = (
+    "import lbctl.host.dsrtrial; lbctl.host.dsrtrial.WAIT = 0.1; "
+    "from lbctl.cli.main import main; main()"
+)
 OVERHEAD = {"udp": (28, 48), "ipip": (20, 40)}
 
 
@@ -337,7 +343,7 @@ def test_doctor_tries_it_between_two_nodes(lab: Lab, family: int) -> None:
 
 def test_doctor_says_that_nobody_answers(lab: Lab) -> None:
     words = ("--dsr", lab.node("node2").ipv4, "--service-address", "192.0.2.250")
-    asked = subprocess.run(doctor(lab, "node1", *words), capture_output=True, text=True)
+    asked = lab.exec("node1", [sys.executable, "-c", IMPATIENT, "doctor", *words])
     assert asked.returncode == 5
     assert "no answer from 172.18.0.12 as 192.0.2.250" in " ".join(asked.stdout.split())
 
