@@ -127,6 +127,7 @@ def call(lab: Lab, program: Path, node: str, times: int) -> subprocess.Popen[str
     return process
 
 
+@pytest.mark.alone
 def test_one_stream_of_all_nodes(
     lab: Lab, kubectl: LabKubectl, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:

@@ -103,6 +103,7 @@ def connect(lab: Lab, kind: socket.SocketKind = TCP, name: str = "web") -> None:
     assert answers(lab, "pod1", addresses(name)[0], kinds=[kind], times=1) == {"pod2"}
 
 
+@pytest.mark.alone
 def test_each_of_many_connections_is_told(
     lab: Lab, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:

@@ -136,6 +136,7 @@ def call(lab: Lab, service: str, count: int, seen: Seen) -> None:
     assert failed == []
 
 
+@pytest.mark.alone
 def test_the_slow_endpoint_gets_less_to_do(
     lab: Lab, pytestconfig: pytest.Config, record_property: Callable[[str, object], None]
 ) -> None:
