@@ -15,6 +15,7 @@ from msgspec import structs
 from ebpf.compile import compiler, source
 from ebpf.compile.source import UNITS, Unit
 from ebpf.errors import CompileError
+from tests.kernel.support.apart import kept_apart
 
 pytestmark = pytest.mark.kernel
 
@@ -49,7 +50,8 @@ def _alone() -> list[Unit]:
 
 
 def test_every_header_stands_alone(alone: list[Unit]) -> None:
-    compiler.bundle(units=alone)
+    with kept_apart():
+        compiler.bundle(units=alone)
 
 
 def test_every_header_stands_alone_in_the_trace_variant(alone: list[Unit]) -> None:
@@ -57,7 +59,8 @@ def test_every_header_stands_alone_in_the_trace_variant(alone: list[Unit]) -> No
     directory = source.source_dir()
     asking = [header for header in alone if "TRACE" in (directory / header.file).read_text()]
     assert asking
-    compiler.bundle("trace", units=asking)
+    with kept_apart():
+        compiler.bundle("trace", units=asking)
 
 
 def test_no_header_is_without_a_unit() -> None:
