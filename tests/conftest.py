@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Beside a test that is to be alone no other process runs one. Whoever waits for that keeps the
     gate meanwhile: else others that follow each other would keep it out for ever."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not hasattr(item.config, "workerinput"):  # what pytest-xdist tells its processes
         return (yield)
     gate, room = (os.open(path, os.O_RDONLY) for path in (__file__, Path(__file__).parent))
     try:
