@@ -108,21 +108,16 @@ def test_a_name_that_no_node_has(node: Hurried) -> None:
     assert not node.warned("no Node object")
 
 
-def services_of(node: Hurried) -> dict[str, Any]:
-    """What maps say but for the node itself, whose network may still be coming up."""
-    return {name: held for name, held in node.contents().items() if name != "config"}
-
-
 def test_a_source_that_is_cut_off(node: Hurried) -> None:
     node.publish(SERVICE, slice_of("10.0.0.1"))
     process = node.started()
     away = node.manifests.with_name("away")
-    before = services_of(node)
+    before = node.contents()
     node.manifests.rename(away)
     wait_until(lambda: node.warned("cut off from where the objects are"), BOUND)
     wait_until(lambda: node.codes() == (200, 200, 503), BOUND)
     assert not node.ready(process)
-    assert services_of(node) == before
+    assert node.contents() == before
     away.rename(node.manifests)
     wait_until(lambda: node.ready(process) and node.codes() == (200, 200, 200), BOUND)
 

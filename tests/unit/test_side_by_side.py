@@ -51,7 +51,7 @@ def test_nothing_runs_beside_a_test_that_is_to_be_alone(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout
