@@ -113,19 +113,35 @@ INLINE bool is_to_us(struct xdp_md *ctx)
 	       !((to[0] ^ own->mac[0]) | (to[1] ^ own->mac[1]) | (to[2] ^ own->mac[2]));
 }
 
-/* What the checksum would be of the pseudo header alone, before it is inverted. */
-INLINE u16 unfinished_sum(const struct packet *p)
+/* Sums are added up in 64 bits and folded where one is needed: folding takes longer than all that
+ * is added. What an address adds to one, and what another one in its place does. */
+INLINE u64 sum_of(const ip_addr *address)
 {
-	u64 sum = (u64)htons(p->proto) + htons(p->l4_length);
-
 #if FAMILY == 4
-	sum += (u64)p->src + p->dst;
+	return *address;
 #else
+	return (u64)address->w[0] + address->w[1] + address->w[2] + address->w[3];
+#endif
+}
+
+INLINE u64 sum_of_change(const ip_addr *from, const ip_addr *to)
+{
+#if FAMILY == 4
+	return (u64)(u32)~*from + *to;
+#else
+	u64 sum = 0;
+
 #pragma unroll
 	for (int i = 0; i < 4; i++)
-		sum += (u64)p->src.w[i] + p->dst.w[i];
+		sum += (u64)(u32)~from->w[i] + to->w[i];
+	return sum;
 #endif
-	return fold(sum);
+}
+
+/* A checksum field after what it covers has changed (RFC 1624). */
+INLINE u16 summed(u16 check, u64 change)
+{
+	return ~fold((u16)~check + change);
 }
 
 /* Has the sender left the checksum to a device that there is not? A virtual one hands such frames
@@ -133,9 +149,9 @@ INLINE u16 unfinished_sum(const struct packet *p)
  * 65,535 finished ones looks the same, and goes up without need. */
 INLINE bool is_unfinished(const struct packet *p, u16 check)
 {
-	u16 difference = fold((u64)(u16)~check + unfinished_sum(p));
+	u64 pseudo = sum_of(&p->src) + sum_of(&p->dst) + htons(p->proto) + htons(p->l4_length);
 
-	return !difference || difference == 0xffff;
+	return fold((u16)~check + pseudo) == 0xffff;
 }
 
 /* The field, or 0 if the frame may not be touched. */
@@ -171,14 +187,14 @@ struct rewriting {
 };
 
 /* The network header, with one lifetime less. The caller checked the bounds. */
-INLINE void write_network(void *network, const struct rewriting *to, u16 addresses)
+INLINE void write_network(void *network, const struct rewriting *to, u64 addresses)
 {
 #if FAMILY == 4
 	struct iphdr *ip = network;
 	u16 *lifetime = (u16 *)&ip->ttl, before = *lifetime;
 
 	ip->ttl--;
-	ip->check = adjusted(ip->check, fold((u64)addresses + (u16)~before + *lifetime));
+	ip->check = summed(ip->check, addresses + (u16)~before + *lifetime);
 	ip->saddr = to->src;
 	ip->daddr = to->dst;
 #else
@@ -196,18 +212,18 @@ INLINE void write_network(void *network, const struct rewriting *to, u16 address
 INLINE int send_frame(struct xdp_md *ctx, const struct packet *p, const struct rewriting *to,
 		      const struct way *way)
 {
-	u16 *field = frame_checksum(ctx, p), addresses, ports;
+	u16 *field = frame_checksum(ctx, p);
 	struct ethhdr *eth = frame_start(ctx);
 	void *network = frame_start(ctx) + ETH_HLEN;
 	u32 *both = network + IP_HEADER_LENGTH;
+	u64 addresses, ports;
 
 	if (!field || (void *)(both + 1) > frame_end(ctx))
 		return XDP_PASS;
-	addresses = fold((u64)address_difference(&p->src, &to->src) +
-			 address_difference(&p->dst, &to->dst));
-	ports = fold((u64)(u32)~join_ports(p->sport, p->dport) + join_ports(to->sport, to->dport));
+	addresses = sum_of_change(&p->src, &to->src) + sum_of_change(&p->dst, &to->dst);
+	ports = (u64)(u32)~join_ports(p->sport, p->dport) + join_ports(to->sport, to->dport);
 	if (p->proto == IPPROTO_TCP || *field) {
-		*field = adjusted(*field, fold((u64)addresses + ports));
+		*field = summed(*field, addresses + ports);
 		if (p->proto == IPPROTO_UDP && !*field)
 			*field = 0xffff;
 	}
