@@ -3,6 +3,7 @@
 
 #include <uapi/linux/bpf.h>
 #include <linux/in.h>
+#include <linux/ip.h>
 #include "unit.h"
 #include "kernel.h"
 #include "types.h"
@@ -29,6 +30,16 @@ INLINE u16 fold(u64 sum)
 	sum = (sum & 0xffff) + (sum >> 16);
 	return sum;
 }
+
+#if FAMILY == 4
+/* Of a header without options. */
+INLINE u64 sum_of_header(const struct iphdr *ip)
+{
+	const u32 *words = (const u32 *)ip;
+
+	return (u64)words[0] + words[1] + words[2] + words[3] + words[4];
+}
+#endif
 
 /* What replacing one address by another adds to a sum over it, in 16 bits. */
 INLINE u16 address_difference(const ip_addr *from, const ip_addr *to)

@@ -42,22 +42,9 @@ INLINE u32 datagram_length(const struct packet *p)
 	return p->l4_length + IP_HEADER_LENGTH;
 }
 
-#if FAMILY == 4
-/* The stack drops a header whose own checksum is wrong. */
-INLINE bool is_whole_header(const struct iphdr *ip)
-{
-	const u32 *words = (const u32 *)ip;
-	u64 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < IP_HEADER_LENGTH / 4; i++)
-		sum += words[i];
-	return fold(sum) == 0xffff;
-}
-#endif
-
 /* The network header; the caller checked the bounds. 0, or the length of what it carries. What has
- * more than one lifetime left can be forwarded. */
+ * more than one lifetime left can be forwarded; a header whose own checksum is wrong is dropped by
+ * the stack. */
 INLINE u32 read_network(const void *network, struct packet *p, u32 room)
 {
 	u32 length;
@@ -66,7 +53,8 @@ INLINE u32 read_network(const void *network, struct packet *p, u32 room)
 
 	length = ntohs(ip->tot_len);
 	if (*(u8 *)ip != 0x45 || ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET) ||
-	    ip->ttl <= 1 || length <= IP_HEADER_LENGTH || length > room || !is_whole_header(ip))
+	    ip->ttl <= 1 || length <= IP_HEADER_LENGTH || length > room ||
+	    fold(sum_of_header(ip)) != 0xffff)
 		return 0;
 	p->src = ip->saddr;
 	p->dst = ip->daddr;
@@ -127,7 +115,7 @@ INLINE u64 sum_of(const ip_addr *address)
 INLINE u64 sum_of_change(const ip_addr *from, const ip_addr *to)
 {
 #if FAMILY == 4
-	return (u64)(u32)~*from + *to;
+	return (u64)(u32) ~*from + *to;
 #else
 	u64 sum = 0;
 
@@ -176,6 +164,7 @@ INLINE bool is_finished_frame(struct xdp_md *ctx, const struct packet *p)
 struct way {
 	u32 out;
 	u32 macs[3];
+	ip_addr source; /* the node's on that way, for an outer header */
 };
 
 /* Both ends as they will be. */

@@ -116,11 +116,14 @@ class DriverNode:
         return Passed(done.verdict, done.frame, done.reasons)
 
     def by_tc(self, frame: bytes) -> Passed:
-        """What TC makes of it where it comes in and, once the stack had it, where it goes out.
-        XDP_PASS: it is not forwarded, or not by two translations."""
+        """What TC makes of it where it comes in and, once the stack had it, where it goes out; or
+        where it comes in alone, if it is sent on or answered from there. XDP_PASS: it is not
+        forwarded, or not by two translations."""
         came = self.space.run(lambda: self.world.from_net(frame))
         if came.verdict == model.DROP:
             return Passed(XDP_DROP, frame, came.reasons)
+        if came.verdict == model.REDIRECT:
+            return Passed(XDP_REDIRECT, came.frame, came.reasons)
         if came.verdict != model.PASS or came.frame == frame:
             return Passed(XDP_PASS, frame, came.reasons)
         went = self.space.run(lambda: self.world.to_net(through_stack(came.frame)))
