@@ -43,6 +43,7 @@
 #include "tcp.h"
 #include "outer.h"
 #include "whole.h"
+#include "toobig.h"
 #include "open.h"
 
 #if FAMILY == 6
@@ -145,6 +146,15 @@ INLINE int find_route(struct __sk_buff *skb, const struct config *c, const struc
 	return found;
 }
 
+/* Takes off what is behind the packet: padding, or what the other half of one that was cut has
+ * (toobig.h). */
+INLINE bool trim(struct __sk_buff *skb, const struct packet *p)
+{
+	u32 end = p->l4 + p->l4_length;
+
+	return skb->gso_size || skb->len <= end || !bpf_skb_change_tail(skb, end, 0);
+}
+
 /* Puts the outer header before the packet. */
 INLINE bool put_outer(struct __sk_buff *skb, const struct config *c, const struct packet *p,
 		      const ip_addr *source, const ip_addr *endpoint)
@@ -152,9 +162,12 @@ INLINE bool put_outer(struct __sk_buff *skb, const struct config *c, const struc
 	bool udp = !(c->flags & CONFIG_DSR_IPIP);
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | ENCAP_FAMILY;
 	u32 l3 = p->l3 & L3_MASK;
-	void *network = packet_start(skb) + l3;
 	struct outer o = {};
+	void *network;
 
+	if (!trim(skb, p))
+		return false;
+	network = packet_start(skb) + l3;
 	if (network + IP_HEADER_LENGTH > packet_end(skb))
 		return false;
 	fill_outer(&o, c, p, network, source, endpoint);
@@ -166,9 +179,14 @@ INLINE bool put_outer(struct __sk_buff *skb, const struct config *c, const struc
 	       !bpf_skb_store_bytes(skb, l3, &o, OUTER_UDP_LENGTH, BPF_F_RECOMPUTE_CSUM);
 }
 
-INLINE int hand_to_too_big(struct __sk_buff *skb, u32 mtu)
+/* What is cut comes again in parts, which are counted then. */
+INLINE int hand_to_too_big(struct __sk_buff *skb, const struct packet *p, struct cell_state *state,
+			   u32 mtu)
 {
-	count(skb, REASON_DSR_TOO_BIG);
+	if (may_be_cut(skb, p, mtu)) {
+		state->packets--;
+		state->bytes -= skb->len - p->l3;
+	}
 	handoff(skb)->mtu = mtu;
 	programs.call(skb, FAMILY_PROGRAM(TOO_BIG));
 	return DROP;
@@ -194,7 +212,7 @@ INLINE int encapsulate(struct __sk_buff *skb)
 	outer = outer_length(c);
 	found = find_route(skb, c, &p, &ends.addr, wire_length(skb, &p) + outer, &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return hand_to_too_big(skb, route.mtu - outer);
+		return hand_to_too_big(skb, &p, f.state, route.mtu - outer);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS)
 		return drop(skb, REASON_DSR_UNROUTED);
 	if (is_called_by_own(&p))
