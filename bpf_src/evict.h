@@ -1,8 +1,8 @@
 /* The table of flows: who gives way when there is no room.
  *
- * What is over first; then flows of a source that holds more than its share; then what nobody has
- * answered; then the longest unseen. Established connections never. Who holds more than all that
- * could go gets no room. docs/datapath.md tells what floods come to. */
+ * What is over first; if nothing is, flows of a source that holds more than its share; then what
+ * nobody has answered; then the longest unseen. Established connections never. Who holds more than
+ * all that could go gets no room. docs/datapath.md tells what floods come to. */
 #pragma once
 
 #include <uapi/linux/bpf.h>
@@ -43,7 +43,6 @@ INLINE u32 room_for(u32 greed)
 /* The higher, the sooner a flow gives way: an age, and above it what counts more. */
 #define RANK_UNPROVEN_SHIFT 32
 #define RANK_GREED_SHIFT 33
-#define RANK_OVER_SHIFT 36
 
 /* Both directions are asked: this cell, and the next of its ring. */
 INLINE u64 rank_of(const struct found *own, const struct found *next, const struct table *t,
@@ -52,7 +51,6 @@ INLINE u64 rank_of(const struct found *own, const struct found *next, const stru
 	u32 state = HEAD_STATE(own->head);
 	u64 packets = own->state->packets, other_packets = next->state->packets;
 	s64 age = (s32)(beat - own->state->seen), other_age = (s32)(beat - next->state->seen);
-	u64 over = BELOW(STATE_RESET - 1, state) & BELOW(state, STATE_TIME_WAIT + 1);
 	/* A datagram flow is one that was answered, and then used again. */
 	u64 unproven = BELOW(state, STATE_SYN + 1) | BELOW(packets, 1) | BELOW(other_packets, 1) |
 		       BELOW(packets + other_packets, 3);
@@ -62,7 +60,7 @@ INLINE u64 rank_of(const struct found *own, const struct found *next, const stru
 	age &= BELOW(age, 0) - 1;
 	get_holder(&holder, own->cell, HEAD_KIND(own->head));
 	return age | unproven << RANK_UNPROVEN_SHIFT |
-	       (u64)greed_of(&holder, t) << RANK_GREED_SHIFT | over << RANK_OVER_SHIFT;
+	       (u64)greed_of(&holder, t) << RANK_GREED_SHIFT;
 }
 
 /* Unseen for so many beats (4 to 40 s), what is unproven has had its answer, or gets none: it gives
@@ -90,6 +88,34 @@ INLINE u64 forgotten(struct cpu *own, u64 number)
 	return *(volatile u64 *)&own->scratch;
 }
 
+INLINE void take_if_worse(struct victim *worst, u64 rank, const struct found *at)
+{
+	if (rank >= worst->rank) {
+		worst->rank = rank;
+		worst->place = at->place;
+		worst->generation = HEAD_GENERATION(at->head);
+	}
+}
+
+/* Of what is over, the longest unseen in the direction whose cell this is: both were seen about
+ * when it ended. A bucket's cells lie side by side, while the others of their rings are anywhere,
+ * and where many connections are short this is the way of each new one. */
+INLINE void rank_over(u32 bucket, struct cpu *cpu, u32 beat, struct victim *worst)
+{
+	ROLLED
+	for (u32 i = 0; i < CELLS_PER_BUCKET; i++) {
+		struct found at;
+		s64 age;
+
+		if (!get_cell_in(true, bucket * CELLS_PER_BUCKET + i, &at))
+			return;
+		if (!is_over(HEAD_STATE(at.head)))
+			continue;
+		age = (s32)(beat - at.state->seen);
+		take_if_worse(worst, forgotten(cpu, age & (BELOW(age, 0) - 1)), &at);
+	}
+}
+
 INLINE void rank_bucket(u32 bucket, const struct table *t, struct cpu *cpu, u32 beat,
 			struct victim *worst)
 {
@@ -105,11 +131,7 @@ INLINE void rank_bucket(u32 bucket, const struct table *t, struct cpu *cpu, u32 
 		if (!get_cell_in(true, next_place(at.state), &next))
 			return;
 		rank = forgotten(cpu, rank_of(&at, &next, t, beat));
-		if (rank >= worst->rank) {
-			worst->rank = rank;
-			worst->place = at.place | t->bank;
-			worst->generation = HEAD_GENERATION(at.head);
-		}
+		take_if_worse(worst, rank, &at);
 	}
 }
 
@@ -123,12 +145,16 @@ INLINE bool evict_worst(const struct table *t, u64 hash, u32 greed)
 	if (!cpu)
 		return false;
 	worst.rank = forgotten(cpu, 0);
-	rank_bucket(first_bucket(hash, t->buckets), t, cpu, beat, &worst);
-	rank_bucket(second_bucket(hash, t->buckets), t, cpu, beat, &worst);
-	if (worst.place == NO_VICTIM || !get_cell_in(true, worst.place, &at) ||
+	rank_over(first_bucket(hash, t->buckets), cpu, beat, &worst);
+	rank_over(second_bucket(hash, t->buckets), cpu, beat, &worst);
+	if (worst.place == NO_VICTIM) {
+		rank_bucket(first_bucket(hash, t->buckets), t, cpu, beat, &worst);
+		rank_bucket(second_bucket(hash, t->buckets), t, cpu, beat, &worst);
+		if (worst.rank >> RANK_GREED_SHIFT < greed && !is_stale(worst.rank))
+			return false;
+	}
+	if (worst.place == NO_VICTIM || !get_cell_in(true, worst.place | t->bank, &at) ||
 	    HEAD_GENERATION(at.head) != worst.generation)
-		return false;
-	if (worst.rank >> RANK_GREED_SHIFT < greed && !is_stale(worst.rank))
 		return false;
 	if (!find_own_forward(&at, &forward) || !mark_dead(&forward, END_EVICTED))
 		return false;
