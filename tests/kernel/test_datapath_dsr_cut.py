@@ -108,7 +108,7 @@ def test_parts_are_counted_once(node: Router, world: World, shape: Shape, form: 
 
 def counted(world: World) -> tuple[int, int]:
     """Packets and bytes of the only flow."""
-    cells = world.array("cells4").records["state"]
+    cells = world.array("cells4a").records["state"]
     return int(cells["packets"].sum()), int(cells["bytes"].sum() & ((1 << 48) - 1))
 
 
