@@ -102,16 +102,7 @@ INLINE bool is_to_us(struct xdp_md *ctx)
 }
 
 /* Sums are added up in 64 bits and folded where one is needed: folding takes longer than all that
- * is added. What an address adds to one, and what another one in its place does. */
-INLINE u64 sum_of(const ip_addr *address)
-{
-#if FAMILY == 4
-	return *address;
-#else
-	return (u64)address->w[0] + address->w[1] + address->w[2] + address->w[3];
-#endif
-}
-
+ * is added. What another address in the place of one adds to a sum. */
 INLINE u64 sum_of_change(const ip_addr *from, const ip_addr *to)
 {
 #if FAMILY == 4
@@ -130,16 +121,6 @@ INLINE u64 sum_of_change(const ip_addr *from, const ip_addr *to)
 INLINE u16 summed(u16 check, u64 change)
 {
 	return ~fold((u16)~check + change);
-}
-
-/* Has the sender left the checksum to a device that there is not? A virtual one hands such frames
- * on as they are, with the pseudo header's sum in the field, and does not say so here. One of
- * 65,535 finished ones looks the same, and goes up without need. */
-INLINE bool is_unfinished(const struct packet *p, u16 check)
-{
-	u64 pseudo = sum_of(&p->src) + sum_of(&p->dst) + htons(p->proto) + htons(p->l4_length);
-
-	return fold((u16)~check + pseudo) == 0xffff;
 }
 
 /* The field, or 0 if the frame may not be touched. */

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <uapi/linux/bpf.h>
+#include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include "unit.h"
@@ -27,17 +28,26 @@ INLINE u32 first_length(u32 mtu)
 	return (mtu - IP_HEADER_LENGTH) & ~7;
 }
 
-/* One without options whose transport checksum is there already, or in another fragment; it has to
- * be one that is adjusted without knowing the rest. */
+/* Is the transport checksum there already, or in another fragment? */
+INLINE bool is_summed(struct __sk_buff *skb, const struct packet *p)
+{
+	u16 *field = checksum_field(skb, p);
+
+	if (p->fragment != WHOLE)
+		return true;
+	return field && ((p->proto == IPPROTO_UDP && !*field) || !is_unfinished(p, *field));
+}
+
+/* One without options and tags, whose checksum is adjusted without knowing the rest. */
 INLINE bool may_be_cut(struct __sk_buff *skb, const struct packet *p, u32 mtu)
 {
-	struct iphdr *ip = packet_start(skb) + (p->l3 & L3_MASK);
+	struct iphdr *ip = packet_start(skb) + ETH_HLEN;
 
 	return (void *)(ip + 1) <= packet_end(skb) && !(ip->frag_off & htons(IP_DONT_FRAGMENT)) &&
-	       p->l4 == p->l3 + IP_HEADER_LENGTH &&
+	       p->l3 == ETH_HLEN && p->l4 == ETH_HLEN + IP_HEADER_LENGTH &&
 	       (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && !skb->gso_size &&
 	       mtu >= IP_HEADER_LENGTH + 8 && mtu <= ROOM_MOST &&
-	       first_length(mtu) < p->l4_length && checksum_kind(skb) != CHECKSUM_PARTIAL;
+	       first_length(mtu) < p->l4_length && is_summed(skb, p);
 }
 
 /* The header of a part that carries so much, from `offset` on, as the header's field has it. */

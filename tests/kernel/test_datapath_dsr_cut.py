@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel.support import model
-from tests.kernel.support.driver import patched
+from tests.kernel.support.driver import patched, unfinished
 from tests.kernel.support.dsr import FORMS, OVERHEAD, Receiver, call, outer_of, serve_whole
 from tests.kernel.support.fragments import cut, joined
 from tests.kernel.support.packets import Shape
@@ -122,4 +122,17 @@ def test_one_that_says_so_is_not_cut(node: Router, world: World, shape: Shape, f
     )
     before = world.counts()["dsr_too_big"]
     assert len(node.through(NEAR, [large, fits], 1)) == 1
+    assert world.counts()["dsr_too_big"] == before + 1
+
+
+@FORMS
+@EACH
+def test_one_whose_checksum_a_device_is_to_finish_is_not_cut(
+    node: Router, world: World, shape: Shape, form: str
+) -> None:
+    """Nobody could, of its parts."""
+    opened(node, world, shape, form, 1500)
+    before = world.counts()["dsr_too_big"]
+    fits = sized(shape, 1500 - OVERHEAD[form, 4])
+    assert len(node.through(NEAR, [unfinished(sized(shape)), fits], 1)) == 1
     assert world.counts()["dsr_too_big"] == before + 1
