@@ -146,13 +146,16 @@ INLINE int find_route(struct __sk_buff *skb, const struct config *c, const struc
 	return found;
 }
 
-/* Takes off what is behind the packet: padding, or what the other half of one that was cut has
- * (toobig.h). */
-INLINE bool trim(struct __sk_buff *skb, const struct packet *p)
+/* Takes off what is behind the packet, and has been counted: padding, or what the other half of one
+ * that was cut has (toobig.h). */
+INLINE bool trim(struct __sk_buff *skb, const struct packet *p, struct cell_state *state)
 {
 	u32 end = p->l4 + p->l4_length;
 
-	return skb->gso_size || skb->len <= end || !bpf_skb_change_tail(skb, end, 0);
+	if (skb->gso_size || skb->len <= end)
+		return true;
+	state->bytes -= skb->len - end;
+	return !bpf_skb_change_tail(skb, end, 0);
 }
 
 /* Puts the outer header before the packet. */
@@ -162,12 +165,9 @@ INLINE bool put_outer(struct __sk_buff *skb, const struct config *c, const struc
 	bool udp = !(c->flags & CONFIG_DSR_IPIP);
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | ENCAP_FAMILY;
 	u32 l3 = p->l3 & L3_MASK;
+	void *network = packet_start(skb) + l3;
 	struct outer o = {};
-	void *network;
 
-	if (!trim(skb, p))
-		return false;
-	network = packet_start(skb) + l3;
 	if (network + IP_HEADER_LENGTH > packet_end(skb))
 		return false;
 	fill_outer(&o, c, p, network, source, endpoint);
@@ -219,7 +219,7 @@ INLINE int encapsulate(struct __sk_buff *skb)
 		route.source = p.dst;
 	if (p.proto == IPPROTO_TCP && p.tcp_flags & TCP_SYN)
 		lower_mss(skb, &p, outer);
-	if (!put_outer(skb, c, &p, &route.source, &ends.addr))
+	if (!trim(skb, &p, f.state) || !put_outer(skb, c, &p, &route.source, &ends.addr))
 		return drop(skb, REASON_REWRITE_FAILED);
 	return redirect_neigh(route.ifindex, 0, 0, 0);
 }

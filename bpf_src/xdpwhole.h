@@ -51,7 +51,7 @@ INLINE int carry_whole(struct xdp_md *ctx, const struct config *c, const struct 
 		       const struct found *f)
 {
 	void *network = frame_start(ctx) + ETH_HLEN;
-	u32 beat = now(), length = frame_length(ctx), end = frame_segment_end(ctx, p);
+	u32 beat = now(), end = frame_segment_end(ctx, p);
 	struct outer o = {};
 	struct ends ends;
 	struct way way;
@@ -65,7 +65,7 @@ INLINE int carry_whole(struct xdp_md *ctx, const struct config *c, const struct 
 	if (!(c->flags & CONFIG_DSR_IPIP ? put_before(ctx, &o, IP_HEADER_LENGTH, &way)
 					 : put_before(ctx, &o, OUTER_UDP_LENGTH, &way)))
 		return XDP_PASS;
-	follow(p, f, length, beat);
+	follow(p, f, datagram_length(p), beat); /* as what TC has trimmed */
 	if (p->proto == IPPROTO_TCP)
 		note_sequence(p, end, f->state);
 	return bpf_redirect(way.out, 0);

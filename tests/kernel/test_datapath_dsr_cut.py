@@ -10,7 +10,7 @@ from tests.kernel.support import model
 from tests.kernel.support.driver import patched, unfinished
 from tests.kernel.support.dsr import FORMS, OVERHEAD, Receiver, call, outer_of, serve_whole
 from tests.kernel.support.fragments import cut, joined
-from tests.kernel.support.packets import Shape
+from tests.kernel.support.packets import NODE_MAC, Shape
 from tests.kernel.support.router import FAR, NEAR, Router
 from tests.kernel.support.uplink import OUTSIDE, REMOTE
 from tests.kernel.support.world import World
@@ -76,9 +76,10 @@ def test_it_is_cut_and_each_part_gets_its_outer_header(
     assert joined(inner)[LINK:] == frame[LINK:]
     assert world.counts() == before  # nobody is told that it was too big
     receiver = Receiver(world, shape, form)
+    here = bytes.fromhex(NODE_MAC.replace(":", ""))
     for beginning in first:
-        receiver.take(beginning)
-    got = [receiver.world.from_net(part) for part in sent]
+        receiver.take(here + beginning[6:])
+    got = [receiver.world.from_net(here + part[6:]) for part in sent]
     assert {outcome.verdict for outcome in got} == {model.PASS}
     address, port = REMOTE[4]
     expected = model.rewrite(frame, dst=address, dport=port)
