@@ -10,7 +10,7 @@ from lbctl.resolve.why import Origin
 from lbctl.ui.overview import Looks
 from lbctl.ui.recent import Events
 from lbctl.ui.server import Answers, Query
-from lbctl.verify import answers
+from lbctl.verify import answers, origins
 from lbctl.verify.explain import Explanation
 from lbctl.verify.objects import Question, find, know
 
@@ -43,10 +43,9 @@ class Asked:
         return self._events.after(int(number))
 
     def _explain(self, query: Query) -> Explanation:
-        """The objects as they are now: this asks the API server."""
-        origin = query.get("from", Origin.POD.value)
-        if origin not in [*Origin]:
-            raise UsageError(f"{origin!r} is none of {', '.join(Origin)}")
+        """The objects as they are now: this asks the API server. `from` as of `lbctl explain`."""
         known = know(Question(pin_dir=self._pin_dir), lambda text: None)
         found, port = find(known.services, query.get("service", ""))
-        return answers.explained(found, known, Origin(origin), port, self._pin_dir, ())
+        origin, note = origins.origin(query.get("from", Origin.POD.value), known)
+        notes = [note] if note else []
+        return answers.explained(found, known, origin, port, self._pin_dir, notes)

@@ -160,9 +160,13 @@ def test_a_click_explains(opened: webdriver.Chrome, lab: Lab) -> None:
     click(opened, "#wanted-row")
     wait_until(lambda: "1 of 1 endpoints used" in text(opened, "#explained"), BOUND)
     pod2 = lab.find("pod2").addresses[0]
-    assert pod2 in text(opened, "#explained")
+    assert f"{pod2}:7000, default/pod2 on node1" in text(opened, "#explained")
     ((where, name, node, serving, _),) = rows(opened, "endpoints")
     assert (where, name, node, serving) == (f"{pod2}:7000", "default/pod2", "this node", "yes")
+    field = opened.find_element("css selector", "#from")
+    field.clear()
+    field.send_keys("default/pod2", "\n")
+    wait_until(lambda: "runs on node1" in text(opened, "#explained"), BOUND)
     click(opened, "#close")
     wait_until(lambda: opened.execute_script("return document.querySelector('#detail').hidden"), 5)
 

@@ -153,7 +153,8 @@ function* sentences(explained) {
       yield paragraph(`${called}: policy ${group.policy}, ${used} of ${group.endpoints.length} endpoints used.`);
       yield list(group.endpoints.map((endpoint) => {
         const then = endpoint.if_ready ? `; if it were ready, ${endpoint.if_ready}` : "";
-        return [`${endpoint.endpoint} on ${endpoint.node || "no node"}: ${endpoint.why}${then}`, endpoint.used ? "good" : "odd"];
+        const who = endpoint.pod ? `${endpoint.endpoint}, ${endpoint.pod}` : endpoint.endpoint;
+        return [`${who} on ${endpoint.node || "no node"}: ${endpoint.why}${then}`, endpoint.used ? "good" : "odd"];
       }));
       if (group.programmed === false) yield paragraph("The kernel has something else: lbctl verify says what.", "bad");
     }
