@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
@@ -378,8 +376,6 @@ def test_a_hop_is_kept_for_its_epoch(driver_node: DriverNode, shape: Shape) -> N
     node = driver_node
     passage = opened(node, shape)
     request, _ = both(passage)
-    cpu = min(os.sched_getaffinity(0))
-    node.space.run(lambda: os.sched_setaffinity(0, {cpu}))  # each keeps its own
     assert_equal_to_tc(node, request)
     node.forget_neighbours(BACKENDS)
     assert_equal_to_tc(node, request)

@@ -4,6 +4,7 @@ and each packet by both ways, through the driver's program and through TC's with
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class DriverNode:
             self.space.ip("addr", "add", four, "dev", device)
             self.space.ip("addr", "add", six, "dev", device, "nodad")
         self.space.run(_forward)
+        self.space.run(_stay_on_one_cpu)
         for device, routes in _ROUTES.items():
             for network, hop in routes:
                 self.space.ip("route", "add", network, "via", hop, "dev", device)
@@ -221,6 +223,11 @@ def unfinished(frame: bytes) -> bytes:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return frame[:place] + struct.pack("!H", total) + frame[place + 2 :]
+
+
+def _stay_on_one_cpu() -> None:
+    """Of the calling thread: each CPU has its own chance, and its own hops."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def _forward() -> None:
