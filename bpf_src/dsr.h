@@ -42,10 +42,9 @@
 #include "mss.h"
 #include "tcp.h"
 #include "outer.h"
+#include "whole.h"
+#include "toobig.h"
 #include "open.h"
-
-#define OUTER_TTL 64
-#define OUTER_PORT_FIRST 0xc000 /* of 16384, which nobody has for good (RFC 6335) */
 
 #if FAMILY == 6
 #define ENCAP_FAMILY BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
@@ -98,20 +97,14 @@ INLINE u32 wire_length(struct __sk_buff *skb, const struct packet *p)
 	return headers + skb->gso_size;
 }
 
-/* Where the client's next packet will stand: what a close or a reset must (track_one_way() in
- * tcp.h).
- */
-INLINE void note_sequence(struct __sk_buff *skb, const struct packet *p, struct cell_state *state)
+/* What a close or a reset is measured by. */
+INLINE void note_packet(struct __sk_buff *skb, const struct packet *p, struct cell_state *state)
 {
 	struct tcphdr *tcp = packet_start(skb) + (p->l4 & L4_MASK);
-	u32 end;
 
-	if (p->proto != IPPROTO_TCP || p->fragment == FRAGMENT_LATER || p->tcp_flags & TCP_RST ||
-	    (void *)(tcp + 1) > packet_end(skb))
-		return;
-	end = segment_end(p, tcp);
-	if (p->tcp_flags & TCP_SYN || (s32)(end - ntohl(state->ack)) > 0)
-		state->ack = htonl(end);
+	if (p->proto == IPPROTO_TCP && p->fragment != FRAGMENT_LATER &&
+	    (void *)(tcp + 1) <= packet_end(skb))
+		note_sequence(p, segment_end(p, tcp), state);
 }
 
 /* Where the packet goes next, and by which address of the node's. */
@@ -153,63 +146,16 @@ INLINE int find_route(struct __sk_buff *skb, const struct config *c, const struc
 	return found;
 }
 
-/* Has the node itself the address that was called? */
-INLINE bool is_called_by_own(const struct packet *p)
+/* Takes off what is behind the packet, and has been counted: padding, or what the other half of one
+ * that was cut has (toobig.h). */
+INLINE bool trim(struct __sk_buff *skb, const struct packet *p, struct cell_state *state)
 {
-	struct frontend_key key;
-	struct frontend called;
+	u32 end = p->l4 + p->l4_length;
 
-	make_frontend_key(&key, &p->dst, p->dport, p->proto);
-	return find_frontend(&key, &called) && called.flags & FRONTEND_SHARED;
-}
-
-/* The outer IP header around a packet of `length` bytes; more than fit into its field, of a bundle
- * above 64 KiB, are filled in when it is cut. */
-INLINE void fill_outer_ip(struct outer *o, const void *inner, const ip_addr *source,
-			  const ip_addr *endpoint, u32 length, bool udp)
-{
-	u8 proto = udp ? IPPROTO_UDP : PROTO_IN_IP;
-
-#if FAMILY == 6
-	u32 payload = length + (udp ? sizeof(struct udphdr) : 0);
-
-	*(u32 *)&o->ip = *(u32 *)inner; /* version, class, flow label */
-	o->ip.payload_len = payload > 0xffff ? 0 : htons(payload);
-	o->ip.nexthdr = proto;
-	o->ip.hop_limit = OUTER_TTL;
-	__builtin_memcpy(&o->ip.saddr, source, 16);
-	__builtin_memcpy(&o->ip.daddr, endpoint, 16);
-#else
-	const struct iphdr *ip = inner;
-	u32 total = length + (udp ? OUTER_UDP_LENGTH : IP_HEADER_LENGTH);
-
-	o->ip.version = 4;
-	o->ip.ihl = 5;
-	o->ip.tos = ip->tos;
-	o->ip.tot_len = total > 0xffff ? 0 : htons(total);
-	o->ip.frag_off = ip->frag_off & htons(IP_DONT_FRAGMENT);
-	o->ip.id = o->ip.frag_off ? 0 : next_random();
-	o->ip.ttl = OUTER_TTL;
-	o->ip.protocol = proto;
-	o->ip.saddr = *source;
-	o->ip.daddr = *endpoint;
-	o->ip.check = ~fold(bpf_csum_diff(0, 0, (void *)&o->ip, sizeof(o->ip), 0));
-#endif
-}
-
-/* Without a checksum of its own, which would need the sum of the whole packet: the packet inside
- * has one (RFC 6936). */
-INLINE void fill_outer_udp(struct outer *o, const struct config *c, const struct packet *p,
-			   u32 length)
-{
-	const struct table *t = get_table();
-	struct flow_key key;
-	u32 total = length + sizeof(o->udp);
-
-	make_key(&key, p);
-	o->udp.source = htons(OUTER_PORT_FIRST | (t ? hash_key(&key, t) >> 50 : 0));
-	o->udp.dest = c->dsr_port;
-	o->udp.len = total > 0xffff ? 0 : htons(total);
+	if (skb->gso_size || skb->len <= end)
+		return true;
+	state->bytes -= skb->len - end;
+	return !bpf_skb_change_tail(skb, end, 0);
 }
 
 /* Puts the outer header before the packet. */
@@ -218,25 +164,29 @@ INLINE bool put_outer(struct __sk_buff *skb, const struct config *c, const struc
 {
 	bool udp = !(c->flags & CONFIG_DSR_IPIP);
 	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | ENCAP_FAMILY;
-	u32 length = p->l4 - p->l3 + p->l4_length, l3 = p->l3 & L3_MASK;
+	u32 l3 = p->l3 & L3_MASK;
 	void *network = packet_start(skb) + l3;
 	struct outer o = {};
 
 	if (network + IP_HEADER_LENGTH > packet_end(skb))
 		return false;
-	fill_outer_ip(&o, network, source, endpoint, length, udp);
+	fill_outer(&o, c, p, network, source, endpoint);
 	if (!udp)
 		return !bpf_skb_adjust_room(skb, IP_HEADER_LENGTH, BPF_ADJ_ROOM_MAC, flags) &&
 		       !bpf_skb_store_bytes(skb, l3, &o, IP_HEADER_LENGTH, BPF_F_RECOMPUTE_CSUM);
-	fill_outer_udp(&o, c, p, length);
 	flags |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
 	return !bpf_skb_adjust_room(skb, OUTER_UDP_LENGTH, BPF_ADJ_ROOM_MAC, flags) &&
 	       !bpf_skb_store_bytes(skb, l3, &o, OUTER_UDP_LENGTH, BPF_F_RECOMPUTE_CSUM);
 }
 
-INLINE int hand_to_too_big(struct __sk_buff *skb, u32 mtu)
+/* What is cut comes again in parts, which are counted then. */
+INLINE int hand_to_too_big(struct __sk_buff *skb, const struct packet *p, struct cell_state *state,
+			   u32 mtu)
 {
-	count(skb, REASON_DSR_TOO_BIG);
+	if (may_be_cut(skb, p, mtu)) {
+		state->packets--;
+		state->bytes -= skb->len - p->l3;
+	}
 	handoff(skb)->mtu = mtu;
 	programs.call(skb, FAMILY_PROGRAM(TOO_BIG));
 	return DROP;
@@ -258,18 +208,18 @@ INLINE int encapsulate(struct __sk_buff *skb)
 	    HEAD_GENERATION(f.head) != generation || !restore_packet(skb, &p) ||
 	    !read_ends(&f, &ends))
 		return DROP;
-	note_sequence(skb, &p, f.state);
+	note_packet(skb, &p, f.state);
 	outer = outer_length(c);
 	found = find_route(skb, c, &p, &ends.addr, wire_length(skb, &p) + outer, &route);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return hand_to_too_big(skb, route.mtu - outer);
+		return hand_to_too_big(skb, &p, f.state, route.mtu - outer);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS)
 		return drop(skb, REASON_DSR_UNROUTED);
 	if (is_called_by_own(&p))
 		route.source = p.dst;
 	if (p.proto == IPPROTO_TCP && p.tcp_flags & TCP_SYN)
 		lower_mss(skb, &p, outer);
-	if (!put_outer(skb, c, &p, &route.source, &ends.addr))
+	if (!trim(skb, &p, f.state) || !put_outer(skb, c, &p, &route.source, &ends.addr))
 		return drop(skb, REASON_REWRITE_FAILED);
 	return redirect_neigh(route.ifindex, 0, 0, 0);
 }

@@ -42,22 +42,9 @@ INLINE u32 datagram_length(const struct packet *p)
 	return p->l4_length + IP_HEADER_LENGTH;
 }
 
-#if FAMILY == 4
-/* The stack drops a header whose own checksum is wrong. */
-INLINE bool is_whole_header(const struct iphdr *ip)
-{
-	const u32 *words = (const u32 *)ip;
-	u64 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < IP_HEADER_LENGTH / 4; i++)
-		sum += words[i];
-	return fold(sum) == 0xffff;
-}
-#endif
-
 /* The network header; the caller checked the bounds. 0, or the length of what it carries. What has
- * more than one lifetime left can be forwarded. */
+ * more than one lifetime left can be forwarded; a header whose own checksum is wrong is dropped by
+ * the stack. */
 INLINE u32 read_network(const void *network, struct packet *p, u32 room)
 {
 	u32 length;
@@ -66,7 +53,8 @@ INLINE u32 read_network(const void *network, struct packet *p, u32 room)
 
 	length = ntohs(ip->tot_len);
 	if (*(u8 *)ip != 0x45 || ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET) ||
-	    ip->ttl <= 1 || length <= IP_HEADER_LENGTH || length > room || !is_whole_header(ip))
+	    ip->ttl <= 1 || length <= IP_HEADER_LENGTH || length > room ||
+	    fold(sum_of_header(ip)) != 0xffff)
 		return 0;
 	p->src = ip->saddr;
 	p->dst = ip->daddr;
@@ -113,29 +101,26 @@ INLINE bool is_to_us(struct xdp_md *ctx)
 	       !((to[0] ^ own->mac[0]) | (to[1] ^ own->mac[1]) | (to[2] ^ own->mac[2]));
 }
 
-/* What the checksum would be of the pseudo header alone, before it is inverted. */
-INLINE u16 unfinished_sum(const struct packet *p)
+/* Sums are added up in 64 bits and folded where one is needed: folding takes longer than all that
+ * is added. What another address in the place of one adds to a sum. */
+INLINE u64 sum_of_change(const ip_addr *from, const ip_addr *to)
 {
-	u64 sum = (u64)htons(p->proto) + htons(p->l4_length);
-
 #if FAMILY == 4
-	sum += (u64)p->src + p->dst;
+	return (u64)(u32) ~*from + *to;
 #else
+	u64 sum = 0;
+
 #pragma unroll
 	for (int i = 0; i < 4; i++)
-		sum += (u64)p->src.w[i] + p->dst.w[i];
+		sum += (u64)(u32)~from->w[i] + to->w[i];
+	return sum;
 #endif
-	return fold(sum);
 }
 
-/* Has the sender left the checksum to a device that there is not? A virtual one hands such frames
- * on as they are, with the pseudo header's sum in the field, and does not say so here. One of
- * 65,535 finished ones looks the same, and goes up without need. */
-INLINE bool is_unfinished(const struct packet *p, u16 check)
+/* A checksum field after what it covers has changed (RFC 1624). */
+INLINE u16 summed(u16 check, u64 change)
 {
-	u16 difference = fold((u64)(u16)~check + unfinished_sum(p));
-
-	return !difference || difference == 0xffff;
+	return ~fold((u16)~check + change);
 }
 
 /* The field, or 0 if the frame may not be touched. */
@@ -160,6 +145,7 @@ INLINE bool is_finished_frame(struct xdp_md *ctx, const struct packet *p)
 struct way {
 	u32 out;
 	u32 macs[3];
+	ip_addr source; /* the node's on that way, for an outer header */
 };
 
 /* Both ends as they will be. */
@@ -171,14 +157,14 @@ struct rewriting {
 };
 
 /* The network header, with one lifetime less. The caller checked the bounds. */
-INLINE void write_network(void *network, const struct rewriting *to, u16 addresses)
+INLINE void write_network(void *network, const struct rewriting *to, u64 addresses)
 {
 #if FAMILY == 4
 	struct iphdr *ip = network;
 	u16 *lifetime = (u16 *)&ip->ttl, before = *lifetime;
 
 	ip->ttl--;
-	ip->check = adjusted(ip->check, fold((u64)addresses + (u16)~before + *lifetime));
+	ip->check = summed(ip->check, addresses + (u16)~before + *lifetime);
 	ip->saddr = to->src;
 	ip->daddr = to->dst;
 #else
@@ -196,18 +182,18 @@ INLINE void write_network(void *network, const struct rewriting *to, u16 address
 INLINE int send_frame(struct xdp_md *ctx, const struct packet *p, const struct rewriting *to,
 		      const struct way *way)
 {
-	u16 *field = frame_checksum(ctx, p), addresses, ports;
+	u16 *field = frame_checksum(ctx, p);
 	struct ethhdr *eth = frame_start(ctx);
 	void *network = frame_start(ctx) + ETH_HLEN;
 	u32 *both = network + IP_HEADER_LENGTH;
+	u64 addresses, ports;
 
 	if (!field || (void *)(both + 1) > frame_end(ctx))
 		return XDP_PASS;
-	addresses = fold((u64)address_difference(&p->src, &to->src) +
-			 address_difference(&p->dst, &to->dst));
-	ports = fold((u64)(u32)~join_ports(p->sport, p->dport) + join_ports(to->sport, to->dport));
+	addresses = sum_of_change(&p->src, &to->src) + sum_of_change(&p->dst, &to->dst);
+	ports = (u64)(u32)~join_ports(p->sport, p->dport) + join_ports(to->sport, to->dport);
 	if (p->proto == IPPROTO_TCP || *field) {
-		*field = adjusted(*field, fold((u64)addresses + ports));
+		*field = summed(*field, addresses + ports);
 		if (p->proto == IPPROTO_UDP && !*field)
 			*field = 0xffff;
 	}

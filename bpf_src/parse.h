@@ -316,6 +316,13 @@ INLINE bool starts_connection(const struct packet *p)
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
+/* The number after the segment's last, SYN and FIN included. */
+INLINE u32 segment_end(const struct packet *p, const struct tcphdr *tcp)
+{
+	return ntohl(tcp->seq) + p->l4_length - tcp->doff * 4 + !!(p->tcp_flags & TCP_FIN) +
+	       !!(p->tcp_flags & TCP_SYN);
+}
+
 /* The sequence number of TCP, network byte order. */
 INLINE bool read_tcp_seq(struct __sk_buff *skb, const struct packet *p, u32 *seq)
 {

@@ -268,17 +268,6 @@ INLINE int answer_error(struct __sk_buff *skb, struct packet *p, const struct er
 	return send_back(skb, p);
 }
 
-/* The program for what does not fit on its way (dsr.h). An error is not answered with one. */
-INLINE int too_big(struct __sk_buff *skb)
-{
-	struct error error = ICMP_TOO_BIG(handoff(skb)->mtu);
-	struct packet p;
-
-	if (!restore_packet(skb, &p) || p.fragment == FRAGMENT_LATER || p.proto == PROTO_ICMP)
-		return DROP;
-	return answer_error(skb, &p, &error);
-}
-
 INLINE int answer(struct __sk_buff *skb)
 {
 	struct error error = ICMP_PORT_UNREACHABLE;

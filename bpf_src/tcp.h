@@ -56,13 +56,6 @@ INLINE bool find_pair(const struct found *f, struct pair *pair)
 	return true;
 }
 
-/* The number after the segment's last, SYN and FIN included. */
-INLINE u32 segment_end(const struct packet *p, const struct tcphdr *tcp)
-{
-	return ntohl(tcp->seq) + p->l4_length - tcp->doff * 4 + !!(p->tcp_flags & TCP_FIN) +
-	       !!(p->tcp_flags & TCP_SYN);
-}
-
 /* Has `a` sent a FIN that `b` has not acknowledged yet? Then a->ack is the number that will. */
 INLINE bool fin_waits(const struct cell_state *a, const struct cell_state *b)
 {
@@ -264,7 +257,7 @@ INLINE void track_note(const struct packet *p, struct found *f)
 }
 
 /* What the client alone tells of a flow whose answers do not come here. `ack` is the number that
- * its next packet will stand at (note_sequence() in dsr.h), since none of the other side's is
+ * its next packet will stand at (note_sequence() in whole.h), since none of the other side's is
  * known. A close is complete when nothing more comes. */
 INLINE void track_one_way(struct __sk_buff *skb, const struct packet *p, struct found *f)
 {

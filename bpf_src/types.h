@@ -348,8 +348,9 @@ struct hop {
 /* Where frames to an address go next, as the kernel said to this CPU (xdphop.h). */
 struct xdp_hop {
 	ip_addr addr;
-	__u32 in;    /* the device that they came by */
-	__u32 epoch; /* config.fast_epoch then */
+	ip_addr source; /* the node's address on the way there; zero: nobody has asked for it */
+	__u32 in;	/* the device that they came by */
+	__u32 epoch;	/* config.fast_epoch then */
 	__u32 out;
 	__u32 macs[3]; /* the next frame's, destination and source */
 	__u16 own[3];  /* of the device that they came by */

@@ -3,8 +3,8 @@
  *
  * It does what TC would do where all of that is certain: packets in the middle of masqueraded flows
  * to endpoints on other nodes, and their answers, for which TC writes one end coming in and the
- * other going out; and drops. Everything else goes up as it came. TC does all of it just as well,
- * so that nothing here has to. */
+ * other going out; packets of flows that go to such endpoints whole; and drops. Everything else
+ * goes up as it came. TC does all of it just as well, so that nothing here has to. */
 #include <uapi/linux/bpf.h>
 #include "unit.h"
 #include "consts.h"
@@ -24,6 +24,7 @@
 #include "select.h"
 #include "frame.h"
 #include "xdphop.h"
+#include "xdpwhole.h"
 
 #ifdef TRACE /* which asks what TC does */
 XDP_PROGRAM(FAMILY_NAME(xdp_forward))
@@ -62,7 +63,7 @@ INLINE int carry(struct xdp_md *ctx, const struct config *c, struct packet *p,
 
 	if (!may_send_on(c, beat) || !find_leaving(come, &go) ||
 	    !is_plain(p, answer ? &go : come, beat) || !is_finished_frame(ctx, p) ||
-	    !read_ends(come, &ends) || !find_way(ctx, c, p, &ends, beat, &way))
+	    !read_ends(come, &ends) || !find_way(ctx, c, p, &ends, 0, beat, &way))
 		return XDP_PASS;
 	to.dst = ends.addr;
 	if (!read_ends(&go, &ends))
@@ -130,8 +131,9 @@ XDP_PROGRAM(FAMILY_NAME(xdp_forward))
 	make_key(&key, &p);
 	if (!find_cell_inline(&key, &come))
 		return without_flow(ctx, c, &p);
-	return (kind_of(&come) & ~CELL_SIDE) == CELL_MASQUERADED ? carry(ctx, c, &p, &come)
-								 : XDP_PASS;
+	if ((kind_of(&come) & ~CELL_SIDE) == CELL_MASQUERADED)
+		return carry(ctx, c, &p, &come);
+	return goes_whole(kind_of(&come)) ? carry_whole(ctx, c, &p, &come) : XDP_PASS;
 }
 
 #endif

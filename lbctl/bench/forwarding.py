@@ -1,5 +1,5 @@
 """Packets per second through a node that forwards a service's packets to another node and back, on
-one CPU, per way of doing it.
+one CPU, per way of doing it. In IPv4, and of what is no set of rules in IPv6 too.
 
 Frames are made by live-frame test runs: the kernel lets the node's device receive them, and does
 with each what the device's XDP program says. For XDP that is our own program; for all others one
@@ -43,7 +43,6 @@ ALONE = "frames made and dropped"
 REWRITTEN = "rewritten and sent back"
 
 _DATA = Dataset(1, 1)
-_CLIENT, _NODE, _GATEWAY = "198.51.100.9", "192.0.2.1", "192.0.2.9"
 _CLIENT_PORT = 40000
 _CLIENTS, _BACKENDS = "clients", "backends"  # the node's devices
 _MACS = {_CLIENTS: bytes.fromhex("020000000001"), _BACKENDS: bytes.fromhex("020000000002")}
@@ -61,8 +60,33 @@ _RULES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A client, what it calls, and the node between: its addresses there, and its next hop to all
+    but the client."""
+
+    name: str
+    client: str
+    service: str
+    backend: str
+    addresses: dict[str, str]
+    gateway: str
+    everything: str
+
+
+_IPV4 = Family(
+    "IPv4", "198.51.100.9", packetcost.SERVICE4, packetcost.BACKEND4,
+    {_CLIENTS: "198.51.100.1/24", _BACKENDS: "192.0.2.1/24"}, "192.0.2.9", "0.0.0.0/0",
+)  # fmt: skip
+_IPV6 = Family(
+    "IPv6", "2001:db8:9::9", packetcost.SERVICE6, packetcost.BACKEND6,
+    {_CLIENTS: "2001:db8:9::1/64", _BACKENDS: "2001:db8:2::1/64"}, "2001:db8:2::9", "::/0",
+)  # fmt: skip
+
+
 class Rates(msgspec.Struct, frozen=True):
-    """`references` are packets per second of what is no peer; `missing` says why a peer is."""
+    """`references` are packets per second of what is no peer, and of peers in IPv6; `missing` says
+    why a peer is."""
 
     records: list[Record]
     references: dict[str, float]
@@ -92,23 +116,25 @@ def rates(peers: Sequence[str], rounds: int, frames: int, progress: Callable[[st
         ratio = round(float(np.median(np.array(found[peer]) / floor)), 4)
         made = summary(peer, 1, "packet_rate", found[peer])
         records.append(msgspec.structs.replace(made, ratio_to_floor=ratio))
-    references = {name: float(np.median(found[name])) for name in (ALONE, REWRITTEN)}
+    peers = [node.peer for node in nodes]
+    references = {n: float(np.median(rate)) for n, rate in found.items() if n not in peers}
     return Rates(records, references, missing)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One peer's, with a connection through it. `program` is what its drivers run."""
+    """One peer's, with a connection through it: a packet each way, by what these are called.
+    `program` is what its drivers run."""
 
     peer: str
     name: str
     program: int
-    request: bytes
-    reply: bytes
+    packets: dict[str, tuple[bytes, bytes]]
 
-    def rate(self, driver: Driver, frames: int) -> float:
+    def rate(self, packets: tuple[bytes, bytes], driver: Driver, frames: int) -> float:
         """Packets per second of both directions together."""
-        ways = ((_CLIENTS, self.request, _BACKENDS), (_BACKENDS, self.reply, _CLIENTS))
+        request, reply = packets
+        ways = ((_CLIENTS, request, _BACKENDS), (_BACKENDS, reply, _CLIENTS))
         took = 0
         for came, frame, left in ways:
             took += _timed(self.name, driver, self.program, frame, came, left, frames)
@@ -117,8 +143,9 @@ class Node:
 
 def _turn(nodes: Sequence[Node], driver: Driver, frames: int) -> Iterator[tuple[str, float]]:
     for node in nodes:
-        yield node.peer, node.rate(driver, frames)
-    frame, name = nodes[0].request, nodes[0].name
+        for what, packets in node.packets.items():
+            yield what, node.rate(packets, driver, frames)
+    frame, name = nodes[0].packets[FLOOR][0], nodes[0].name
     for what, program, arrives in ((ALONE, "xdp_drop", ""), (REWRITTEN, "xdp_rewrite", _CLIENTS)):
         callee = driver.programs[program]
         yield what, 1e9 / _timed(name, driver, callee, frame, _CLIENTS, arrives, frames)
@@ -160,7 +187,10 @@ def _node(peer: str, driver: Driver) -> Iterator[Node]:
         namespace.run_in(name, lambda: _build(far))
         namespace.run_in(far, lambda: _listen(driver, undo))
         program = namespace.run_in(name, lambda: _prepare(peer, driver, undo))
-        yield _connect(peer, name, driver, program)
+        packets = {peer: _connect(peer, name, driver, program, _IPV4)}
+        if peer not in _RULES:
+            packets[f"{peer}, IPv6"] = _connect(peer, name, driver, program, _IPV6)
+        yield Node(peer, name, program, packets)
 
 
 def _build(far: str) -> None:
@@ -168,15 +198,16 @@ def _build(far: str) -> None:
     for device, mac in _MACS.items():
         commands.append(f"link add {device} type veth peer name {device} netns {far}")
         commands.append(f"link set {device} address {mac.hex(':')} addrgenmode none up")
-    commands += [
-        f"address add 198.51.100.1/24 dev {_CLIENTS}",
-        f"address add {_NODE}/24 dev {_BACKENDS}",
-        f"neigh add {_CLIENT} lladdr {_HOPS[_CLIENTS].hex(':')} dev {_CLIENTS}",
-        f"neigh add {_GATEWAY} lladdr {_HOPS[_BACKENDS].hex(':')} dev {_BACKENDS}",
-        f"route add default via {_GATEWAY} dev {_BACKENDS}",
-    ]
+    for family in (_IPV4, _IPV6):
+        for device, address in family.addresses.items():
+            nodad = " nodad" if family is _IPV6 else ""
+            commands.append(f"address add {address} dev {device}{nodad}")
+        for device, hop in ((_CLIENTS, family.client), (_BACKENDS, family.gateway)):
+            commands.append(f"neigh add {hop} lladdr {_HOPS[device].hex(':')} dev {device}")
+        commands.append(f"route add {family.everything} via {family.gateway} dev {_BACKENDS}")
     namespace.ip_batch(commands)
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        Path("/proc/sys/net", path).write_text("1")
     for device in ("all", _CLIENTS, _BACKENDS):
         Path("/proc/sys/net/ipv4/conf", device, "rp_filter").write_text("0")
 
@@ -245,49 +276,65 @@ def _tell(made: Bench, peer: str) -> None:
 # A connection
 
 
-def _connect(peer: str, name: str, driver: Driver, program: int) -> Node:
-    """Opens one through the stack, and has its packets in both directions."""
-    client = (_CLIENT, _CLIENT_PORT)
+End = tuple[str, int]
+
+
+def _connect(
+    peer: str, name: str, driver: Driver, program: int, family: Family
+) -> tuple[bytes, bytes]:
+    """Opens one through the stack, and has its packets in both directions. Returns a request and
+    an answer."""
+    client = (family.client, _CLIENT_PORT)
     service, backend = (_DATA.address(0), PORT), (_DATA.backends(0)[0], TARGET_PORT)
+    if peer not in _RULES:
+        service, backend = (family.service, packetcost.PORT), (family.backend, packetcost.TARGET)
     if peer == FLOOR:
         service = backend
-    elif peer.startswith("lbctl"):
-        service = (packetcost.SERVICE4, packetcost.PORT)
-        backend = (packetcost.BACKEND4, packetcost.TARGET)
     up = driver.programs["xdp_empty"]
 
-    def pass_through(frame: bytes, came: str, left: str) -> bytes:
+    def pass_through(frame: bytes, came: str, left: str) -> tuple[End, End]:
         _timed(name, driver, up, frame, came, left, 1)
-        return bytes(driver.arrived.records["first"][_ENDS[left]])
+        return _ends(bytes(driver.arrived.records["first"][_ENDS[left]]))
 
     syn = _frame(_CLIENTS, client, service, _SYN, 1, 0)
-    seen = pass_through(syn, _CLIENTS, _BACKENDS)
-    (port,) = struct.unpack_from("!H", seen, 34)
-    node = (socket.inet_ntoa(seen[26:30]), port)
-    if (socket.inet_ntoa(seen[30:34]), int.from_bytes(seen[36:38])) != backend:
+    node, called = pass_through(syn, _CLIENTS, _BACKENDS)
+    if called != backend:
         raise LbError(f"a packet to {peer}'s service went elsewhere")
     pass_through(_frame(_BACKENDS, backend, node, _SYN_ACK, 1, 2), _BACKENDS, _CLIENTS)
     request = _frame(_CLIENTS, client, service, _ACK, 2, 2)
     reply = _frame(_BACKENDS, backend, node, _ACK, 2, 2)
     pass_through(request, _CLIENTS, _BACKENDS)
-    back = pass_through(reply, _BACKENDS, _CLIENTS)
-    if (socket.inet_ntoa(back[26:30]), int.from_bytes(back[34:36])) != service:
+    if pass_through(reply, _BACKENDS, _CLIENTS)[0] != service:
         raise LbError(f"an answer through {peer} is not the service's")
-    return Node(peer, name, program, request, reply)
+    return request, reply
 
 
-End = tuple[str, int]
+def _ends(frame: bytes) -> tuple[End, End]:
+    """Source and destination."""
+    family, at, size = (
+        (socket.AF_INET6, 22, 16) if frame[12:14] == packetcost.IPV6 else (socket.AF_INET, 26, 4)
+    )
+    ports = struct.unpack_from("!HH", frame, at + 2 * size)
+    places = (frame[at : at + size], frame[at + size :][:size])
+    src, dst = (socket.inet_ntop(family, place) for place in places)
+    return (src, ports[0]), (dst, ports[1])
 
 
 def _frame(device: str, src: End, dst: End, flags: int, seq: int, ack: int) -> bytes:
     """A TCP packet without payload, as it comes in by a device, padded."""
-    addresses = socket.inet_aton(src[0]) + socket.inet_aton(dst[0])
+    six = ":" in src[0]
+    family = socket.AF_INET6 if six else socket.AF_INET
+    addresses = socket.inet_pton(family, src[0]) + socket.inet_pton(family, dst[0])
     tcp = struct.pack("!HHIIBBHHH", src[1], dst[1], seq, ack, 5 << 4, flags, 8192, 0, 0)
     check = _sum(addresses + struct.pack("!HH", 6, len(tcp)) + tcp)
     tcp = tcp[:16] + struct.pack("!H", check) + tcp[18:]
-    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0) + addresses
-    ip = ip[:10] + struct.pack("!H", _sum(ip)) + ip[12:]
-    return (_MACS[device] + _HOPS[device] + b"\x08\x00" + ip + tcp).ljust(_LENGTH, b"\0")
+    if six:
+        ip = struct.pack("!IHBB", 6 << 28, len(tcp), 6, 64) + addresses
+    else:
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0) + addresses
+        ip = ip[:10] + struct.pack("!H", _sum(ip)) + ip[12:]
+    link = _MACS[device] + _HOPS[device] + (packetcost.IPV6 if six else b"\x08\x00")
+    return (link + ip + tcp).ljust(_LENGTH, b"\0")
 
 
 def _sum(data: bytes) -> int:

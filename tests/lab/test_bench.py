@@ -317,4 +317,5 @@ def test_packets_are_forwarded_and_counted_through_every_peer() -> None:
     found = {record.peer: record for record in results.records}
     assert set(found) == set(peers)
     assert all(record.n == 2 and record.p50 > 0 for record in found.values())
-    assert set(results.about.packet_rates) == {forwarding.ALONE, forwarding.REWRITTEN}
+    six = {f"{peer}, IPv6" for peer in ("none", "lbctl-tc", "lbctl-fast", "lbctl-xdp")}
+    assert set(results.about.packet_rates) == {forwarding.ALONE, forwarding.REWRITTEN, *six}

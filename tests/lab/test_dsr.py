@@ -52,6 +52,7 @@ MODES = Exposed("modes", 4)
 OWN = Exposed("own", 5)
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 KIND = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
+CUT_ON_THE_WAY = (10, 0)  # IP_MTU_DISCOVER: IP_PMTUDISC_DONT (linux/in.h): without DF
 # A doctor that waits a tenth of a second for each answer.
 IMPATIENT = (
     "import lbctl.host.dsrtrial; lbctl.host.dsrtrial.WAIT = 0.1; "
@@ -254,6 +255,21 @@ def test_datagrams_that_are_too_large_get_through_once_the_client_knows(
         for number in range(10, 15):
             reply = echoed(sock, text_of(number, size))
             assert (reply.server, reply.client) == (BACKEND, lab.outside.addresses[family])
+
+
+@pytest.mark.parametrize("size", [1472, 4000])
+@pytest.mark.parametrize("way", WAYS)
+def test_datagrams_that_may_be_cut_get_there_at_once(lab: Lab, way: str, size: int) -> None:
+    """Whoever has them cut on the way need not hear of their size, and loses none."""
+    flush_routes(lab, ("outside",))
+    address, port = ECHO.where(lab, way, 0)
+    before = counted(lab, "node1", "dsr_too_big")
+    with connected(lab, "outside", address, UDP, port=port) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, *CUT_ON_THE_WAY)
+        for number in range(10):
+            reply = echoed(sock, text_of(number, size))
+            assert (reply.server, reply.client) == (BACKEND, lab.outside.addresses[0])
+    assert counted(lab, "node1", "dsr_too_big") == before
 
 
 # ── a live service's mode ─────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from lbctl.lab.cluster import Lab
 from lbctl.lab.state import AgentOptions
 from lbctl.verify import attached
 from tests.lab.support import drivers
+from tests.lab.support.dsr import BACKEND, WAYS, publish
 from tests.lab.support.external import Exposed
 from tests.lab.support.labs import TARGET, TCP, TIMEOUT, UDP, Responder, ask, client, listen
 from tests.lab.support.transfers import Exchange, content, read
@@ -25,9 +26,9 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
-BACKEND = "pod2"  # on node2
 ECHO = Exposed("echo", 1)
 BULK = Exposed("bulk", 2)
+WHOLE = Exposed("whole", 3)
 ON = AgentOptions(extra=("--xdp", "on"))
 AUTO = AgentOptions(extra=("--xdp", "auto"))
 OFF = AgentOptions()
@@ -75,6 +76,25 @@ def test_both_directions_pass_the_stack_by(lab: Lab, family: int, kind: socket.S
         for number in range(ROUNDS):
             assert ask(sock, f"hello {number}").server == BACKEND
         assert drivers.sent_on(lab, "node1") - before >= 2 * ROUNDS
+
+
+@FAMILY
+@KIND
+def test_outer_headers_are_put_on_at_the_driver(
+    lab: Lab, family: int, kind: socket.SocketKind
+) -> None:
+    """Of flows whose answers go straight back."""
+    publish(lab, WHOLE)
+    for way in WAYS:
+        with client(lab, "outside", family, kind) as sock:
+            sock.connect(WHOLE.where(lab, way, family))
+            for number in range(3):
+                ask(sock, f"first {number}")
+            before = drivers.sent_on(lab, "node1")
+            for number in range(ROUNDS):
+                reply = ask(sock, f"hello {number}")
+                assert (reply.server, reply.client) == (BACKEND, lab.outside.addresses[family])
+            assert drivers.sent_on(lab, "node1") - before >= ROUNDS
 
 
 @FAMILY

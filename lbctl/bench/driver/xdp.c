@@ -29,26 +29,37 @@ int xdp_empty(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* What is behind a node's device: it counts what arrives there, and keeps the first one's headers.
- * The stack has cut the padding off. */
+#define IPV4 0x0008 /* as it lies in the frame */
+#define ETHERNET 14
+#define TCP 6
+
+/* What is behind a node's device: it counts the TCP packets that arrive there, and keeps the first
+ * one's headers. The stack has cut the padding off. */
 #define TCP4_SIZE 54
+#define TCP6_SIZE 74
 
 struct arrived {
 	u64 frames;
-	u8 first[TCP4_SIZE];
+	u8 first[TCP6_SIZE];
 };
 
 BPF_F_TABLE("array", u32, struct arrived, xdp_arrived, 2, BPF_F_MMAPABLE);
 
 static __attribute__((always_inline)) inline int arrive(struct xdp_md *ctx, u32 end)
 {
-	void *data = (void *)(long)ctx->data;
+	void *data = (void *)(long)ctx->data, *behind = (void *)(long)ctx->data_end;
 	struct arrived *a = xdp_arrived.lookup(&end);
 
-	if (a && !a->frames && data + TCP4_SIZE <= (void *)(long)ctx->data_end)
+	if (!a || data + TCP4_SIZE > behind)
+		return XDP_DROP;
+	/* Neighbours and groups are talked of besides. */
+	if (*(u8 *)(data + (*(u16 *)(data + 12) == IPV4 ? 23 : 20)) != TCP)
+		return XDP_DROP;
+	if (!a->frames)
 		__builtin_memcpy(a->first, data, TCP4_SIZE);
-	if (a)
-		a->frames++;
+	if (!a->frames && data + TCP6_SIZE <= behind)
+		__builtin_memcpy(a->first, data, TCP6_SIZE);
+	a->frames++;
 	return XDP_DROP;
 }
 
@@ -76,9 +87,6 @@ struct rewriting {
 };
 
 BPF_F_TABLE("array", u32, struct rewriting, xdp_rewriting, 1, BPF_F_MMAPABLE);
-
-#define IPV4 0x0008 /* as it lies in the frame */
-#define ETHERNET 14
 
 static __attribute__((always_inline)) inline u16 fold(u64 sum)
 {

@@ -4,6 +4,7 @@ and each packet by both ways, through the driver's program and through TC's with
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class DriverNode:
             self.space.ip("addr", "add", four, "dev", device)
             self.space.ip("addr", "add", six, "dev", device, "nodad")
         self.space.run(_forward)
+        self.space.run(_stay_on_one_cpu)
         for device, routes in _ROUTES.items():
             for network, hop in routes:
                 self.space.ip("route", "add", network, "via", hop, "dev", device)
@@ -116,11 +118,14 @@ class DriverNode:
         return Passed(done.verdict, done.frame, done.reasons)
 
     def by_tc(self, frame: bytes) -> Passed:
-        """What TC makes of it where it comes in and, once the stack had it, where it goes out.
-        XDP_PASS: it is not forwarded, or not by two translations."""
+        """What TC makes of it where it comes in and, once the stack had it, where it goes out; or
+        where it comes in alone, if it is sent on or answered from there. XDP_PASS: it is not
+        forwarded, or not by two translations."""
         came = self.space.run(lambda: self.world.from_net(frame))
         if came.verdict == model.DROP:
             return Passed(XDP_DROP, frame, came.reasons)
+        if came.verdict == model.REDIRECT:
+            return Passed(XDP_REDIRECT, came.frame, came.reasons)
         if came.verdict != model.PASS or came.frame == frame:
             return Passed(XDP_PASS, frame, came.reasons)
         went = self.space.run(lambda: self.world.to_net(through_stack(came.frame)))
@@ -218,6 +223,11 @@ def unfinished(frame: bytes) -> bytes:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return frame[:place] + struct.pack("!H", total) + frame[place + 2 :]
+
+
+def _stay_on_one_cpu() -> None:
+    """Of the calling thread: each CPU has its own chance, and its own hops."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def _forward() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ WAY = {4: "10.244.1.1", 6: "fd00:244::1"}  # the sending node's address on the w
 OVERHEAD = {("udp", 4): 28, ("udp", 6): 48, ("ipip", 4): 20, ("ipip", 6): 40}
 IN_IP = {4: 4, 6: 41}
 
+# What a client calls: an address and port.
+Called = Callable[[Shape], tuple[str, int]]
+
 # What a test is tried with: packets, outer headers, and sums that the kernel looks after.
 EACH = pytest.mark.parametrize("shape", [*PLAIN, *SCTP_SHAPES], ids=str)
 FORMS = pytest.mark.parametrize("form", ["udp", "ipip"])
@@ -39,6 +42,22 @@ def set_up(world: World, form: str = "udp") -> None:
     for family, address in NODE.items():
         raw = np.frombuffer(mapped(address), np.uint32)
         world.array("config").records[f"node_port{family}"]["w"][0] = raw
+
+
+def serve_whole(world: World, shape: Shape, form: str = "udp") -> Service:
+    """A load balancer's address and a node port of one service, whose endpoint is remote."""
+    set_up(world, form)
+    service = world.add_service(
+        BALANCER[shape.family],
+        80,
+        shape.protocol,
+        [REMOTE[shape.family]],
+        flags=world.flag("SERVICE_DSR"),
+        cluster_ip=False,
+    )
+    kind = world.flag("FRONTEND_NODE_PORT") | world.flag("FRONTEND_SHARED")
+    world.call_by(service, NODE[shape.family], NODE_PORT, kind)
+    return service
 
 
 class Sender:
@@ -56,18 +75,7 @@ class Sender:
 
     def serve(self, shape: Shape, form: str = "udp") -> Service:
         """A load balancer's address and a node port of one service, to the remote endpoint."""
-        set_up(self.world, form)
-        service = self.world.add_service(
-            BALANCER[shape.family],
-            80,
-            shape.protocol,
-            [REMOTE[shape.family]],
-            flags=self.world.flag("SERVICE_DSR"),
-            cluster_ip=False,
-        )
-        kind = self.world.flag("FRONTEND_NODE_PORT") | self.world.flag("FRONTEND_SHARED")
-        self.world.call_by(service, NODE[shape.family], NODE_PORT, kind)
-        return service
+        return serve_whole(self.world, shape, form)
 
     def mtu(self, length: int) -> None:
         """Of the way to the endpoint."""
@@ -143,6 +151,11 @@ class Receiver:
         assert outcome.verdict == model.PASS, outcome
         checks.assert_sums(outcome.frame)
         return outcome.frame
+
+
+def balancer(shape: Shape) -> tuple[str, int]:
+    """The load balancer's, address and port."""
+    return BALANCER[shape.family], 80
 
 
 def node_port(shape: Shape) -> tuple[str, int]:
