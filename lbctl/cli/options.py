@@ -93,8 +93,8 @@ def _of(declared: Declared) -> Decorator:
 def _type(declared: Declared) -> click.ParamType[Any]:
     if declared.words:
         return click.Choice(declared.words)
-    if declared.least is not None:
-        return click.IntRange(declared.least)
+    if declared.bounds != (None, None):
+        return click.IntRange(*declared.bounds)
     kinds: dict[object, click.ParamType[Any]] = {
         bool: click.BOOL,
         int: click.INT,
