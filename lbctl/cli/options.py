@@ -18,7 +18,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 pin_dir: Decorator = click.option(
     "--pin-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # root says so in better words
     default=DEFAULT_PIN_DIR,
     envvar="LBCTL_PIN_DIR",
     show_default=True,

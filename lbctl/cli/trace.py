@@ -135,6 +135,8 @@ def _private(
     from lbctl.trace.programs import trace_bundle
 
     known = load_manifests(manifests)
+    for remark in known.remarks:
+        objects.say(remark)
     node = situation.node(known.nodes, node_name, config, local_ips, service_cidrs, objects.say)
     services = list(known.services.values())
     _require_root()
