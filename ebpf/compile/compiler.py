@@ -50,6 +50,8 @@ def bundle(
     key = _key(variant, units, texts)
     for kept in (cache_dir(), SHIPPED):
         if (found := _read(kept, key)) is not None:
+            with contextlib.suppress(OSError):  # else it is forgotten sooner than it might be
+                os.utime(_path(kept, key))
             return found
     # Only texts that include the constants can be asked about them.
     tail = constants.assertions(enums)
@@ -159,7 +161,7 @@ def _write(directory: Path, made: Bundle) -> None:
 
 
 def _forget_old(directory: Path) -> None:
-    """Keeps the bundles made last; another process may be at the same."""
+    """Keeps the bundles used last; another process may be at the same."""
     made = [(item.stat().st_mtime_ns, item.path) for item in os.scandir(directory) if _ours(item)]
     for _, old in sorted(made)[:-_KEPT_BUNDLES]:
         Path(old).unlink(missing_ok=True)

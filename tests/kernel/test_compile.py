@@ -129,6 +129,13 @@ def test_old_bundles_are_forgotten(
     assert {path.name for path in cache.iterdir()} == {"theirs", "3.bundle", f"{made.hash}.bundle"}
 
 
+def test_what_is_used_is_forgotten_later(cache: Path, tmp_path: Path) -> None:
+    made = cache / f"{_one(TRIVIAL, tmp_path / 'c').hash}.bundle"
+    os.utime(made, (1, 1))
+    _one(TRIVIAL, tmp_path / "c")
+    assert made.stat().st_mtime > 1
+
+
 def test_a_mistake_is_reported_at_its_own_line(cache: Path, sources: Path) -> None:
     with (sources / "maps.h").open("a") as stream:
         stream.write("\nint broken(void) { return nothing; }\n")

@@ -284,6 +284,7 @@ def elsewhere() -> Iterator[None]:
         space.close()
 
 
+@pytest.mark.alone  # two CPUs, each for itself
 @pytest.mark.usefixtures("elsewhere")
 @FAMILIES
 def test_the_first_and_a_later_one_at_once(world: World, shape: Shape) -> None:

@@ -294,6 +294,7 @@ def writing(churn: Churn, cpu: int) -> Iterator[int]:
         raise
 
 
+@pytest.mark.alone
 def test_readers_see_no_torn_and_no_foreign_entry_and_miss_none_that_stays(
     bundles: dict[int, Bundle],
 ) -> None:
@@ -303,6 +304,7 @@ def test_readers_see_no_torn_and_no_foreign_entry_and_miss_none_that_stays(
     assert (counts["wrong"], counts["missing"]) == (0, 0)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", [NamedFirst, GoneBeforeThere])
 def test_the_judge_notices_a_careless_writer(
     bundles: dict[int, Bundle], kind: type[BucketTable]

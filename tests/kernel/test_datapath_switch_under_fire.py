@@ -26,7 +26,7 @@ from tests.kernel.support.fire import (
 from tests.kernel.support.packets import Shape
 from tests.kernel.support.world import World
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.alone, pytest.mark.timeout(900)]
 RUNS = int(os.environ.get("LBCTL_FIRE_RUNS", "10000000"))
 SWITCHES = 2000
 ENOUGH = RUNS // 1000  # sets that were met

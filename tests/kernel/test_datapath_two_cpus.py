@@ -19,10 +19,16 @@ from tests.kernel.support.world import NODE, World
 
 pytestmark = [
     pytest.mark.kernel,
+    pytest.mark.alone,  # two CPUs, each for itself
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs"),
 ]
-ROUNDS = 700
+A_SECOND = 150  # pairs of packets, times --soak
 BOTH = pytest.mark.parametrize("family", [4, 6])
+
+
+@pytest.fixture
+def rounds(soak: float) -> int:
+    return int(A_SECOND * soak)
 
 
 def answered(world: World, got: Got, service: tuple[str, int], client: int, node: str = "") -> bool:
@@ -46,7 +52,9 @@ def answered(world: World, got: Got, service: tuple[str, int], client: int, node
 @BOTH
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])
-def test_two_first_packets(world: World, family: int, count: int, protocol: str) -> None:
+def test_two_first_packets(
+    world: World, rounds: int, family: int, count: int, protocol: str
+) -> None:
     """Both datagrams are answered; so is a SYN that was sent twice. They go to one backend."""
     shape = Shape(family, protocol)
     service = serve(world, shape, count)
@@ -56,7 +64,7 @@ def test_two_first_packets(world: World, family: int, count: int, protocol: str)
                           service.port, payload, flags="S")
             for payload in (b"", b"AAAA")
         ]
-        for number in range(ROUNDS)
+        for number in range(rounds)
     ]  # fmt: skip
     pairs = [(("entry_from_pod", a), ("entry_from_pod", b)) for a, b in frames]
     where = (service.addresses[0], service.port)
@@ -65,11 +73,11 @@ def test_two_first_packets(world: World, family: int, count: int, protocol: str)
         assert (tuples[0].dst, tuples[0].sport) == (tuples[1].dst, tuples[1].sport)
         for got in both:
             assert answered(world, got, where, 20000 + number)
-    assert len(world.flows()) == 2 * ROUNDS, "nothing is left of who came second"
+    assert len(world.flows()) == 2 * rounds, "nothing is left of who came second"
 
 
 @BOTH
-def test_two_first_packets_masqueraded(world: World, family: int) -> None:
+def test_two_first_packets_masqueraded(world: World, rounds: int, family: int) -> None:
     """Each chose a port of the node's; one of them is given back."""
     shape = Shape(family, "udp")
     node_port(world, shape)
@@ -79,7 +87,7 @@ def test_two_first_packets_masqueraded(world: World, family: int) -> None:
             packets.frame(shape, OUTSIDE[family], 20000 + number, NODE[family], NODE_PORT, payload)
             for payload in (b"", b"AAAA")
         ]
-        for number in range(ROUNDS)
+        for number in range(rounds)
     ]
     pairs = [(("entry_from_net", a), ("entry_from_net", b)) for a, b in frames]
     where = (NODE[family], NODE_PORT)
@@ -88,14 +96,14 @@ def test_two_first_packets_masqueraded(world: World, family: int) -> None:
         assert tuples[0].sport == tuples[1].sport
         for got in both:
             assert answered(world, got, where, 20000 + number, NODE[family])
-    assert len(world.flows()) == 4 * ROUNDS
+    assert len(world.flows()) == 4 * rounds
 
 
 @BOTH
-def test_two_datagrams_leave_a_backend_that_stopped(world: World, family: int) -> None:
+def test_two_datagrams_leave_a_backend_that_stopped(world: World, rounds: int, family: int) -> None:
     shape = Shape(family, "udp")
     service = serve(world, shape, 3)
-    talks = [Conversation(world, shape, service, 20000 + n) for n in range(ROUNDS)]
+    talks = [Conversation(world, shape, service, 20000 + n) for n in range(rounds)]
     for talk in talks:
         talk.up(payload=b"x")
     world.set_backends(service, [e for e in service.backends if e != talks[0].backend])
@@ -113,11 +121,11 @@ def test_two_datagrams_leave_a_backend_that_stopped(world: World, family: int) -
 
 
 @BOTH
-def test_closes_that_cross(world: World, family: int) -> None:
+def test_closes_that_cross(world: World, rounds: int, family: int) -> None:
     """Both FINs at once, then both acknowledgements: nothing of that is lost."""
     shape = Shape(family, "tcp")
     service = serve(world, shape)
-    talks = [Conversation(world, shape, service, 20000 + n).open() for n in range(ROUNDS)]
+    talks = [Conversation(world, shape, service, 20000 + n).open() for n in range(rounds)]
     fins = [
         (("entry_from_pod", talk.request("FA")), ("entry_to_pod", talk.reply("FA")))
         for talk in talks

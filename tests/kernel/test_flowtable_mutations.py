@@ -17,6 +17,7 @@ from tests.kernel.support.stress import SLOWLY
 
 pytestmark = [
     pytest.mark.kernel,
+    pytest.mark.alone,  # two CPUs, each for itself
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs"),
 ]
 PATIENCE = 90.0  # seconds; each is noticed within one or two, on a loaded machine later

@@ -12,6 +12,7 @@ from tests.kernel.support.flow_tables import PrivateTable, bundle_with
 
 pytestmark = [
     pytest.mark.kernel,
+    pytest.mark.alone,  # two CPUs, each for itself
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs"),
 ]
 

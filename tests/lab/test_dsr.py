@@ -9,7 +9,7 @@ import contextlib
 import json
 import socket
 import subprocess
-import time
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -41,6 +41,7 @@ from tests.lab.support.transfers import (
     read,
     text_of,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -51,6 +52,11 @@ MODES = Exposed("modes", 4)
 OWN = Exposed("own", 5)
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 KIND = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
+# A doctor that waits a tenth of a second for each answer.
+IMPATIENT = (
+    "import lbctl.host.dsrtrial; lbctl.host.dsrtrial.WAIT = 0.1; "
+    "from lbctl.cli.main import main; main()"
+)
 OVERHEAD = {"udp": (28, 48), "ipip": (20, 40)}
 
 
@@ -90,8 +96,8 @@ def test_the_endpoint_sees_the_client_and_answers_past_the_node(
             reply = ask(sock, f"line {number}")
             assert (reply.server, reply.client) == (BACKEND, lab.outside.addresses[family])
             assert reply.port == own
-        (sent,) = flows(lab, "node1", own)
-        (got,) = flows(lab, "node2", own)
+        (sent,) = flows(lab, "node1", own, (address, port), kind)
+        (got,) = flows(lab, "node2", own, (address, port), kind)
     assert (sent.kind, sent.packets_out) == ("dsr", 0)
     assert got.kind == "service"
     # An acknowledgement that waited may come between the two looks.
@@ -307,6 +313,12 @@ def doctor(lab: Lab, node: str, *words: str) -> list[str]:
     return lab.command(node, lbctl_command("doctor", "--pin-dir", str(lab.pin_dir(node)), *words))
 
 
+def listens(lab: Lab, node: str) -> bool:
+    """Whether somebody has raw sockets for IP in IP, which doctor opens last."""
+    _, *sockets = lab.exec(node, ["cat", "/proc/net/raw6"], check=True).stdout.splitlines()
+    return bool(sockets)
+
+
 @FAMILY
 def test_doctor_tries_it_between_two_nodes(lab: Lab, family: int) -> None:
     free = ("192.0.2.250", "2001:db8:2::250")[family]
@@ -316,7 +328,7 @@ def test_doctor_tries_it_between_two_nodes(lab: Lab, family: int) -> None:
         try:
             assert there.stderr is not None
             assert "answering" in there.stderr.readline()
-            time.sleep(0.5)  # until it listens
+            wait_until(lambda: listens(lab, "node2"))
             asked = subprocess.run(
                 doctor(lab, "node1", *ask_there, "-o", "json"), capture_output=True, text=True
             )
@@ -331,7 +343,7 @@ def test_doctor_tries_it_between_two_nodes(lab: Lab, family: int) -> None:
 
 def test_doctor_says_that_nobody_answers(lab: Lab) -> None:
     words = ("--dsr", lab.node("node2").ipv4, "--service-address", "192.0.2.250")
-    asked = subprocess.run(doctor(lab, "node1", *words), capture_output=True, text=True)
+    asked = lab.exec("node1", [sys.executable, "-c", IMPATIENT, "doctor", *words])
     assert asked.returncode == 5
     assert "no answer from 172.18.0.12 as 192.0.2.250" in " ".join(asked.stdout.split())
 

@@ -89,7 +89,7 @@ def test_the_endpoint_sees_the_client(lab: Lab, way: str, family: int) -> None:
             for number in range(5):
                 reply = ask(sock, f"line {number}")
                 assert (reply.server, reply.client) == (BACKEND, lab.outside.addresses[family])
-            (sent,) = flows(lab, "node1", sock.getsockname()[1])
+            (sent,) = flows(lab, "node1", sock.getsockname()[1], (called, port), kind)
         assert (sent.kind, sent.packets_out) == ("dsr", 0)
 
 

@@ -145,7 +145,7 @@ def test_node_ports_follow_the_nodes_addresses(lab: Lab, family: int) -> None:
     address = SECOND[family].split("/")[0]
     port = SERVICE.node_port
     with added(lab, "node1", "eth0", SECOND[family]):
-        wait_until(lambda: answered(lab, "outside", address, port) == "pod2", 15)
+        wait_until(lambda: answered(lab, "outside", address, port) == "pod2")
         assert answered(lab, "pod1", address, port, "udp") == "pod2"
         assert answered(lab, "outside", address, CLOSED) == "refused"
         with client(lab, "outside", family, TCP) as sock:
@@ -153,7 +153,7 @@ def test_node_ports_follow_the_nodes_addresses(lab: Lab, family: int) -> None:
             # Of several on a device the kernel takes IPv4's first and IPv6's newest.
             taken = (lab.find("node1").addresses[0], address)[family]
             assert ask(sock, "whom do you see?").client == taken
-    wait_until(lambda: answered(lab, "pod1", address, port) != "pod2", 15)
+    wait_until(lambda: answered(lab, "pod1", address, port) != "pod2")
 
 
 @FAMILY
@@ -178,7 +178,7 @@ def test_an_uplink_that_appears_is_served(lab: Lab, family: int) -> None:
         via = ["ip", "route", "add", "default", "via", there, "dev", "second", "metric", "5000"]
         lab.exec("node1", via, check=True)
         port = SERVICE.node_port
-        wait_until(lambda: answered(lab, "outside", here, port) == "pod2", 15)
+        wait_until(lambda: answered(lab, "outside", here, port) == "pod2")
         assert answered(lab, "outside", here, port, "udp") == "pod2"
         assert answered(lab, "outside", here, SSH) == "refused"  # bound to the other address
     finally:

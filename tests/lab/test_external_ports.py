@@ -29,6 +29,7 @@ ROOM = LAST - FIRST + 1
 SERVICE = Exposed("far", 1)
 OTHER = Exposed("farther", 2)
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+ports = itertools.count(20000)  # of clients: none has what is remembered of another's
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +69,13 @@ def keep_ports(
 ) -> list[int]:
     """The ports of so many clients that are open, and of which the backend sees their own. Whoever
     calls by another of the service's addresses from the same port gets one of the range."""
-    ports = []
+    kept = []
     for _ in range(count):
-        sock = stack.enter_context(client(lab, "outside", family, kind))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.append(next(ports))
+        sock = stack.enter_context(client(lab, "outside", family, kind, kept[-1]))
         sock.connect(service.where(lab, "node1", family))
-        ports.append(sock.getsockname()[1])
-        assert ask(sock, "hello").port == ports[-1]
-    return ports
+        assert ask(sock, "hello").port == kept[-1]
+    return kept
 
 
 def connect(
@@ -94,8 +94,8 @@ def test_beyond_the_range_connections_are_dropped_until_others_end(lab: Lab, fam
         late = keep_ports(lab, keepers, SERVICE, family, TCP, ROOM // 2)
         with contextlib.ExitStack() as stack:
             socks = [connect(lab, stack, SERVICE, family, port) for port in own]
-            ports = {ask(sock, "hello").port for sock in socks}
-            assert ports == set(range(FIRST, LAST + 1))
+            got = {ask(sock, "hello").port for sock in socks}
+            assert got == set(range(FIRST, LAST + 1))
             for port in late[:2]:
                 with client(lab, "outside", family, TCP, port) as sock:
                     sock.settimeout(SHORT)
@@ -103,21 +103,21 @@ def test_beyond_the_range_connections_are_dropped_until_others_end(lab: Lab, fam
                         sock.connect(SERVICE.where(lab, "ingress", family))
             assert exhausted(lab) >= before + 2
             # The others go on, and another backend has ports of its own.
-            assert {ask(sock, "still there?").port for sock in socks} == ports
+            assert {ask(sock, "still there?").port for sock in socks} == got
             assert ask(connect(lab, stack, OTHER, family, own[0]), "hello").server == "pod4"
             for sock in socks[: ROOM // 2]:
                 assert ask(sock, "bye").text == "bye"  # the server closes first
                 assert sock.recv(1) == b""
                 sock.close()
             again = [connect(lab, stack, SERVICE, family, port) for port in late]
-            assert {ask(sock, "hello").port for sock in (*again, *socks[ROOM // 2 :])} == ports
+            assert {ask(sock, "hello").port for sock in (*again, *socks[ROOM // 2 :])} == got
         # All closed by the client now; the server's end follows when it gets to it.
         after = exhausted(lab)
         for _ in range(2):
             wait_until_closed(lab)
             with contextlib.ExitStack() as stack:
                 socks = [connect(lab, stack, SERVICE, family, port) for port in own]
-                assert {ask(sock, "hello").port for sock in socks} == ports
+                assert {ask(sock, "hello").port for sock in socks} == got
     assert exhausted(lab) == after
 
 
@@ -139,13 +139,13 @@ def test_datagrams_share_the_range_among_themselves(lab: Lab, family: int) -> No
     before = exhausted(lab)
     where = SERVICE.where(lab, "ingress", family)
     with contextlib.ExitStack() as stack:
-        ports = set()
+        got = set()
         *own, late = keep_ports(lab, stack, SERVICE, family, UDP, ROOM + 1)
         for port in own:
             sock = stack.enter_context(client(lab, "outside", family, UDP, port))
             sock.connect(where)
-            ports.add(ask(sock, "hello").port)
-        assert ports == set(range(FIRST, LAST + 1))
+            got.add(ask(sock, "hello").port)
+        assert got == set(range(FIRST, LAST + 1))
         with client(lab, "outside", family, UDP, late) as sock:
             sock.settimeout(SHORT)
             sock.connect(where)

@@ -9,6 +9,7 @@ import pytest
 from lbctl.lab.cluster import Lab
 from tests.lab.support.external import SHORT, WAYS, Exposed
 from tests.lab.support.labs import TCP, UDP, Responder, ask, counted, inside, new_socket
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -107,15 +108,13 @@ def test_ranges_change_while_running(lab: Lab, family: int) -> None:
         service.publish(lab, ["pod1"], {"loadBalancerSourceRanges": said})
         may = [not said or any(a[family] in r for r in said) for a in (ALLOWED, BLOCKED)]
         wanted = ["pod1" if allowed else "dropped" for allowed in may]
-        assert eventually(
-            lambda: [
-                outcome(lab, service, "ingress", family, "tcp", "outside", source[family])
-                for source in (ALLOWED, BLOCKED)
-            ],
-            wanted,
-        )
+        # A change of ranges shows in no set of endpoints: try until it has been taken in.
+        wait_until(lambda: outcomes(lab, service, family) == wanted)  # noqa: B023
 
 
-def eventually(look: Callable[[], list[str]], wanted: list[str]) -> bool:
-    """A change of ranges shows in no set of endpoints: try until it has been taken in."""
-    return any(look() == wanted for _ in range(20))
+def outcomes(lab: Lab, service: Exposed, family: int) -> list[str]:
+    """What becomes of who is in the ranges at first, and of who is not."""
+    return [
+        outcome(lab, service, "ingress", family, "tcp", "outside", source[family])
+        for source in (ALLOWED, BLOCKED)
+    ]

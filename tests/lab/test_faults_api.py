@@ -276,8 +276,11 @@ def test_a_server_restored_from_a_backup_is_followed(world: World, traffic: Byst
     world.api.version = 2000
 
 
-def test_a_failing_server_is_not_hammered(world: World, traffic: Bystanders) -> None:
+def test_a_failing_server_is_not_hammered(
+    world: World, traffic: Bystanders, pytestconfig: pytest.Config
+) -> None:
     """Faults of every kind after each other, good lists between them: one bound for all."""
+    each = 1.5 * pytestconfig.getoption("soak")
     since = dict(world.api.requests)
     begin = time.monotonic()
     for lists, watches in (
@@ -288,7 +291,7 @@ def test_a_failing_server_is_not_hammered(world: World, traffic: Bystanders) -> 
     ):
         world.misbehave(lists, watches)
         traffic.unharmed()
-        time.sleep(6)
+        time.sleep(each)
     took = time.monotonic() - begin
     asked = {path: world.api.requests[path] - since.get(path, 0) for path in KINDS}
     minutes = max(1.0, took / 60)  # a slow machine may take longer than one

@@ -101,6 +101,7 @@ def test_services(lab: Lab, traffic: Bystanders) -> None:
     assert SERVICES // 2 < len(served) < SERVICES
     assert working(lab, served[:3] + served[-3:]) == set(served[:3] + served[-3:])
     lab.restart_agent("node1")
+    lab.wait_ready()
     wait_said(lab, "node1", "crowd", "--services")
     assert [i for i in range(CROWD) if frontends(lab, "node1", f"crowd-{i:03}")] == served
     traffic.unharmed()

@@ -8,9 +8,9 @@ import itertools
 import json
 import signal
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lbctl.lab.objects import Port
 from tests.lab.support.faults import answers, service
 from tests.lab.support.lab_kubectl import LabKubectl
 from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, endpoint
+from tests.lab.support.moments import pause, since
 from tests.lab.support.terminals import terminal
 from tests.support.waiting import wait_until
 
@@ -89,6 +90,8 @@ class Following:
 
 @contextlib.contextmanager
 def following(lab: Lab, kubectl: LabKubectl, output: Path, *words: str) -> Iterator[Following]:
+    # By who came before.
+    wait_until(lambda: not any(listeners(lab, node.name) for node in lab.nodes), BOUND)
     made = Following(kubectl, output, *words)
     try:
         wait_until(lambda: all(listeners(lab, node.name) for node in lab.nodes), BOUND)
@@ -103,15 +106,11 @@ def listeners(lab: Lab, node: str) -> bool:
         return bool(instance.config.records["events_until"][0])
 
 
-def told(seen: Following) -> Counter[str]:
-    """Events of each node, told or said to be lost."""
-    found, lost = Counter[str](), dict.fromkeys(CALLS, 0)
-    for event in seen.events():
-        if "lost" in event:
-            lost[event["node"]] = event["lost"]
-        else:
-            found[event["node"]] += 1
-    return found + Counter(lost)
+def told(seen: Following, moment: datetime) -> Counter[str]:
+    """Events of each node after this moment, told or said to be lost."""
+    events = seen.events()
+    lost = {event["node"]: event["lost"] for event in events if "lost" in event}
+    return Counter(event["node"] for event in since(moment, events)) + Counter(lost)
 
 
 def call(lab: Lab, program: Path, node: str, times: int) -> subprocess.Popen[str]:
@@ -128,6 +127,7 @@ def call(lab: Lab, program: Path, node: str, times: int) -> subprocess.Popen[str
     return process
 
 
+@pytest.mark.alone
 def test_one_stream_of_all_nodes(
     lab: Lab, kubectl: LabKubectl, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
@@ -141,18 +141,17 @@ def test_one_stream_of_all_nodes(
     with following(lab, kubectl, tmp_path / "events", *words) as seen:
         for node in CALLS:  # one that is told: from now on all are
             call(lab, program, node, 1).communicate(timeout=60)
-        wait_until(lambda: all(told(seen)[node] >= len(VERDICTS) for node in CALLS), BOUND)
-        time.sleep(1.0)  # for the end of those
-        before = told(seen)
+        wait_until(lambda: {*CALLS} <= {event["node"] for event in seen.events()}, BOUND)
+        moment = pause()
         callers = {node: call(lab, program, node, times) for node in CALLS}
         for caller in callers.values():
             out, _ = caller.communicate(timeout=200)
             assert "-1" not in out.split(), "every connection worked"
         made = len(VERDICTS) * (times + WARM_UP)
-        wait_until(lambda: all(told(seen)[n] >= before[n] + made for n in CALLS), BOUND)
+        wait_until(lambda: all(told(seen, moment)[n] >= made for n in CALLS), BOUND)
         errors = seen.end()
         assert seen.process.returncode == 0, errors
-    assert told(seen) - before == dict.fromkeys(CALLS, made)
+    assert told(seen, moment) == dict.fromkeys(CALLS, made)
     events = [event for event in seen.events() if "verdict" in event]
     assert all(e["service"]["service"] == CALLS[e["node"]][1] for e in events)
     # A machine that is busy tells some later than they are waited for; in order is what comes in
@@ -160,7 +159,7 @@ def test_one_stream_of_all_nodes(
     moments = [event["time"] for event in events]
     late = sum(a > b for a, b in itertools.pairwise(moments))
     assert late <= len(moments) / 100
-    lost = sum(told(seen).values()) - len(events)
+    lost = sum(told(seen, moment).values()) - len(since(moment, events))
     assert errors[-1] == f"{len(events)} events were shown, {lost} lost"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -79,6 +80,14 @@ def test_refused_at_the_first_packet(lab: Lab, why: str, family: int, kind: str)
     assert counted(lab, "node1", reason) == before + 3
 
 
+def error_of(sock: socket.socket) -> int:
+    """What the socket hears, at the latest when the kernel has had time for it."""
+    poll = select.poll()
+    poll.register(sock, 0)  # errors alone
+    poll.poll(5000)
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 @pytest.mark.usefixtures("offload")
@@ -91,7 +100,7 @@ def test_refusals_have_no_rate_limit(lab: Lab, family: int, kind: str) -> None:
                 sock.connect_ex((addresses("empty")[family], PORT))
                 if sock.type == UDP:
                     sock.send(b"anyone there?")
-            return [sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for sock in socks]
+            return [error_of(sock) for sock in socks]
 
     before = counted(lab, "node1", "no_endpoint")
     assert inside(lab, "pod1", burst) == [errno.ECONNREFUSED] * BURST

@@ -55,7 +55,7 @@ def restart_with(lab: Lab, mode: str) -> None:
 def test_a_pods_connection_costs_nothing_on_the_wire(lab: Lab, family: int) -> None:
     address = addresses("all")[family]
     with process_in(lab, "pod1") as pod:
-        socks = [pod.connect(TCP, address, PORT) for _ in range(30)]
+        socks = [pod.connect(TCP, address, PORT) for _ in range(80)]
         assert {sock.ask("hello") for sock in socks} == set(BACKENDS)
         assert all(sock.getpeername()[:2] == [address, PORT] for sock in socks)
         assert entries(lab, "socket_peers") == len(socks)

@@ -76,7 +76,7 @@ def node_called(name: str) -> dict[str, Any]:
 def test_all_is_well_and_kube_proxys_other_port_answers(node: Hurried) -> None:
     node.publish(SERVICE, slice_of("10.0.0.1"), node_called("node1"))
     node.started()
-    assert node.codes() == (200, 200, 200)
+    wait_until(lambda: node.codes() == (200, 200, 200), BOUND)
     assert "problems" not in json.loads(node.ask("/readyz")[1])
     assert node.ask("/proxyMode", 10249) == (200, "lbctl\n")
     said = node.status()

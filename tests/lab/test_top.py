@@ -39,7 +39,7 @@ def start(lab: Lab, *words: str) -> subprocess.Popen[str]:
 
 
 def test_connections_made_meanwhile(lab: Lab) -> None:
-    seconds = 4.0
+    seconds = 2.0
     looking = start(lab, "--once", "-o", "json", "--interval", str(seconds))
     address = addresses("web")[0]
     made = 0

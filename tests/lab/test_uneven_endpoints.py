@@ -136,6 +136,7 @@ def call(lab: Lab, service: str, count: int, seen: Seen) -> None:
     assert failed == []
 
 
+@pytest.mark.alone
 def test_the_slow_endpoint_gets_less_to_do(
     lab: Lab, pytestconfig: pytest.Config, record_property: Callable[[str, object], None]
 ) -> None:
@@ -156,6 +157,8 @@ def test_the_slow_endpoint_gets_less_to_do(
         record_property(name, f"{said}, {times}")
         print(f"\n{name}: {len(found.seconds)} connections; of the slow endpoint {said}; {times}")
     chance, fewer = seen["random"], seen["least-connections"]
-    assert 0.25 < chance.share < 0.42  # a third, within four deviations
+    # A third, within five deviations and a half.
+    deviation = (1 / 3 * 2 / 3 / len(chance.servers)) ** 0.5
+    assert abs(chance.share - 1 / 3) < 5.5 * deviation
     assert fewer.share < chance.share * 0.75
     assert fewer.depth < chance.depth * 0.75

@@ -192,7 +192,7 @@ def test_datagrams_move_on_when_their_endpoint_leaves(lab: Lab, family: int) -> 
         address = addresses("moving")[family]
         socks = [
             stack.enter_context(connected(lab, CLIENT, address, UDP, source=21000 + number))
-            for number in range(20)
+            for number in range(28)
         ]
         first = [ask(sock, "first") for sock in socks]
         assert {reply.server for reply in first} == {"pod2", "pod3"}

@@ -13,9 +13,15 @@ pytestmark = [pytest.mark.kernel, pytest.mark.perf]
 FLOWS = 1000
 # What docs/scale.md promises, in MB (10^6), by services of ten endpoints.
 GOALS = {1: 10, 10_000: 40, 50_000: 150}
+# An agent that begins with so many services takes minutes: with a --soak of 10 and more.
+LONG, SOAK = 50_000, 10
 
 
-@pytest.mark.parametrize("services", GOALS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    long = metafunc.config.getoption("soak") >= SOAK
+    metafunc.parametrize("services", [n for n in GOALS if n < LONG or long])
+
+
 def test_maps_take_what_is_needed(services: int) -> None:
     with Node(services, 10, f"sc-memory-{os.getpid()}") as node:
         node.start()

@@ -3,6 +3,7 @@ configuration can make the default."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -76,15 +77,16 @@ def _trace(case: Case, number: int, flows: list[Json], directory: Path, mode: Mo
 
 
 def check_on_one_node(cases: Iterable[Case], directory: Path, mode: Mode = USUAL) -> int:
-    """Each step as a change to the last one's maps, as the agent does it: as on new maps. Returns
-    how many flows were asked about."""
+    """Each step, and each case, as a change to the last one's maps, as the agent does it: as on new
+    maps. Returns how many flows were asked about."""
     wrong, count = [], 0
     cases = list(cases)
-    bundle = trace_bundle()
     wanted = {(c.file, c.name, number): flows for c, number, flows in asked(cases)}
-    for case in cases:
-        states = [state(case, step, directory, mode) for step in case.steps]
-        with PrivateNode(bundle, room_for(states), states[0][1]) as node:
+    by_case = [[state(case, step, directory, mode) for step in case.steps] for case in cases]
+    # Programs are loaded once, which takes longer than all that is asked.
+    room = room_for(list(itertools.chain(*by_case)))
+    with PrivateNode(trace_bundle(), room, by_case[0][0][1]) as node:
+        for case, states in zip(cases, by_case, strict=True):
             for number, now in enumerate(states):
                 node.apply(*now)
                 flows = wanted.get((case.file, case.name, number), [])
@@ -100,8 +102,9 @@ State = tuple[list[ServiceObjects], NodeFacts]
 
 
 def room_for(states: list[State]) -> Sizes:
+    """For all of them: what one leaves rests for a while before others have it."""
     sizes = [sizes_for(*state) for state in states]
-    return Sizes(max(s.services for s in sizes), max(s.endpoints for s in sizes), sizes[0].flows)
+    return Sizes(sum(s.services for s in sizes), sum(s.endpoints for s in sizes), sizes[0].flows)
 
 
 def state(case: Case, step: Json, directory: Path, mode: Mode = USUAL) -> State:

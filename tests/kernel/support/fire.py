@@ -24,6 +24,7 @@ from ebpf.kernel import testrun
 from ebpf.layouts import Bundle
 from ebpf.programs import load
 from lbctl.datapath.records import frontend_key
+from tests.kernel.support.apart import kept_apart
 from tests.kernel.support.world import Service, World, mapped
 
 STRIDE = 8  # slots and backends of one region: sets have 1 to 8 members
@@ -51,7 +52,8 @@ def fire_bundle(directory: Path) -> Bundle:
     for path in (*source.source_dir().iterdir(), Path(__file__).with_name("fire.c")):
         (joined / path.name).symlink_to(path)
     unit = Unit("fire", "fire.c", (("FAMILY", "4"),), source.family_unit("4").words)
-    return compiler.bundle(directory=joined, units=[unit])
+    with kept_apart():
+        return compiler.bundle(directory=joined, units=[unit])
 
 
 class Updater:

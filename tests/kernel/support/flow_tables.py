@@ -17,6 +17,7 @@ from ebpf.layouts import Bundle
 from ebpf.maps.arrays import possible_cpus
 from ebpf.maps.base import Map, Records
 from ebpf.programs import load
+from tests.kernel.support.apart import kept_apart
 
 BACKENDS = 128
 
@@ -46,7 +47,8 @@ def bundle_with(
     own = family_unit(family, file)
     unit = Unit(own.name, file, (*own.defines, *defines), own.words)
     both = family_unit(family, "table.c")
-    return compiler.bundle(directory=joined, units=[unit, both])
+    with kept_apart():
+        return compiler.bundle(directory=joined, units=[unit, both])
 
 
 class PrivateTable:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
+from lbctl.addresses import format_endpoint, parse_address
 from lbctl.inspect.flowfilter import FlowFilter
 from lbctl.inspect.flows import FlowRow, list_flows
 from lbctl.inspect.opened import open_instance
 from lbctl.inspect.services import show
 from lbctl.lab.cluster import Lab
 from tests.lab.support.external import Exposed
-from tests.lab.support.labs import TARGET, endpoint
+from tests.lab.support.labs import TARGET, TCP, endpoint
 
 BACKEND = "pod2"
 WAYS = ("node1", "ingress", "external")
@@ -41,8 +43,16 @@ def shown(lab: Lab, node: str, service: Exposed) -> str:
         return show(instance, f"default/{service.name}")[0].forwarding
 
 
-def flows(lab: Lab, node: str, port: int) -> list[FlowRow]:
-    """Those of a client's port."""
+def flows(
+    lab: Lab, node: str, port: int, called: tuple[str, int], kind: socket.SocketKind
+) -> list[FlowRow]:
+    """Those of a client's port with what it has called."""
+    protocol = socket.IPPROTO_TCP if kind == TCP else socket.IPPROTO_UDP
+    where = format_endpoint(parse_address(called[0]), called[1])
     with open_instance(lab.pin_dir(node)) as instance:
-        found = list_flows(instance, FlowFilter())
-        return [row for row in found if row.client.rpartition(":")[2] == str(port)]
+        found = list_flows(instance, FlowFilter(protocol=protocol))
+        return [
+            row
+            for row in found
+            if row.client.rpartition(":")[2] == str(port) and row.address == where
+        ]

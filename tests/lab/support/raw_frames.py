@@ -6,7 +6,7 @@ import itertools
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from scapy.layers.l2 import Ether
 
 from lbctl.lab.cluster import Lab
 from tests.lab.support.labs import inside
+from tests.support.waiting import wait_until
 
 ETH_P_ALL = 0x0003
 QUIET = 0.4  # seconds after the last frame in which an answer would have come
@@ -69,6 +70,16 @@ class Wire:
                 continue
             if about[2] != socket.PACKET_OUTGOING:
                 found.append(data)
+
+    def wait_for(self, enough: Callable[[list[bytes]], bool]) -> None:
+        """Until what has come in since this was last asked is enough."""
+        found: list[bytes] = []
+
+        def is_enough() -> bool:
+            found.extend(self.heard(0))
+            return enough(found)
+
+        wait_until(is_enough, why=lambda: f"{len(found)} frames")
 
     def close(self) -> None:
         self._sock.close()

@@ -27,6 +27,7 @@ from ebpf.maps import ArrayMap, HashMap
 from lbctl import status
 from lbctl.bench import packetcost
 from tests.perf.support.scale_cluster import NAMESPACE, Command, Done, Ready, service_address
+from tests.support.map_contents import content_of
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = Path(__file__).with_name("scale_cluster.py")
@@ -281,10 +282,7 @@ def _digest(found: Instance, name: str) -> str:
         order = np.argsort(keys.view(f"V{keys.dtype.itemsize}"))
         return hashlib.sha256(keys[order].tobytes() + values[order].tobytes()).hexdigest()
     assert isinstance(table, ArrayMap)
-    records = table.records.copy()
-    if name == "config":
-        records["agent_beat"] = 0  # tells of time alone
-    return hashlib.sha256(records.tobytes()).hexdigest()
+    return hashlib.sha256(content_of(table, name)).hexdigest()
 
 
 def percentile(values: Sequence[float], share: float) -> float:
