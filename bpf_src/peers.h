@@ -76,8 +76,9 @@ INLINE bool keep_choice(const struct call *call, const struct socket_key *key, u
 	take_backend(choice, b, *had, service);
 	make_socket_key(&peer_key, call->cookie, &choice->addr, choice->port);
 	peer = socket_peers.lookup(&peer_key);
-	if (!peer || peer->flags &
-			 PEER_DIRECT) /* evicted by itself, or asked by its own address meanwhile */
+	/* Evicted by itself, or called by another name meanwhile: its own, or another service's. */
+	if (!peer || peer->flags & PEER_DIRECT || peer->port != call->port ||
+	    !same_address(&peer->addr, &call->addr))
 		remember_peer(call, choice);
 	return true;
 }

@@ -96,12 +96,15 @@ INLINE bool shares_port(struct bpf_sock_addr *ctx)
 	return !bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &shared, sizeof(shared)) && shared;
 }
 
-/* Is this to be served on the wire (node.h), where the packets get another port? Not if the backend
- * is a process of the node: its answers never come there. */
+/* Is this to be served on the wire (node.h), where the packets get another port? Not what the node
+ * calls at an address of its own, nor if the backend is a process of the node: neither the packets
+ * nor the answers ever come there. */
 INLINE bool is_for_the_wire(struct bpf_sock_addr *ctx, const struct call *call,
-			    const struct config *c, const struct choice *choice)
+			    const struct config *c, u32 frontend_flags, const struct choice *choice)
 {
 	if (call->proto != IPPROTO_TCP || !shares_port(ctx))
+		return false;
+	if (frontend_flags & FRONTEND_SHARED && !call->of_pod)
 		return false;
 	return !same_address(&choice->addr, speaks_ipv4(call) ? &c->node4 : &c->node6);
 }
@@ -149,7 +152,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		return deny(call, reason, ECONNREFUSED);
 	if (reason)
 		return deny(call, reason, EHOSTUNREACH);
-	if (is_for_the_wire(ctx, call, c, choice))
+	if (is_for_the_wire(ctx, call, c, frontend.flags, choice))
 		return NOT_OURS;
 	count_socket(REASON_FORWARDED);
 	call->reason = REASON_FORWARDED;

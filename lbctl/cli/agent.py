@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,14 @@ def _sizes(services: int | None, endpoints: int | None, flows: int | None) -> Si
     return Sizes(services or usual.services, endpoints or usual.endpoints, flows or usual.flows)
 
 
+def _visible(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """What objects say (a zone, a name) moves no cursor and colours nothing where a log is read."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    return event
+
+
 def log_to_stderr(log_format: str, verbose: bool) -> None:
     """One line per event on stderr: for people (text) or machines (json)."""
     import structlog
@@ -164,6 +173,7 @@ def log_to_stderr(log_format: str, verbose: bool) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if log_format == "json" else [_visible]),
             structlog.processors.format_exc_info,
             renderer,
         ],

@@ -48,6 +48,7 @@ def command(node: str, simulate: bool, output: str, pin_dir: Path, **asked: Any)
 
     with objects.log_as_notes():
         known = know(Question(pin_dir=pin_dir, **asked), objects.say)
+        objects.say_all(known.problems)
         changes = drain.affected(known.services, node)
         _check(node, known)
         views = [drain.View(f"this node ({known.node.name})", known.node)]

@@ -53,6 +53,7 @@ def command(service: str, source: str, output: str, pin_dir: Path, **asked: Any)
 
     with objects.log_as_notes():
         known = know(Question(pin_dir=pin_dir, **asked), objects.say)
+        objects.say_all(known.problems)
         found, port = find(known.services, service)
         origin, note = origins.origin(source, known)
         explained = answers.explained(found, known, origin, port, pin_dir, [note] if note else [])

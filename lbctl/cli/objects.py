@@ -4,7 +4,7 @@ verify and trace; and what these tell the person beside the answer."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from lbctl.cli import options
 
 if TYPE_CHECKING:
     from lbctl.observe.places import Places
+
+_SAID = 10  # notes of one kind: an answer is not to be lost behind them
 
 _MANIFESTS = click.option(
     "--manifests",
@@ -98,6 +100,14 @@ def places(pin_dir: Path, kubeconfig: Path | None) -> Places:
 def say(text: str) -> None:
     """Something for the person, not for the program that reads the output."""
     click.echo(f"{click.style('note:', fg='yellow')} {text}", err=True)
+
+
+def say_all(texts: Sequence[str]) -> None:
+    """The same of many, such as what is wrong with objects: the first ones, and how many more."""
+    for text in texts[:_SAID]:
+        say(text)
+    if len(texts) > _SAID:
+        say(f"{len(texts) - _SAID} more of that kind")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 pin_dir: Decorator = click.option(
     "--pin-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # root says so in better words
     default=DEFAULT_PIN_DIR,
     envvar="LBCTL_PIN_DIR",
     show_default=True,
@@ -93,8 +93,8 @@ def _of(declared: Declared) -> Decorator:
 def _type(declared: Declared) -> click.ParamType[Any]:
     if declared.words:
         return click.Choice(declared.words)
-    if declared.least is not None:
-        return click.IntRange(declared.least)
+    if declared.bounds != (None, None):
+        return click.IntRange(*declared.bounds)
     kinds: dict[object, click.ParamType[Any]] = {
         bool: click.BOOL,
         int: click.INT,

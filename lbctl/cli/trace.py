@@ -135,6 +135,7 @@ def _private(
     from lbctl.trace.programs import trace_bundle
 
     known = load_manifests(manifests)
+    objects.say_all(known.remarks)
     node = situation.node(known.nodes, node_name, config, local_ips, service_cidrs, objects.say)
     services = list(known.services.values())
     _require_root()

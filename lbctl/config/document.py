@@ -78,8 +78,9 @@ def _values(declared: Declared) -> str:
     if declared.written is bool:
         return "`true` or `false`"
     one = f"`{declared.option.metavar}`"
-    if declared.least is not None:
-        return f"{one}, at least {declared.least}"
+    least, most = declared.bounds
+    if least is not None:
+        return f"{one}, {least} to {most}" if most is not None else f"{one}, at least {least}"
     return f"list of {one}" if declared.many else one
 
 

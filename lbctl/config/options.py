@@ -62,10 +62,10 @@ class Declared(msgspec.Struct, frozen=True):
         return typing.get_args(self.written) if literal else ()
 
     @property
-    def least(self) -> int | None:
-        """The lowest number it can be, if it is one with such a bound."""
+    def bounds(self) -> tuple[int | None, int | None]:
+        """The lowest and the highest number it can be, where it is one with such bounds."""
         found = msgspec.inspect.type_info(self.written)
-        return found.ge if isinstance(found, msgspec.inspect.IntType) else None
+        return (found.ge, found.le) if isinstance(found, msgspec.inspect.IntType) else (None, None)
 
     @property
     def default(self) -> str:

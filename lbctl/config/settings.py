@@ -26,8 +26,11 @@ from lbctl.model.records import ALGORITHMS, FORWARDINGS, Algorithm, Forwarding
 from lbctl.resolve.node import NodeSettings
 
 _Pattern = Annotated[str, msgspec.Meta(min_length=1)]
-_Room = Annotated[int, msgspec.Meta(ge=16)]
-_Flows = Annotated[int, msgspec.Meta(ge=128)]
+# What no node comes near, and what the agent and the kernel can count still: the agent keeps a
+# place for every service port that there may be.
+_Services = Annotated[int, msgspec.Meta(ge=16, le=1 << 20)]
+_Endpoints = Annotated[int, msgspec.Meta(ge=16, le=1 << 24)]
+_Flows = Annotated[int, msgspec.Meta(ge=128, le=1 << 26)]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -376,7 +379,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "off"
     services: Annotated[
-        _Room | None,
+        _Services | None,
         Option(
             flag="--services",
             metavar="N",
@@ -387,7 +390,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     endpoints: Annotated[
-        _Room | None,
+        _Endpoints | None,
         Option(
             flag="--endpoints",
             metavar="N",

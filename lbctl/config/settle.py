@@ -7,11 +7,15 @@ from typing import Any
 
 import msgspec
 
+from lbctl.addresses import IPV4, IPV6, Prefix, of_family
 from lbctl.config.file import ConfigFile
 from lbctl.config.kubeproxyconfig import KubeProxyConfig
 from lbctl.config.options import Declared
 from lbctl.config.settings import OPTIONS, Settings
-from lbctl.errors import UsageError
+from lbctl.errors import ConfigError, UsageError
+
+# The programs keep as many of each family (bpf_src/consts.h), and look through all of them.
+MOST_RANGES = 4
 
 # What one of them says, by the names in Settings. A name that is not there: it says nothing.
 Said = Mapping[str, Any]
@@ -41,7 +45,8 @@ def _value(declared: Declared, written: Any) -> Any:
 
 
 def settle(flags: Said, file: ConfigFile) -> Settings:
-    """Flags win over the file, field by field, and in it our own document over kube-proxy's."""
+    """Flags win over the file, field by field, and in it our own document over kube-proxy's.
+    Raises UsageError or ConfigError for more ranges than there is room for."""
     said = {**_from_kube_proxy(file.kube_proxy), **file.agent, **flags}
     # What the command line says about pods is not overruled by the Node object.
     if "cluster_cidrs" in flags:
@@ -51,7 +56,22 @@ def settle(flags: Said, file: ConfigFile) -> Settings:
         said.pop("file_kubeconfig", None)
     if "manifests" in flags and "api_server" not in flags:
         said.pop("api_server", None)
-    return Settings(**said)
+    found = Settings(**said)
+    for name in ("service_cidrs", "cluster_cidrs"):
+        _few_enough(OPTIONS[name], getattr(found, name), name in flags)
+    return found
+
+
+def _few_enough(declared: Declared, ranges: tuple[Prefix, ...], by_flag: bool) -> None:
+    fault = UsageError if by_flag else ConfigError
+    for family in (IPV4, IPV6):
+        count = len(of_family(ranges, family))
+        if count > MOST_RANGES:
+            raise fault(
+                f"{declared.option.flag if by_flag else declared.in_file} names {count} ranges "
+                f"of IPv{family}",
+                hint=f"The programs know up to {MOST_RANGES} ranges per family.",
+            )
 
 
 def _from_kube_proxy(file: KubeProxyConfig) -> Said:

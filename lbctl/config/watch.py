@@ -52,7 +52,12 @@ class FollowedFile:
             return None
         self._seen = identity
         self._problem = ""
-        return self._take(file)
+        try:
+            found = settle.settle(self._flags, file)
+        except ConfigError as error:
+            self._refuse(error.message)
+            return None
+        return self._take(file, found)
 
     def problems(self) -> list[str]:
         """Sentences about the file: what is wrong with it, what needs a restart."""
@@ -63,14 +68,17 @@ class FollowedFile:
     def refused(self, why: str) -> None:
         """The settings last given could not be used; those before hold again."""
         self._current = self._before
+        self._refuse(why)
+
+    def _refuse(self, why: str) -> None:
         self._fault(f"--config {self._path}: {why}; the agent goes on with what it said before")
 
-    def _take(self, file: ConfigFile) -> Settings | None:
+    def _take(self, file: ConfigFile, found: Settings) -> Settings | None:
         fresh = set(settle.ignored(file)) - self._ignored
         if fresh:
             self._ignored |= fresh
             self._log.info("settings that mean nothing here", fields=sorted(fresh))
-        before, self._current = self._current, settle.settle(self._flags, file)
+        before, self._current = self._current, found
         self._before = before
         waiting = settle.waiting_for_restart(before, self._current)
         if waiting:

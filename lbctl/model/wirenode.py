@@ -6,8 +6,9 @@ from sys import intern
 
 import msgspec
 
+from lbctl.addresses import Prefix
 from lbctl.model import fields
-from lbctl.model.fields import Remarks
+from lbctl.model.fields import InvalidField, Remarks
 from lbctl.model.records import ZONE_LABEL, Node, Taint
 from lbctl.model.wire import Whole, Wire
 
@@ -48,7 +49,7 @@ class WireNode(Whole, kw_only=True):
             internal_ips=self._ips("InternalIP", remarks),
             external_ips=self._ips("ExternalIP", remarks),
             zone=intern((self.metadata.labels or {}).get(ZONE_LABEL, "")),
-            pod_cidrs=fields.prefixes("spec.podCIDRs", cidrs, remarks),
+            pod_cidrs=_one_of_each(fields.prefixes("spec.podCIDRs", cidrs, remarks), remarks),
             taints=tuple(Taint(t.key, t.effect) for t in spec.taints or ()),
             deleting=self.metadata.deletion_timestamp is not None,
         )
@@ -59,3 +60,15 @@ class WireNode(Whole, kw_only=True):
             return fields.address(path, entry.address) if entry.type == kind else None
 
         return fields.good(self.status.addresses if self.status else None, read, remarks)
+
+
+def _one_of_each(prefixes: tuple[Prefix, ...], remarks: Remarks) -> tuple[Prefix, ...]:
+    """The first of each family: the API knows no more, and the programs have not room for any
+    number."""
+    found: dict[int, Prefix] = {}
+    for prefix in prefixes:
+        if found.setdefault(prefix.family, prefix) is not prefix:
+            remarks.add(
+                InvalidField("spec.podCIDRs", f"more than one network of IPv{prefix.family}")
+            )
+    return tuple(found.values())

@@ -40,6 +40,7 @@ class Manifests(msgspec.Struct, frozen=True):
 
     services: dict[ObjectKey, ServiceObjects]
     nodes: dict[str, Node]
+    remarks: tuple[str, ...] = ()  # about parts that have their defaults or were left out
 
 
 def load_manifests(path: Path) -> Manifests:
@@ -48,8 +49,11 @@ def load_manifests(path: Path) -> Manifests:
     Raises SourceError for a missing path, unreadable text, or a malformed object.
     """
     found: dict[tuple[type[Object], ObjectKey], Object] = {}
+    remarks: list[str] = []
     for file in manifest_files(path):
-        for value in read_file(file):
+        read = read_file(file)
+        remarks += read.remarks
+        for value in read.objects:
             found.setdefault((type(value), key_of(value)), value)
     slices: dict[ObjectKey, list[EndpointSlice]] = {}
     for value in found.values():
@@ -62,6 +66,7 @@ def load_manifests(path: Path) -> Manifests:
             if isinstance(s, Service)
         },
         nodes={n.name: n for n in found.values() if isinstance(n, Node)},
+        remarks=tuple(remarks),
     )
 
 
@@ -85,17 +90,18 @@ def is_manifest(name: str) -> bool:
     return name.endswith(SUFFIXES) and not name.startswith(".")
 
 
-def read_file(file: Path) -> list[Object]:
-    """All Services, EndpointSlices and Nodes of one file; other kinds are skipped.
+def read_file(file: Path) -> Parsed:
+    """All Services, EndpointSlices and Nodes of one file; other kinds are skipped. What is wrong
+    with parts of them is remarked, as the agent does that follows the file.
 
-    Raises SourceError, naming file, document and object, if any part of them is malformed.
+    Raises SourceError, naming file, document and object, if one of them cannot be had at all.
     """
     found = parse(file, read_bytes(file))
-    errors = [*found.errors, *found.malformed.values(), *found.remarks]
+    errors = [*found.errors, *found.malformed.values()]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise SourceError(f"{errors[0]}{more}")
-    return found.objects
+    return found
 
 
 def read_bytes(file: Path) -> bytes:

@@ -93,7 +93,7 @@ def nodes_of_files(path: Path) -> list[Node]:
     return [
         value
         for file in documents.manifest_files(path)
-        for value in documents.read_file(file)
+        for value in documents.read_file(file).objects
         if isinstance(value, Node)
     ]
 

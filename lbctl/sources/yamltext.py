@@ -101,7 +101,7 @@ def _why(error: Exception) -> str:
     if mark is not None:
         problem = getattr(error, "problem", None) or "not YAML"
         return shortened(f"line {mark.line + 1}, column {mark.column + 1}: {problem}")
-    return shortened(str(error) or type(error).__name__)
+    return shortened(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _loader() -> type[yaml.SafeLoader]:

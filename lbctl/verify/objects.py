@@ -46,7 +46,7 @@ class Known(msgspec.Struct, frozen=True):
     object: Node | None
     zones: tuple[tuple[str, str], ...]  # names and zones of all nodes that are known
     place: str  # where the objects are from, for people
-    problems: tuple[str, ...]  # objects that could not be read
+    problems: tuple[str, ...]  # objects, or parts of them, that could not be read
     standing: Standing | None
     agents: bool
     source: SourcePlace = SourcePlace()  # the same place, for who asks more
@@ -109,7 +109,7 @@ def _of_files(path: Path) -> tuple[Objects, dict[str, Node], tuple[str, ...]]:
     from lbctl.sources.documents import load_manifests
 
     found = load_manifests(path)
-    return found.services, found.nodes, ()
+    return found.services, found.nodes, found.remarks
 
 
 def _of_api(place: SourcePlace, name: str) -> tuple[Objects, Node | None, tuple[str, ...]]:

@@ -176,6 +176,24 @@ def test_a_reader_without_root_is_told_so(root: Path, shared: Path, bundle: Bund
     assert "Run the command as root." in done.stderr
 
 
+def test_the_command_line_leaves_saying_so_to_those_who_know(root: Path) -> None:
+    """It looked whether it may read the directory, and called that a wrong option."""
+    pin_dir = root / "ours"
+    pin_dir.mkdir(0o700)
+    # Changes the user when everything is imported: the checkout may be root's alone.
+    code = (
+        "import os, lbctl.cli.status, lbctl.inspect.instance, lbctl.inspect.opened;"
+        f"from lbctl.cli.main import command; os.setgroups([]); os.setresuid(*[{NOBODY}]*3);"
+        f"command(['status', '--pin-dir', {str(pin_dir)!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, cwd=ROOT, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert f"{pin_dir} may not be read by this user" in done.stderr
+
+
 @pytest.fixture
 def cache(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = shared / "cache"

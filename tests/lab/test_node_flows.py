@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lbctl.lab.cluster import Lab
+from lbctl.lab.objects import Port
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.labs import PORT, TARGET, TCP, UDP, Responder, addresses, publish
 from tests.lab.support.remote_sockets import TIMEOUT, RemoteProcess, RemoteSocket, process_in
@@ -131,6 +132,20 @@ def test_one_source_port_to_two_services_and_their_endpoint(
         for sock, target in zip(pair, order, strict=True):
             sock.connect(target)
         assert [(s.ask("hello"), s.getpeername()[:2]) for s in pair] == [("pod1", t) for t in order]
+
+
+@SPEECH
+@ENDPOINTS
+def test_a_shared_port_calls_a_node_port_of_the_node_itself(
+    lab: Lab, node: RemoteProcess, pod: str, family: int, mapped: bool
+) -> None:
+    """Such packets stay on loopback, where no program is: the hook has to serve the socket."""
+    number = 30091 if pod == "pod1" else 30092
+    publish(lab, {f"own{pod}": [pod]}, [Port(PORT, TARGET, "tcp", "TCP", number)])
+    target = [called(lab.find("node1").addresses[family], mapped), number]
+    sock = bound(node, lab, family, mapped, number + 15000 + 100 * family + 10 * mapped)
+    sock.connect(target)
+    assert (sock.ask("hello"), sock.getpeername()[:2]) == (pod, target)
 
 
 @both_families

@@ -43,7 +43,7 @@ def lab(make_lab: Callable[..., Lab], tmp_path_factory: pytest.TempPathFactory) 
     made = make_lab("q", nodes=1, pods=2, options=options(config))
     with Responder() as responder:
         responder.serve(made, ["node1", "pod1", "pod2"])
-        publish(made, {"one": ["pod1"], "none": []})
+        publish(made, {"one": ["pod1"], "other": ["pod1"], "none": []})
         ports = [
             Port(PORT, TARGET, "tcp", "TCP", NODE_PORT),
             Port(PORT, TARGET, "udp", "UDP", NODE_PORT),
@@ -93,6 +93,18 @@ def test_each_answer_comes_from_whom_was_asked(
         assert sock.recvfrom(1000)[1][:2] == target
     sock.close()
     assert entries(lab, "socket_peers") == entries(lab, "socket_choices") == 0
+
+
+@SPEECH
+def test_two_services_with_one_endpoint_each_answer_by_their_own_name(
+    node: RemoteProcess, family: int, mapped: bool
+) -> None:
+    """Whichever was asked last, also if another was asked in between."""
+    one, other = ([called(addresses(n)[family], mapped), PORT] for n in ("one", "other"))
+    sock = node.open(UDP, int(mapped or family))
+    for target in (one, other, one, one, other, other, one):
+        sock.sendto("whom did I ask?", target)
+        assert sock.recvfrom(1000)[1][:2] == target
 
 
 @both_families

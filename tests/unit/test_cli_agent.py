@@ -69,3 +69,11 @@ def test_the_help_names_the_defaults() -> None:
     text = CliRunner().invoke(agent.command, ["--help"]).output
     for default in ("[default: auto]", "[default: text]", "0.0.0.0:10256"):
         assert default in " ".join(text.split())
+
+
+def test_what_objects_say_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    agent.log_to_stderr("text", verbose=False)
+    structlog.get_logger().info("facts", zone="z\x1b[31m\a", why="zwei\nZeilen é")
+    said = capsys.readouterr().err
+    assert all(c.isprintable() for c in said.rstrip("\n"))
+    assert (r"z\x1b[31m\x07" in said, "é" in said) == (True, True)

@@ -319,6 +319,20 @@ def test_as_json(manifests: Path, tmp_path: Path) -> None:
     assert found.ports[0].groups[0].programmed is None
 
 
+def test_what_is_wrong_with_other_objects_is_told_beside_the_answer(
+    manifests: Path, tmp_path: Path
+) -> None:
+    content = json.loads(manifests.read_text())
+    for number in range(12):
+        odd = service(f"odd{number}", cluster_ips=("172.30.0.400",))
+        content["items"].append(odd)
+    manifests.write_text(json.dumps(content))
+    code, out, err = run("ns1/svc1", "--manifests", str(manifests), "--pin-dir", str(tmp_path))
+    assert (code, "1 of 2 endpoints is used" in out) == (0, True)
+    assert err.count("'172.30.0.400' is not an IP") == 10
+    assert "2 more of that kind" in err
+
+
 def test_what_is_asked_wrongly(manifests: Path, tmp_path: Path) -> None:
     asked = ("--manifests", str(manifests), "--pin-dir", str(tmp_path))
     for query in ("svc2", "ns1/svc"):

@@ -44,6 +44,16 @@ def _node(value: Json) -> tuple[Node, str]:
 # One bad field costs that field.
 
 
+def test_of_a_nodes_pod_ranges_one_of_each_family_counts() -> None:
+    """The API knows no more; a hundred would be more than the programs have room for."""
+    value = node()
+    listed = [*(f"10.{n}.0.0/24" for n in range(100)), "fd00:1::/64", "fd00:2::/64"]
+    value["spec"] = {"podCIDRs": listed}
+    found, remark = _node(value)
+    assert [str(p) for p in found.pod_cidrs] == ["10.0.0.0/24", "fd00:1::/64"]
+    assert "spec.podCIDRs: more than one network of IPv4" in remark
+
+
 def test_a_node_keeps_zone_and_taints() -> None:
     value = node(addresses=["192.168.0.2", "fd00::2", "no address"], zone="a")
     value["spec"] = {"taints": [{"key": "t"}, 5, {"key": None}], "podCIDRs": ["10.0.0.0/24", "x"]}

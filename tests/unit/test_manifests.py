@@ -113,17 +113,8 @@ metadata: {name: n, deletionTimestamp: 2025-01-01T00:00:00Z}
     ("text", "message"),
     [
         ("kind: Service\n  bad: x\n", "line 2, column 6"),
-        (
-            _yaml(service(), service("web", ports=[{**port(), "port": 70000}])),
-            "document 2: Service ns1/web: spec.ports[0].port: expected int <= 65535",
-        ),
-        (
-            _yaml({"kind": "List", "items": [service(), service(cluster_ips=["1.2.3.4.5"])]}),
-            "document 1, item 2: Service ns1/svc1: spec.clusterIPs[0]: '1.2.3.4.5' is not an IP",
-        ),
         (_yaml({"metadata": {}}), "document 1: an object without kind"),
         ("just words\n", "document 1: expected an object, got str"),
-        (_yaml({**_pods(1), "addressType": "IPX"}), "ns1/svc1-1: addressType: 'IPX' is not"),
     ],
 )
 def test_errors_name_file_document_object_and_field(
@@ -135,6 +126,36 @@ def test_errors_name_file_document_object_and_field(
         load_manifests(file)
     assert str(file) in caught.value.message
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            _yaml(service(), service("web", ports=[{**port(), "port": 70000}])),
+            "document 2: Service ns1/web: spec.ports[0].port: expected int <= 65535",
+        ),
+        (
+            _yaml({"kind": "List", "items": [service(), service(cluster_ips=["1.2.3.4.5"])]}),
+            "document 1, item 2: Service ns1/svc1: spec.clusterIPs[0]: '1.2.3.4.5' is not an IP",
+        ),
+        (
+            _yaml(service(), {**_pods(1), "addressType": "IPX"}),
+            "ns1/svc1-1: addressType: 'IPX' is not",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_remarked_and_the_rest_is_used(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    """Like the agent, which serves it: who asks about it is not to be turned away."""
+    file = tmp_path / "partly.yaml"
+    file.write_text(text)
+    found = load_manifests(file)
+    (remark,) = found.remarks
+    assert str(file) in remark
+    assert message in remark
+    assert ObjectKey("ns1", "svc1") in found.services
 
 
 def test_missing_path_is_said_at_once(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lbctl.config.settings import Settings
 from lbctl.errors import ConfigError, UsageError
 
 _Level = Annotated[int, msgspec.Meta(ge=3)]
+_Part = Annotated[int, msgspec.Meta(ge=1, le=8)]
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +28,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         Option(flag="--way", field="way", example="fast", help="Which way."),
     ] = "slow"
     level: Annotated[_Level, Option(flag="--level", short="-l", metavar="N", help="How high.")] = 5
+    part: Annotated[_Part, Option(flag="--part", metavar="N", help="Which part.")] = 1
     count: Annotated[int | None, Option(flag="--count", metavar="N", help="How many.")] = None
     path: Annotated[
         Path | None, Option(flag="--path", env="SAMPLE_PATH", default="none", help="Where.")
@@ -87,7 +89,9 @@ def test_values_have_their_types(command: click.Command) -> None:
     }
 
 
-@pytest.mark.parametrize("args", [("--way", "odd"), ("--level", "2"), ("--silent",)])
+@pytest.mark.parametrize(
+    "args", [("--way", "odd"), ("--level", "2"), ("--part", "0"), ("--part", "9"), ("--silent",)]
+)
 def test_what_cannot_be_is_refused(command: click.Command, args: tuple[str, ...]) -> None:
     assert CliRunner().invoke(command, args).exit_code == 2
 
@@ -129,6 +133,7 @@ def test_values_are_described() -> None:
     described = {name: document._values(option) for name, option in OPTIONS.items()}
     assert described["way"] == "`slow` or `fast`"
     assert described["level"] == "`N`, at least 3"
+    assert described["part"] == "`N`, 1 to 8"
     assert described["count"] == "`N`"
     assert described["ranges"] == "list of `CIDR`"
     assert described["quick"] == "`true` or `false`"

@@ -10,18 +10,21 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
+from click.testing import CliRunner
 
 from lbctl.addresses import parse_prefix
+from lbctl.cli.agent import command as agent_command
 from lbctl.config import file as configfile
 from lbctl.config import watch as configwatch
 from lbctl.config.bind import parse_bind
 from lbctl.config.file import ConfigFile
 from lbctl.config.kubeproxyconfig import KubeProxyConfig
 from lbctl.config.settings import OPTIONS, Settings
-from lbctl.config.settle import Said, settle
+from lbctl.config.settle import MOST_RANGES, Said, settle
 from lbctl.config.settle import from_command_line as flags
 from lbctl.config.watch import FollowedFile
-from lbctl.errors import UsageError
+from lbctl.datapath import consts
+from lbctl.errors import ConfigError, UsageError
 from lbctl.resolve.node import NodeSettings
 
 THEIRS = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -152,6 +155,35 @@ def test_a_setting_that_nobody_can_say_is_none() -> None:
         assert bool(found.option.field) == (found.option.example is not None), found.name
 
 
+TOO_MANY = tuple(f"10.{n}.0.0/16" for n in range(MOST_RANGES + 1))
+
+
+def test_more_ranges_than_there_is_room_for_are_no_settings() -> None:
+    """At the start, too: an agent that can write nothing of what it was told is none."""
+    assert MOST_RANGES == consts.MAX_SERVICE_CIDRS == consts.MAX_POD_CIDRS
+    both = (*TOO_MANY[1:], *(f"fd00:{n}::/32" for n in range(1, MOST_RANGES + 1)))
+    assert len(settle(flags(service_cidrs=both), ConfigFile()).service_cidrs) == 2 * MOST_RANGES
+    with pytest.raises(UsageError, match="--service-cidr names 5 ranges of IPv4"):
+        settle(flags(service_cidrs=TOO_MANY), ConfigFile())
+    with pytest.raises(UsageError, match="--cluster-cidr names 5 ranges of IPv4"):
+        settle(flags(cluster_cidrs=TOO_MANY), ConfigFile())
+    with pytest.raises(ConfigError, match="serviceCIDRs names 5 ranges of IPv4"):
+        settle(flags(), _file(f"{OURS}serviceCIDRs: [{', '.join(TOO_MANY)}]\n"))
+
+
+@pytest.mark.parametrize("name", ["services", "endpoints", "flows", "dsr_port"])
+def test_numbers_have_a_highest_one(name: str) -> None:
+    """Flag and field: beyond, the kernel or the agent's memory would say so, in its own words."""
+    least, most = OPTIONS[name].bounds
+    assert least is not None
+    assert most is not None
+    flag, field = OPTIONS[name].option.flag, OPTIONS[name].option.field
+    result = CliRunner().invoke(agent_command, [flag, str(most + 1)])
+    assert (result.exit_code, f"{most + 1} is not in the range" in result.output) == (2, True)
+    with pytest.raises(ConfigError, match=f"{field}: expected int <= {most}"):
+        _file(f"{OURS}{field}: {most + 1}\n")
+
+
 # Following a file
 
 
@@ -205,6 +237,21 @@ def test_a_change_is_taken_over_once(path: Path) -> None:
     assert (found.timeouts, found.uplinks) == ((("datagram_timeout", 10.0),), ("e",))
     assert followed.said("settings changed") == [["clusterCIDR", "conntrack", "uplinks"]]
     assert followed.polls(3) is None
+    assert followed.watch.problems() == []
+
+
+def test_more_ranges_than_there_is_room_for_change_nothing(path: Path) -> None:
+    followed = Followed(path, flags())
+    followed.write(
+        f"{THEIRS}clusterCIDR: 10.1.0.0/16\n{OURS}serviceCIDRs: [{', '.join(TOO_MANY)}]\n"
+    )
+    assert followed.polls(4) is None
+    (problem,) = followed.watch.problems()
+    assert "serviceCIDRs names 5 ranges of IPv4; the agent goes on with what it said" in problem
+    followed.write(f"{THEIRS}clusterCIDR: 10.2.0.0/16\n")
+    found = followed.polls()
+    assert found is not None
+    assert found.node.cluster_cidrs == (parse_prefix("10.2.0.0/16"),)
     assert followed.watch.problems() == []
 
 
