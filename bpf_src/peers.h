@@ -6,6 +6,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "address.h"
 #include "maps.h"
 #include "frontend.h"
 #include "select.h"

@@ -19,6 +19,7 @@
 #include "takeport.h"
 #include "direct.h"
 #include "refuse.h"
+#include "toobig.h"
 #include "decided.h"
 #include "sctp.h"
 #include "icmp.h"

@@ -12,7 +12,6 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
-#include "maps.h"
 #include "parse.h"
 #include "cells.h"
 #include "cpu.h"

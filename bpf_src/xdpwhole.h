@@ -10,6 +10,7 @@
 #include "kernel.h"
 #include "consts.h"
 #include "types.h"
+#include "parse.h"
 #include "beat.h"
 #include "cells.h"
 #include "established.h"
