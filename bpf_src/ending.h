@@ -140,10 +140,21 @@ INLINE void free_ring(bool own, const struct found *forward, u32 why)
 	free_cell(own, forward->cell, forward->place, forward->head);
 }
 
-/* May a flow in this state make room for another? */
-INLINE bool is_evictable(u32 state)
+/* Is a flow over, or all that is known to come of it the end? Whose answers do not come by here
+ * closes by the client's FIN alone, and keeps its tuple for minutes, in case it was half a close
+ * (track_one_way() in tcp.h). */
+INLINE bool is_closed(u64 head)
 {
-	return state == STATE_SYN || state >= STATE_RESET;
+	return is_over(HEAD_STATE(head)) ||
+	       (HEAD_STATE(head) == STATE_FIN_WAIT && goes_whole(HEAD_KIND(head)));
+}
+
+/* May a flow make room for another? */
+INLINE bool is_evictable(u64 head)
+{
+	u32 state = HEAD_STATE(head);
+
+	return state == STATE_SYN || state == STATE_DATAGRAM || is_closed(head);
 }
 
 /* Of all who try, one gets true: its is what else there is to do. */
@@ -156,7 +167,7 @@ INLINE bool mark_dead(struct found *forward, u32 why)
 		u64 was;
 
 		if (!same_generation(head, forward->head) || HEAD_STATE(head) < STATE_LIVE ||
-		    head & HEAD_MOVED || (why == END_EVICTED && !is_evictable(HEAD_STATE(head))))
+		    head & HEAD_MOVED || (why == END_EVICTED && !is_evictable(head)))
 			return false;
 		was = __sync_val_compare_and_swap(&forward->cell->head, head,
 						  IN_STATE(head, STATE_DEAD));

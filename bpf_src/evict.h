@@ -97,7 +97,7 @@ INLINE void take_if_worse(struct victim *worst, u64 rank, const struct found *at
 	}
 }
 
-/* Of what is over, the longest unseen in the direction whose cell this is: both were seen about
+/* Of what is closed, the longest unseen in the direction whose cell this is: both were seen about
  * when it ended. A bucket's cells lie side by side, while the others of their rings are anywhere,
  * and where many connections are short this is the way of each new one. */
 INLINE void rank_over(u32 bucket, struct cpu *cpu, u32 beat, struct victim *worst)
@@ -109,7 +109,7 @@ INLINE void rank_over(u32 bucket, struct cpu *cpu, u32 beat, struct victim *wors
 
 		if (!get_cell_in(true, bucket * CELLS_PER_BUCKET + i, &at))
 			return;
-		if (!is_over(HEAD_STATE(at.head)))
+		if (!is_closed(at.head))
 			continue;
 		age = (s32)(beat - at.state->seen);
 		take_if_worse(worst, forgotten(cpu, age & (BELOW(age, 0) - 1)), &at);
@@ -126,7 +126,7 @@ INLINE void rank_bucket(u32 bucket, const struct table *t, struct cpu *cpu, u32 
 
 		if (!get_cell_in(true, bucket * CELLS_PER_BUCKET + i, &at))
 			return;
-		if (HEAD_STATE(at.head) < STATE_LIVE || !is_evictable(HEAD_STATE(at.head)))
+		if (HEAD_STATE(at.head) < STATE_LIVE || !is_evictable(at.head))
 			continue;
 		if (!get_cell_in(true, next_place(at.state), &next))
 			return;

@@ -154,6 +154,21 @@ def test_what_is_over_goes_first(full: PrivateTable) -> None:
     assert left(full, opening) == len(opening)
 
 
+def test_a_close_of_which_one_side_is_seen_gives_way(full: PrivateTable) -> None:
+    """Whose answers go straight to the client keeps its tuple for minutes after the client's FIN:
+    many short connections would keep out all that come."""
+    one_way = rings(full.enums, full.family, 7 * CELLS // 8, 1, "STATE_FIN_WAIT", 40)
+    one_way["kind"], one_way["packets"] = full.enums["CELL_DSR"], 6
+    one_way["seen"] = kernel_clock().beat()
+    assert flood(full, one_way) == len(one_way)
+    half_closed = flows(full, OTHERS, 3, "STATE_FIN_WAIT", 3)
+    half_closed["seen"] -= 5
+    assert flood(full, half_closed) == 3
+    more = flows(full, OTHERS + 200, CELLS // 16, "STATE_SYN", 24, answered=False)
+    assert flood(full, more) == len(more)
+    assert left(full, half_closed) == 3
+
+
 def test_established_flows_of_all_are_not_evicted(full: PrivateTable) -> None:
     """When they fill the table, who comes is refused, and that is counted."""
     refused = full.table.refused()
