@@ -144,8 +144,9 @@ def test_addresses_and_endpoints_are_known_by_themselves(probe: Probe, family: i
     probe.table.put([(frontend_key(cluster_ip, 80, 6), 1, consts.FRONTEND_CLUSTER_IP)])
     probe.table.put([(marker_key(cluster_ip), 0, consts.FRONTEND_ADDRESS)])
     probe.table.put([(marker_key(outer), 0, consts.FRONTEND_OUTER | consts.FRONTEND_SHARED)])
-    backends = np.zeros(3, np.dtype([("addr", np.uint32, 4), ("port", np.uint16)]))
-    backends["addr"][:2] = np.frombuffer(endpoint, np.uint32)
+    words = np.dtype([("w", np.uint32, 4)])
+    backends = np.zeros(3, np.dtype([("addr", words), ("port", np.uint16)]))
+    backends["addr"]["w"][:2] = np.frombuffer(endpoint, np.uint32)
     backends["port"][:2] = socket.htons(8080)  # of two services; and an element without any
     probe.table.hold(backends)
     for address, flags in (

@@ -229,7 +229,7 @@ PROGRAM(stress)
 #if LASTING
 	if (x >> 25 & 1) {
 		n = KEYS + (x >> 26 & (LASTING - 1));
-		op = op < 4 ? 0 : 16 | (op & 15);
+		op = op < 16 ? 0 : 16 | (op & 15);
 	}
 #endif
 	w = get_wanted(n, 0);
