@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs"),
 ]
 KEYS, LASTING, BUCKETS = 16, 16, 32
-PATIENCE = 240.0  # seconds; each is noticed within some, on a loaded machine later
+PATIENCE = 120.0  # seconds; each is noticed within some, on a loaded machine later
 
 
 def growing_table(
@@ -44,9 +44,9 @@ def grow_often(private: PrivateTable, seconds: float) -> tuple[int, int]:
     """From bank to bank and back, under stress; how often, and how many flows moved."""
     times = moved = 0
     stop = time.monotonic() + seconds
-    with stress.at_work(private):
+    with stress.at_work(private) as steps:
         while time.monotonic() < stop and not stress.violated(private):
-            moved += stress.grow(private, BUCKETS, keep=True)
+            moved += stress.grow(private, BUCKETS, keep=True, steps=steps)
             times += 1
     return times, moved
 
@@ -74,14 +74,6 @@ MUTATIONS = {
         "moving.h",
         "was = __sync_val_compare_and_swap(&forward->cell->head, head, head | HEAD_MOVED);",
         "was = head; LINGER; forward->cell->head = head | HEAD_MOVED;",
-    ),
-    "the bank that flows come to is looked at first": (
-        "claim.h",
-        "	return is_taken_on(false, t, hash, key, generation, mine) ||\n"
-        "	       is_taken_on(true, t, hash, key, generation, mine);",
-        "	if (is_taken_on(true, t, hash, key, generation, mine))\n		return true;\n"
-        "	ROLLED\n	for (u32 i = 0; i < 8; i++) {\n		LINGER;\n	}\n"
-        "	return is_taken_on(false, t, hash, key, generation, mine);",
     ),
     "a claim looks in its own bank alone": (
         "claim.h",
@@ -240,13 +232,13 @@ def test_from_the_smallest_to_hundreds_of_thousands(tmp_path: Path, soak: float)
     try:
         stress.seed(private)
         threads = private.records("threads")
-        with stress.at_work(private, "churn", 500, 0.001):
+        with stress.at_work(private, "churn", 500, 0.001) as steps:
             while threads["kept"].sum() < count:
                 assert not stress.violated(private)
                 rooms = private.table.rooms()
                 threads["wanted"] = min(count // 2, rooms.cells // 6)
                 if 2 * rooms.used > rooms.cells:
-                    stress.grow(private, max(16, rooms.cells // 8 * 4))
+                    stress.grow(private, max(16, rooms.cells // 8 * 4), steps=steps)
                 time.sleep(0.005)
         print({name: int(threads[name].sum()) for name in threads.dtype.names or ()})
         assert not stress.violated(private)

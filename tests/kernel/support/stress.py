@@ -19,8 +19,9 @@ from ebpf.growth import Growth
 from ebpf.kernel import grace, testrun
 from ebpf.maps.base import Records
 from tests.kernel.support.flow_tables import PrivateTable, address
+from tests.support.waiting import BOUND
 
-RUNS = 5_000  # steps of one system call, some milliseconds
+RUNS = 2_000  # steps of one system call, some milliseconds
 # A replacement in hash.h, by which what happens in nanoseconds takes longer.
 SLOWLY = (
     '#define ORDERED asm volatile("" ::: "memory")',
@@ -148,26 +149,32 @@ class Keeping(Growth):
         pass
 
 
-def grow(private: PrivateTable, buckets: int, keep: bool = False) -> int:
-    """A whole growth, as the agent does it; returns how many flows moved."""
+def grow(private: PrivateTable, buckets: int, keep: bool = False, steps: Sequence[int] = ()) -> int:
+    """A whole growth, as the agent does it; returns how many flows moved. `steps` are those of who
+    is at work."""
     growth, moved = (Keeping if keep else Growth)(private, private.family), 0
     growth.begin(buckets)
-    _put_in_place(private)
+    _put_in_place(private, steps)
     growth.leave()
-    _put_in_place(private)
+    _put_in_place(private, steps)
     for _ in range(1000):
         if not growth.left():
             break
         moved += growth.move(private.programs)
     growth.finish()
-    _put_in_place(private)
+    _put_in_place(private, steps)
     return moved
 
 
-def _put_in_place(private: PrivateTable) -> None:
-    """Each CPU takes the new programs when it is done with what it is at."""
+def _put_in_place(private: PrivateTable, steps: Sequence[int]) -> None:
+    """Each CPU takes the new programs when it is done with what it is at. A test run of many steps
+    lets others run between them: it is over when its steps are counted, not after a grace."""
     private.load()
-    time.sleep(0.01)
+    before = [*steps]
+    stop = time.monotonic() + BOUND
+    while any(now == then for now, then in zip(steps, before, strict=True)):
+        assert time.monotonic() < stop, "a CPU does not end what it is at"
+        time.sleep(0.001)
     grace.wait()
 
 
