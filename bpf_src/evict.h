@@ -100,7 +100,7 @@ INLINE void take_if_worse(struct victim *worst, u64 rank, const struct found *at
 /* Of what is closed, the longest unseen in the direction whose cell this is: both were seen about
  * when it ended. A bucket's cells lie side by side, while the others of their rings are anywhere,
  * and where many connections are short this is the way of each new one. */
-INLINE void rank_over(u32 bucket, struct cpu *cpu, u32 beat, struct victim *worst)
+INLINE void rank_closed(u32 bucket, struct cpu *cpu, u32 beat, struct victim *worst)
 {
 	ROLLED
 	for (u32 i = 0; i < CELLS_PER_BUCKET; i++) {
@@ -145,8 +145,8 @@ INLINE bool evict_worst(const struct table *t, u64 hash, u32 greed)
 	if (!cpu)
 		return false;
 	worst.rank = forgotten(cpu, 0);
-	rank_over(first_bucket(hash, t->buckets), cpu, beat, &worst);
-	rank_over(second_bucket(hash, t->buckets), cpu, beat, &worst);
+	rank_closed(first_bucket(hash, t->buckets), cpu, beat, &worst);
+	rank_closed(second_bucket(hash, t->buckets), cpu, beat, &worst);
 	if (worst.place == NO_VICTIM) {
 		rank_bucket(first_bucket(hash, t->buckets), t, cpu, beat, &worst);
 		rank_bucket(second_bucket(hash, t->buckets), t, cpu, beat, &worst);

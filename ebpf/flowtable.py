@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from ebpf import flowlists
-from ebpf.maps import ArrayMap, Map, Records
+from ebpf.maps import Map, Records, array_of
 
 FAMILIES = ("4", "6")
 _BANKED = ("table", "control", "cells", "states")
@@ -65,11 +65,11 @@ class Bank:
     def __init__(self, maps: Mapping[str, Map], family: str, letter: str, base: int) -> None:
         self.letter = letter
         self.base = base
-        self.table = _array(maps, f"table{family}{letter}").records
-        self.control = _array(maps, f"control{family}{letter}").records
-        self.cells = _array(maps, f"cells{family}{letter}").records
+        self.table = array_of(maps, f"table{family}{letter}").records
+        self.control = array_of(maps, f"control{family}{letter}").records
+        self.cells = array_of(maps, f"cells{family}{letter}").records
         self.states = (
-            _array(maps, f"states{family}{letter}").records
+            array_of(maps, f"states{family}{letter}").records
             if family == "6"
             else self.cells["state"]
         )
@@ -94,7 +94,7 @@ class FlowTable:
         self._programs = programs or {}
         self._a = Bank(maps, family, "a", 0)
         self._b = Bank(maps, family, "b", enums["PLACE_BANK"])
-        self._held = _array(maps, f"held{family}").records
+        self._held = array_of(maps, f"held{family}").records
         self._live = enums["STATE_LIVE"]
         self._item = flowlists.cell_of(family)
 
@@ -378,24 +378,18 @@ def prepare(maps: Mapping[str, Map], enums: Mapping[str, int]) -> None:
     for family in FAMILIES:
         if f"table{family}a" not in maps:
             continue
-        a, b = (_array(maps, f"table{family}{letter}").records for letter in "ab")
+        a, b = (array_of(maps, f"table{family}{letter}").records for letter in "ab")
         if not a["secret"][0].any():
             a["secret"][0] = _numbers(len(a["secret"][0]))
-            set_size(a, _array(maps, f"control{family}a").max_entries)
+            set_size(a, array_of(maps, f"control{family}a").max_entries)
             b["secret"][0] = a["secret"][0]
             b["bank"][0] = enums["PLACE_BANK"]
     if "cpus" not in maps:
         return
-    cpus = _array(maps, "cpus").records
+    cpus = array_of(maps, "cpus").records
     if not cpus["random"].any():
         cpus["random"] = _numbers(len(cpus))
 
 
 def _numbers(count: int) -> Records:
     return np.frombuffer(secrets.token_bytes(8 * count), np.uint64)
-
-
-def _array(maps: Mapping[str, Map], name: str) -> ArrayMap:
-    found = maps[name]
-    assert isinstance(found, ArrayMap)
-    return found

@@ -10,7 +10,14 @@ from ebpf.layouts import (
     PERCPU_ARRAY,
     PROG_ARRAY,
 )
-from ebpf.maps.arrays import ArrayMap, PerCpuArray, ProgramArray, element_dtype, possible_cpus
+from ebpf.maps.arrays import (
+    ArrayMap,
+    PerCpuArray,
+    ProgramArray,
+    array_of,
+    element_dtype,
+    possible_cpus,
+)
 from ebpf.maps.base import TYPE_NAMES, Map, Records
 from ebpf.maps.hashes import HashMap, Many
 from ebpf.maps.kinds import create, wrap
@@ -32,6 +39,7 @@ __all__ = [
     "PerCpuArray",
     "ProgramArray",
     "Records",
+    "array_of",
     "create",
     "element_dtype",
     "possible_cpus",

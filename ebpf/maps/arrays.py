@@ -7,6 +7,7 @@ import errno
 import functools
 import mmap
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,6 +113,13 @@ class ProgramArray(Map):
         libbpf.map_update(
             self.fd, ctypes.byref(key), ctypes.byref(value), f"slot {index} of map {self.name}"
         )
+
+
+def array_of(maps: Mapping[str, Map], name: str) -> ArrayMap:
+    """One of several maps, which is an array."""
+    found = maps[name]
+    assert isinstance(found, ArrayMap)
+    return found
 
 
 def element_dtype(spec: MapSpec) -> np.dtype[Any]:

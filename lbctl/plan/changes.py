@@ -15,6 +15,10 @@ CLUSTER: Final = "cluster"
 LOCAL: Final = "local"
 TABLES: Final = {CLUSTER: "cluster_table", LOCAL: "local_table"}
 
+# Sorts by age: whether nobody says how old the object is, its seniority, then names. None of one
+# that is programmed and was not seen yet: it keeps what it has until it is.
+Age = tuple[bool, bytes, str, str, str] | None
+
 
 class Settings(NamedTuple):
     """Fields of struct service by their names, all but the words."""
@@ -118,3 +122,12 @@ class PortState:
     service: ObjectKey | None = None
     seniority: bytes = b""
     endpoints: int = 0  # in either set
+
+
+def age_of(states: list[PortState | None], number: int) -> Age:
+    """That of a service port by its id."""
+    state = states[number]
+    if state is None or state.service is None:
+        return None
+    key = state.service
+    return not state.seniority, state.seniority, key.namespace, key.name, state.name

@@ -11,13 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lbctl.datapath import consts
 from lbctl.datapath.records import ADDRESS_BYTES, marker_key
+from lbctl.plan.changes import Age
 
 # What a marker may say; it is of service 0, which is nobody's id.
 MARKER_FLAGS = consts.FRONTEND_ADDRESS | consts.FRONTEND_OUTER | consts.FRONTEND_SHARED
-
-# Sorts by age: whether nobody says how old the object is, its seniority, then names. None of one
-# that is programmed and was not seen yet: it keeps what it has until it is.
-Age = tuple[bool, bytes, str, str, str] | None
 
 
 class Claims:

@@ -21,8 +21,8 @@ from lbctl.model.records import ObjectKey
 from lbctl.plan import maglev
 from lbctl.plan.alloc import Exhausted, IdPool, RegionPool
 from lbctl.plan.balancer import Balancer
-from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, PortState
-from lbctl.plan.claims import Age, Claims
+from lbctl.plan.changes import CLUSTER, LOCAL, Freed, Plan, PortState, age_of
+from lbctl.plan.claims import Claims
 from lbctl.plan.placing import Placing
 from lbctl.plan.rooms import NOTHING, Need, Room, need_of_sets, need_of_state, sum_fits
 from lbctl.plan.sets import HeldSets, WantedSets, frontends_of
@@ -47,7 +47,7 @@ class Planner:
         self.retired: dict[str, PortState] = {}  # gone, but flows may still have the id
         self._states: list[PortState | None] = [None] * (room.all.services + 1)  # by id
         # Not a method: a circle would keep the maps open until the garbage is collected.
-        self.claims = Claims(partial(_age, self._states))
+        self.claims = Claims(partial(age_of, self._states))
         # Ids count from 1, so that one place is never used.
         self.service_ids = IdPool("services", room.all.services + 1, advice.flag_of("services"))
         self.backend_ids = IdPool("backends", room.all.backends + 1, advice.flag_of("backends"))
@@ -396,11 +396,3 @@ class Planner:
             else:
                 service, flags = self.claims.unpack(owner_now)
                 plan.frontends.append((key, service, flags))
-
-
-def _age(states: list[PortState | None], number: int) -> Age:
-    state = states[number]
-    if state is None or state.service is None:
-        return None
-    key = state.service
-    return not state.seniority, state.seniority, key.namespace, key.name, state.name

@@ -119,7 +119,20 @@ class Places:
             self._totals[key] = total
         return total
 
-    def full(self, service: ObjectKey) -> Exhausted | None:
+    def queued(
+        self, planner: Planner, changes: Mapping[str, ResolvedPort | None]
+    ) -> dict[str, Exhausted]:
+        """New ports that must not push in before others like them that wait: `choose` says whose
+        turn it is."""
+        found = {}
+        for name, port in changes.items() if self.waiting else ():
+            if port and planner.stored_name(name) not in planner.services:
+                why = self._full(port.service)
+                if why:
+                    found[name] = why
+        return found
+
+    def _full(self, service: ObjectKey) -> Exhausted | None:
         """Why a small service that is new must queue: others like it wait already."""
         if service in self.grades:
             return None

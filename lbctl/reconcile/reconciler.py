@@ -247,7 +247,9 @@ class Reconciler:
             stored = {self.planner.stored_name(name): port for name, port in part.items()}
             self._notes.hinted(stored)
             self._unclaimed.difference_update(stored)
-        return self._write(changes, self._queued(changes)) if changes else False
+        return (
+            self._write(changes, self._places.queued(self.planner, changes)) if changes else False
+        )
 
     def _resolve(self, key: ObjectKey, targets: set[Target] | None) -> list[ResolvedPort]:
         objects = self.known.objects.get(key)
@@ -288,17 +290,6 @@ class Reconciler:
             if port is not None:
                 places.wait(name, port, why)
         return bool(plan.writes())
-
-    def _queued(self, changes: Mapping[str, ResolvedPort | None]) -> dict[str, Exhausted]:
-        """New ports that must not push in before others like them that wait: `_settle` says whose
-        turn it is."""
-        found = {}
-        for name, port in changes.items() if self._places.waiting else ():
-            if port and self.planner.stored_name(name) not in self.planner.services:
-                why = self._places.full(port.service)
-                if why:
-                    found[name] = why
-        return found
 
     def _settle(self) -> bool:
         """See to it that those are served who should be, if these may be others than now."""

@@ -33,12 +33,9 @@ from lbctl.reconcile.reconciler import Reconciler
 from lbctl.resolve.node import NodeFacts
 from lbctl.resolve.ports import ResolvedPort
 from lbctl.resolve.service import resolve
-from lbctl.sources.kubernetes import KubernetesSource
 from lbctl.sources.store import Store
 from tests.perf.support.scale_cluster import PER_SLICE, Json, endpoints, service, slice_of
 from tests.perf.support.scale_node import fingerprint
-from tests.support.apiserver import ApiServer
-from tests.support.following import Follower
 
 pytestmark = [pytest.mark.kernel, pytest.mark.perf]
 
@@ -375,29 +372,3 @@ def test_memory_per_endpoint() -> None:
             tracemalloc.stop()
     each = (after - before) / (MIDDLE * ENDPOINTS)
     assert each < BYTES_PER_ENDPOINT, f"{each:.0f} bytes per endpoint"
-
-
-def test_one_list_in_pages_and_one_watch_per_kind(tmp_path: Path) -> None:
-    with ApiServer() as server:
-        server.put({"kind": "Node", "metadata": {"name": NODE}})
-        for number in range(1200):
-            server.put(service(number), slice_of(number, endpoints(number, 1)))
-        source = KubernetesSource(NODE, kubeconfig=server.kubeconfig(tmp_path))
-        source.start()
-        try:
-            follower = Follower(source)
-            follower.until(lambda: source.status().connected and source.status().synced)
-        finally:
-            source.stop()
-        kinds = Counter(
-            (path.rpartition("/")[2], "watch" if query.get("watch") else "page")
-            for path, query in server.requests
-        )
-    assert kinds == {
-        ("services", "page"): 3,
-        ("endpointslices", "page"): 3,
-        ("nodes", "page"): 1,
-        ("services", "watch"): 1,
-        ("endpointslices", "watch"): 1,
-        ("nodes", "watch"): 1,
-    }
