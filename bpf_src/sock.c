@@ -72,8 +72,15 @@ INLINE bool answered_here(struct bpf_sock_addr *ctx, const struct call *call, u3
 }
 
 /* Is this frontend one for sockets like this? */
-INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, u32 frontend_flags)
+INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
+		    u32 frontend_flags)
 {
+	/* What a pod's socket sends to an address that is not the service's alone may be an answer:
+	 * to the node, or whoever calls by its address, from a port that is also a service's. On
+	 * the wire it is known whom the pod has heard (outgoing.h). */
+	if (call->of_pod && call->proto == IPPROTO_UDP && !(frontend_flags & FRONTEND_CLUSTER_IP) &&
+	    agent_lives(c))
+		return false;
 	/* A pod's address is not known before it connects: its packets are judged on the wire. And
 	 * its loopback is its own. */
 	if (frontend_flags & (FRONTEND_SOURCE_RANGES | FRONTEND_SOCKETS) && call->of_pod)
@@ -96,17 +103,26 @@ INLINE bool shares_port(struct bpf_sock_addr *ctx)
 	return !bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &shared, sizeof(shared)) && shared;
 }
 
-/* Is this to be served on the wire (node.h), where the packets get another port? Not what the node
- * calls at an address of its own, nor if the backend is a process of the node: neither the packets
- * nor the answers ever come there. */
+/* Are the packets met by programs, which give them another port (node.h, or as any pod's)? Not what
+ * the node calls at an address of its own, nor if the backend is a process of the node: neither the
+ * packets nor the answers ever come there. */
+INLINE bool meets_programs(const struct call *call, const struct config *c, u32 frontend_flags,
+			   const struct choice *choice)
+{
+	if (call->of_pod)
+		return agent_lives(c);
+	return !(frontend_flags & FRONTEND_SHARED) &&
+	       !same_address(&choice->addr, speaks_ipv4(call) ? &c->node4 : &c->node6);
+}
+
+/* Is the call left alone, since its socket would mistake the answers, or another's socket would? */
 INLINE bool is_for_the_wire(struct bpf_sock_addr *ctx, const struct call *call,
 			    const struct config *c, u32 frontend_flags, const struct choice *choice)
 {
-	if (call->proto != IPPROTO_TCP || !shares_port(ctx))
-		return false;
-	if (frontend_flags & FRONTEND_SHARED && !call->of_pod)
-		return false;
-	return !same_address(&choice->addr, speaks_ipv4(call) ? &c->node4 : &c->node6);
+	bool alike = call->proto == IPPROTO_TCP ? shares_port(ctx)
+						: call->sends && has_other_name(call, choice, c);
+
+	return alike && meets_programs(call, c, frontend_flags, choice);
 }
 
 /* ALLOW with the choice made, DENY with the error set, or NOT_OURS. */
@@ -124,7 +140,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		return NOT_OURS;
 	address = address_flags(&call->addr);
 	if (!address) {
-		asked_directly(ctx, call);
+		asked_directly(ctx, call, c);
 		return NOT_OURS;
 	}
 	if (!is_served(ctx, call, c) || (call->sends && is_connected_to(ctx, call)))
@@ -133,14 +149,18 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	if (!find_frontend(&key, &frontend)) {
 		if (address & FRONTEND_ADDRESS && !(address & FRONTEND_SHARED))
 			return deny(call, REASON_UNKNOWN_PORT, ECONNREFUSED);
-		asked_directly(ctx, call);
+		asked_directly(ctx, call, c);
 		return NOT_OURS;
 	}
-	if (answered_here(ctx, call, frontend.flags) || !may_use(ctx, call, frontend.flags))
+	if (answered_here(ctx, call, frontend.flags) || !may_use(ctx, call, c, frontend.flags))
 		return NOT_OURS;
 	make_socket_key(&kept, call->cookie, &call->addr, call->port);
-	if (call->proto == IPPROTO_UDP && keep_choice(call, &kept, frontend.service, choice))
+	if (call->proto == IPPROTO_UDP && find_kept(&kept, frontend.service, choice)) {
+		if (is_for_the_wire(ctx, call, c, frontend.flags, choice))
+			return NOT_OURS;
+		ask_peer(call, choice);
 		return ALLOW;
+	}
 	call->service = frontend.service;
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
@@ -216,7 +236,7 @@ INLINE void tell_socket(const struct call *call, const struct choice *choice)
 		return verdict == DENY ? DENY : ALLOW;                                             \
 	}
 
-#define TO_OWNER(name, family)                                                                     \
+#define TO_OWNER(name, family, hears)                                                              \
 	SOCKET_PROGRAM(name##family)                                                               \
 	{                                                                                          \
 		struct choice choice = {};                                                         \
@@ -225,7 +245,7 @@ INLINE void tell_socket(const struct call *call, const struct choice *choice)
 		read_call##family(&call, ctx);                                                     \
 		if (ctx->protocol == IPPROTO_MPTCP)                                                \
 			call.cookie = (u64)ctx->sk;                                                \
-		if (find_peer(&call, &choice))                                                     \
+		if (find_peer(&call, hears, &choice))                                              \
 			write_call##family(ctx, &choice.addr, choice.port);                        \
 		return ALLOW;                                                                      \
 	}
@@ -234,10 +254,10 @@ TO_BACKEND(connect, 4, false)
 TO_BACKEND(connect, 6, false)
 TO_BACKEND(sendmsg, 4, true)
 TO_BACKEND(sendmsg, 6, true)
-TO_OWNER(recvmsg, 4)
-TO_OWNER(recvmsg, 6)
-TO_OWNER(getpeername, 4)
-TO_OWNER(getpeername, 6)
+TO_OWNER(recvmsg, 4, true)
+TO_OWNER(recvmsg, 6, true)
+TO_OWNER(getpeername, 4, false)
+TO_OWNER(getpeername, 6, false)
 
 /* What was remembered goes with the socket: whom it is connected to, and for UDP whom it called
  * last. What an unconnected socket called before that ages. */
