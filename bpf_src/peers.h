@@ -128,6 +128,16 @@ INLINE void ask_peer(const struct call *call, const struct choice *choice)
 		ask_again(peer);
 }
 
+/* In place of a backend: the wire chose, and has the flow. No id is as large. */
+#define ON_THE_WIRE 0xffffffff
+
+INLINE bool went_to_the_wire(const struct socket_key *key)
+{
+	u32 *had = socket_choices.lookup((struct socket_key *)key);
+
+	return had && *had == ON_THE_WIRE;
+}
+
 /* A UDP socket keeps its backend as long as that serves. */
 INLINE bool find_kept(const struct socket_key *key, u32 service, struct choice *choice)
 {

@@ -125,6 +125,16 @@ INLINE bool is_for_the_wire(struct bpf_sock_addr *ctx, const struct call *call,
 	return alike && meets_programs(call, c, frontend_flags, choice);
 }
 
+/* What a pod's UDP socket sends there stays there, or it would come to several endpoints. */
+INLINE int leave_to_the_wire(const struct call *call, struct socket_key *kept)
+{
+	u32 wire = ON_THE_WIRE;
+
+	if (call->proto == IPPROTO_UDP && call->of_pod)
+		socket_choices.update(kept, &wire);
+	return NOT_OURS;
+}
+
 /* ALLOW with the choice made, DENY with the error set, or NOT_OURS. */
 INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struct choice *choice)
 {
@@ -155,9 +165,11 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	if (answered_here(ctx, call, frontend.flags) || !may_use(ctx, call, c, frontend.flags))
 		return NOT_OURS;
 	make_socket_key(&kept, call->cookie, &call->addr, call->port);
+	if (call->sends && call->of_pod && agent_lives(c) && went_to_the_wire(&kept))
+		return NOT_OURS;
 	if (call->proto == IPPROTO_UDP && find_kept(&kept, frontend.service, choice)) {
 		if (is_for_the_wire(ctx, call, c, frontend.flags, choice))
-			return NOT_OURS;
+			return leave_to_the_wire(call, &kept);
 		ask_peer(call, choice);
 		return ALLOW;
 	}
@@ -173,7 +185,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	if (reason)
 		return deny(call, reason, EHOSTUNREACH);
 	if (is_for_the_wire(ctx, call, c, frontend.flags, choice))
-		return NOT_OURS;
+		return leave_to_the_wire(call, &kept);
 	count_socket(REASON_FORWARDED);
 	call->reason = REASON_FORWARDED;
 	count_socket_connection(choice->service);

@@ -44,6 +44,7 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     with Responder() as responder:
         responder.serve(made, ["node1", *(pod.name for pod in made.pods)])
         publish(made, {"all": BACKENDS, "one": ["pod2"], "other": ["pod2"], "none": []})
+        publish(made, {"some": ["pod2", "pod3"], "same": ["pod2", "pod3"]})
         yield made
 
 
@@ -92,6 +93,24 @@ def test_who_are_asked_at_once_answer_by_their_own_names(
                 assert [targets[n] for n in numbers] == [who[:2] for _, who in heard]
                 assert sorted(numbers) == [*range(len(targets))]
             sock.close()
+
+
+@both_families
+def test_each_of_two_services_keeps_its_endpoint(lab: Lab, family: int) -> None:
+    """Asked at once by one socket: by chance their endpoints are the same or not."""
+    targets = [[addresses(name)[family], PORT] for name in ("some", "same")]
+    with process_in(lab, "pod1") as pod:
+        for _ in range(8):
+            sock = pod.open(UDP, family)
+            heard = set()
+            for _ in range(4):
+                for target in targets:
+                    sock.sendto("hello", target)
+                for _ in targets:
+                    text, who = sock.recvfrom(1000)
+                    server, _, port = text.split()[:3]
+                    heard.add((who[0], server, port))
+            assert sorted(who for who, _, _ in heard) == sorted(where for where, _ in targets)
 
 
 @both_families
