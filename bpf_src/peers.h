@@ -8,6 +8,7 @@
 #include "types.h"
 #include "address.h"
 #include "maps.h"
+#include "beat.h"
 #include "frontend.h"
 #include "select.h"
 #include "socket.h"
