@@ -71,6 +71,32 @@ INLINE bool answered_here(struct bpf_sock_addr *ctx, const struct call *call, u3
 	return is_bound(ctx, &anybody, 0, &call->addr, call->port, call->proto);
 }
 
+/* Is it the answer of a server of the node to a socket of the node, whose port is also a service's?
+ * Of one that is connected that can be told. A server that is bound to all addresses answers the
+ * node from the one that it was called by. */
+INLINE bool answers_the_node(struct bpf_sock_addr *ctx, const struct call *call, u32 frontend_flags)
+{
+	struct addr own = call->addr;
+	struct bpf_sock *sk;
+
+	/* Else clang reads it by an address that it keeps, and the verifier takes no such one. */
+	asm volatile("" : "+r"(ctx));
+	sk = ctx->sk;
+	if (call->proto != IPPROTO_UDP || call->of_pod || !sk || !sk->src_port ||
+	    !(frontend_flags & (FRONTEND_SHARED | FRONTEND_SOCKETS)))
+		return false;
+	if (speaks_ipv4(call)) {
+		if (sk->src_ip4)
+			own.w[3] = sk->src_ip4;
+	} else if (sk->src_ip6[0] | sk->src_ip6[3]) {
+		own.w[0] = sk->src_ip6[0];
+		own.w[1] = sk->src_ip6[1];
+		own.w[2] = sk->src_ip6[2];
+		own.w[3] = sk->src_ip6[3];
+	}
+	return is_connected(ctx, &own, htons(sk->src_port), &call->addr, call->port);
+}
+
 /* Is this frontend one for sockets like this? */
 INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
 		    u32 frontend_flags)
@@ -162,7 +188,8 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		asked_directly(ctx, call, c);
 		return NOT_OURS;
 	}
-	if (answered_here(ctx, call, frontend.flags) || !may_use(ctx, call, c, frontend.flags))
+	if (answered_here(ctx, call, frontend.flags) ||
+	    answers_the_node(ctx, call, frontend.flags) || !may_use(ctx, call, c, frontend.flags))
 		return NOT_OURS;
 	make_socket_key(&kept, call->cookie, &call->addr, call->port);
 	if (call->sends && call->of_pod && agent_lives(c) && went_to_the_wire(&kept))
