@@ -98,19 +98,19 @@ def test_who_are_asked_at_once_answer_by_their_own_names(
 @both_families
 def test_each_of_two_services_keeps_its_endpoint(lab: Lab, family: int) -> None:
     """Asked at once by one socket: by chance their endpoints are the same or not."""
-    targets = [[addresses(name)[family], PORT] for name in ("some", "same")]
+    services = [addresses(name)[family] for name in ("some", "same")]
     with process_in(lab, "pod1") as pod:
         for _ in range(8):
             sock = pod.open(UDP, family)
-            heard = set()
+            heard: set[tuple[str, str, str]] = set()
             for _ in range(4):
-                for target in targets:
-                    sock.sendto("hello", target)
-                for _ in targets:
+                for service in services:
+                    sock.sendto("hello", [service, PORT])
+                for _ in services:
                     text, who = sock.recvfrom(1000)
                     server, _, port = text.split()[:3]
                     heard.add((who[0], server, port))
-            assert sorted(who for who, _, _ in heard) == sorted(where for where, _ in targets)
+            assert sorted(who for who, _, _ in heard) == sorted(services)
 
 
 @both_families
