@@ -88,8 +88,8 @@ def _source(source: SourceState) -> list[str]:
 
 
 DRIVERS = {
-    "sends": "in use",
-    "receives": "in use for what comes in there, not for what leaves by it",
+    "sends": "{use}",
+    "receives": "{use}, for what comes in there alone",
     "testing": "is being tested",
     "tc": "left to TC",
 }
@@ -97,9 +97,10 @@ DRIVERS = {
 
 def _drivers(found: InstanceStatus) -> list[str]:
     lines = []
+    use = "ready, not in use now" if found.xdp != "on" and found.xdp_others else "in use"
     for i, driver in enumerate(found.drivers):
         why = f": {driver.why}" if driver.why else ""
-        state = DRIVERS.get(driver.state, driver.state)
+        state = DRIVERS.get(driver.state, driver.state).format(use=use)
         lines.append(f"{'' if i else 'xdp':<10}  {driver.name} {state}{why}")
     past = "sent on past" if found.xdp == "on" else "left to TC for"
     return [*lines, *(f"            {past} {text}" for text in found.xdp_others)]

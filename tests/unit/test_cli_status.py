@@ -1,7 +1,6 @@
 """`lbctl status`, as people read it."""
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,20 +24,39 @@ def _status(**said: Any) -> InstanceStatus:
     return msgspec.convert(nothing | said, InstanceStatus)
 
 
+def lines_of(found: InstanceStatus, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("lbctl.cli.status.open_instance", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(inspected, "read", lambda _: found)
+    result = CliRunner().invoke(command, ["status"])
+    assert result.exit_code == 0
+    return result.stdout.splitlines()
+
+
 @pytest.mark.parametrize("connected", [True, False])
 def test_drivers_and_the_source_have_lines_of_their_own(
-    connected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    connected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = _status(
         drivers=[DriverState("eth0", "sends", ""), DriverState("eth1", "tc", "no")],
         source={"kind": "kubernetes", "connected": connected, "last_error": "it is away"},
     )
-    monkeypatch.setattr("lbctl.cli.status.open_instance", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(inspected, "read", lambda _: found)
-    result = CliRunner().invoke(command, ["status", "--pin-dir", str(tmp_path)])
-    assert result.exit_code == 0
-    lines = result.stdout.splitlines()
+    lines = lines_of(found, monkeypatch)
     assert "xdp         eth0 in use" in lines
     assert "            eth1 left to TC: no" in lines
     source = lines.index(f"source      kubernetes, {'connected' if connected else 'not connected'}")
     assert lines[source + 1] == "            it is away"
+
+
+@pytest.mark.parametrize(
+    ("xdp", "first", "second"),
+    [
+        ("auto", "xdp         eth0 ready, not in use now", "            left to TC for a rule"),
+        ("on", "xdp         eth0 in use", "            sent on past a rule"),
+    ],
+)
+def test_a_driver_that_waits_for_others_is_not_said_to_be_in_use(
+    xdp: str, first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drivers = [DriverState("eth0", "sends", "")]
+    lines = lines_of(_status(xdp=xdp, xdp_others=["a rule"], drivers=drivers), monkeypatch)
+    assert lines[lines.index(first) + 1] == second
