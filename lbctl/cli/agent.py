@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lbctl import interrupts
 from lbctl.cli import options
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
     # Importing is quicker so; the agent goes on without, see lbctl/agent/memory.py.
     gc.disable()
     click.get_current_context().call_on_close(gc.enable)
-    _import_structlog()
-    from lbctl.agent.run import Agent, Options
+    with interrupts.importing():
+        _import_structlog()
+        from lbctl.agent.run import Agent, Options
     from lbctl.config import settle
     from lbctl.errors import UsageError
     from lbctl.instruments import Instruments
