@@ -181,9 +181,7 @@ class Bundle(msgspec.Struct, frozen=True):
             return self
         left = {name: one for name, one in self.programs.items() if name not in names}
         digest = hashlib.sha256(" ".join((self.hash, *sorted(names))).encode()).hexdigest()
-        return msgspec.structs.replace(
-            self, hash=digest, programs=left, left_out=frozenset(names)
-        )
+        return msgspec.structs.replace(self, hash=digest, programs=left, left_out=frozenset(names))
 
     def tail_programs(self) -> Slots:
         """Tail-called programs by array and name, with their index there."""

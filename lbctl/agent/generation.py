@@ -20,7 +20,7 @@ from lbctl.agent.keeper import Keeper
 from lbctl.agent.sockets import SocketHooks
 
 LOADING_SECONDS = 120.0  # a second or two where nothing else is done
-_LEAVES = 10.0
+_LEAVES = 5.0
 
 
 class LaterGeneration:

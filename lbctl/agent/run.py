@@ -120,6 +120,7 @@ class Agent:
             members = [signals, *_members(parts, control, report, beside)]
             members += self._tell(parts, report, undo)
             loop = undo.enter_context(Loop(members, parts.guard))
+            undo.callback(parts.keeper.stop)
             log.info("agent started", node=self._options.node_name, pid=os.getpid())
             while not signals.stopping:
                 loop.turn()

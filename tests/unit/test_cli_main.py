@@ -11,7 +11,7 @@ from ebpf.errors import CompileError, InUseError
 from lbctl.cli import main
 from lbctl.errors import NotFound, UsageError
 
-# __N__ with the libraries of today; their next versions may have a few more.
+# 614 with the libraries of today; their next versions may have a few more.
 MOST_MODULES = 650
 
 
