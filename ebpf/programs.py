@@ -24,7 +24,7 @@ from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import PROGRAM_ARRAYS, Bundle, Field, MapSpec, Program, Record, Slots
 from ebpf.maps import ProgramArray
 
-_LOADERS = 4  # threads
+_LOADERS = 4  # threads, where there are so many CPUs: more would be in the way of who plans
 
 
 class Stopping(Protocol):
@@ -72,7 +72,8 @@ def _load_all(
         return
     first = longest_first.pop(0)
     yield first.name, load(first, map_fds)  # alone: it finds out what the kernel can do
-    with concurrent.futures.ThreadPoolExecutor(_LOADERS) as pool:
+    workers = min(len(os.sched_getaffinity(0)), _LOADERS)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         waiting = {pool.submit(load, program, map_fds): program for program in longest_first}
         try:
             for done in concurrent.futures.as_completed(waiting):
