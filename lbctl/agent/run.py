@@ -22,6 +22,7 @@ from ebpf.hooks.tc import Attacher
 from ebpf.hooks.xdp import DriverAttacher
 from ebpf.instance import Instance
 from ebpf.maps.sizes import Sizes
+from ebpf.parts import used
 from lbctl.agent import carrying, fastpath, measures, memory
 from lbctl.agent.auditing import Auditing
 from lbctl.agent.beat import Beat
@@ -119,6 +120,7 @@ class Agent:
             members = [signals, *_members(parts, control, report, beside)]
             members += self._tell(parts, report, undo)
             loop = undo.enter_context(Loop(members, parts.guard))
+            undo.callback(parts.keeper.stop)
             log.info("agent started", node=self._options.node_name, pid=os.getpid())
             while not signals.stopping:
                 loop.turn()
@@ -137,7 +139,7 @@ class Agent:
         undo.callback(health.stop)
         memory.prepare()
         undo.callback(gc.enable)
-        bundle = compiler.bundle()
+        whole = compiler.bundle()
         if flaw := compiler.cache_flaw():
             log = structlog.get_logger()
             log.warning("compiled programs are neither kept nor believed", why=flaw)
@@ -147,6 +149,7 @@ class Agent:
             sockets=settings.socket_lb != OFF,
             fast_path=settings.fast_path == fastpath.ON or settings.xdp != fastpath.OFF,
         )
+        bundle = used(whole, most)
         first = most.at_first(carrying.count(options.pin_dir))
         instance = Instance.create_or_open(options.pin_dir, bundle, first)
         undo.callback(instance.close)
