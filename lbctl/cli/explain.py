@@ -123,7 +123,7 @@ def _losses(group: Group, *, wide: bool) -> Iterator[str]:
 
 def _loss(loss: NodeLoss) -> str:
     number = "1 endpoint" if loss.left == 1 else f"{loss.left} endpoints"
-    return f"If node {loss.node} went ({loss.endpoints} used there), {number} would be used."
+    return f"Without node {loss.node} (which has {loss.endpoints} of them), {number} would be used."
 
 
 def _why(item: ExplainedEndpoint) -> str:

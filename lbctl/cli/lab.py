@@ -92,8 +92,8 @@ def up(
     )
     flag = "" if name == "lab" else f" --lab {name}"
     click.echo(
-        f"Lab {name!r} is up: {nodes} nodes, {len(lab.pods)} pods. "
-        f"Look around: lbctl lab status{flag}; lbctl lab exec{flag} pod1 -- ip address",
+        f"Lab {name!r} is up (nodes: {nodes}, pods: {len(lab.pods)}). "
+        f"Try: lbctl lab status{flag}; lbctl lab exec{flag} pod1 -- ip address",
         err=True,
     )
 
