@@ -140,8 +140,8 @@ class Agent:
         bundle = compiler.bundle()
         if flaw := compiler.cache_flaw():
             log = structlog.get_logger()
-            log.warning("compiled programs are neither kept nor believed", why=flaw)
-            self._cache_problem = f"compiled programs are neither kept nor believed: {flaw}"
+            log.warning("compiled programs are not cached", why=flaw)
+            self._cache_problem = f"compiled programs are not cached: {flaw}"
         most = msgspec.structs.replace(
             options.sizes or Sizes.automatic_here(),
             sockets=settings.socket_lb != OFF,

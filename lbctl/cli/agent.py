@@ -100,7 +100,7 @@ def _settings(flags: Said, config: Path | None) -> tuple[Settings, FollowedFile 
     log_to_stderr(found.log_format, found.verbose)
     ignored = settle.ignored(file)
     if ignored:
-        structlog.get_logger().info("settings that mean nothing here", fields=ignored)
+        structlog.get_logger().info("settings without effect here", fields=ignored)
     return found, FollowedFile(config, flags, found, file) if config else None
 
 
@@ -137,7 +137,7 @@ def _usable(kubeconfig: Path | None) -> Path | None:
     import structlog
 
     structlog.get_logger().info(
-        "clientConnection.kubeconfig is not there; going by the service account",
+        "clientConnection.kubeconfig does not exist; using the service account",
         path=str(kubeconfig),
     )
     return None

@@ -69,7 +69,7 @@ def test_what_observe_says_in_text_is_counted(
         def events(self) -> list[Lost]:
             return [Lost(2), Lost(5)]
 
-    monkeypatch.setattr(observe.objects, "say", lambda text: print(f"note: {text}"))
+    monkeypatch.setattr("lbctl.cli.objects.say", lambda text: print(f"note: {text}"))
     observe._show(Losing(), "compact")  # type: ignore[arg-type] # what it asks of a Stream
     notes = capsys.readouterr().out
     cluster.said = {
