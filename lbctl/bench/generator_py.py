@@ -41,12 +41,12 @@ def listen_on(port: int) -> socket.socket:
     return listener
 
 
-def client() -> socket.socket:
+def client(wait_seconds: float = WAIT_SECONDS) -> socket.socket:
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Not settimeout(): that makes the socket non-blocking, and connect() two system calls.
-    wait = struct.pack("ll", int(WAIT_SECONDS), 0)
+    wait = struct.pack("ll", int(wait_seconds), 0)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
     return made

@@ -21,6 +21,8 @@ from lbctl.bench.records import FLOOR, NODE, Distribution, Results, summary
 from lbctl.errors import LbError, UsageError
 
 WARM_UP = 20
+# A pod that is busy drops a SYN when its queue is full; the client's next one comes after a second.
+WAIT_SECONDS = 10.0
 
 Address = tuple[str, int]
 
@@ -86,10 +88,16 @@ def measure(asked: Comparison, results: Results, progress: Callable[[str, str], 
 
 def connect(target: Address) -> int:
     """Nanoseconds of one connect(); the connection is reset at once. LbError if it fails."""
-    with client() as made:
+    with client(WAIT_SECONDS) as made:
         start = time.monotonic_ns()
         try:
             made.connect(target)
+        except BlockingIOError as error:  # what the kernel calls a time that is over
+            raise LbError(
+                f"no connection to {target[0]}:{target[1]}: no answer for {WAIT_SECONDS:.0f} s",
+                "Its queue may be full, as of a server that cannot keep up: `nstat -az "
+                "TcpExtListenDrops` in its pod.",
+            ) from error
         except OSError as error:
             raise LbError(f"no connection to {target[0]}:{target[1]}: {error}") from error
         return time.monotonic_ns() - start

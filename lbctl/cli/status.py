@@ -13,6 +13,7 @@ from lbctl.cli.output import Column, count, size, write, write_data
 from lbctl.inspect import instance as inspected
 from lbctl.inspect.instance import InstanceStatus, MapUse
 from lbctl.inspect.opened import open_instance
+from lbctl.status import SourceState
 
 
 @click.command()
@@ -45,8 +46,6 @@ def command(check: bool, output: str, pin_dir: Path) -> None:
 
 
 def _summary(found: InstanceStatus) -> list[str]:
-    source = found.source
-    state = "connected" if source.connected else "not connected"
     lines = [
         f"ready       {'yes' if found.ready else 'no'}",
         f"agent       {f'process {found.agent}' if found.agent else 'none'}"
@@ -58,12 +57,7 @@ def _summary(found: InstanceStatus) -> list[str]:
     if found.socket_lb:
         closed = f"; {found.sockets_closed} closed, endpoint gone" if found.sockets_closed else ""
         lines.append(f"sockets     {SOCKETS.get(found.socket_lb, found.socket_lb)}{closed}")
-    for i, driver in enumerate(found.drivers):
-        why = f": {driver.why}" if driver.why else ""
-        state = DRIVERS.get(driver.state, driver.state)
-        lines.append(f"{'' if i else 'xdp':<10}  {driver.name} {state}{why}")
-    past = "sent on past" if found.xdp == "on" else "left to TC for"
-    lines += [f"            {past} {text}" for text in found.xdp_others]
+    lines += _drivers(found)
     if found.fast_path.wanted or found.passed:
         lines += _fast_path(found)
     if found.thread_restarts:
@@ -77,9 +71,8 @@ def _summary(found: InstanceStatus) -> list[str]:
     if found.last_apply:
         took = f"{found.last_apply_seconds * 1000:.1f} ms"
         lines.append(f"last apply  {found.last_apply}, took {took}")
-    if source.kind:
-        lines.append(f"source      {source.kind}, {state}")
-        lines += [f"            {text}" for text in (source.last_error, *source.problems) if text]
+    if found.source.kind:
+        lines += _source(found.source)
     if found.taking_over:
         lines.append(
             "take-over   kube-proxy's rules are still here; its connections are left alone"
@@ -91,12 +84,29 @@ def _summary(found: InstanceStatus) -> list[str]:
     return lines
 
 
+def _source(source: SourceState) -> list[str]:
+    state = "connected" if source.connected else "not connected"
+    problems = (text for text in (source.last_error, *source.problems) if text)
+    return [f"source      {source.kind}, {state}", *(f"            {text}" for text in problems)]
+
+
 DRIVERS = {
-    "sends": "in use",
-    "receives": "in use for what comes in there, not for what leaves by it",
+    "sends": "{use}",
+    "receives": "{use}, for what comes in there alone",
     "testing": "is being tested",
     "tc": "left to TC",
 }
+
+
+def _drivers(found: InstanceStatus) -> list[str]:
+    lines = []
+    use = "ready, not in use now" if found.xdp != "on" and found.xdp_others else "in use"
+    for i, driver in enumerate(found.drivers):
+        why = f": {driver.why}" if driver.why else ""
+        state = DRIVERS.get(driver.state, driver.state).format(use=use)
+        lines.append(f"{'' if i else 'xdp':<10}  {driver.name} {state}{why}")
+    past = "sent on past" if found.xdp == "on" else "left to TC for"
+    return [*lines, *(f"            {past} {text}" for text in found.xdp_others)]
 
 
 def _fast_path(found: InstanceStatus) -> list[str]:

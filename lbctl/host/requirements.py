@@ -23,14 +23,12 @@ from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import SCHED_CLS, Field, MapSpec, Record
 from ebpf.maps.sizes import Sizes
 from lbctl import status
-from lbctl.host import drivers, obstacles
+from lbctl.host import cgrouptree, drivers, obstacles
 from lbctl.host import settings as host
 
 OLDEST_KERNEL = (6, 1)
 _RINGBUF = 27
 _KTIME_GET_COARSE_NS = 160
-# The number of the first cgroup namespace's inode, PROC_CGROUP_INIT_INO of the kernel.
-_FIRST_CGROUP_NAMESPACE = 0xEFFFFFFB
 _ROOT_HINT = (
     "Run as root; in a container, privileged or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON."
 )
@@ -232,16 +230,11 @@ def _memory() -> Requirement:
     """Map memory is charged to the cgroup of the process that creates the maps."""
     sizes = Sizes.automatic_here()
     first, most = sizes.at_first().estimated_bytes(), sizes.estimated_bytes()
-    limit = None
     mounted = cgroup.mounted()
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::") and mounted:
-            path = Path(f"{mounted[0][0]}{line[3:]}", "memory.max")
-            text = path.read_text().strip() if path.exists() else "max"
-            limit = None if text == "max" else int(text)
+    limit = cgrouptree.memory_limit(mounted[0][0]) if mounted else None
     megabytes = f"maps take about {first >> 20} MB at first, {most >> 20} MB when all is used"
     if limit is None:
-        return _answer(True, f"{megabytes}, and this process has no limit")
+        return _answer(True, f"{megabytes}, and cgroup v2 sets this process no limit")
     return _answer(
         limit > 4 * first,
         f"{megabytes}; this process may use {limit >> 20} MB",
@@ -256,11 +249,10 @@ def _cgroup() -> Requirement:
             False, "no cgroup2 is mounted", "mount -t cgroup2 none /sys/fs/cgroup (socket hooks)."
         )
     path, root = mounted[0]
-    own = os.stat("/proc/self/ns/cgroup").st_ino != _FIRST_CGROUP_NAMESPACE
-    if own and root == "/":
+    if not cgrouptree.is_whole(path):
         return _answer(
             False,
-            f"{path} is only this container's part of the tree",
+            f"{path} is only a part of the tree ({root})",
             "Mount the host's /sys/fs/cgroup into the container and name it with --cgroup.",
         )
     return _answer(True, f"{path} is the root of the tree")

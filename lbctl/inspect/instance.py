@@ -127,6 +127,10 @@ def reasons(instance: Instance) -> dict[str, int]:
     return {name: int(sums[number]) for number, name in names.items() if number < len(sums)}
 
 
+# The agent says of one map of each kind how large it may become.
+_GROWS_WITH = {"names": "services", "service_counters": "services", "backend_live": "backends"}
+
+
 def _uses(instance: Instance, said: Mapping[str, status.TableUse]) -> Iterator[MapUse]:
     """Of each map, and of the flows of each family what all their maps are together."""
     of_flows = {name for family in FAMILIES for name in maps_of(family)}
@@ -136,8 +140,8 @@ def _uses(instance: Instance, said: Mapping[str, status.TableUse]) -> Iterator[M
             if name == "frontends":
                 room = Frontends(instance.frontends).room
             yield _use(
-                said.get(name), name, table.type, _entries(instance, name), room,
-                table.memory_bytes,
+                said.get(_GROWS_WITH.get(name, name)), name, table.type, _entries(instance, name),
+                room, table.memory_bytes,
             )  # fmt: skip
     for flows in instance.flow_tables:
         name, rooms = f"flows{flows.family}", flows.rooms()

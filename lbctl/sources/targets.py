@@ -85,7 +85,7 @@ def of_files(path: Path) -> Targets:
     for file in documents.manifest_files(path):
         for document in documents.documents(file, documents.read_bytes(file)):
             if not isinstance(document, Unreadable):
-                found.update(_named(_slices_in(document)))
+                _add(found, _slices_in(document))
     return found
 
 
@@ -94,7 +94,7 @@ def of_api(kubeconfig: Path | None, api_server: str | None, namespace: str = "")
     found: Targets = {}
     wanted = {"fieldSelector": f"metadata.namespace={namespace}"} if namespace else {}
     for page in pages(kubeconfig, api_server, _PATH, _Slices, wanted):
-        found.update(_named(page.items or ()))
+        _add(found, page.items or ())
     return found
 
 
@@ -143,6 +143,13 @@ def _slices_in(document: object) -> Iterator[_Slice]:
                 yield msgspec.convert(value, _Slice)
             except msgspec.ValidationError:
                 continue  # what is wrong with it, the agent says
+
+
+def _add(found: Targets, slices: Iterable[_Slice]) -> None:
+    """What a slice does not say of an address, as those made by hand, another one may have."""
+    for address, target in _named(slices):
+        known = found.get(address, target)
+        found[address] = Target(target.name or known.name, target.node or known.node)
 
 
 def _named(slices: Iterable[_Slice]) -> Iterator[tuple[bytes, Target]]:

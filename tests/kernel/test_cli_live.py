@@ -180,11 +180,14 @@ def test_status_without_an_agent(pin_dir: Path) -> None:
 def test_status_believes_an_agent_only_while_it_runs(pin_dir: Path) -> None:
     with held(pin_dir) as agent:
         record = status.StatusRecord(
-            pid=agent, version="1", node="n", pin_dir=str(pin_dir), ready=True, services=3
-        )
+            pid=agent, version="1", node="n", pin_dir=str(pin_dir), ready=True, services=3,
+            tables={"services": status.TableUse(4, 64, "--services", 999)},
+        )  # fmt: skip
         status.write(record)
         found = json.loads(lbctl("status", "-o", "json", pin_dir=pin_dir)[1])
         assert (found["ready"], found["agent"], found["services"]) == (True, agent, 3)
+        most = {use["name"]: (use["most"], use["flag"]) for use in found["maps"]}
+        assert most["services"] == most["names"] == most["service_counters"] == (999, "--services")
         assert lbctl("status", "--check", pin_dir=pin_dir)[0] == 0
     found = json.loads(lbctl("status", "-o", "json", pin_dir=pin_dir)[1])
     assert (found["ready"], found["agent"], found["services"]) == (False, 0, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lbctl.bench.records import Results
 from lbctl.cli.bench import command as bench
 from lbctl.cli.main import command
 from lbctl.errors import LbError, UsageError
+from tests.support.waiting import wait_until
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "bench"
 
@@ -107,6 +109,39 @@ def test_what_is_not_there_is_named() -> None:
     closed = ("127.0.0.1", 1)
     with pytest.raises(LbError, match=r"no connection to 127\.0\.0\.1:1"):
         inplace.connect(closed)
+
+
+@pytest.fixture
+def full() -> Iterator[socket.socket]:
+    """A listener on loopback whose queue has no room for another connection."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        inplace.connect(listener.getsockname())
+        yield listener
+
+
+def test_a_server_that_is_too_slow_is_waited_for(full: socket.socket) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(inplace.connect, full.getsockname())
+        wait_until(lambda: _opening(full) or waits.done())
+        assert not waits.done()
+        for _ in range(2):
+            full.accept()[0].close()
+        assert waits.result() > 0
+
+
+def test_a_server_that_does_not_answer_is_said_to(
+    full: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inplace, "WAIT_SECONDS", 1.0)
+    with pytest.raises(LbError, match=r"no connection to 127\.0\.0\.1:\d+: no answer for 1 s"):
+        inplace.connect(full.getsockname())
+
+
+def _opening(listener: socket.socket) -> bool:
+    """Whether somebody's SYN to it has no answer yet."""
+    port = f":{listener.getsockname()[1]:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return any(row[2].endswith(port) and row[3] == "02" for row in rows)
 
 
 def test_one_without_the_other_is_wrong_use() -> None:

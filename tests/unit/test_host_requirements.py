@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from ebpf.hooks import cgroup
 from ebpf.kernel import bpffs
-from lbctl.host import leftovers, requirements
+from lbctl.host import cgrouptree, leftovers, requirements
 from lbctl.host import settings as host
 
 KUBE = "*filter\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-ABC - [0:0]\n:FORWARD DROP [0:0]\nCOMMIT\n"
@@ -135,6 +136,46 @@ def test_cgroup_mounts_are_read_from_mountinfo(tmp_path: Path) -> None:
         (Path("/sys/fs/cgroup/unified"), "/"),
         (Path("/host/cgroup"), "/../.."),
     ]
+
+
+def test_the_own_memory_limit_is_found_wherever_the_tree_is_mounted(tmp_path: Path) -> None:
+    """As in the pod of deploy/: by its own cgroup namespace a process is at `/`, but the mount is
+    the host's."""
+    pod = tmp_path / "kubepods" / "pod1"
+    for directory, who, most in (
+        (tmp_path, "1\n", None),
+        (tmp_path / "kubepods", "", "max"),
+        (pod, "", str(1 << 30)),
+        (pod / "other", f"{os.getpid()}0\n", "4096"),
+        (pod / "agent", f"0\n{os.getpid()}\n", str(2 << 30)),
+    ):
+        directory.mkdir(exist_ok=True)
+        (directory / "cgroup.procs").write_text(who)
+        if most is not None:
+            (directory / "memory.max").write_text(f"{most}\n")
+    assert cgrouptree.memory_limit(tmp_path) == 1 << 30  # the pod's is less than its container's
+    (pod / "memory.max").write_text("max\n")
+    assert cgrouptree.memory_limit(tmp_path) == 2 << 30
+    (pod / "agent" / "memory.max").write_text("max\n")
+    assert cgrouptree.memory_limit(tmp_path) is None
+    (pod / "agent" / "cgroup.procs").write_text("")
+    assert cgrouptree.memory_limit(tmp_path) is None
+
+
+def test_a_part_of_the_cgroup_tree_is_told_from_all_of_it(tmp_path: Path) -> None:
+    assert cgrouptree.is_whole(tmp_path)
+    (tmp_path / "cgroup.type").write_text("domain\n")
+    assert not cgrouptree.is_whole(tmp_path)
+
+
+def test_doctor_says_that_only_a_part_of_the_tree_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "mounted", lambda: [(tmp_path, "/node-1")])
+    for expected in (True, False):
+        answers = {found.name: found.ok for found in requirements.check(tmp_path / "pins")}
+        assert answers["cgroup v2"] is expected
+        (tmp_path / "cgroup.type").write_text("domain\n")
 
 
 @pytest.mark.parametrize("name", ["eth0", "eth0.100", "a%b", "%2E", "x.%25"])

@@ -61,6 +61,18 @@ def test_of_files(tmp_path: Path) -> None:
     assert targets.of_files(tmp_path) == FOUND
 
 
+@pytest.mark.parametrize("first", ["1.json", "3.json"])
+def test_a_slice_made_by_hand_takes_no_name_away(first: str, tmp_path: Path) -> None:
+    by_hand: list[dict[str, Any]] = [
+        {"addresses": ["10.1.0.2"]},
+        {"addresses": ["10.1.0.4"], "nodeName": "node2"},
+    ]
+    (tmp_path / first).write_text(json.dumps(slice_of("hand", by_hand)))
+    (tmp_path / "2.json").write_text(json.dumps({"kind": "List", "items": SLICES}))
+    known = FOUND | {parse_address("10.1.0.4"): Target("", "node2")}
+    assert targets.of_files(tmp_path) == known
+
+
 def test_of_the_api(tmp_path: Path) -> None:
     with ApiServer() as server:
         for item in SLICES:
