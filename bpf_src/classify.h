@@ -90,10 +90,13 @@ INLINE bool may_be_answer(struct __sk_buff *skb, const struct packet *p)
 	if (!c || (p->proto == IPPROTO_TCP && !starts_connection(p)))
 		return false;
 	make_frontend_key(&key, &p->src, p->sport, p->proto);
-	if (frontend_word(&key) || is_endpoint(&p->src, p->sport) || is_of_node(skb, c, p))
+	if (frontend_word(&key) || is_of_node(skb, c, p))
 		return true;
+	if (p->proto == IPPROTO_TCP) /* an endpoint that calls: nothing is noted of it */
+		return false;
 	narrow(&node, NODE_ADDRESS(c));
-	return p->proto == IPPROTO_UDP && skb->sk && is_endpoint(&node, p->sport);
+	return is_endpoint(&p->src, p->sport) ||
+	       (p->proto == IPPROTO_UDP && skb->sk && is_endpoint(&node, p->sport));
 }
 
 /* No flow has the tuple of a packet that goes out. */

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ebpf import flowtable, maps, trust
 from ebpf.errors import KernelError, LayoutError, LbError
 from ebpf.flowtable import FlowTable
-from ebpf.kernel import bpffs, libbpf
+from ebpf.kernel import bpffs, features, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
 from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared, meta, migrate, of_kind
 from ebpf.maps.declared import Maps
@@ -73,8 +73,10 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         replaced by a new one with the same contents; the old one stays for the programs that use
         it until `finish`. A larger map than asked for is kept. Without `sizes` existing maps keep
         their size and new ones are sized for the machine. Raises InUseError, LayoutError,
-        KernelError, MissingFeature (no BPF file system), Untrusted (others can write to it).
+        KernelError, MissingFeature (no BPF file system, or not on such a machine), Untrusted
+        (others can write to it).
         """
+        features.require_store_order()
         pin_dir = Path(pin_dir)
         bpffs.make_directory(pin_dir)
         with contextlib.ExitStack() as undo:

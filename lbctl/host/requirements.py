@@ -49,6 +49,7 @@ def check(pin_dir: Path) -> list[Requirement]:
     """Every requirement, in the order a person would solve them. Takes about a second. What goes
     wrong in one is its answer."""
     checks: list[tuple[str, bool, Callable[[], Requirement]]] = [
+        ("machine", True, _machine),
         ("kernel version", True, kernel_version),
         ("libbpf", True, _libbpf),
         ("bpf() allowed", True, _bpf_allowed),
@@ -102,6 +103,10 @@ def kernel_version(release: str | None = None) -> Requirement:
     return _answer(
         version >= OLDEST_KERNEL, release, f"Linux {oldest} is the oldest that is supported."
     )
+
+
+def _machine() -> Requirement:
+    return _answer(True, features.require_store_order())
 
 
 def _libbpf() -> Requirement:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from ebpf.errors import MissingFeature
 from ebpf.hooks import cgroup
+from ebpf.instance import Instance
 from ebpf.kernel import bpffs
+from ebpf.layouts import Bundle
 from lbctl.host import cgrouptree, leftovers, requirements
 from lbctl.host import settings as host
 
@@ -123,6 +127,19 @@ def test_networks_that_redirect_are_recognised() -> None:
 )
 def test_kernel_version(release: str, ok: bool | None) -> None:
     assert requirements.kernel_version(release).ok is ok
+
+
+def test_machines_that_do_not_keep_the_order_of_stores_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(MissingFeature, match="aarch64"):
+        Instance.create_or_open(tmp_path / "lbctl", Bundle("", "live", {}, {}, {}))
+    assert not (tmp_path / "lbctl").exists()
+    found = {item.name: item for item in requirements.check(Path("/nowhere/lbctl"))}
+    assert found["machine"].ok is False
+    assert found["machine"].required
+    assert "kube-proxy" in found["machine"].remedy
 
 
 def test_cgroup_mounts_are_read_from_mountinfo(tmp_path: Path) -> None:
