@@ -41,10 +41,18 @@ rules and settings alone. Other load on the machine distorts the figures: run no
 
 
 def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
-    try:
-        return sorted({int(word) for word in (value or "").split(",") if word})
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers like 1,100,1000") from None
+    words = [word for word in (value or "").split(",") if word]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise click.BadParameter(f"{value!r} is not a list of numbers like 1,100,1000")
+    return sorted({int(word) for word in words})
+
+
+def _cpu(context: click.Context, option: click.Parameter, value: int | None) -> int:
+    usable = os.sched_getaffinity(0)
+    if value is not None and value not in usable | {-1}:
+        known = ", ".join(map(str, sorted(usable)))
+        raise click.BadParameter(f"there is no CPU {value}, but {known}", context, option)
+    return max(usable) if value is None else value
 
 
 @click.command(epilog=EPILOG)
@@ -123,7 +131,10 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str | Non
     help="Give up loading rules after this many seconds, and report that.",
 )
 @click.option(
-    "--cpu", type=int, help="CPU to run the connection generator on.  [default: the last; -1: any]"
+    "--cpu",
+    type=int,
+    callback=_cpu,
+    help="CPU to run the connection generator on.  [default: the last; -1: any]",
 )
 @click.option(
     "--service",
@@ -153,7 +164,7 @@ def command(
     kube_proxy: Path | None,
     min_sync_period: float | None,
     timeout: float,
-    cpu: int | None,
+    cpu: int,
     service: str | None,
     pods: str | None,
     name: str,
@@ -177,9 +188,9 @@ def command(
     if bool(service) != bool(pods):
         raise UsageError("--service and --pods need each other")
     if rules and kube_proxy:
-        raise UsageError("--rules and --kube-proxy exclude each other")
+        raise UsageError("--rules and --kube-proxy cannot be combined")
     if min_sync_period and not kube_proxy:
-        raise UsageError("--min-sync-period needs --kube-proxy PATH, whose it is")
+        raise UsageError("--min-sync-period needs --kube-proxy PATH")
     if kube_proxy:
         kubeproxy.version(kube_proxy)  # it can be run, or the reader is told
     usual = QUICK_SERVICES if quick else FULL_SERVICES
@@ -190,7 +201,7 @@ def command(
         measures=_chosen("--measures", measures, (*PER_SERVICES, *PACKETS, RATE)),
         effort=Effort.quick() if quick else Effort(),
         timeout=timeout,
-        cpu=max(os.sched_getaffinity(0)) if cpu is None else cpu,
+        cpu=cpu,
         name=name,
         saved=saved.read(rules) if rules else None,
         kube_proxy=kube_proxy,
@@ -223,12 +234,12 @@ def _results(json_file: Path | None, resume: Path | None) -> Results:
     from lbctl.bench.records import Results
 
     if json_file and resume:
-        raise UsageError("--json and --resume exclude each other: --resume adds to its own file")
+        raise UsageError("--json and --resume cannot be combined: --resume adds to its own file")
     if resume:
         return Results.resume(resume)
     if json_file and json_file.exists():
         raise UsageError(
-            f"--json: {json_file} exists", f"Go on with it: --resume {json_file}; or remove it."
+            f"--json: {json_file} exists", f"Continue it with --resume {json_file}, or remove it."
         )
     return Results(json_file)
 
