@@ -77,8 +77,7 @@ def command() -> None:
     metavar="N",
     help="Stop after this many; 0 lists all.",
 )
-@options.names
-@options.kubeconfig_for_names
+@options.naming
 @options.output
 @options.pin_dir
 def list_command(

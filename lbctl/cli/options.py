@@ -28,7 +28,7 @@ pin_dir: Decorator = click.option(
 )
 
 
-names: Decorator = click.option(
+_names: Decorator = click.option(
     "--names",
     is_flag=True,
     help="Show names of nodes, and of pods that are endpoints, instead of addresses; reads them "
@@ -42,6 +42,11 @@ kubeconfig_for_names: Decorator = click.option(
     help="Show names of all pods, with this file's credentials; the agent's do not allow it to "
     "read pods.",
 )
+
+
+def naming(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Whether and how addresses are shown by names; see `objects.places`."""
+    return _names(kubeconfig_for_names(function))
 
 
 def output_of(*more: str) -> Decorator:

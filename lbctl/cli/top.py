@@ -67,8 +67,7 @@ _BESIDE = 6  # lines of the screen that are no rows
     metavar="N",
     help="With --once: print at most this many rows.",
 )
-@options.names
-@options.kubeconfig_for_names
+@options.naming
 @options.output
 @options.pin_dir
 def command(
