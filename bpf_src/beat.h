@@ -5,6 +5,8 @@
 #include "unit.h"
 #include "consts.h"
 
+/* About a second, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> BEAT_SHIFT. The
+ * unit of cell_state.seen and of every timeout. */
 INLINE u32 now(void)
 {
 	return bpf_jiffies64() >> BEAT_SHIFT;

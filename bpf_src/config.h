@@ -20,12 +20,6 @@ INLINE bool is_own_port(const struct config *c, u16 port)
 	return (u16)(ntohs(port) - c->port_min) <= (u16)(c->node_port_max - c->port_min);
 }
 
-/* Those of them that flows of the node's own sockets have (node.h). */
-INLINE bool is_node_port(const struct config *c, u16 port)
-{
-	return ntohs(port) > c->port_max && ntohs(port) <= c->node_port_max;
-}
-
 INLINE bool in_range(const struct cidr *range, const ip_addr *address)
 {
 #if FAMILY == 4

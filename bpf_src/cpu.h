@@ -41,10 +41,3 @@ INLINE u32 next_random(void)
 	return own->random >> 32;
 #endif
 }
-
-/* About a second, between 0.25 and 2.6 s: jiffies, whose rate no program knows, >> BEAT_SHIFT. The
- * unit of cell_state.seen and of every timeout. */
-INLINE u32 this_beat(void)
-{
-	return bpf_jiffies64() >> BEAT_SHIFT;
-}

@@ -16,9 +16,7 @@
 
 #define offsetof(type, member) __builtin_offsetof(type, member)
 
-#define ENOENT 2
 #define EFAULT 14
-#define EEXIST 17
 #define EINVAL 22
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113

@@ -21,7 +21,7 @@ from ebpf import flowtable
 from ebpf.errors import LbError
 from ebpf.flowtable import FlowTable
 from ebpf.kernel import grace
-from ebpf.maps import ArrayMap, Map
+from ebpf.maps import ArrayMap, Map, of_kind
 
 _PARTS = (("control", 1), ("cells", 8), ("states", 8))
 
@@ -124,9 +124,7 @@ class Growth:
                 self._instance.resize(name, each * buckets)
 
     def _table(self, letter: str) -> ArrayMap:
-        found = self._instance.map(f"table{self._family}{letter}")
-        assert isinstance(found, ArrayMap)
-        return found
+        return of_kind(ArrayMap, self._instance.map(f"table{self._family}{letter}"))
 
     def _flow_table(self, programs: dict[str, int]) -> FlowTable:
         maps = {name: self._instance.map(name) for name in self._instance.map_names()}

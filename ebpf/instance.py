@@ -15,14 +15,14 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ebpf import flowtable, maps, trust
 from ebpf.errors import KernelError, LayoutError, LbError
 from ebpf.flowtable import FlowTable
 from ebpf.kernel import bpffs, features, libbpf
 from ebpf.layouts import PROG_ARRAY, Bundle
-from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared, meta, migrate
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, declared, meta, migrate, of_kind
 from ebpf.maps.declared import Maps
 from ebpf.maps.meta import Meta
 from ebpf.maps.migrate import Replaced
@@ -116,7 +116,7 @@ class Instance(Maps[HashMap, ArrayMap, PerCpuArray]):
         ones in the making included."""
         names = self.map_names()
         phases = {
-            family: int(cast(ArrayMap, self.map(f"table{family}a")).records["phase"][0])
+            family: int(of_kind(ArrayMap, self.map(f"table{family}a")).records["phase"][0])
             for family in flowtable.FAMILIES
             if f"table{family}a" in names
         }

@@ -22,7 +22,7 @@ from ebpf.instance import Instance
 from ebpf.kernel import bpffs, functions, libbpf, optional
 from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import PROGRAM_ARRAYS, Bundle, Field, MapSpec, Program, Record, Slots
-from ebpf.maps import ProgramArray
+from ebpf.maps import ProgramArray, of_kind
 
 _LOADERS = 4  # threads, where there are so many CPUs: more would be in the way of who plans
 
@@ -308,6 +308,4 @@ def _array_spec(name: str) -> MapSpec:
 
 
 def _create_array(bundle: Bundle, name: str, size: int) -> ProgramArray:
-    made = maps.create(bundle.maps.get(name) or _array_spec(name), size)
-    assert isinstance(made, ProgramArray)
-    return made
+    return of_kind(ProgramArray, maps.create(bundle.maps.get(name) or _array_spec(name), size))

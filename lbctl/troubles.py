@@ -27,117 +27,117 @@ class Kind(msgspec.Struct, frozen=True):
 KINDS: Final = {
     "interface": Kind(
         "An interface has no programs.",
-        "The sentence has the kernel's reason; `lbctl doctor` what the kernel offers.",
+        "The message has the kernel's reason; `lbctl doctor` says what the kernel supports.",
         "InterfaceWithoutPrograms",
     ),
     "interfaces": Kind(
-        "Most interfaces of pods have no programs: load balancers are told to go elsewhere.",
-        "As above; if the node was only just started, wait until their turn has come.",
+        "Most pod interfaces have no programs: load balancers are told to use other nodes.",
+        "As above; if the node has just started, wait until all have been attached.",
         "InterfacesWithoutPrograms",
     ),
     "removed": Kind(
-        "Programs were taken away by others, and put back.",
-        "Find who else puts programs on interfaces: `bpftool net`, another CNI's agent.",
+        "Somebody else removed programs; they were put back.",
+        "Find out who else attaches programs to interfaces: `bpftool net`, a CNI's agent.",
         "ProgramsRemoved",
     ),
     "programs": Kind(
-        "The kernel has not taken the programs.",
-        "The log says how far it is; `lbctl doctor` what is missing.",
+        "The kernel has not accepted the programs yet.",
+        "The log says what it is doing; `lbctl doctor` says what is missing.",
         "ProgramsNotLoaded",
     ),
     "sockets": Kind(
-        "Sockets of the node's own processes are not served, or not all that is asked for can be.",
-        "`--cgroup` names the right cgroup, `--socket-lb off` does without.",
+        "Sockets of the node's own processes are not served, or not all those asked for.",
+        "Name the right cgroup with `--cgroup`, or turn it off with `--socket-lb off`.",
         "SocketsNotServed",
     ),
     "xdp": Kind(
-        "`--xdp on` is asked for, and an uplink's driver does not do it: TC does the same.",
-        "The sentence names the device and what it lacks; `--xdp auto` takes what there is.",
+        "`--xdp on` is set, but an uplink's driver cannot do it: TC does the work instead.",
+        "The message names the device and what it lacks; `--xdp auto` uses it where possible.",
     ),
     "maps": Kind(
-        "Changes cannot be written: what was there before is served.",
-        "The sentence names the map, and the option for a larger one.",
+        "Changes cannot be written; services work as they did before.",
+        "The message names the map, and the option that makes it larger.",
         "ChangesNotWritten",
     ),
     "room": Kind(
         "A map is nearly full.",
-        "Start the agent with the larger option that the sentence names.",
+        "Restart the agent with a larger value of the option that the message names.",
         "MapNearlyFull",
     ),
     "growth": Kind(
-        "Tables do not grow, though they are about to be full.",
-        "The sentence has the reason: usually the kernel has no memory, or does not take the "
+        "Tables cannot grow, although they are nearly full.",
+        "The message has the reason: usually the kernel has no memory, or does not accept the "
         "programs. It is tried again every minute.",
         "TablesNotGrowing",
     ),
     "source": Kind(
-        "The agent is cut off from the API server or the manifests; what is known is served.",
-        "Look at the API server, the way to it (`--api-server`), and the agent's rights.",
+        "The agent cannot read from the API server or the manifests; it serves what it knows.",
+        "Check the API server, its address (`--api-server`), and the agent's permissions.",
     ),
     "node": Kind(
         "No Node object has this node's name: no endpoint counts as local.",
         "Give `--node-name` the name that `kubectl get nodes` shows.",
     ),
     "thread": Kind(
-        "A thread of the agent, or a part of its loop, fails again and again.",
-        "The log says where; report it. A restart of the agent may help.",
+        "A thread of the agent, or a part of its loop, keeps failing.",
+        "The log says where; please report it. Restarting the agent may help.",
         "AgentFailing",
     ),
     "services": Kind(
-        "A service is not served as its object says: it lost an address or its place, or a part "
-        "of the object cannot be used.",
-        "The sentence names both sides; `lbctl service show` has all of one service's.",
+        "A service is not served as specified: another one has its address, there is no room for "
+        "it, or a part of the object cannot be used.",
+        "The message names the objects; `lbctl service show` has all messages about a service.",
     ),
     "objects": Kind(
         "A part of an object, or all of it, cannot be read.",
-        "Correct the field that the sentence names.",
+        "Correct the field that the message names.",
     ),
     "hints": Kind(
-        "Topology hints of endpoints are not gone by.",
-        "The sentence says why; usually the node's zone label, or hints that leave a zone empty.",
+        "Topology hints of endpoints are not used.",
+        "The message says why; usually the node has no zone label, or a zone has no endpoint.",
     ),
     "listeners": Kind(
-        "Nobody can listen to events of flows: `lbctl observe` and `lbctl ui` have none to show.",
-        "The warning says what is in the way: the agent has to be able to write /run/lbctl.",
+        "Nobody can read events of flows: `lbctl observe` and `lbctl ui` have none to show.",
+        "The message says why; the agent has to be able to write to /run/lbctl.",
     ),
     "reserved-ports": Kind(
-        "Source ports cannot be reserved: a process may use one that a connection was given.",
+        "Source ports cannot be reserved: a process may use one that a translated connection has.",
         "Let the agent write net.ipv4.ip_local_reserved_ports, as deploy/ does.",
         "PortsNotReserved",
     ),
     "stale-sockets": Kind(
-        "Sockets whose endpoint is gone cannot be closed: they wait until they time out.",
-        "The sentence says what is missing; `lbctl doctor` too.",
+        "Sockets whose endpoint is gone cannot be closed: they stay until they time out.",
+        "The message says what is missing, and so does `lbctl doctor`.",
     ),
     "listening": Kind(
-        "A port that the agent is to answer on cannot be had.",
-        "`ss -ltnp` says who has it; a kube-proxy that still runs has several.",
+        "A port that the agent should listen on is taken.",
+        "`ss -ltnp` says by whom; a kube-proxy that still runs has several of them.",
         "PortTaken",
     ),
     "sweep": Kind(
-        "Flows that ended are not removed from their tables.",
-        "The sentence has the kernel's reason. If it stays, report it.",
+        "Flows that ended cannot be removed from their tables.",
+        "The message has the kernel's reason. If it persists, please report it.",
         "SweepFailing",
     ),
     "attachments": Kind(
-        "Programs that should not be attached any more, or pins of them, cannot be removed.",
-        "The sentence has the kernel's reason; it is tried again every minute.",
+        "Programs that should no longer be attached, or their pins, cannot be removed.",
+        "The message has the kernel's reason; it is tried again every minute.",
     ),
     "cache": Kind(
-        "Compiled programs are neither kept nor believed: each start compiles.",
-        "The sentence says who could write to the directory; give it to root alone.",
+        "The cache of compiled programs is not used: every start compiles them.",
+        "The message says who else could write to the directory; make it root's alone.",
     ),
     "status": Kind(
         "The status file cannot be written: `lbctl status` shows an old one.",
-        "Make room in /run, or mount it to be written.",
+        "Make room in /run, or mount it writable.",
     ),
     "settings": Kind(
-        "The file behind --config cannot be used, or a part of it waits for a restart.",
+        "The file given to --config cannot be used, or a part of it needs a restart.",
         "Correct it, or restart the agent.",
     ),
     "events": Kind(
         "Events cannot be written.",
-        "Give the agent the right (deploy/components/events), or turn `events` off.",
+        "Give the agent permission (deploy/components/events), or turn `events` off.",
     ),
 }
 
@@ -156,16 +156,16 @@ REASONS: Final = {
     ),
     NO_ROOM: Kind(
         "There is no room for the service, or for some of its ports or endpoints.",
-        "Start the agents with the larger option that the note names.",
+        "Restart the agents with a larger value of the option that the note names.",
     ),
     PARTLY_SERVED: Kind(
-        "A part of the object cannot be honoured: an address that no service may have, a port "
-        "without its node port, two ports of one name, a value that means nothing.",
+        "A part of the object cannot be used: an address that no service may have, a node port "
+        "that is missing, two ports with one name, an invalid value.",
         "Correct what the note names.",
     ),
     FIELD_UNREADABLE: Kind(
-        "A field holds what it cannot hold; the rest of the object is used, or the object as it "
-        "was known before.",
+        "A field has an invalid value; the rest of the object is used, or the object as it was "
+        "before.",
         "Correct the field that the note names.",
     ),
 }
@@ -176,8 +176,8 @@ DOCTOR: Final = "DoctorAdvises"
 NODE_REASONS: Final = {
     **{kind.event: kind for kind in KINDS.values() if kind.event},
     DOCTOR: Kind(
-        "`lbctl doctor` finds something missing, or something that costs.",
-        "The note has the remedies; `lbctl doctor` on the node all of them.",
+        "`lbctl doctor` finds that something is missing or not as advised.",
+        "The note says how to fix it; `lbctl doctor` on the node shows everything.",
     ),
 }
 

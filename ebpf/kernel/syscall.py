@@ -22,7 +22,6 @@ _MOST_PROGRAMS = 64
 
 ATTACH_TYPES = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
 DIRECTIONS = {number: name for name, number in ATTACH_TYPES.items()}
-LINK_TYPE_TCX = 11
 _XDP = 37
 _XDP_NATIVE = 1 << 2  # XDP_FLAGS_DRV_MODE
 

@@ -18,7 +18,7 @@ from ebpf.maps.arrays import (
     element_dtype,
     possible_cpus,
 )
-from ebpf.maps.base import TYPE_NAMES, Map, Records
+from ebpf.maps.base import TYPE_NAMES, Map, Records, of_kind
 from ebpf.maps.hashes import HashMap, Many
 from ebpf.maps.kinds import create, wrap
 
@@ -42,6 +42,7 @@ __all__ = [
     "array_of",
     "create",
     "element_dtype",
+    "of_kind",
     "possible_cpus",
     "wrap",
 ]

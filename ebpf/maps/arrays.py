@@ -16,7 +16,7 @@ import numpy as np
 from ebpf.errors import KernelError, LayoutError
 from ebpf.kernel import libbpf
 from ebpf.layouts import F_MMAPABLE, MapSpec
-from ebpf.maps.base import Map, Records
+from ebpf.maps.base import Map, Records, of_kind
 
 
 class ArrayMap(Map):
@@ -117,9 +117,7 @@ class ProgramArray(Map):
 
 def array_of(maps: Mapping[str, Map], name: str) -> ArrayMap:
     """One of several maps, which is an array."""
-    found = maps[name]
-    assert isinstance(found, ArrayMap)
-    return found
+    return of_kind(ArrayMap, maps[name])
 
 
 def element_dtype(spec: MapSpec) -> np.dtype[Any]:

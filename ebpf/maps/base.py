@@ -6,11 +6,11 @@ import errno
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ebpf.errors import KernelError, MapFull
+from ebpf.errors import KernelError, LayoutError, MapFull
 from ebpf.kernel import libbpf
 from ebpf.layouts import (
     ARRAY,
@@ -71,3 +71,13 @@ class Map:
         if code == errno.EPERM and self.readonly:
             return KernelError(f"{what} map {self.name}, which was opened for reading", code)
         return KernelError(f"{what} map {self.name}", code)
+
+
+Kind = TypeVar("Kind", bound=Map)
+
+
+def of_kind(kind: type[Kind], found: Map) -> Kind:
+    """A map that is known to be of this kind. Raises LayoutError if it is not."""
+    if not isinstance(found, kind):
+        raise LayoutError(f"map {found.name} is no {kind.__name__}, but of type {found.type}")
+    return found

@@ -17,7 +17,7 @@ from ebpf import maps
 from ebpf.errors import Damaged, KernelError, LayoutError
 from ebpf.kernel import bpffs, libbpf
 from ebpf.layouts import Bundle, Field, MapSpec, Record
-from ebpf.maps import HashMap, Map
+from ebpf.maps import HashMap, Map, of_kind
 
 _NAME = "meta"
 _KEY_SIZE = 32
@@ -59,8 +59,7 @@ class Meta:
         path = pin_dir / _NAME
         if path.exists():
             return cls.open(pin_dir, readonly=False)
-        table = maps.create(_SPEC, _ENTRIES)
-        assert isinstance(table, HashMap)
+        table = of_kind(HashMap, maps.create(_SPEC, _ENTRIES))
         bpffs.pin(table.fd, path)
         return cls(table)
 
@@ -75,9 +74,7 @@ class Meta:
             raise KernelError(f"cannot read {pin_dir}", errno.EACCES) from error
         fd = libbpf.obj_get(str(path), readonly)
         check(_SPEC, fd, path)
-        table = maps.wrap(_SPEC, fd, readonly)
-        assert isinstance(table, HashMap)
-        return cls(table)
+        return cls(of_kind(HashMap, maps.wrap(_SPEC, fd, readonly)))
 
     def spec_of(self, name: str, fd: int) -> MapSpec:
         """The layout of the pinned map open as `fd`, checked against what the kernel says of it."""

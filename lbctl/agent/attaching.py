@@ -306,7 +306,7 @@ class Attaching:
             self._repaired[link.ifname] = time.monotonic()
             self.repairs += 1
             self._log.warning(
-                "programs were missing and are back", interface=link.ifname, directions=restored
+                "missing programs are attached again", interface=link.ifname, directions=restored
             )
         elif "attached" in done.values():
             spent = round((time.monotonic() - since) * 1000, 2)
@@ -332,7 +332,7 @@ class Attaching:
             self._log.warning("cannot detach", interface=item.ifname, error=str(error))
             self.problem = f"programs on {item.ifname}, not our interface, cannot go: {error}"
         else:
-            self._log.info("programs removed, not our interface", interface=item.ifname)
+            self._log.info("programs removed, interface is no longer ours", interface=item.ifname)
 
     def _forget(self, gone: Iterable[int]) -> None:
         """These interfaces are gone; so are their programs, but for the pins."""

@@ -56,7 +56,7 @@ class Auditing:
             ended = self._go_on(now)
         except LbError as error:
             if error.message != self._problem:
-                self._log.warning("the audit could not go on", error=error.message)
+                self._log.warning("the audit was interrupted by an error", error=error.message)
             self._problem = error.message
             ended = True
         if ended:

@@ -61,7 +61,7 @@ class Carrying:
             if names:
                 opened += self._carry(table, _entries(self._instance, names))
         if opened:
-            structlog.get_logger().info("flows of an earlier version go on", flows=opened)
+            structlog.get_logger().info("flows of an earlier version continue", flows=opened)
         return opened
 
     def _carry(self, table: FlowTable, entries: list[Entries]) -> int:

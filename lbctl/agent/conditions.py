@@ -94,7 +94,7 @@ class Conditions:
             yield Trouble(
                 "programs",
                 "programs",
-                "the kernel has not taken the programs yet; the log says how far it is",
+                "the kernel has not accepted the programs yet; the log says what it is doing",
                 since=parts.programs.began,
                 said=LOADING_SECONDS,
                 unready=LOADING_SECONDS,
@@ -103,14 +103,14 @@ class Conditions:
             yield Trouble(
                 "maps",
                 "maps",
-                f"changes could not be written for {STALE_SECONDS:.0f} s: what was there before is "
-                "served; the log says which map refused what",
+                f"changes could not be written for {STALE_SECONDS:.0f} s: services work as before; "
+                "the log says which map refused what",
                 unfit=0.0,
             )
         yield from self._source()
         for text in (*parts.keeper.problems(), *parts.source.status().failing):
             name = text.partition(":")[0]
-            yield Trouble(name, "thread", f"{text}; if that goes on, restart the agent")
+            yield Trouble(name, "thread", f"{text}; if this continues, restart the agent")
         for text in parts.guard.problems():
             name = text.partition(":")[0]
             yield Trouble(name, "thread", f"{text}; the log says where, please report it")
@@ -144,11 +144,13 @@ class Conditions:
         source, node = self._parts.source.status(), self._parts.facts
         if not source.connected:
             why = f": {source.last_error}" if source.last_error else ""
-            kept = "what is known is served, changes wait" if source.synced else "nothing is known"
+            kept = (
+                "what is known is served, changes wait" if source.synced else "nothing is known yet"
+            )
             yield Trouble(
                 "source",
                 "source",
-                f"cut off from where the objects are{why}; {kept}",
+                f"cut off from the source of objects{why}; {kept}",
                 said=SOURCE_SECONDS,
                 unready=SOURCE_SECONDS,
             )
@@ -157,7 +159,7 @@ class Conditions:
                 "node",
                 "node",
                 f"no Node object is called {node.name}, the name of this node: no endpoint counts "
-                "as local, so policy Local drops what comes from outside; give --node-name the "
-                "name that `kubectl get nodes` shows",
+                "as local, so policy Local drops traffic from outside; give --node-name the name "
+                "that `kubectl get nodes` shows",
                 unready=NODE_SECONDS,
             )

@@ -149,7 +149,7 @@ class Control:
             wrote = reconciler.apply(self._complete)
         except Exception as error:  # noqa: BLE001 - one object must not end the agent
             # What it was about to write is known no more: all of it is planned again.
-            self._log.exception("a change could not be worked out")
+            self._log.exception("a change could not be computed")
             reconciler.start_over(_unexpected(error))
             wrote = True
         spent = time.monotonic() - began
@@ -255,6 +255,6 @@ class Control:
 
 def _unexpected(error: Exception) -> LbError:
     return LbError(
-        f"a change could not be worked out: {type(error).__name__}: {error}"[:300],
+        f"a change could not be computed: {type(error).__name__}: {error}"[:300],
         "The log says where, please report it.",
     )

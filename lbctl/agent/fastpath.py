@@ -262,7 +262,7 @@ class FastPath:
         if self.mode != ON or state == self.state:
             return
         if state.open:
-            log.info("established flows pass the stack")
+            log.info("established flows bypass the stack")
         else:
             log.info("all packets take the stack", why=list(state.obstacles))
         self.state = state

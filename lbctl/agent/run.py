@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -21,6 +22,7 @@ from ebpf.compile import compiler
 from ebpf.hooks.tc import Attacher
 from ebpf.hooks.xdp import DriverAttacher
 from ebpf.instance import Instance
+from ebpf.layouts import Bundle
 from ebpf.maps.sizes import Sizes
 from ebpf.parts import used
 from lbctl.agent import carrying, fastpath, measures, memory
@@ -69,6 +71,17 @@ class Options(msgspec.Struct, frozen=True):
     settings: Settings
     sizes: Sizes | None = None
     cgroup: Path | None = None  # of this node's processes; None: the root of all
+
+
+class _DataPath(NamedTuple):
+    """What the agent opens first."""
+
+    bundle: Bundle
+    most: Sizes
+    instance: Instance
+    interfaces: Interfaces
+    sockets: SocketHooks
+    programs: LaterGeneration
 
 
 class Agent:
@@ -131,7 +144,6 @@ class Agent:
             log.info("agent stops; the data path stays")
 
     def _open(self, undo: ExitStack) -> Parts:
-        options, settings = self._options, self._options.settings
         keeper = Keeper()
         undo.callback(keeper.close)
         health = Health(wake=keeper.wake, instruments=self._instruments)
@@ -139,11 +151,17 @@ class Agent:
         undo.callback(health.stop)
         memory.prepare()
         undo.callback(gc.enable)
+        opened = self._open_data_path(keeper, health, undo)
+        return self._complete(opened, keeper, health, undo)
+
+    def _open_data_path(self, keeper: Keeper, health: Health, undo: ExitStack) -> _DataPath:
+        """What is in the kernel, and who puts programs into their places."""
+        options, settings = self._options, self._options.settings
         whole = compiler.bundle()
         if flaw := compiler.cache_flaw():
             log = structlog.get_logger()
-            log.warning("compiled programs are neither kept nor believed", why=flaw)
-            self._cache_problem = f"compiled programs are neither kept nor believed: {flaw}"
+            log.warning("compiled programs are not cached", why=flaw)
+            self._cache_problem = f"compiled programs are not cached: {flaw}"
         most = msgspec.structs.replace(
             options.sizes or Sizes.automatic_here(),
             sockets=settings.socket_lb != OFF,
@@ -176,6 +194,15 @@ class Agent:
             programs.begin()
         interfaces.start()
         undo.callback(interfaces.close)
+        return _DataPath(bundle, most, instance, interfaces, sockets, programs)
+
+    def _complete(
+        self, opened: _DataPath, keeper: Keeper, health: Health, undo: ExitStack
+    ) -> Parts:
+        """What fills the data path, and looks after it."""
+        options, settings = self._options, self._options.settings
+        bundle, most, instance = opened.bundle, opened.most, opened.instance
+        interfaces, sockets, programs = opened.interfaces, opened.sockets, opened.programs
         self._source.expect(readback.count_services(instance))
         self._source.start()
         undo.callback(self._source.stop)

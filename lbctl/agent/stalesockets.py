@@ -173,7 +173,7 @@ class StaleSockets:
                 choices.delete(_key(choices, target.cookie, address, port))
                 peers.delete(key)
             except LbError as error:
-                self._log.warning("an entry of a closed socket stays", error=error.message)
+                self._log.warning("cannot remove the entry of a closed socket", error=error.message)
 
 
 def _serving(tables: Tables, planner: Planner, services: Collection[int]) -> dict[int, set[bytes]]:

@@ -68,7 +68,9 @@ class StandingFile:
         try:
             standing.write(self._pin_dir, content)
         except (OSError, Untrusted) as error:
-            structlog.get_logger().warning("cannot write what is gone by", error=str(error))
+            structlog.get_logger().warning(
+                "cannot write the file of what the agent uses", error=str(error)
+            )
 
 
 def _kubeconfig(settings: Settings) -> str:

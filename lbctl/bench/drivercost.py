@@ -23,7 +23,7 @@ from ebpf.compile import compiler
 from ebpf.compile.source import Unit
 from ebpf.errors import LbError
 from ebpf.kernel import testrun
-from ebpf.maps import ArrayMap, ProgramArray
+from ebpf.maps import ArrayMap, ProgramArray, array_of, of_kind
 from ebpf.programs import load
 from lbctl.bench import packetcost
 from lbctl.bench.packetcost import ACK, PORT, SYN, TARGET, Bench, Cost, cost_of
@@ -250,14 +250,15 @@ def driver() -> Iterator[Driver]:
     own = {name: maps.create(spec, counts.get(name, 1)) for name, spec in bundle.maps.items()}
     fds = {name: table.fd for name, table in own.items()}
     programs = {name: load(program, fds) for name, program in bundle.programs.items()}
-    headers, callee = own["xdp_headers"], own["xdp_callee"]
-    arrived, rewriting = own["xdp_arrived"], own["xdp_rewriting"]
-    assert isinstance(headers, ArrayMap)
-    assert isinstance(callee, ProgramArray)
-    assert isinstance(arrived, ArrayMap)
-    assert isinstance(rewriting, ArrayMap)
+    made = Driver(
+        programs,
+        headers=array_of(own, "xdp_headers"),
+        callee=of_kind(ProgramArray, own["xdp_callee"]),
+        arrived=array_of(own, "xdp_arrived"),
+        rewriting=array_of(own, "xdp_rewriting"),
+    )
     try:
-        yield Driver(programs, headers, callee, arrived, rewriting)
+        yield made
     finally:
         for fd in programs.values():
             os.close(fd)

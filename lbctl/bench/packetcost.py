@@ -25,7 +25,7 @@ from ebpf.compile import compiler
 from ebpf.compile.source import Unit
 from ebpf.kernel import libbpf, testrun
 from ebpf.layouts import Bundle
-from ebpf.maps import ArrayMap, HashMap, ProgramArray
+from ebpf.maps import ArrayMap, HashMap, ProgramArray, array_of, of_kind
 from ebpf.maps.sizes import Sizes
 from ebpf.programs import Generation, load
 from lbctl.bench.records import PacketCost, Record, summary
@@ -82,14 +82,10 @@ class Bench:
     close: list[Callable[[], None]] = field(default_factory=list)
 
     def hash(self, name: str) -> HashMap:
-        found = self.tables[name]
-        assert isinstance(found, HashMap)
-        return found
+        return of_kind(HashMap, self.tables[name])
 
     def array(self, name: str) -> ArrayMap:
-        found = self.tables[name]
-        assert isinstance(found, ArrayMap)
-        return found
+        return array_of(self.tables, name)
 
     def load_header(self, frame: bytes, clients: int = 1, answers: bool = False) -> None:
         """Sets what to run through: one frame, or as many as `clients`, a power of two, each with
@@ -160,14 +156,9 @@ def bench() -> Iterator[Bench]:
     fds = {name: table.fd for name, table in own.items()}
     programs = {name: load(program, fds) for name, program in driver.programs.items()}
     generation = Generation.load(bundle, {name: table.fd for name, table in tables.items()})
-    headers, control, callee = own["headers"], own["control"], own["callee"]
-    yardsticks, fillings = own["yardsticks"], own["fillings"]
-    assert isinstance(yardsticks, HashMap)
-    assert isinstance(fillings, HashMap)
-    yardsticks.put(bytes(16), bytes(8))
-    assert isinstance(headers, ArrayMap)
-    assert isinstance(control, ArrayMap)
-    assert isinstance(callee, ProgramArray)
+    headers, control = array_of(own, "headers"), array_of(own, "control")
+    callee, fillings = of_kind(ProgramArray, own["callee"]), of_kind(HashMap, own["fillings"])
+    of_kind(HashMap, own["yardsticks"]).put(bytes(16), bytes(8))
     callee.store(1, programs["second"])
     callee.store(2, programs["lookup"])
     made = Bench(bundle, tables, generation, programs, headers, control, callee, fillings)

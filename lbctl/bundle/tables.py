@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from ebpf.instance import Instance
-from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray
+from ebpf.maps import ArrayMap, HashMap, Map, PerCpuArray, Records
 from ebpf.maps.declared import USES, Buckets, Power, Table
 from lbctl.addresses import format_address
 from lbctl.datapath.frontends import Frontends
@@ -67,17 +67,17 @@ def _entries(table: Map) -> Iterator[_Entry]:
         yield from _of_array(table.read_sum())
 
 
-def _of_hash(key: Any, value: Any) -> dict[str, object]:
+def _of_hash(key: object, value: object) -> dict[str, object]:
     return {"key": plain(key), "value": plain(value)}
 
 
-def _of_array(records: Any) -> Iterator[_Entry]:
+def _of_array(records: Records) -> Iterator[_Entry]:
     rows = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), -1)
     for index in np.flatnonzero(rows.any(axis=1)).tolist():
         yield partial(_of_index, records, index)
 
 
-def _of_index(records: Any, index: int) -> dict[str, object]:
+def _of_index(records: Records, index: int) -> dict[str, object]:
     return {"index": index, "value": plain(records[index])}
 
 
@@ -98,7 +98,7 @@ def _of_key(key: bytes, **value: int) -> dict[str, object]:
     return {"key": {"addr": addr, "port": port, "proto": proto}, "value": value}
 
 
-def plain(value: Any) -> object:
+def plain(value: object) -> object:
     """A record, field by field."""
     if isinstance(value, np.void) and value.dtype.names:
         if value.dtype.names == ("w",) and value.dtype.itemsize == ADDRESS_BYTES:

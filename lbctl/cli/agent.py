@@ -14,6 +14,7 @@ import click
 
 from lbctl import interrupts
 from lbctl.cli import options
+from lbctl.cli.root import require_root
 
 if TYPE_CHECKING:
     from ebpf.maps.sizes import Sizes
@@ -26,20 +27,20 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  lbctl agent                                    in a pod: service account, $NODE_NAME
+  lbctl agent                                    in a pod, with its service account and $NODE_NAME
   lbctl agent --kubeconfig ~/.kube/config --node-name node1
   lbctl agent --manifests ./manifests --node-name node1
 
-It serves the network namespace it runs in. SIGTERM and SIGINT end it, and leave the data path as it
-is; `lbctl cleanup` alone removes that. It reserves ports 61000-65535 in
+It serves the network namespace it runs in. SIGTERM and SIGINT end it; the data path keeps running
+as it is until `lbctl cleanup` removes it. The agent reserves ports 61000-65535 in
 net.ipv4.ip_local_reserved_ports for connections whose source port it has to change.
 
 \b
 Exit codes:
   0  ended by a signal
-  1  could not start or go on; the message says why
-  2  used wrongly
-  4  another agent holds the pin directory; the message says which process
+  1  could not start or continue; the message says why
+  2  used wrongly: an unknown option or value
+  4  another agent uses the pin directory; the message says which process
 """
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -51,13 +52,13 @@ _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A KubeProxyConfiguration, an AgentConfiguration or both, followed while it changes. "
-    "Options win over it.",
+    help="Read settings from this file: a KubeProxyConfiguration, an AgentConfiguration or both. "
+    "Changes are picked up. Options override it.",
 )
 @options.of_settings
 def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
-    """Keep this node's service translation equal to what the API says."""
-    # Importing is quicker so; the agent goes on without, see lbctl/agent/memory.py.
+    """Run the agent: keep this node's maps in line with the Kubernetes API."""
+    # Importing is quicker without; the agent turns it on later, see lbctl/agent/memory.py.
     gc.disable()
     click.get_current_context().call_on_close(gc.enable)
     with interrupts.importing():
@@ -68,11 +69,11 @@ def command(pin_dir: Path, config: Path | None, **given: Any) -> None:
     from lbctl.instruments import Instruments
 
     if given["manifests"] and (given["kubeconfig"] or given["api_server"]):
-        raise UsageError("--manifests excludes --kubeconfig and --api-server")
-    if os.geteuid() != 0:
         raise UsageError(
-            "the agent needs root: it loads programs into the kernel", hint="Run it with sudo."
+            "--manifests cannot be combined with --kubeconfig or --api-server",
+            "The objects come either from files or from an API server.",
         )
+    require_root("the agent", "loads programs into the kernel")
     found, followed = _settings(settle.from_command_line(**given), config)
     name = found.node_name or os.uname().nodename.strip().lower()
     instruments = Instruments()
@@ -118,7 +119,7 @@ def _settings(flags: Said, config: Path | None) -> tuple[Settings, FollowedFile 
     log_to_stderr(found.log_format, found.verbose)
     ignored = settle.ignored(file)
     if ignored:
-        structlog.get_logger().info("settings that mean nothing here", fields=ignored)
+        structlog.get_logger().info("settings without effect here", fields=ignored)
     return found, FollowedFile(config, flags, found, file) if config else None
 
 
@@ -155,7 +156,7 @@ def _usable(kubeconfig: Path | None) -> Path | None:
     import structlog
 
     structlog.get_logger().info(
-        "clientConnection.kubeconfig is not there; going by the service account",
+        "clientConnection.kubeconfig does not exist; using the service account",
         path=str(kubeconfig),
     )
     return None

@@ -15,7 +15,7 @@ from lbctl.inspect.opened import open_instance
 
 @click.group()
 def command() -> None:
-    """Endpoints as this node's programs see them, one row per service port."""
+    """Endpoints of services, as programmed on this node; one row per service port."""
 
 
 @command.command("list", short_help="List backends: all, or those of a service.")
@@ -23,10 +23,10 @@ def command() -> None:
 @options.output
 @options.pin_dir
 def list_command(service: str, output: str, pin_dir: Path) -> None:
-    """List backends: all, or those of SERVICE (a name, NAMESPACE/NAME, or either with :PORT).
+    """List backends: all, or those of SERVICE (NAME or NAMESPACE/NAME, optionally with :PORT).
 
-    A backend that has left its service is listed as leaving until its last connection ends. FLOWS
-    are those that go through this node now.
+    A backend that its service no longer has is listed as leaving until its last connection ends.
+    FLOWS counts the connections that go through this node now.
 
     \b
     lbctl backend list default/web

@@ -28,7 +28,7 @@ EPILOG = """\b
 Examples:
   lbctl bench --quick --report bench.html           two minutes
   lbctl bench --json run.jsonl --report bench.html  a quarter of an hour
-  lbctl bench --resume run.jsonl                    goes on where that was interrupted
+  lbctl bench --resume run.jsonl                    continues that one after an interruption
   lbctl bench --resume run.jsonl --no-measuring --report bench.md
   lbctl bench --services 10000 --peers none,nftables,lbctl-tc --measures connect_latency
   lbctl bench --rules saved-by-iptables-save --services 1
@@ -36,15 +36,23 @@ Examples:
   lbctl bench --kube-proxy ./kube-proxy --services 1000 --min-sync-period 0.1
 
 It works in network namespaces of its own, which it removes, and leaves the machine's network,
-rules and settings alone. Figures are worth what else the machine does meanwhile: run it alone.
+rules and settings alone. Other load on the machine distorts the figures: run nothing else.
 """
 
 
 def _numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int]:
-    try:
-        return sorted({int(word) for word in (value or "").split(",") if word})
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers like 1,100,1000") from None
+    words = [word for word in (value or "").split(",") if word]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise click.BadParameter(f"{value!r} is not a list of numbers like 1,100,1000")
+    return sorted({int(word) for word in words})
+
+
+def _cpu(context: click.Context, option: click.Parameter, value: int | None) -> int:
+    usable = os.sched_getaffinity(0)
+    if value is not None and value not in usable | {-1}:
+        known = ", ".join(map(str, sorted(usable)))
+        raise click.BadParameter(f"there is no CPU {value}, but {known}", context, option)
+    return max(usable) if value is None else value
 
 
 @click.command(epilog=EPILOG)
@@ -52,78 +60,94 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str | Non
     "--services",
     callback=_numbers,
     metavar="LIST",
-    help=f"Numbers of services.  [default: {FULL_SERVICES}; with --quick {QUICK_SERVICES}]",
+    help="Numbers of services to measure with.  "
+    f"[default: {FULL_SERVICES}; with --quick {QUICK_SERVICES}]",
 )
 @click.option(
-    "--endpoints", type=click.IntRange(1), default=3, show_default=True, help="Per service."
+    "--endpoints",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Endpoints per service.",
 )
-@click.option("--peers", default="", metavar="LIST", help="Which peers.  [default: all]")
-@click.option("--measures", default="", metavar="LIST", help="Which measures.  [default: all]")
-@click.option("--quick", is_flag=True, help="Fewer turns: about two minutes.")
+@click.option("--peers", default="", metavar="LIST", help="What to compare.  [default: all]")
+@click.option("--measures", default="", metavar="LIST", help="What to measure.  [default: all]")
+@click.option("--quick", is_flag=True, help="Fewer rounds: takes about two minutes.")
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the raw data as JSON lines, as they come; FILE.about.json has the rest.",
+    help="Write raw data to this file as it comes, as JSON lines; FILE.about.json describes "
+    "the machine and the run.",
 )
 @click.option(
     "--resume",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Measure what that --json file does not have yet, and add it.",
+    help="Continue an interrupted run: measure what this --json file lacks, and append it.",
 )
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write a report: one self-contained .html file with plots, or .md.",
+    help="Write a report: a self-contained .html file with plots, or .md.",
 )
 @click.option(
-    "--no-measuring", is_flag=True, help="Only show and report what --resume's file holds."
+    "--no-measuring",
+    is_flag=True,
+    help="Only show and report what the file given to --resume holds.",
 )
 @click.option(
     "--plots",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write the plots there, as SVG and PNG.",
+    help="Write the plots to this directory, as SVG and PNG.",
 )
 @click.option(
     "--rules",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Rules saved on a node, by iptables-save or nft, instead of generated ones.",
+    help="Load these rules, saved on a node by iptables-save or nft, instead of generated ones.",
 )
 @click.option(
     "--kube-proxy",
     "kube_proxy",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="PATH",
-    help="Run this kube-proxy, in both modes, instead of loading rules of its shape.",
+    help="Run this kube-proxy binary, in both modes, instead of loading generated rules.",
 )
 @click.option(
     "--min-sync-period",
     type=click.FloatRange(0.001, 30),
     metavar="SECONDS",
-    help="The least time between two syncs of --kube-proxy.  [default: 1, as its own]",
+    help="Shortest time between two syncs of --kube-proxy.  [default: 1, as kube-proxy's own]",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(1),
     default=300.0,
     show_default=True,
-    help="Seconds that loading a peer may take; what is not finished then is reported so.",
+    help="Give up loading rules after this many seconds, and report that.",
 )
 @click.option(
-    "--cpu", type=int, help="CPU of the connection generator.  [default: the last; -1: any]"
+    "--cpu",
+    type=int,
+    callback=_cpu,
+    help="CPU to run the connection generator on.  [default: the last; -1: any]",
 )
 @click.option(
     "--service",
     "service",
     metavar="HOST:PORT",
-    help="Only this: connections to a service as it is, against --pods; see deploy/bench.",
+    help="Only compare connections to this existing service with connections to --pods; see "
+    "deploy/bench.",
 )
-@click.option("--pods", metavar="HOST:PORT", help="A name of the service's pods, for --service.")
+@click.option(
+    "--pods",
+    metavar="HOST:PORT",
+    help="With --service: a name that resolves to the service's pods.",
+)
 @click.option("--name", default="bench", show_default=True, help="Part of the namespaces' names.")
 def command(
     services: list[int],
@@ -140,16 +164,16 @@ def command(
     kube_proxy: Path | None,
     min_sync_period: float | None,
     timeout: float,
-    cpu: int | None,
+    cpu: int,
     service: str | None,
     pods: str | None,
     name: str,
 ) -> None:
-    """Measure what a service costs: a connection, a packet, a change, memory.
+    """Measure what a service costs: opening a connection, a packet, a change, memory.
 
-    Side by side in one run, on nodes of their own, in turns: no load balancer at all, kube-proxy's
-    rules in iptables (both variants) and nftables, and lbctl. What cannot run here is reported with
-    the reason. Needs root.
+    Compares, in alternating rounds of one run and each on a node of its own: no load balancer,
+    kube-proxy's rules in iptables (both variants) and nftables, and lbctl. What cannot run on this
+    machine is reported with the reason. Needs root.
     """
     from lbctl.bench import kubeproxy, saved
     from lbctl.bench import report as reports
@@ -164,9 +188,9 @@ def command(
     if bool(service) != bool(pods):
         raise UsageError("--service and --pods need each other")
     if rules and kube_proxy:
-        raise UsageError("--rules and --kube-proxy exclude each other")
+        raise UsageError("--rules and --kube-proxy cannot be combined")
     if min_sync_period and not kube_proxy:
-        raise UsageError("--min-sync-period needs --kube-proxy PATH, whose it is")
+        raise UsageError("--min-sync-period needs --kube-proxy PATH")
     if kube_proxy:
         kubeproxy.version(kube_proxy)  # it can be run, or the reader is told
     usual = QUICK_SERVICES if quick else FULL_SERVICES
@@ -177,7 +201,7 @@ def command(
         measures=_chosen("--measures", measures, (*PER_SERVICES, *PACKETS, RATE)),
         effort=Effort.quick() if quick else Effort(),
         timeout=timeout,
-        cpu=max(os.sched_getaffinity(0)) if cpu is None else cpu,
+        cpu=cpu,
         name=name,
         saved=saved.read(rules) if rules else None,
         kube_proxy=kube_proxy,
@@ -210,12 +234,12 @@ def _results(json_file: Path | None, resume: Path | None) -> Results:
     from lbctl.bench.records import Results
 
     if json_file and resume:
-        raise UsageError("--json and --resume exclude each other: --resume adds to its own file")
+        raise UsageError("--json and --resume cannot be combined: --resume adds to its own file")
     if resume:
         return Results.resume(resume)
     if json_file and json_file.exists():
         raise UsageError(
-            f"--json: {json_file} exists", f"Go on with it: --resume {json_file}; or remove it."
+            f"--json: {json_file} exists", f"Continue it with --resume {json_file}, or remove it."
         )
     return Results(json_file)
 
@@ -234,9 +258,9 @@ def _measure_in_place(
 
 def _measure(options: Options, results: Results) -> None:
     from lbctl.bench import run as runs
-    from lbctl.cli.lab import require_root
+    from lbctl.cli.root import require_root
 
-    require_root()
+    require_root("bench", "makes network namespaces")
     # As with Ctrl-C: unwind, and thereby clean up.
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -245,7 +269,7 @@ def _measure(options: Options, results: Results) -> None:
     finally:
         results.save_about()
         if sys.exc_info()[0] is not None and results.path is not None and results.records:
-            click.echo(f"What was measured is kept; go on: --resume {results.path}", err=True)
+            click.echo(f"What was measured is kept; to continue: --resume {results.path}", err=True)
 
 
 @contextmanager

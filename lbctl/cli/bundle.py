@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import click
 
 from lbctl.cli import options
-from lbctl.errors import LbError, UsageError
+from lbctl.cli.root import require_root
+from lbctl.errors import LbError
 
 
 @click.command()
@@ -20,22 +20,23 @@ from lbctl.errors import LbError, UsageError
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A log of the agent; its last 8 MiB. Repeatable.",
+    help="Include the last 8 MiB of this log file of the agent. Repeatable.",
 )
-@click.option("--no-flows", is_flag=True, help="Without flows: no address of a client is in it.")
+@click.option(
+    "--no-flows", is_flag=True, help="Leave out flows, and with them all clients' addresses."
+)
 @options.pin_dir
 def command(file: Path | None, logs: tuple[Path, ...], no_flows: bool, pin_dir: Path) -> None:
-    """Write a support bundle: status, configuration, maps in JSON, versions, facts about the kernel
-    and the network, what `doctor` finds, logs.
+    """Write a support bundle: status, configuration, maps as JSON, versions, facts about the kernel
+    and the network, the findings of `doctor`, logs.
 
-    Environments are left out, and from every text what looks like a token, a password, a key or a
-    certificate. Addresses, and names of services, nodes and interfaces are in it. It needs no
-    agent. The name of the file goes to stdout.
+    Environment variables are left out, as is anything that looks like a token, a password, a key or
+    a certificate. Addresses and the names of services, nodes and interfaces are included. No agent
+    has to be running. The name of the file is printed on stdout.
     """
     from lbctl.bundle import collect
 
-    if os.geteuid() != 0:
-        raise UsageError("bundle needs root: it reads maps", "Run it with sudo.")
+    require_root("bundle", "reads maps")
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     target = file or Path(f"lbctl-bundle-{stamp}.tar.gz")
     try:
@@ -43,5 +44,5 @@ def command(file: Path | None, logs: tuple[Path, ...], no_flows: bool, pin_dir: 
     except OSError as error:
         raise LbError(f"cannot write {target}: {error.strerror}") from error
     for sentence in missing:
-        click.echo(f"not in it: {sentence}", err=True)
+        click.echo(f"not included: {sentence}", err=True)
     click.echo(str(target))

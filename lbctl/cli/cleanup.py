@@ -16,7 +16,11 @@ from lbctl.host import settings as host
 
 @click.command()
 @options.yes
-@click.option("--force", is_flag=True, help="Also while an agent runs, which it will not survive.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Do it even while an agent is running; that agent will stop working.",
+)
 @click.option(
     "--kube-proxy",
     "kube_proxy",
@@ -27,13 +31,13 @@ from lbctl.host import settings as host
 def command(yes: bool, force: bool, kube_proxy: bool, pin_dir: Path) -> None:
     """Remove everything an instance pinned or attached, and nothing else.
 
-    Programs leave their interfaces, maps and pins go; connections through services end. It needs no
-    agent, and is refused while one runs. Filters of clsact (on kernels before 6.6) can only be
-    removed from the network namespace they are in: run it there.
+    Detaches the programs and removes maps and pins; connections through services end. It is refused
+    while an agent runs. Filters of clsact (on kernels before 6.6) can only be removed from the
+    network namespace they are in: run it there.
 
-    With --kube-proxy the instance stays, and what kube-proxy left goes: its chains in every kind of
-    iptables with the rules that lead to them, and its tables of nftables. Policies, sysctls and
-    devices are only named.
+    With --kube-proxy, the instance stays, and what kube-proxy left behind is removed: its chains in
+    every variant of iptables with the rules that lead to them, and its nftables tables. Policies,
+    sysctls and devices are only listed.
     """
     if kube_proxy:
         if force:

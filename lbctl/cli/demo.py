@@ -9,7 +9,7 @@ from types import FrameType
 
 import click
 
-from lbctl.cli.lab import require_root
+from lbctl.cli.root import require_root
 from lbctl.demo import steps
 from lbctl.demo.outcome import Outcome, show_summary
 from lbctl.demo.services import CLIENT, examples_directory
@@ -20,7 +20,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave the lab standing, and say how to look around.")
+@click.option("--keep", is_flag=True, help="Keep the lab running, and print commands to try on it.")
 @click.option(
     "--cni",
     type=click.Choice(["route", "bridge"]),
@@ -28,18 +28,18 @@ TERMINATED = 128 + signal.SIGTERM
     show_default=True,
     help="How the lab's pods are connected.",
 )
-@click.option("--name", default="demo", show_default=True, help="What to call the lab.")
+@click.option("--name", default="demo", show_default=True, help="Name of the lab.")
 def command(keep: bool, cni: Cni, name: str) -> None:
-    """Watch it work: real traffic through a small lab, with nothing lost.
+    """Show real traffic through a small lab while things change, and count what is lost.
 
-    Builds two nodes with three pods each from network namespaces, calls an HTTP and a DNS service
-    over IPv4 and IPv6, changes their endpoints and kills the agents while requests run, counts what
-    was lost, and removes the lab. Takes about 20 seconds and needs root; the machine's own network
-    is not touched.
+    Builds two nodes with three pods each from network namespaces, sends requests to an HTTP and a
+    DNS service over IPv4 and IPv6, changes their endpoints and kills the agents meanwhile, counts
+    lost requests, and removes the lab. Takes about 20 seconds and needs root; the machine's own
+    network is not touched.
 
-    The exit code is 0 if nothing was lost, else 1.
+    Exits with code 0 if nothing was lost, else 1.
     """
-    require_root()
+    require_root("the demo", "makes network namespaces")
     # As with Ctrl-C: unwind, and thereby clean up.
     signal.signal(signal.SIGTERM, _terminate)
     outcome = Outcome()
@@ -68,7 +68,7 @@ def _show_around(lab: Lab) -> None:
     node = lab.pin_dir("node2")
     click.echo(
         f"""
-The lab {lab.name!r} is still there. Look around:
+The lab {lab.name!r} is still running. Commands to try:
   lbctl lab status --name {lab.name}
   lbctl lab exec --lab {lab.name} {CLIENT} -- curl -s http://10.96.0.80/
   lbctl service list --pin-dir {node}

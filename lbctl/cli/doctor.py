@@ -30,13 +30,13 @@ _LONGEST = 600.0  # seconds for which trials are answered
     is_flag=False,
     flag_value=_ANSWER,
     metavar="[NODE]",
-    help="Try answers that go straight back. Without an address: answer who tries; with that of "
-    "the node which answers: try.",
+    help="Try DSR (direct server return) between two nodes: on one, give no address, and it "
+    "answers; on the other, give the first one's address.",
 )
 @click.option(
     "--service-address",
     metavar="ADDRESS",
-    help="With --dsr NODE: the source of the answers, like an address of a load balancer.",
+    help="With --dsr NODE: the address to answer from, such as one of a load balancer.",
 )
 @click.option(
     "--dsr-port",
@@ -44,22 +44,21 @@ _LONGEST = 600.0  # seconds for which trials are answered
     default=6080,
     show_default=True,
     metavar="PORT",
-    help="With --dsr: UDP port of outer headers.",
+    help="With --dsr: the UDP port that encapsulated packets are sent to.",
 )
 @options.output
 @options.pin_dir
 def command(
     output: str, pin_dir: Path, dsr: str | None, service_address: str | None, dsr_port: int
 ) -> None:
-    """Check what lbctl needs of this machine; say what to do about what is missing.
+    """Check whether this machine has what lbctl needs, and say how to fix what is missing.
 
-    Reads and tries, changes nothing. Returns 5 if something is missing that it cannot do without;
-    what is only advised costs something, but is no obstacle. Where a service's traffic is answered
-    straight back (DSR), what that needs is looked at, too.
+    Nothing is changed. Exits with code 5 if something required is MISSING. What is only advised
+    works without, at some cost. If a service uses DSR, its requirements are checked too.
 
     \b
     lbctl doctor
-    lbctl doctor --dsr                          # on one node, for ten minutes at most
+    lbctl doctor --dsr                          # on one node; runs for ten minutes at most
     lbctl doctor --dsr 172.18.0.12 --service-address 192.0.2.80    # on the other
     """
     from lbctl.host import requirements, straight
@@ -71,7 +70,7 @@ def command(
         found = _try(dsr, service_address, dsr_port)
         write(found, COLUMNS, output)
         if not any(item.ok for item in found if item.name.startswith(_TRIALS)):
-            click.echo("answers do not get straight back from there", err=True)
+            click.echo("no answer came straight back from there", err=True)
             sys.exit(FOUND_WANTING)
         return
     found = requirements.check(pin_dir)
@@ -87,7 +86,7 @@ def command(
 def _answer(port: int) -> None:
     from lbctl.host import dsrtrial
 
-    click.echo(f"answering who tries, for {_LONGEST:.0f} s; end it with Ctrl-C", err=True)
+    click.echo(f"answering trials for {_LONGEST:.0f} s; Ctrl-C stops it", err=True)
     try:
         dsrtrial.answering(port, click.echo, time.monotonic() + _LONGEST)
     except KeyboardInterrupt:
@@ -101,13 +100,13 @@ def _try(node: str, service: str | None, port: int) -> list[Requirement]:
 
     if service is None:
         raise UsageError(
-            "no address to answer from",
-            "Give one of a load balancer, or any that no machine has: --service-address 192.0.2.80",
+            "--dsr NODE needs an address to answer from",
+            "Give one of a load balancer, or one that no machine has: --service-address 192.0.2.80",
         )
     try:
         asked, called = (format_address(parse_address(text)) for text in (node, service))
     except ValueError as error:
-        raise UsageError(str(error), "Addresses like 172.18.0.12 or fd00:18::12.") from error
+        raise UsageError(str(error), "Give addresses like 172.18.0.12 or fd00:18::12.") from error
     local = ((name, check()) for name, check in straight.CHECKS.items())
     return _advice((*local, *dsrtrial.asking(asked, called, port)))
 

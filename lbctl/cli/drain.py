@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("node")
-@click.option("--simulate", is_flag=True, help="Nothing else is done: needed, so that it is clear.")
+@click.option("--simulate", is_flag=True, help="Required, to make clear that nothing is drained.")
 @options.output
 @objects.question
 def command(node: str, simulate: bool, output: str, pin_dir: Path, **asked: Any) -> None:
-    """Say what would be if NODE were drained: which services would have no endpoint left, which
-    would lose those that are near, which flows of this node would end.
+    """Say what would happen if NODE were drained: which services would have no endpoint left, which
+    would lose their nearby endpoints, which flows of this node would end.
 
-    Nothing is changed. What becomes of new connections is asked of the real programs, on maps made
-    for the occasion (as root; else the resolver says it). Topology hints are taken as they are:
-    their controller would write others in time.
+    Nothing is changed. Run as root, it asks the real programs, with temporary maps, what would
+    happen to new connections; otherwise it computes that. Topology hints are used as they are now,
+    although their controller would rewrite them in time.
 
-    Returns 5 if a service would be left without any endpoint.
+    Exits with code 5 if a service would be left without any endpoint.
 
     \b
     lbctl drain worker-3 --simulate
@@ -41,7 +41,7 @@ def command(node: str, simulate: bool, output: str, pin_dir: Path, **asked: Any)
     """
     if not simulate:
         raise UsageError(
-            "drain only simulates", "Say --simulate; `kubectl drain` is what drains a node."
+            "drain only simulates", "Add --simulate. To drain a node, use `kubectl drain`."
         )
     from lbctl.verify import drain
     from lbctl.verify.objects import Question, know
@@ -65,7 +65,7 @@ def command(node: str, simulate: bool, output: str, pin_dir: Path, **asked: Any)
 
 
 def _check(node: str, known: Known) -> None:
-    """A name with a slip in it would drain nothing, and look well."""
+    """Draining a misspelt node would seem to do no harm."""
     nodes = {name for name, _ in known.zones} | {
         endpoint.node
         for found in known.services.values()
@@ -74,7 +74,9 @@ def _check(node: str, known: Known) -> None:
     }
     if node not in nodes:
         shown = ", ".join(sorted(filter(None, nodes))[:5])
-        raise NotFound(f"no node is called {node!r}, nor has it endpoints", f"There are {shown}.")
+        raise NotFound(
+            f"there is no node {node!r}, and no endpoint on one", f"Known nodes: {shown}."
+        )
 
 
 def _flows(known: Known, pin_dir: Path) -> Mapping[Place, int] | None:
@@ -88,7 +90,7 @@ def _flows(known: Known, pin_dir: Path) -> Mapping[Place, int] | None:
         with open_instance(pin_dir) as instance:
             return load.count_flows(instance)
     except LbError as error:
-        objects.say(f"flows are not known: {error.message}")
+        objects.say(f"flows are unknown: {error.message}")
         return None
 
 
@@ -108,8 +110,8 @@ def _print(found: Drained, output: str) -> None:
     last = sum(port.last for port in found.ports)
     flows = "" if found.flows is None else f", {found.flows} flows of {found.view} would end"
     click.echo(
-        f"{len(found.ports)} service ports have endpoints on {found.node}, {last} of them no others"
-        f"{flows}; asked: {found.asked}",
+        f"{len(found.ports)} service ports have endpoints on {found.node}, {last} of them only "
+        f"there{flows} (according to the {found.asked})",
         err=True,
     )
 

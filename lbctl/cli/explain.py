@@ -29,8 +29,8 @@ _FROM = {
     default="pod",
     show_default=True,
     metavar="WHOM",
-    help="Whose traffic: `pod` is any of this node, `node` the node itself, `outside` anybody "
-    "else; or an address, a pod's NAMESPACE/NAME, a node's name.",
+    help="Whose traffic: `pod` (any pod of this node), `node` (the node itself), `outside` "
+    "(anybody else), an address, a pod's NAMESPACE/NAME, or a node's name.",
 )
 @options.output
 @objects.question
@@ -38,9 +38,9 @@ def command(service: str, source: str, output: str, pin_dir: Path, **asked: Any)
     """Say which endpoints of SERVICE are used from here, which are not and why, and what would
     change that.
 
-    SERVICE is NAME or NAMESPACE/NAME, either with :PORT, the port's name. The answer is the
-    resolver's own, for the objects as they are now and the node as its agent knows it; with
-    --manifests or --kubeconfig and --node-name for any other.
+    SERVICE is NAME or NAMESPACE/NAME, optionally with :PORT, the name of a port. The agent's own
+    code gives the answer, for the objects as they are now and for this node. --manifests,
+    --kubeconfig and --node-name choose other objects and another node.
 
     \b
     lbctl explain default/web --from outside
@@ -76,11 +76,11 @@ def _port(port: ExplainedPort, *, wide: bool) -> Iterator[str]:
     for text in port.warnings:
         yield f"  warning: {text}"
     if port.source_ranges:
-        yield f"  Its load-balancer addresses are for {', '.join(port.source_ranges)} alone."
+        yield f"  Its load-balancer addresses are only open to {', '.join(port.source_ranges)}."
     if port.affinity_seconds:
         yield f"  A client stays with its endpoint for {port.affinity_seconds} s."
     if not port.groups:
-        yield "  It has no address that traffic from there could call."
+        yield "  It has no address that traffic from there can use."
     for group in port.groups:
         yield from _group(group, wide=wide)
 
@@ -123,7 +123,7 @@ def _losses(group: Group, *, wide: bool) -> Iterator[str]:
 
 def _loss(loss: NodeLoss) -> str:
     number = "1 endpoint" if loss.left == 1 else f"{loss.left} endpoints"
-    return f"If node {loss.node} went ({loss.endpoints} used there), {number} would be used."
+    return f"Without node {loss.node} (which has {loss.endpoints} of them), {number} would be used."
 
 
 def _why(item: ExplainedEndpoint) -> str:

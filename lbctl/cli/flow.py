@@ -34,27 +34,29 @@ def target(ctx: click.Context, param: click.Parameter, value: str | None) -> Tar
 TARGET = "ADDRESS[:PORT]|NET/BITS"
 _FILTERS = (
     click.option(
-        "--service", metavar="SERVICE", help="NAME, NAMESPACE/NAME, or either with :PORT."
+        "--service",
+        metavar="SERVICE",
+        help="Only flows of this service: NAME or NAMESPACE/NAME, optionally with :PORT.",
     ),
-    click.option("--client", callback=target, metavar=TARGET, help="Who called."),
-    click.option("--backend", callback=target, metavar=TARGET, help="Who answers."),
+    click.option("--client", callback=target, metavar=TARGET, help="Only flows from this client."),
+    click.option("--backend", callback=target, metavar=TARGET, help="Only flows to this backend."),
     click.option(
         "--protocol",
         type=click.Choice([*PROTOCOLS.values()], case_sensitive=False),
-        help="Only it.",
+        help="Only flows of this protocol.",
     ),
     click.option(
         "--state",
         "states",
         type=click.Choice([*STATES.values()]),
         multiple=True,
-        help="Repeatable.",
+        help="Only flows in this state. Repeatable.",
     ),
 )
 
 
 def filters(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which flows are meant; all that are given must hold."""
+    """The options that select flows; a flow has to match all that are given."""
     for option in reversed(_FILTERS):
         function = option(function)
     return function
@@ -62,7 +64,7 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def command() -> None:
-    """Connections being translated, as the programs remember them."""
+    """Connections that are being translated on this node."""
 
 
 @command.command("list")
@@ -73,10 +75,9 @@ def command() -> None:
     default=1000,
     show_default=True,
     metavar="N",
-    help="Stop after so many; 0 lists all.",
+    help="Stop after this many; 0 lists all.",
 )
-@options.names
-@options.kubeconfig_for_names
+@options.naming
 @options.output
 @options.pin_dir
 def list_command(
@@ -87,9 +88,10 @@ def list_command(
     pin_dir: Path,
     **chosen: Any,
 ) -> None:
-    """List flows: who talks to which backend through which service.
+    """List flows: which client talks to which backend through which service.
 
-    TIME is since the last packet. Packets and bytes are of both directions (wide: each).
+    A flow has to match all filters that are given. TIME is the time since its last packet. Packets
+    and bytes count both directions; -o wide has each one.
 
     \b
     lbctl flow list --service default/web --state established
@@ -101,9 +103,9 @@ def list_command(
         more = bool(limit) and next(found, None) is not None
     if names or kubeconfig:
         rows = _named(rows, pin_dir, kubeconfig)
-    write(rows, COLUMNS, output, empty="no such flows")
+    write(rows, COLUMNS, output, empty="no matching flows")
     if more:
-        click.echo(f"there are more than {limit}: use --limit or a filter", err=True)
+        click.echo(f"only the first {limit} are shown: raise --limit, or use a filter", err=True)
 
 
 def _named(rows: list[FlowRow], pin_dir: Path, kubeconfig: Path | None) -> list[FlowRow]:
@@ -127,10 +129,11 @@ def _shown(endpoint: str, name: str) -> str:
 @options.yes
 @options.pin_dir
 def flush(yes: bool, pin_dir: Path, **chosen: Any) -> None:
-    """End flows: forget both directions.
+    """End flows, in both directions.
 
-    The next packet of a UDP flow picks a backend anew. A TCP connection is reset at its next
-    packet, since no other backend could carry on with it. Without a filter, every flow is meant.
+    A flow has to match all filters that are given; without any, every flow is ended. The next
+    packet of a UDP flow is sent to a newly chosen backend. A TCP connection is reset at its next
+    packet, since no other backend could continue it.
 
     \b
     lbctl flow flush --backend 10.1.0.7 --protocol tcp
@@ -144,7 +147,7 @@ def flush(yes: bool, pin_dir: Path, **chosen: Any) -> None:
         ]
         total = sum(len(cells) for _, cells in found)
         if not total:
-            click.echo("no such flows", err=True)
+            click.echo("no matching flows", err=True)
             return
         connections = sum(int((cells["proto"] == socket.IPPROTO_TCP).sum()) for _, cells in found)
         if not yes:
@@ -173,7 +176,7 @@ def _filter(
     by_name = {name: number for number, name in STATES.items()}
     if client and backend and client.prefix.family != backend.prefix.family:
         raise LbError(
-            "--client and --backend are of two address families, which no flow joins",
+            "--client and --backend are of different address families; no flow has both",
             "Give both as IPv4 or both as IPv6.",
             exit_code=2,
         )

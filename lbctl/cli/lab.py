@@ -11,7 +11,7 @@ import click
 from lbctl.cli import options
 from lbctl.cli.options import Decorator
 from lbctl.cli.output import Column, write, write_data
-from lbctl.errors import LbError
+from lbctl.cli.root import require_root
 from lbctl.lab import agents, teardown
 from lbctl.lab.cluster import Lab
 from lbctl.lab.overview import LabStatus, NodeStatus, status_of
@@ -20,18 +20,25 @@ from lbctl.lab.topology import Cni, check_name
 
 DEFAULTS = AgentOptions()
 
+
+def _room(flag: str, default: int) -> Decorator:
+    """How large the agents' tables may grow; they check the number."""
+    return click.option(
+        flag, type=int, default=default, show_default=True, help=f"The agents' {flag}."
+    )
+
+
 lab_name: Decorator = click.option(
-    "--name", "--lab", "name", default="lab", show_default=True, help="Which lab."
+    "--name", "--lab", "name", default="lab", show_default=True, help="Name of the lab."
 )
 
 
 @click.group()
 def command() -> None:
-    """A cluster of network namespaces on this machine, to try things on.
+    """Build a cluster of network namespaces on this machine, to try things on.
 
-    \b
-    Nodes joined by a network, pods behind veths, a client outside; per node an agent. Nothing of it
-    touches the machine's own interfaces, routes or firewall. Needs root.
+    It has nodes on a network, pods behind veths, a client outside the cluster, and an agent on each
+    node. It does not touch the machine's own interfaces, routes or firewall. Needs root.
 
     \b
       lbctl lab up --manifests examples/
@@ -43,25 +50,25 @@ def command() -> None:
 
 @command.command()
 @lab_name
-@click.option("--nodes", type=int, default=2, show_default=True, help="How many nodes.")
-@click.option("--pods", type=int, default=3, show_default=True, help="How many pods on each node.")
+@click.option("--nodes", type=int, default=2, show_default=True, help="Number of nodes.")
+@click.option("--pods", type=int, default=3, show_default=True, help="Number of pods on each node.")
 @click.option(
     "--cni",
     type=click.Choice(["route", "bridge"]),
     default="route",
     show_default=True,
-    help="How pods are connected: each by a route to its veth, or all by a Linux bridge.",
+    help="How pods are connected: a route to each veth, or one Linux bridge per node.",
 )
 @click.option("--agent/--no-agent", default=True, help="Run `lbctl agent` on every node.")
 @click.option(
     "--manifests",
     type=click.Path(exists=True, path_type=Path),
     metavar="PATH",
-    help="Kubernetes objects (a file or directory) to copy into the lab.",
+    help="Kubernetes objects (a file or directory) to serve in the lab.",
 )
-@click.option("--services", type=int, default=DEFAULTS.services, show_default=True, help="Room.")
-@click.option("--endpoints", type=int, default=DEFAULTS.endpoints, show_default=True, help="Room.")
-@click.option("--flows", type=int, default=DEFAULTS.flows, show_default=True, help="Room.")
+@_room("--services", DEFAULTS.services)
+@_room("--endpoints", DEFAULTS.endpoints)
+@_room("--flows", DEFAULTS.flows)
 def up(
     name: str,
     nodes: int,
@@ -75,17 +82,18 @@ def up(
 ) -> None:
     """Build a lab and start its agents.
 
-    Objects can be changed while it runs: the agents watch the directory that `lab status` names.
+    To change objects while it runs, change the files in /run/lbctl/lab/NAME/manifests: the agents
+    follow them.
     """
-    require_root()
+    require_root("a lab", "makes network namespaces")
     sizes = AgentOptions(services=services, endpoints=endpoints, flows=flows)
     lab = Lab.up(
         name, nodes=nodes, pods=pods, cni=cni, agent=agent, manifests=manifests, options=sizes
     )
     flag = "" if name == "lab" else f" --lab {name}"
     click.echo(
-        f"Lab {name!r} is up: {nodes} nodes, {len(lab.pods)} pods. "
-        f"Look around: lbctl lab status{flag}; lbctl lab exec{flag} pod1 -- ip address",
+        f"Lab {name!r} is up (nodes: {nodes}, pods: {len(lab.pods)}). "
+        f"Try: lbctl lab status{flag}; lbctl lab exec{flag} pod1 -- ip address",
         err=True,
     )
 
@@ -93,22 +101,27 @@ def up(
 @command.command()
 @lab_name
 def down(name: str) -> None:
-    """Remove every trace of a lab: processes, namespaces, maps, cgroups, files.
+    """Remove a lab.
 
-    Also ends what a failed or killed `up` left behind. Removing what is not there is no error.
+    Its processes, namespaces, maps, cgroups and files go, also those that a failed or killed `up`
+    left behind. If there is no such lab, that is not an error.
     """
-    require_root()
+    require_root("a lab", "makes network namespaces")
     if not teardown.remove(check_name(name)):
         others = ", ".join(names_of_labs())
-        there_is = f" There is: {others}." if others else ""
-        click.echo(f"There was no lab {name!r}.{there_is}", err=True)
+        there_is = f" Existing labs: {others}." if others else ""
+        click.echo(f"There is no lab {name!r}.{there_is}", err=True)
 
 
 @command.command()
 @lab_name
 @options.output
 def status(name: str, output: str) -> None:
-    """Show a lab's nodes, pods and outside client: addresses, namespaces, directories, agents."""
+    """Show the members of a lab.
+
+    Lists nodes, pods and the outside client, with addresses, namespaces, directories and agents.
+    """
+    require_root("a lab", "makes network namespaces")
     found = status_of(Lab.load(name))
     if not write_data(found, output):
         write(_rows(found), COLUMNS, output)
@@ -119,24 +132,20 @@ def status(name: str, output: str) -> None:
 @click.argument("member")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
 def exec(name: str, member: str, program: tuple[str, ...]) -> None:
-    """Run a command in a node, a pod or the outside client: its namespace and its cgroup.
+    """Run a command in a node, a pod or `outside`.
+
+    It runs in that member's network namespace and cgroup.
 
     \b
       lbctl lab exec pod1 -- curl -s http://10.96.0.80/
       lbctl lab exec node1 -- ip route
 
-    Input, output and exit code are the command's own.
+    Input, output and exit code are those of the command.
     """
-    require_root()
+    require_root("a lab", "makes network namespaces")
     argv = Lab.load(name).command(member, program)
     # Becomes the command: nothing stays in between to get signals or the terminal wrong.
     os.execvpe(argv[0], argv, agents.environment())
-
-
-def require_root() -> None:
-    """LbError unless this process may make namespaces."""
-    if os.geteuid() != 0:
-        raise LbError("a lab needs root: it makes network namespaces", "Run it with sudo.")
 
 
 class _Row(NamedTuple):

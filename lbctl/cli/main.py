@@ -14,34 +14,33 @@ from lbctl import interrupts
 # Command to what the listing says of it. The module is `lbctl.cli.NAME`, its attribute `command`:
 # `lbctl --help` must not import what an agent needs.
 COMMANDS = {
-    "agent": "Keep this node's service translation equal to what the API says.",
-    "status": "Is this instance ready, how full are its tables, what happens to packets.",
+    "agent": "Run the agent: keep this node's maps in line with the Kubernetes API.",
+    "status": "Show whether an instance is ready, how full its tables are, packets by reason.",
     "service": "List services, or show one with its addresses, backends and counters.",
     "backend": "List the endpoints that services translate to.",
-    "flow": "List the connections being translated, or end some.",
-    "observe": "Show new flows, ends of flows, refusals and drops, as they happen.",
-    "top": "Watch who has the most traffic: services, endpoints, clients.",
-    "ui": "Serve a page about this node, for a browser.",
+    "flow": "List the connections being translated, or end some of them.",
+    "observe": "Show flows opening and ending, refusals and drops, as they happen.",
+    "top": "Show which services, endpoints or clients have the most traffic.",
+    "ui": "Serve a web page about this node.",
     "trace": "Ask the programs where a packet would go, and why.",
     "explain": "Say which endpoints of a service are used from here, which are not, and why.",
-    "drain": "Say what the loss of a node would do to services and flows.",
-    "verify": "Hold what the kernel has against what the API says now, and repair it.",
-    "doctor": "Check what this kernel and machine offer, and what to do about the rest.",
-    "bundle": "Write what helps others to understand this node into one file, without secrets.",
-    "cleanup": "Remove everything an instance pinned or attached.",
-    "lab": "A cluster of network namespaces on this machine, to try things on.",
-    "demo": "Watch it work: real traffic through a small lab, with nothing lost.",
-    "bench": "Measure what a service costs here, beside iptables, nftables and nothing at all.",
+    "drain": "Say what losing a node would do to services and flows.",
+    "verify": "Compare what is in the kernel with what the API says now; repair differences.",
+    "doctor": "Check what this kernel and machine provide, and say how to fix what is missing.",
+    "bundle": "Collect everything support needs about this node in one file, without secrets.",
+    "cleanup": "Remove everything that an instance pinned or attached.",
+    "lab": "Build a cluster of network namespaces on this machine, to try things on.",
+    "demo": "Show real traffic through a small lab while things change, and count what is lost.",
+    "bench": "Measure what a service costs on this machine, next to iptables and nftables.",
 }
 
 EXIT_CODES = {
     0: "done",
     1: "failed; the message says what and why",
     2: "used wrongly: an unknown command, option or value",
-    3: "no such thing: instance, service, backend, node",
-    4: "an agent holds the instance",
-    5: "checked, and found wanting (status: not ready; doctor: a requirement is missing; verify: "
-    "something differs; drain: a service would have no endpoint left)",
+    3: "no such instance, service, node, pod or lab",
+    4: "an agent is using the instance",
+    5: "a check failed (status --check, doctor, verify, drain: see their --help)",
     interrupts.EXIT_CODE: "interrupted",
 }
 IN_USE = 4
@@ -50,10 +49,10 @@ EPILOG = (
     "\b\nExit codes:\n"
     + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
     + "\n\n\b\nStart here:\n"
-    "  lbctl doctor                        what this machine offers\n"
-    "  lbctl demo                          see it work, in namespaces of its own\n"
-    "  lbctl service show default/web      one service, with its backends\n"
-    "  lbctl trace 10.0.0.2 10.96.0.1:443/tcp"
+    "  lbctl doctor                            can lbctl run on this machine?\n"
+    "  lbctl demo                              see it work, in network namespaces\n"
+    "  lbctl service show default/web          one service, with its backends\n"
+    "  lbctl trace 10.0.0.2 10.96.0.1:443/tcp  where would this packet go?"
 )
 
 
@@ -130,10 +129,11 @@ def unknown(
 )
 @click.version_option(package_name="lbctl", message="%(prog)s %(version)s")
 def command() -> None:
-    """Kubernetes services, translated in the kernel.
+    """A Kubernetes service load balancer in the kernel.
 
-    An instance is everything pinned below one directory; --pin-dir (or $LBCTL_PIN_DIR) says which.
-    Listings take -o table, wide, json or yaml; data goes to stdout and talk to stderr.
+    Everything that one agent sets up is an instance. It is pinned in one directory, which --pin-dir
+    (or $LBCTL_PIN_DIR) names. Listings take -o table, wide, json or yaml. Data goes to stdout,
+    messages to stderr.
     """
 
 

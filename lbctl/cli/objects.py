@@ -21,17 +21,19 @@ _MANIFESTS = click.option(
     "--manifests",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Ask about these Kubernetes objects (file or directory, YAML or JSON), not about this "
-    "node's own.",
+    help="Use the Kubernetes objects in this file or directory (YAML or JSON), not those that the "
+    "node's agent uses.",
 )
 _CLUSTER = (
     click.option(
         "--kubeconfig",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Ask the cluster that this file names.",
+        help="Read the objects from the cluster that this file names.",
     ),
-    click.option("--api-server", default="", metavar="URL", help="Ask this API server."),
+    click.option(
+        "--api-server", default="", metavar="URL", help="Read the objects from this API server."
+    ),
 )
 
 
@@ -39,7 +41,7 @@ def _of_node(more: str, default: str = "") -> tuple[options.Decorator, ...]:
     """What the node is that is asked about; `more` is said of each."""
     return (
         click.option(
-            "--node-name", default="", metavar="NAME", help=f"As this node sees it.{more}{default}"
+            "--node-name", default="", metavar="NAME", help=f"Answer for this node.{more}{default}"
         ),
         click.option(
             "--config",
@@ -52,28 +54,27 @@ def _of_node(more: str, default: str = "") -> tuple[options.Decorator, ...]:
             "local_ips",
             multiple=True,
             metavar="IP",
-            help=f"An address the node has besides those of its Node object. Repeatable.{more}",
+            help=f"Another address of the node, not in its Node object. Repeatable.{more}",
         ),
         click.option(
             "--service-cidr",
             "service_cidrs",
             multiple=True,
             metavar="CIDR",
-            help="A range of service addresses; what no service has there is dropped. "
-            f"Repeatable.{more}",
+            help="Range of service addresses; packets to an address in it that no service has are "
+            f"dropped. Repeatable.{more}",
         ),
     )
 
 
 def question(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Without any of them, the agent of the instance says where its objects are from, and what it
-    knows of its node."""
+    """Without any of them, the objects and the node are those that the instance's agent uses."""
     of_node = _of_node("", " [default: this one]")
     return _with((_MANIFESTS, *_CLUSTER, *of_node, options.pin_dir), function)
 
 
 def manifests(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for who asks the maps, and only of manifests needs to be told a node."""
+    """The same for `trace`, which needs to be told a node only with manifests."""
     return _with((_MANIFESTS, *_of_node(" Only with --manifests.")), function)
 
 

@@ -56,31 +56,46 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     "services",
     multiple=True,
     metavar="SERVICE",
-    help="NAME, NAMESPACE/NAME, or either with :PORT. Repeatable.",
+    help="Only this service: NAME or NAMESPACE/NAME, optionally with :PORT. Repeatable.",
 )
 @click.option(
     "--pod",
     "pods",
     multiple=True,
     metavar="POD",
-    help="NAME or NAMESPACE/NAME, on either side. Repeatable.",
+    help="Client or endpoint is this pod: NAME or NAMESPACE/NAME. Repeatable.",
 )
 @click.option(
-    "--node", "nodes", multiple=True, metavar="NODE", help="Where one of both sides is. Repeatable."
+    "--node",
+    "nodes",
+    multiple=True,
+    metavar="NODE",
+    help="Client or endpoint is on this node. Repeatable.",
 )
-@click.option("--address", callback=target, metavar=TARGET, help="Of any side, or asked.")
+@click.option(
+    "--address",
+    callback=target,
+    metavar=TARGET,
+    help="Client, service address or endpoint is this one.",
+)
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
     default=None,
     metavar="PORT",
-    help="Of any side, or asked.",
+    help="Port of the client, the service address or the endpoint.",
 )
 @click.option(
-    "--protocol", type=click.Choice(["TCP", "UDP", "SCTP"], case_sensitive=False), help="Only it."
+    "--protocol",
+    type=click.Choice(["TCP", "UDP", "SCTP"], case_sensitive=False),
+    help="Only this protocol.",
 )
 @click.option(
-    "--verdict", "verdicts", type=click.Choice(_VERDICTS), multiple=True, help="Repeatable."
+    "--verdict",
+    "verdicts",
+    type=click.Choice(_VERDICTS),
+    multiple=True,
+    help="Only events of this kind. Repeatable.",
 )
 @click.option(
     "--reason",
@@ -88,21 +103,25 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     multiple=True,
     callback=_reasons,
     metavar="REASON",
-    help="Why it ended or went no further (docs/observability.md). Repeatable.",
+    help="Only events with this reason (docs/observability.md lists them). Repeatable.",
 )
 @click.option(
-    "--last", type=click.IntRange(min=1), metavar="N", help="The last so many that are known."
+    "--last", type=click.IntRange(min=1), metavar="N", help="Show the last N events that are known."
 )
 @click.option(
-    "--since", callback=_seconds, metavar="DURATION", help="Those of the last 30s, 5m, 1h."
+    "--since", callback=_seconds, metavar="DURATION", help="Show events of the last 30s, 5m, 1h."
 )
-@click.option("--follow", "-f", is_flag=True, help="Go on after --last or --since.")
 @click.option(
-    "--duration", "seconds", callback=_seconds, metavar="DURATION", help="End after so long."
+    "--follow", "-f", is_flag=True, help="Continue with new events after --last or --since."
+)
+@click.option(
+    "--duration", "seconds", callback=_seconds, metavar="DURATION", help="Stop after 30s, 5m, 1h."
 )
 @options.kubeconfig_for_names
 @click.option(
-    "--end-with-stdin", is_flag=True, help="End when a line comes on stdin, or its end: for pipes."
+    "--end-with-stdin",
+    is_flag=True,
+    help="Stop when stdin has a line or ends: for pipes that pass on no signal.",
 )
 @click.option(
     "-o",
@@ -110,7 +129,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     type=click.Choice(FORMATS),
     default=FORMATS[0],
     show_default=True,
-    help="A line each, columns, or an object on each line.",
+    help="One line per event, columns, or one JSON object per line.",
 )
 @options.pin_dir
 def command(
@@ -124,13 +143,13 @@ def command(
     pin_dir: Path,
     **chosen: Any,
 ) -> None:
-    """Show new flows, ends of flows, refusals and drops on this node, as they happen: who called
-    which service, which endpoint got it, and why not.
+    """Show flows opening and ending, refusals and drops on this node, as they happen: who called
+    which service, which endpoint was chosen, or why none was.
 
-    All options that are given must hold. Programs tell only while somebody listens, so of the past
-    (--last, --since) there is what was told to others meanwhile, and flows that are still open. How
-    many events were lost, since nobody could read so fast, is said at the end. Ctrl-C ends it, with
-    all that was told before.
+    An event has to match all filters that are given. Events exist only while somebody listens, so
+    --last and --since show those that another listener got at the time, and flows that are still
+    open. Ctrl-C stops after everything received so far has been shown. The last line says how many
+    events were lost because they came faster than they could be read.
 
     \b
     lbctl observe --service default/web
@@ -213,7 +232,7 @@ def _show(stream: Stream, output: str) -> int:
             if output == "json":
                 click.echo(encoder.encode({"lost": event.count}))
             else:
-                objects.say(f"{event.count} events are lost by now")
+                objects.say(f"{event.count} events have been lost so far")
         else:
             shown += 1
             if titles:

@@ -24,24 +24,29 @@ pin_dir: Decorator = click.option(
     show_default=True,
     show_envvar=True,
     metavar="DIR",
-    help="Directory in bpffs that holds the instance.",
+    help="Directory in the BPF file system where the instance is pinned.",
 )
 
 
-names: Decorator = click.option(
+_names: Decorator = click.option(
     "--names",
     is_flag=True,
-    help="Names of pods that are endpoints, and of nodes, in place of addresses: asks where the "
-    "agent has its objects from.",
+    help="Show names of nodes, and of pods that are endpoints, instead of addresses; reads them "
+    "from the agent's source (the API or manifests).",
 )
 
 kubeconfig_for_names: Decorator = click.option(
     "--kubeconfig",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Names of all pods, by the rights of this file: the agent's are not enough for pods that "
-    "are no endpoint.",
+    help="Show names of all pods, with this file's credentials; the agent's do not allow it to "
+    "read pods.",
 )
+
+
+def naming(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Whether and how addresses are shown by names; see `objects.places`."""
+    return _names(kubeconfig_for_names(function))
 
 
 def output_of(*more: str) -> Decorator:
@@ -52,13 +57,13 @@ def output_of(*more: str) -> Decorator:
         type=click.Choice((*FORMATS, *more)),
         default=FORMATS[0],
         show_default=True,
-        help="How to print it; wide is the table with more columns.",
+        help="Output format; wide is the table with more columns.",
     )
 
 
 output: Decorator = output_of()
 
-yes: Decorator = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+yes: Decorator = click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 
 
 def of_settings(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +77,7 @@ def of_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of(declared: Declared) -> Decorator:
-    """None and () are what it gives when it is not there: a file may speak then."""
+    """None and () mean that it was not given: the file may have a value then."""
     option = declared.option
     repeatable = " Repeatable." if declared.many else ""
     default = f"  [default: {declared.default}]" if declared.default else ""

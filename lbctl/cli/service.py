@@ -27,16 +27,16 @@ IPVSADM = "ipvsadm"
 
 @click.group()
 def command() -> None:
-    """Service ports as this node's programs see them.
+    """Service ports, as programmed on this node.
 
-    One row is one port of one service in one address family. Counters run since the port was first
+    One row is one port of one service in one address family. Counters start when the port is first
     programmed, and survive restarts of the agent.
     """
 
 
 @command.command("list")
 @click.option(
-    "-n", "--namespace", default="", metavar="NS", help="Only services of this namespace."
+    "-n", "--namespace", default="", metavar="NS", help="Only services in this namespace."
 )
 @options.output_of(IPVSADM)
 @options.pin_dir
@@ -74,10 +74,10 @@ def _as_ipvsadm(instance: Instance, rows: list[ServiceRow]) -> Iterator[str]:
 @options.output
 @options.pin_dir
 def show(service: str, output: str, pin_dir: Path) -> None:
-    """Show SERVICE: its addresses, policy, who may call it, topology hints, backends and counters.
+    """Show SERVICE: its addresses, policies, allowed sources, topology hints, backends, counters.
 
-    SERVICE is a name, NAMESPACE/NAME, or either with :PORT, the port's name. Every port it means is
-    shown.
+    SERVICE is NAME or NAMESPACE/NAME, optionally with :PORT, the name of a port. Every port that
+    matches is shown.
 
     \b
     lbctl service show default/web

@@ -17,15 +17,16 @@ from lbctl.status import SourceState
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Return 5 unless the instance is ready.")
+@click.option("--check", is_flag=True, help="Exit with code 5 unless the instance is ready.")
 @options.output
 @options.pin_dir
 def command(check: bool, output: str, pin_dir: Path) -> None:
-    """Show how an instance is doing.
+    """Show the state of an instance.
 
-    It is ready when its agent runs, knows every object, has applied them, all pods' interfaces and
-    uplinks have programs, and nothing has been wrong for longer than it may be. Without an agent
-    the last one's words are shown, and traffic is translated as it left things.
+    It is ready when its agent runs, has read and applied every object, all uplinks and pod
+    interfaces have programs, and nothing has been wrong for longer than allowed
+    (docs/operations.md). Without an agent, what the last one reported is shown; traffic is still
+    translated as it left it.
 
     \b
     lbctl status -o json | jq .ready
@@ -73,7 +74,9 @@ def _summary(found: InstanceStatus) -> list[str]:
     if found.source.kind:
         lines += _source(found.source)
     if found.taking_over:
-        lines.append("take-over   kube-proxy's rules are still here; its connections are let alone")
+        lines.append(
+            "take-over   kube-proxy's rules are still here; its connections are left alone"
+        )
     seen = {name: number for name, number in found.reasons.items() if number}
     width = max((len(name) for name in seen), default=0)
     for i, (name, number) in enumerate(seen.items()):

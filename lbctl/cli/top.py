@@ -36,17 +36,19 @@ _BESIDE = 6  # lines of the screen that are no rows
 
 
 @click.command()
-@click.option("--backends", "kind", flag_value="backends", help="Endpoints, by their flows.")
-@click.option("--clients", "kind", flag_value="clients", help="Who calls, by their flows.")
+@click.option(
+    "--backends", "kind", flag_value="backends", help="Show endpoints, from the flow table."
+)
+@click.option("--clients", "kind", flag_value="clients", help="Show clients, from the flow table.")
 @click.option(
     "--sort",
     type=click.Choice(top.SORTS),
     default="bytes",
     show_default=True,
-    help="The most of these first; by name from a to z.",
+    help="What to sort by: the most first, or name from a to z.",
 )
 @click.option(
-    "--filter", "wanted", default="", metavar="TEXT", help="Names that have this in them."
+    "--filter", "wanted", default="", metavar="TEXT", help="Only rows with this text in a name."
 )
 @click.option(
     "--interval",
@@ -54,19 +56,18 @@ _BESIDE = 6  # lines of the screen that are no rows
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks.",
+    help="Time between two readings.",
 )
-@click.option("--once", is_flag=True, help="One look, and end: for scripts.")
+@click.option("--once", is_flag=True, help="Measure one interval, print and exit: for scripts.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
     metavar="N",
-    help="With --once: so many rows.",
+    help="With --once: print at most this many rows.",
 )
-@options.names
-@options.kubeconfig_for_names
+@options.naming
 @options.output
 @options.pin_dir
 def command(
@@ -81,20 +82,22 @@ def command(
     output: str,
     pin_dir: Path,
 ) -> None:
-    """Show who has the most traffic: service ports by their counters, or (--backends, --clients)
-    the flows that are there, each of which is looked at.
+    """Show who has the most traffic: service ports, or with --backends or --clients, endpoints or
+    clients.
 
-    Rates are per second; those of endpoints and clients are of flows that were there at both looks
-    or are new.
-    The line of reasons is what was decided about packets meanwhile, drops too. Keys sort, filter
-    and change the view.
+    Rates are per second. Those of services come from counters. Those of endpoints and clients are
+    added up over all flows, so a flow that ended since the last reading is not in them. The second
+    line counts what was decided about packets in the interval, drops included. Keys sort, filter
+    and change the view; the last line lists them.
 
     \b
     lbctl top --clients
     lbctl top --once --sort connections -o json | jq '.rows[:5]'
     """
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("top needs a terminal", "Without one: --once, and -o json.")
+        raise UsageError(
+            "top needs a terminal", "In scripts, use --once, with -o json for instance."
+        )
     places = objects.places(pin_dir, kubeconfig) if names or kubeconfig else None
     with open_instance(pin_dir) as instance:
         if once:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import click
 
 from lbctl.cli import objects, options
 from lbctl.cli.output import Column, write, write_data
+from lbctl.cli.root import require_root
 from lbctl.errors import LbError, UsageError
 from lbctl.printing import print_rich
 
@@ -30,7 +30,7 @@ DEFAULT_SAMPLES = 100
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Ask about many flows: a JSON list of objects with name, source_ip, dest_ip, dest_port, "
-    "protocol and optionally arrives (pod, uplink or node).",
+    "protocol, and optionally arrives (pod, uplink or node).",
 )
 @click.option(
     "--samples",
@@ -38,7 +38,7 @@ DEFAULT_SAMPLES = 100
     default=DEFAULT_SAMPLES,
     show_default=True,
     metavar="N",
-    help="Packets per flow. A backend that was never chosen is not listed.",
+    help="Packets to try per flow. A backend that none of them was sent to is not listed.",
 )
 @objects.manifests
 @options.output
@@ -63,9 +63,9 @@ def command(
       lbctl trace fd00::2 [fd00:1::41]:53/udp -o json
       lbctl trace --manifests objects.yaml --node-name worker-1 --flows flows.json -o json
 
-    The first packet of a connection from SOURCE is run through the programs in the kernel, on the
-    maps of this node's instance. Nothing is sent, counted or remembered. With --manifests the maps
-    are made for the occasion from Kubernetes objects, and no instance is needed.
+    Runs the first packet of a connection from SOURCE through the programs in the kernel, with the
+    maps of this node's instance. Nothing is sent, counted or remembered. With --manifests, it fills
+    temporary maps from Kubernetes objects, and needs no instance.
     """
     flows = _flows(source, destination, flows_file)
     if manifests is None:
@@ -84,7 +84,9 @@ def _flows(source: str | None, destination: str | None, flows_file: Path | None)
 
     if flows_file is not None:
         if source is not None:
-            raise UsageError("flows are given twice: as arguments and with --flows")
+            raise UsageError(
+                "flows are given twice: as arguments and with --flows", "Use one of the two."
+            )
         return read_flows(flows_file)
     if source is None or destination is None:
         raise UsageError(
@@ -107,8 +109,8 @@ def _only_with_manifests(
     for name, value in given.items():
         if value:
             raise UsageError(
-                f"{name} means nothing without --manifests",
-                "Without --manifests the node's own maps are asked, which hold all that.",
+                f"{name} has no effect without --manifests",
+                "Without --manifests, the node's own maps are used, which already hold this.",
             )
 
 
@@ -150,26 +152,21 @@ def _private(
 
 
 def _require_root() -> None:
-    """Said before the compiler or the kernel says it less clearly."""
-    if os.geteuid() != 0:
-        raise LbError(
-            "trace needs root: it loads programs into the kernel",
-            "Run it with sudo. It sends nothing and changes nothing.",
-        )
+    require_root("trace", "loads programs into the kernel", "It sends nothing and changes nothing.")
 
 
 def _remark(traced: list[Traced]) -> None:
     """What the answers do not show."""
     if any(t.flow.arrives == "node" for t in traced):
         objects.say(
-            "what starts on the node is served at its sockets, and the kernel has no test run for "
-            "those programs: the same choice was made for a packet instead (a socket's owner sees "
-            "ECONNREFUSED for reject, EHOSTUNREACH for drop)"
+            "connections of the node itself are translated at its sockets, by programs that the "
+            "kernel cannot test-run: a packet was tried instead, for which the choice is the same "
+            "(a process sees ECONNREFUSED for reject, EHOSTUNREACH for drop)"
         )
     for t in traced:
         if not t.agreed:
             objects.say(
-                f"flow {t.answer.name}: the samples differ, the tables are changing; ask again"
+                f"flow {t.answer.name}: samples disagree because the maps are changing; try again"
             )
 
 
@@ -207,7 +204,7 @@ def _print_one(traced: Traced, samples: int) -> None:
         table.add_row("" if number else "backends", said)
     for backend, chance in answer.probabilities.items():
         if backend not in answer.backends:
-            table.add_row("", f"{backend}  {chance:.1%}, which no sample met")
+            table.add_row("", f"{backend}  {chance:.1%}, not seen in any sample")
     if answer.verdict == "forward":
         table.add_row("masquerade", _masquerade(traced))
     table.add_row("reason", answer.reason)

@@ -7,18 +7,26 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lbctl.cli import objects, options
 from lbctl.errors import LbError, UsageError
 
+if TYPE_CHECKING:
+    from lbctl.ui.server import Server
+
 PORT = 8042
 
 
 @click.command()
 @click.option(
-    "--address", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Of loopback."
+    "--address",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Loopback address to listen on.",
 )
 @click.option(
     "--port",
@@ -26,19 +34,19 @@ PORT = 8042
     default=PORT,
     show_default=True,
     metavar="PORT",
-    help="0: any that is free.",
+    help="Port to listen on; 0 takes any free one.",
 )
 @options.pin_dir
 def command(address: str, port: int, pin_dir: Path) -> None:
-    """Serve a page about this node: services with their endpoints, rates, what is turned away and
-    why, who talks to what, and for each service an explanation. Nothing can be changed by it.
+    """Serve a web page about this node: services with their endpoints and rates, what is refused or
+    dropped and why, who talks to what, and an explanation of each service. It is read-only.
 
-    It is served on loopback alone: everybody who can log in here can read it. From elsewhere, by a
-    port-forward to the agent's pod, or ssh -L. Ctrl-C ends it.
+    It listens on loopback only; everybody who can log in to this machine can read it. To reach it
+    from elsewhere, use a port-forward to the agent's pod, or ssh -L. Ctrl-C stops it.
 
     \b
     lbctl ui
-    kubectl -n lbctl-system exec POD -- lbctl ui    # and, beside it:
+    kubectl -n lbctl-system exec POD -- lbctl ui    # and in another terminal:
     kubectl -n lbctl-system port-forward POD 8042
     """
     from lbctl.addresses import format_endpoint, is_loopback, parse_address
@@ -50,12 +58,12 @@ def command(address: str, port: int, pin_dir: Path) -> None:
         raw = parse_address(address)
     except ValueError as error:
         raise UsageError(
-            f"--address {address!r} is no address", "Like 127.0.0.1 or ::1."
+            f"--address {address!r} is not an IP address", "Give one like 127.0.0.1 or ::1."
         ) from error
     if not is_loopback(raw):
         raise UsageError(
-            f"--address {address} is not loopback's",
-            "The page has no password. From elsewhere: kubectl port-forward, or ssh -L.",
+            f"--address {address} is not a loopback address",
+            "The page has no password. From elsewhere, use kubectl port-forward or ssh -L.",
         )
     with open_instance(pin_dir):
         pass  # or there is nothing to show
@@ -65,7 +73,7 @@ def command(address: str, port: int, pin_dir: Path) -> None:
     except OSError as error:
         raise LbError(
             f"cannot listen on {format_endpoint(raw, port)}: {error.strerror}",
-            "--port names another one; 0 takes any that is free.",
+            "Choose another --port; 0 takes any free one.",
         ) from error
     with server, objects.log_as_notes(), _until_told(server), contextlib.closing(asked):
         click.echo(f"http://{format_endpoint(raw, server.server_address[1])}/")
@@ -73,11 +81,8 @@ def command(address: str, port: int, pin_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _until_told(server: object) -> Iterator[None]:
+def _until_told(server: Server) -> Iterator[None]:
     """Ctrl-C and SIGTERM end it."""
-    from lbctl.ui.server import Server
-
-    assert isinstance(server, Server)
 
     def end(*_: object) -> None:
         # Which waits for this thread, so from another.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from lbctl import status
 from lbctl.cli import objects, options
 from lbctl.cli.doctor import FOUND_WANTING
 from lbctl.cli.output import Column, write, write_data
-from lbctl.errors import UsageError
+from lbctl.cli.root import require_root
 
 if TYPE_CHECKING:
     from lbctl.verify.check import Verified
@@ -24,20 +23,19 @@ if TYPE_CHECKING:
 @click.option(
     "--repair",
     is_flag=True,
-    help="Have it put right: by the agent while one lives, else here and now.",
+    help="Repair what differs: the agent does it, or this command if none is running.",
 )
 @options.output
 @objects.question
 def command(repair: bool, output: str, pin_dir: Path, **asked: Any) -> None:
-    """Hold what the kernel has against what the API says now; name what differs.
+    """Compare what is in the kernel with what the API says now, and list the differences.
 
-    Services with their addresses, endpoints and policies; programs on interfaces and sockets; pins;
-    flows. The objects are asked for anew, where the agent has them from, unless options say
-    otherwise. What differs is looked at twice: changes under way are no differences. Run it in the
-    node's network namespace. The agent itself looks all the time whether its maps still say what it
-    wrote.
+    Compares services (addresses, endpoints, policies), programs on interfaces and sockets, pins and
+    flows. The objects are read again from the agent's source, unless options name another one.
+    Differences are checked a second time, so changes in progress do not count. Run it in the node's
+    network namespace. (The agent itself constantly checks that its maps still hold what it wrote.)
 
-    Returns 5 if something differs, or with --repair if it still does.
+    Exits with code 5 if something differs; with --repair, if it still does afterwards.
 
     \b
     lbctl verify --repair
@@ -47,8 +45,7 @@ def command(repair: bool, output: str, pin_dir: Path, **asked: Any) -> None:
     from lbctl.verify import check
     from lbctl.verify.objects import Question
 
-    if os.geteuid() != 0:
-        raise UsageError("verify needs root: it reads maps", "Run it with sudo.")
+    require_root("verify", "reads maps")
     if not status.running_agent(pin_dir):
         open_instance(pin_dir).close()  # says what to do if there is none
     with objects.log_as_notes():

@@ -70,8 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             flag="--manifests",
             metavar="PATH",
-            help="Serve the objects of a YAML or JSON file, or of a directory of them, and follow "
-            "changes.",
+            help="Serve the objects in this YAML or JSON file, or in the files of this directory, "
+            "and follow changes.",
         ),
     ] = None
     kubeconfig: Annotated[
@@ -79,16 +79,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             flag="--kubeconfig",
             metavar="FILE",
-            help="Serve the cluster this file names. Without this and --manifests: the pod's own "
-            "cluster.",
+            help="Serve the cluster that this file names. Without this and --manifests: the "
+            "cluster whose pod the agent runs in.",
         ),
     ] = None
     file_kubeconfig: Annotated[
         Path | None,
         Option(
             kube_proxy="clientConnection.kubeconfig",
-            help="The same, but in a pod the service account takes the place of a file that is "
-            "not there.",
+            help="The same. If the file does not exist, an agent in a pod uses its service "
+            "account.",
         ),
     ] = None
     node_name: Annotated[
@@ -100,7 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             kube_proxy="hostnameOverride",
             default="the host's name",
             parse=_node_name,
-            help="Name of this node's object.",
+            help="Name of this node's Node object.",
         ),
     ] = ""
     api_server: Annotated[
@@ -111,8 +111,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="apiServer",
             parse=_url,
             example="https://api.cluster.example:6443",
-            help="Address of the API server, so that reaching it does not depend on the service it "
-            "is.",
+            help="Address of the API server. It must not be a service address, which the agent "
+            "itself would have to translate.",
         ),
     ] = None
 
@@ -128,7 +128,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=parse_prefix,
             commas=True,
             example=("10.96.0.0/16", "fd00:10:96::/112"),
-            help="Range of ClusterIPs, up to 4 per family; what no service has in it is dropped.",
+            help="Range of ClusterIPs, up to 4 per family. Packets to an address in it that no "
+            "service has are dropped.",
         ),
     ] = ()
     cluster_cidrs: Annotated[
@@ -140,7 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             live=True,
             parse=parse_prefix,
             commas=True,
-            help="Range of pods' addresses.",
+            help="Range of pod addresses.",
         ),
     ] = ()
     external_ip_cidrs: Annotated[
@@ -154,8 +155,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             commas=True,
             default="anywhere",
             example=("192.0.2.0/24", "2001:db8::/64"),
-            help="Range in which Services may have externalIPs; others are not served. Give one "
-            "wherever not everybody who may write Services is to be trusted.",
+            help="Range in which externalIPs of Services may be; others are not served. Set it "
+            "unless you trust everybody who may create Services.",
         ),
     ] = ()
     algorithm: Annotated[
@@ -166,7 +167,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             kube_proxy="ipvs.scheduler",
             live=True,
             example=ALGORITHMS[0],
-            help="How endpoints are chosen of Services that do not say (docs/semantics.md).",
+            help="How endpoints are chosen, for Services without an annotation that says so "
+            "(docs/semantics.md).",
         ),
     ] = ALGORITHMS[0]
     forwarding: Annotated[
@@ -176,9 +178,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="forwarding",
             live=True,
             example="dsr",
-            help="How traffic from outside gets to endpoints on other nodes, of Services that do "
-            "not say: with this node's address as source, or whole, and answered straight back "
-            "(docs/operations.md).",
+            help="How traffic from outside reaches endpoints on other nodes, for Services without "
+            "an annotation that says so: with this node's address as source (snat), or "
+            "encapsulated, so that the endpoint's node answers the client directly (dsr; "
+            "docs/operations.md).",
         ),
     ] = FORWARDINGS[0]
     dsr_encapsulation: Annotated[
@@ -188,8 +191,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="dsrEncapsulation",
             live=True,
             example="udp",
-            help="In what packets are sent whole: UDP, which clouds let pass, or IP alone. Nodes "
-            "take off both.",
+            help="With DSR, what packets are encapsulated in: UDP, which clouds let through, or "
+            "just IP. Nodes accept both.",
         ),
     ] = "udp"
     dsr_port: Annotated[
@@ -200,7 +203,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="dsrPort",
             live=True,
             example=DSR_PORT,
-            help="UDP port at which such packets arrive; the same on all nodes.",
+            help="With DSR, the UDP port for encapsulated packets; the same on all nodes.",
         ),
     ] = DSR_PORT
     nodeport_addresses: Annotated[
@@ -208,7 +211,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             kube_proxy="nodePortAddresses",
             live=True,
-            help="Networks whose addresses serve node ports, or the words primary, all, localhost.",
+            help="Networks in which the node's addresses serve node ports, or the words primary, "
+            "all, localhost.",
         ),
     ] = None
     masquerade_all: Annotated[
@@ -224,7 +228,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             kube_proxy="detectLocalMode",
             live=True,
-            help="Whether pods are known by the Node object's podCIDRs.",
+            help="Whether pods are recognised by the Node object's podCIDRs.",
         ),
     ] = False
     primary_addresses: Annotated[
@@ -240,7 +244,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             kube_proxy="conntrack",
             live=True,
-            help="How long flows are remembered: seconds, by their names in the config record.",
+            help="How long flows without packets are kept.",
         ),
     ] = ()
     uplinks: Annotated[
@@ -252,7 +256,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             live=True,
             default="by routes and node addresses",
             example=("eth*", "bond0"),
-            help="Interface to other machines.",
+            help="Interface that leads to other machines.",
         ),
     ] = ()
     pod_interfaces: Annotated[
@@ -277,7 +281,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             flag="--cgroup",
             metavar="DIR",
             default="all",
-            help="Serve sockets of the processes in this cgroup and below.",
+            help="Serve the sockets of processes in this cgroup and below.",
         ),
     ] = None
     socket_lb: Annotated[
@@ -286,8 +290,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             flag="--socket-lb",
             field="socketLB",
             example="host",
-            help="Whose sockets are told a backend when they connect: nobody's, those of the "
-            "node's own network namespace, pods' too.",
+            help="Whose connections are sent to a backend as early as connect(): nobody's (off), "
+            "those of the node's own network namespace (host), or pods' as well (all).",
         ),
     ] = "host"
 
@@ -299,9 +303,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             flag="--xdp",
             field="xdp",
             example="off",
-            help="Whether packets for endpoints on other nodes are sent on by uplinks' drivers: "
-            "not at all, where a device can and nobody else would have a say about them, whoever "
-            "would (docs/operations.md).",
+            help="Whether the drivers of uplinks forward packets for endpoints on other nodes: "
+            "never (off), where the device can and nothing else on the node would act on them "
+            "(auto), or wherever the device can (on; docs/operations.md).",
         ),
     ] = "off"
     xdp_devices: Annotated[
@@ -312,7 +316,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="xdpDevices",
             default="all uplinks",
             example=("eth*",),
-            help="Uplink whose driver may do that.",
+            help="Uplink that --xdp may use.",
         ),
     ] = ()
 
@@ -326,8 +330,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             kube_proxy="healthzBindAddress",
             live=True,
             parse=parse_bind_or_off,
-            help="Where to answer /healthz, /livez and /readyz; [::] means both families, off "
-            "none.",
+            help="Where to serve /healthz, /livez and /readyz; [::] means both families, off "
+            "means nowhere.",
         ),
     ] = Bind(ANY4, HEALTHZ_PORT)
     metrics: Annotated[
@@ -338,8 +342,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             kube_proxy="metricsBindAddress",
             live=True,
             parse=partial(parse_bind_or_off, default_port=METRICS_PORT),
-            help="Where to answer /metrics, /configz and /proxyMode; [::] means both families, off "
-            "none.",
+            help="Where to serve /metrics, /configz and /proxyMode; [::] means both families, off "
+            "means nowhere.",
         ),
     ] = Bind(LOOPBACK4, METRICS_PORT)
     metrics_services: Annotated[
@@ -350,8 +354,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="metricsServices",
             live=True,
             example=1000,
-            help="How many service ports have series of their own in /metrics: all, or those with "
-            "the most traffic if there are more.",
+            help="How many service ports may have series of their own in /metrics; if there are "
+            "more, those with the most traffic have them.",
         ),
     ] = 1000
     metrics_endpoints_of: Annotated[
@@ -374,8 +378,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             env="LBCTL_EVENTS",
             field="events",
             example="on",
-            help="Whether Kubernetes is told, by Events on Services and the Node, what cannot be "
-            "served as objects say; the agent needs the right to write them.",
+            help="Whether to write Events on Services, and on the Node, about what cannot be "
+            "served as specified; the agent needs permission to write Events.",
         ),
     ] = "off"
     services: Annotated[
@@ -386,7 +390,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="services",
             default=_DEFAULT_ROOM,
             example=65536,
-            help="Tables grow to room for so many service ports.",
+            help="Most service ports that the tables may grow to hold.",
         ),
     ] = None
     endpoints: Annotated[
@@ -397,7 +401,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="endpoints",
             default=_DEFAULT_ROOM,
             example=262144,
-            help="Tables grow to room for so many endpoints.",
+            help="Most endpoints that the tables may grow to hold.",
         ),
     ] = None
     flows: Annotated[
@@ -408,7 +412,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             field="flows",
             default=_DEFAULT_ROOM,
             example=524288,
-            help="Tables grow to room for so many flows per family.",
+            help="Most flows per address family that the tables may grow to hold.",
         ),
     ] = None
     fast_path: Annotated[
@@ -417,8 +421,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             flag="--fast-path",
             field="fastPath",
             example="off",
-            help="Whether packets of established flows pass the node's network stack by, while "
-            "nothing there would have a say about them (docs/operations.md).",
+            help="Whether packets of established flows bypass the node's network stack while "
+            "nothing there would act on them (docs/operations.md).",
         ),
     ] = "off"
     takeover: Annotated[
@@ -427,8 +431,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             flag="--takeover",
             field="takeover",
             example="auto",
-            help="Leave TCP connections alone that kube-proxy may own: while its rules are there, "
-            "always, never.",
+            help="When to leave alone TCP connections that kube-proxy may have made: while its "
+            "rules are there (auto), always (on), never (off).",
         ),
     ] = "auto"
     log_format: Annotated[
@@ -437,7 +441,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             flag="--log-format",
             field="logFormat",
             example="json",
-            help="How to write the log, on stderr.",
+            help="Format of the log on stderr.",
         ),
     ] = "text"
     verbose: Annotated[bool, Option(flag="--verbose", short="-v", help="Log every change.")] = False

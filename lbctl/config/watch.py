@@ -77,7 +77,7 @@ class FollowedFile:
         fresh = set(settle.ignored(file)) - self._ignored
         if fresh:
             self._ignored |= fresh
-            self._log.info("settings that mean nothing here", fields=sorted(fresh))
+            self._log.info("settings without effect here", fields=sorted(fresh))
         before, self._current = self._current, found
         self._before = before
         waiting = settle.waiting_for_restart(before, self._current)

@@ -161,16 +161,6 @@ def backend_ids(cells: Records) -> Numbers:
     return ids
 
 
-def tally(ids: npt.NDArray[Any], length: int, amounts: npt.NDArray[Any] | None = None) -> Numbers:
-    """How often each id occurs, or the sum of its amounts, for ids below `length`."""
-    known = ids < length
-    if amounts is None:
-        return np.bincount(ids[known], minlength=length).astype(np.int64)
-    sums = np.zeros(length, np.int64)
-    np.add.at(sums, ids[known], amounts[known].astype(np.int64))
-    return sums
-
-
 def take(records: Records, which: npt.NDArray[Any]) -> Records:
     """The records at these places, byte for byte: numpy's own indexing copies field by field, and
     leaves what happens to be there in the gaps between fields."""

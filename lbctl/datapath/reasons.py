@@ -27,27 +27,27 @@ SENTENCES = {
         "since nothing else may answer there."
     ),
     "no_flow_reset": (
-        "A TCP packet in mid-stream whose connection is not known here: the sender gets a reset."
+        "A TCP packet of a connection that is not known here: the sender gets a reset."
     ),
     "no_flow_passed": (
-        "A TCP packet in mid-stream whose connection is not known here: it goes on untouched, "
-        "since kube-proxy may still own the connection."
+        "A TCP packet of a connection that is not known here: it goes on untouched, since the "
+        "connection may be kube-proxy's."
     ),
     "malformed": "A header of the packet contradicts itself: it is dropped.",
     "truncated": "A header ends beyond the packet: it is dropped.",
     "too_many_headers": (
-        "The packet has more IPv6 extension headers than are followed: it is dropped."
+        "The packet has more IPv6 extension headers than the programs parse: it is dropped."
     ),
     "fragment_unmatched": (
-        "A fragment waited in vain for the first one of its datagram, or was too large to wait: it "
-        "is dropped."
+        "A fragment came before the first one of its datagram, which did not follow in time, or it "
+        "was too large to be kept: it is dropped."
     ),
     "flows_full": (
-        "The table of connections has no room for another (--flows): the packet is dropped, and "
+        "The flow table has no room for another connection (--flows): the packet is dropped, and "
         "the client tries again."
     ),
     "ports_exhausted": (
-        "No source port is free that would keep this connection apart from another one: the packet "
+        "No source port is free to tell this connection from others to its endpoint: the packet "
         "is dropped."
     ),
     "icmp_translated": "An ICMP error about a translated connection, translated like it.",
@@ -56,38 +56,37 @@ SENTENCES = {
         "The client's port was changed, since another connection to the same endpoint has it."
     ),
     "left_to_stack": (
-        "The packet is the node's own business, though a service has the address: it goes on "
+        "The packet belongs to the node itself, although a service has the address: it goes on "
         "untouched."
     ),
     "rewrite_failed": "The kernel did not allow the packet to be changed: it is dropped.",
     "endpoint_is_node": (
-        "A socket of the node's own, which no socket hook served, called a service all of whose "
-        "endpoints are processes of this node: it is refused at once."
+        "A socket of the node, which no socket hook served, called a service whose endpoints are "
+        "all processes of this node: it is refused at once."
     ),
     "port_reused": (
         "A masqueraded flow got a port whose last connection the backend may still remember: its "
         "handshake may take a second longer."
     ),
     "node_unrouted": (
-        "A packet of the node's own was translated on its way out, and there is no route to the "
+        "A packet that the node sent was translated on its way out, and there is no route to the "
         "endpoint: it is dropped."
     ),
     "dsr_too_big": (
-        "A packet to another node's endpoint does not fit with the outer header it would get: its "
-        "sender is told how long it may be."
+        "A packet to an endpoint on another node is too large to be encapsulated: its sender is "
+        "told how large it may be."
     ),
     "dsr_unrouted": (
-        "A packet was to go to another node's endpoint whole, and there is no route there: it is "
+        "A packet was to be encapsulated to another node, and there is no route there: it is "
         "dropped."
     ),
     "dsr_unknown": (
-        "Another node sent a packet on that is for no service with an endpoint of that address "
-        "here: it goes on untouched, to nobody. For a moment after an endpoint has left, that "
-        "happens."
+        "Another node sent an encapsulated packet, for an endpoint that this node does not know: "
+        "it goes on untouched, to nobody. That happens for a moment after an endpoint has left."
     ),
     "internal": (
-        "The programs found their tables inconsistent, which is a fault: restart the agent, and "
-        "report it if it stays."
+        "The programs found their tables inconsistent, which is a bug: restart the agent, and "
+        "report it if it happens again."
     ),
 }
 
@@ -96,11 +95,11 @@ SENTENCES = {
 ENDINGS = {
     "closed": "Both sides closed it.",
     "reset": "One side reset it.",
-    "idle": "Nothing was seen of it for as long as its kind may be silent.",
+    "idle": "It had no packets for longer than its state allows.",
     "evicted": "The table of flows was full, and another needed its place.",
-    "replaced": "Its client began anew from the same port.",
+    "replaced": "Its client opened a new connection from the same port.",
     "backend": "Its endpoint stopped serving.",
-    "deleted": "A person or a policy ended it.",
+    "deleted": "Somebody ended it (`lbctl flow flush`), or a policy did.",
 }
 
 # What became of a packet, by what was decided about it.

@@ -38,13 +38,13 @@ def judge_others(mode: str, others: tuple[str, ...], drivers: Answer) -> Answer:
     if mode == "on":
         return Answer(
             False,
-            f"packets of known flows pass by: {'; '.join(others)}",
-            "--xdp auto leaves them to TC while others have rules for them.",
+            f"packets of established flows bypass: {'; '.join(others)}",
+            "--xdp auto leaves them to TC while there are rules for them.",
         )
     return Answer(
         False,
-        f"left to TC for others' rules: {'; '.join(others)}",
-        "Remove those that nobody needs any more; --xdp on has drivers send on past all of them.",
+        f"left to TC because of: {'; '.join(others)}",
+        "Remove what is not needed any more; with --xdp on, drivers forward regardless of it.",
     )
 
 
@@ -57,14 +57,14 @@ def judge(
     if used and dropping and liberal == "0":
         return Answer(
             False,
-            f"a rule ({', '.join(dropping)}) drops what conntrack calls invalid, which a FIN is "
-            "after data that it has not seen",
+            f"a rule ({', '.join(dropping)}) drops what conntrack calls invalid, such as a FIN "
+            "after data that conntrack has not seen",
             "sysctl net.netfilter.nf_conntrack_tcp_be_liberal=1, or --xdp off.",
         )
     lacking = [f"{state.name}: {state.why}" for state in drivers if state.why]
     if lacking:
         return Answer(
-            False, "; ".join(lacking), "TC does the same there; --xdp-device leaves devices out."
+            False, "; ".join(lacking), "There TC does the work; --xdp-device can exclude devices."
         )
     return Answer(True, ", ".join(state.name for state in used) or "no uplink is up")
 

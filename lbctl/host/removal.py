@@ -68,9 +68,7 @@ def exclusive(pin_dir: Path, *, force: bool) -> Iterator[None]:
         lock = bpffs.Lock(pin_dir)
     except InUseError as error:
         if not force:
-            hint = (
-                "Stop it first; --force removes the instance under it, which it will not survive."
-            )
+            hint = "Stop it first. --force removes it anyway, and that agent will stop working."
             raise InUseError(error.message, hint) from error
     try:
         yield

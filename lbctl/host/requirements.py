@@ -149,9 +149,9 @@ def _jit() -> Requirement:
         os.close(fd)
     return _answer(
         jited,
-        "programs become machine code"
+        "programs are compiled to machine code"
         if jited
-        else "programs are interpreted, which those that call functions cannot be",
+        else "programs are interpreted, which does not work for those that call functions",
         "sysctl net.core.bpf_jit_enable=1",
     )
 
@@ -165,8 +165,10 @@ def _checksum_kind() -> Requirement:
     readable = kernel_fields.checksum_place() is not None
     return _answer(
         readable,
-        "read without a call" if readable else "not to be read: each packet calls a helper more",
-        "Linux 6.2 or newer with CONFIG_DEBUG_INFO_BTF, and CAP_PERFMON.",
+        "read without a call"
+        if readable
+        else "cannot be read, so each packet needs one more helper call",
+        "This needs Linux 6.2 or newer with CONFIG_DEBUG_INFO_BTF, and CAP_PERFMON.",
     )
 
 
@@ -220,15 +222,15 @@ def _attaching() -> Requirement:
     return _answer(
         False,
         f"neither tcx links nor clsact filters: {done.stderr.strip()}",
-        "modprobe sch_ingress cls_bpf, or a kernel of 6.6 or later.",
+        "Load them with modprobe sch_ingress cls_bpf, or use Linux 6.6 or newer.",
     )
 
 
 def _compiler() -> Requirement:
     children.probe()
     if flaw := compiler.cache_flaw():
-        return _answer(True, f"compiles; results are not kept, since {flaw}")
-    return _answer(True, f"compiles; results are kept in {compiler.cache_dir()}")
+        return _answer(True, f"compiles, but results are not cached: {flaw}")
+    return _answer(True, f"compiles; results are cached in {compiler.cache_dir()}")
 
 
 def _memory() -> Requirement:
@@ -237,9 +239,9 @@ def _memory() -> Requirement:
     first, most = sizes.at_first().estimated_bytes(), sizes.estimated_bytes()
     mounted = cgroup.mounted()
     limit = cgrouptree.memory_limit(mounted[0][0]) if mounted else None
-    megabytes = f"maps take about {first >> 20} MB at first, {most >> 20} MB when all is used"
+    megabytes = f"maps take about {first >> 20} MB at first, {most >> 20} MB at their largest"
     if limit is None:
-        return _answer(True, f"{megabytes}, and cgroup v2 sets this process no limit")
+        return _answer(True, f"{megabytes}; this process has no memory limit from cgroup v2")
     return _answer(
         limit > 4 * first,
         f"{megabytes}; this process may use {limit >> 20} MB",
@@ -269,8 +271,8 @@ def _socket_hooks() -> Requirement:
         return _answer(
             False,
             f"not in this kernel: {', '.join(missing)}",
-            "Processes of the node itself reach no services: a kernel with CONFIG_CGROUP_BPF is "
-            "needed, or something else for them and --socket-lb off.",
+            "Processes of the node itself do not reach services. That needs a kernel with "
+            "CONFIG_CGROUP_BPF; --socket-lb off does without.",
         )
     return _answer(True, ", ".join(cgroup.HOOKS))
 
@@ -282,8 +284,8 @@ def _closing_sockets() -> Requirement:
         return _answer(
             False,
             f"not on request in this kernel: {', '.join(missing)}",
-            "A process of the node that is connected to an endpoint which is gone finds out by a "
-            "timeout; CONFIG_INET_DIAG_DESTROY and CONFIG_INET_UDP_DIAG would tell it at once.",
+            "A process of the node whose endpoint is gone only notices by a timeout. With "
+            "CONFIG_INET_DIAG_DESTROY and CONFIG_INET_UDP_DIAG its socket would be closed at once.",
         )
     return _answer(True, " and ".join(able))
 
@@ -291,13 +293,15 @@ def _closing_sockets() -> Requirement:
 def _fast_path(pin_dir: Path) -> Requirement:
     found = obstacles.find()
     if not found:
-        return _answer(True, "nobody else has a say about forwarded packets")
+        return _answer(True, "nothing else acts on forwarded packets")
     said = status.read(pin_dir)
     if said is None or not said.fast_path.wanted:
-        return _answer(True, f"not used (--fast-path off); in its way: {'; '.join(found)}")
+        return _answer(
+            True, f"not used (--fast-path off); it would be closed by: {'; '.join(found)}"
+        )
     return _answer(
         False,
-        f"shut: {'; '.join(found)}",
-        "All packets take the stack while others have rules for them: remove those that nobody "
-        "needs any more, or turn fastPath off.",
+        f"closed by: {'; '.join(found)}",
+        "All packets take the network stack while there are rules for them: remove those that are "
+        "not needed any more, or turn fastPath off.",
     )

@@ -57,8 +57,7 @@ def ipvs_device() -> Answer:
         return Answer(True, "no kube-ipvs0")
     return Answer(
         False,
-        "kube-ipvs0 makes service addresses the node's own, and a ClusterIP that the node has is "
-        "left to it",
+        "kube-ipvs0 makes service addresses the node's own, and lbctl leaves those to the node",
         "Stop kube-proxy, then: ip link delete kube-ipvs0; ipvsadm --clear",
     )
 
@@ -70,9 +69,9 @@ def kube_proxy_settings(root: Path = Path("/proc/sys")) -> Answer:
         return Answer(True, "none has kube-proxy's value")
     values = ", ".join(f"{name}={value}" for name, (value, _) in found.items())
     defaults = " ".join(f"{name}={default}" for name, (_, default) in found.items() if default)
-    remedy = "lbctl needs none of them, others on this node may."
+    remedy = "lbctl needs none of them; other software on this node may."
     if defaults:
-        remedy += f" The kernel's own: sysctl {defaults}"
+        remedy += f" To restore the kernel's defaults: sysctl {defaults}"
     return Answer(False, f"as kube-proxy sets them: {values}", remedy)
 
 
@@ -89,8 +88,8 @@ def forward_policy(shown: dict[str, str | None]) -> Answer:
             return Answer(
                 False,
                 f"policy of FORWARD is DROP ({name})",
-                "kube-proxy let service traffic through; without it: iptables -P FORWARD ACCEPT, "
-                "or rules for the pod ranges.",
+                "kube-proxy's rules let service traffic through. Without them, run iptables -P "
+                "FORWARD ACCEPT, or add rules for the pod ranges.",
             )
     return Answer(True, f"forwarded packets are not dropped by policy ({', '.join(known)})")
 
@@ -127,8 +126,8 @@ def reverse_path_filter(root: Path = _PROC) -> Answer:
     return Answer(
         False,
         f"strict on {shown}",
-        "Replies that come in by another interface than their route are dropped; if pods are "
-        "reached by several: sysctl net.ipv4.conf.all.rp_filter=2",
+        "Replies that arrive at another interface than their route's are dropped. If pods are "
+        "reached through several: sysctl net.ipv4.conf.all.rp_filter=2",
     )
 
 
@@ -140,10 +139,10 @@ def redirecting_network(names: list[str]) -> Answer:
                 return Answer(
                     False,
                     f"interface {name} belongs to {owner}",
-                    "Its programs redirect packets past the hooks of pods' veths: lbctl works "
-                    "beside networks that give pods a veth and let the kernel route.",
+                    "Its programs redirect packets past the hooks of pods' veths. lbctl works with "
+                    "networks that give each pod a veth and let the kernel route.",
                 )
-    return Answer(True, "no network that redirects past the pods' veths")
+    return Answer(True, "no network that redirects packets past pods' veths")
 
 
 def _interfaces() -> list[str]:

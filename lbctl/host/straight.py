@@ -37,9 +37,9 @@ def invalid_dropped(shown: dict[str, str | None]) -> Answer:
     return Answer(
         False,
         f"rules drop what conntrack calls invalid ({', '.join(found)})",
-        "Answers of other nodes' endpoints look so to a node that is their router, since it saw "
-        "no question: let pass what has a service's address as source, or keep to "
-        "lbctl/forwarding: snat. Endpoints' own nodes see both ways.",
+        "If this node routes answers of endpoints on other nodes, they look invalid to it, since "
+        "it has not seen the requests. Accept packets whose source is a service's address, or "
+        "use lbctl/forwarding: snat.",
     )
 
 
@@ -55,7 +55,7 @@ def strict_overlays(conf: Path = _CONF, network: Path = _NETWORK) -> Answer:
     if not strict:
         return Answer(True, "not strict on overlays")
     settings = " ".join(f"net.ipv4.conf.{name}.rp_filter=2" for name in strict)
-    remedy = f"A client's way back is not there: sysctl {settings}"
+    remedy = f"Clients' packets would be dropped, as their way back is another: sysctl {settings}"
     if general == 1:
         remedy += " (all=1 may stay: the larger of the two counts)"
     return Answer(False, f"strict on {', '.join(strict)}", remedy)
@@ -69,7 +69,7 @@ def way_back(routes: dict[str, Path] | None = None) -> Answer:
     return Answer(
         False,
         "no default route",
-        "An endpoint's node answers clients itself, and needs a route to them.",
+        "The node of an endpoint answers clients directly, and needs a route to them.",
     )
 
 

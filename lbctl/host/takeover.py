@@ -5,7 +5,6 @@ import structlog
 from lbctl.errands import Errand
 from lbctl.host import leftovers
 
-MODES = ("auto", "on", "off")
 CHECK_SECONDS = 60.0
 ASKING_SECONDS = 120.0  # iptables waits for others' locks
 
@@ -23,8 +22,8 @@ class Watcher:
     """Answers `present`, and asks again in the background."""
 
     def __init__(self, mode: str, errand: Errand | None = None) -> None:
-        """`mode` is one of MODES; "on" and "off" are answers by themselves. `errand` is who asks,
-        in ASKING_SECONDS at most."""
+        """`mode` is "auto", or "on" or "off", which are answers by themselves. `errand` is who
+        asks, in ASKING_SECONDS at most."""
         self.present = mode == "on" or (mode == "auto" and kube_proxy_rules())
         self._auto = mode == "auto"
         self._errand = errand or Errand("kube-proxy's rules", ASKING_SECONDS)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
+import numpy as np
 
 from lbctl.addresses import format_endpoint
 from lbctl.datapath import clock, consts, flows
@@ -92,8 +93,8 @@ def _age(beat: int, opened: int) -> float:
 
 
 def _row(
-    cell: Any,
-    reply: Any,
+    cell: np.void,
+    reply: np.void,
     times: tuple[float, float],
     table: str,
     name_of: Callable[[int], PortName],
@@ -121,7 +122,7 @@ def _row(
     )
 
 
-def _kind(cell: Any) -> str:
+def _kind(cell: np.void) -> str:
     kind = int(cell["kind"])
     if kind & consts.CELL_DIRECT:
         return "direct"
@@ -135,5 +136,5 @@ def _kind(cell: Any) -> str:
     return "service"
 
 
-def _endpoint(address: Any, port: Any) -> str:
+def _endpoint(address: np.generic, port: np.uint16) -> str:
     return format_endpoint(address.tobytes(), socket.ntohs(int(port)))

@@ -27,8 +27,8 @@ def _elsewhere(pin_dir: Path) -> str:
     """What to do, with the instances that do exist beside the one that does not."""
     found = [path for path in instances() if path != pin_dir]
     if found:
-        return "Use --pin-dir: there is " + ", ".join(str(path) for path in found) + "."
-    return "`lbctl agent` makes one; --pin-dir or $LBCTL_PIN_DIR names another."
+        return "Choose one with --pin-dir: " + ", ".join(str(path) for path in found) + "."
+    return "`lbctl agent` creates one; --pin-dir or $LBCTL_PIN_DIR names another directory."
 
 
 def instances() -> list[Path]:

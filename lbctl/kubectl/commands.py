@@ -1,4 +1,4 @@
-"""Which commands of lbctl are run in pods: those that read, with the names they are given."""
+"""Which commands of lbctl are run in pods: read-only ones, with the names they are given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TABLES = {("service", "list"), ("backend", "list"), ("flow", "list"), ("doctor",
 WITH_SERVICE = {("service", "show"): 2, ("backend", "list"): 2, ("explain",): 1}
 READING = {*TABLES, *WITH_SERVICE, ("status",), ("trace",), ("drain",), OBSERVE}
 # What these commands do beside reading.
-_CHANGING = {"--repair": "it changes things: run it in one agent's pod by `kubectl exec`"}
+_CHANGING = {"--repair": "it changes things; run it in one agent's pod with `kubectl exec`"}
 _NEEDED = {("drain",): "--simulate"}
 _QUALIFIED = {"--service", "--pod"}  # options whose values may have a namespace
 
@@ -34,13 +34,13 @@ def problem(command: Sequence[str]) -> str:
         near = difflib.get_close_matches(
             " ".join(command[:2]), listed
         ) or difflib.get_close_matches(command[0], listed)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(listed)}"
-        return f"{' '.join(command[:2])!r} is no reading command. {hint}"
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Those are: {', '.join(listed)}"
+        return f"{' '.join(command[:2])!r} is not a read-only command. {hint}"
     for word, why in _CHANGING.items():
         if word in command:
             return f"{word} is refused here: {why}"
     if found in _NEEDED and _NEEDED[found] not in command:
-        return f"{' '.join(found)} is run with {_NEEDED[found]} alone here"
+        return f"{' '.join(found)} only runs with {_NEEDED[found]} here"
     return ""
 
 

@@ -17,33 +17,33 @@ from lbctl.kubectl.podnames import PODS, PodNames
 
 USAGE = """kubectl lbctl [FLAGS] COMMAND …
 
-Run a reading command of lbctl in the pod of a node's agent, or of all nodes' agents. JSON and YAML
-come merged under the nodes' names, tables with a column NODE, text under a heading.
+Run a read-only command of lbctl in the pods of all agents, or of some. JSON and YAML are merged,
+with the nodes' names as keys; tables get a column NODE; other text has a heading for each node.
 
 Commands (see `kubectl lbctl COMMAND --help`):
   status, service list|show, backend list, flow list, trace, explain, drain --simulate, verify,
   doctor, top --once
-  observe                     all nodes' streams as one, by time, each line with its node, until
-                              Ctrl-C; --node behind it is its own filter
-  top                         on one node, in this terminal
+  observe                     one stream of all nodes, sorted by time, each line with its node;
+                              Ctrl-C ends it. After the command, --node is its own filter
+  top                         one node, in this terminal
 
 Which agents:
-      --node NODE             that of this node alone; repeatable
-      --for POD               that of the node on which this pod runs (its namespace: -n)
-      --agent-namespace NS    where the agents are (default lbctl-system)
-  -l, --selector LABELS       which pods they are (default app.kubernetes.io/name=lbctl)
+      --node NODE             only this node's; repeatable
+      --for POD               only that of the node on which this pod runs (its namespace: -n)
+      --agent-namespace NS    namespace of the agents' pods (default lbctl-system)
+  -l, --selector LABELS       labels of the agents' pods (default app.kubernetes.io/name=lbctl)
 
 Which services:
-  -n, --namespace NS          names without a namespace are of this one
-  -A, --all-namespaces        names are of any namespace (the default)
+  -n, --namespace NS          namespace of names that are given without one
+  -A, --all-namespaces        such names match in any namespace (the default)
 
-  -o, --output FORMAT         table, wide, json or yaml; of observe: compact, table or json
-      --resolve               names of all pods in place of their addresses: you may list pods,
-                              the agents may not
-      --context, --kubeconfig as for kubectl
-      --request-timeout SEC   for each node (default 60)
+  -o, --output FORMAT         table, wide, json or yaml; for observe: compact, table or json
+      --resolve               show names of all pods, with your permissions to list pods (the agents
+                              have none)
+      --context, --kubeconfig as in kubectl
+      --request-timeout SEC   timeout for each node (default 60)
 
-Returns the largest exit code of all nodes, 1 if one could not be asked.
+Exits with the largest code of all nodes, or with 1 if a node could not be asked.
 
 Examples:
   kubectl lbctl status

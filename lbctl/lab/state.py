@@ -87,11 +87,12 @@ def load(name: str) -> State:
         return msgspec.json.decode(Paths(name).state.read_bytes(), type=State)
     except FileNotFoundError:
         names = ", ".join(names_of_labs())
-        hint = f"There is: {names} (--lab or --name)." if names else "Build one: lbctl lab up"
+        hint = f"Existing labs: {names} (--name)." if names else "Build one with `lbctl lab up`."
         raise LbError(f"there is no lab {name!r}", hint, exit_code=3) from None
     except msgspec.DecodeError as error:
         raise LbError(
-            f"{Paths(name).state} is not readable: {error}", f"lbctl lab down --name {name}"
+            f"{Paths(name).state} is not readable: {error}",
+            f"`lbctl lab down --name {name}` removes the lab.",
         ) from None
 
 

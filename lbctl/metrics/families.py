@@ -56,10 +56,14 @@ _PORT: Final = ("namespace", "name", "port", "protocol")
 
 # The agent
 BUILD: Final = _gauge("lbctl_build_info", "1, with the version that runs.", "version")
-READY: Final = _gauge("lbctl_ready", "1 if /readyz answers 200: it does all that it is for.")
-HEALTHY: Final = _gauge("lbctl_healthy", "1 if /healthz answers 200: load balancers may come.")
+READY: Final = _gauge(
+    "lbctl_ready", "1 if /readyz answers 200: the agent does everything it should."
+)
+HEALTHY: Final = _gauge(
+    "lbctl_healthy", "1 if /healthz answers 200: load balancers may use this node."
+)
 CONDITION: Final = _gauge(
-    "lbctl_condition", "How many things of a kind are wrong; `lbctl status` names them.", "kind"
+    "lbctl_condition", "Number of problems of this kind now; `lbctl status` describes them.", "kind"
 )
 SOURCE_CONNECTED: Final = _gauge(
     "lbctl_source_connected", "1 while every kind of object is being followed.", "source"
@@ -81,12 +85,13 @@ NO_LOCAL: Final = _gauge(
     "Services whose traffic policy is Local and that have endpoints, but none on this node.",
     "traffic_policy",
 )
-PROGRAMS: Final = _gauge("lbctl_programs_loaded", "1 once the kernel has taken the programs.")
+PROGRAMS: Final = _gauge("lbctl_programs_loaded", "1 once the kernel has accepted the programs.")
 PLACED: Final = _gauge(
-    "lbctl_programs_placed", "1 once they are on every interface, where that was possible."
+    "lbctl_programs_placed", "1 once they are attached to every interface where that is possible."
 )
 GENERATIONS: Final = _gauge(
-    "lbctl_program_generations", "Generations of programs there are; two while one is replaced."
+    "lbctl_program_generations",
+    "Generations of programs that exist; two while one replaces the other.",
 )
 ATTACHED: Final = _gauge("lbctl_interfaces_attached", "Interfaces with programs.")
 MISSING: Final = _gauge(
@@ -94,73 +99,80 @@ MISSING: Final = _gauge(
 )
 ENTRIES: Final = _gauge(
     "lbctl_table_entries",
-    "Entries of a map that can fill up; of flows, cells: each has two or four.",
+    "Entries in a map that can fill up; flow tables count cells, of which a flow has two or four.",
     "table",
 )
 ROOM: Final = _gauge("lbctl_table_room", "How many entries it has room for now.", "table")
 MOST_ENTRIES: Final = _gauge(
-    "lbctl_table_max_entries", "How many it can have when it has grown, if it grows.", "table"
+    "lbctl_table_max_entries", "How many entries it can have after growing, if it grows.", "table"
 )
 PRESSURE: Final = _gauge(
-    "lbctl_table_pressure_ratio", "Entries to what it can have at most, 0 to 1.", "table"
+    "lbctl_table_pressure_ratio", "Entries divided by the most it can have, 0 to 1.", "table"
 )
 EVICTED: Final = _counter(
-    "lbctl_flows_evicted_total", "Flows that made room for others in a full table.", "table"
+    "lbctl_flows_evicted_total", "Flows that were removed from a full table to make room.", "table"
 )
-REFUSED: Final = _counter("lbctl_flows_refused_total", "Flows that found no room.", "table")
+REFUSED: Final = _counter("lbctl_flows_refused_total", "New flows that found no room.", "table")
 
 CORRECTIONS: Final = _counter(
     "lbctl_corrections_total",
-    "Times that something of ours was found changed by others and was put right, by what it was.",
+    "Times that something was found changed by others and was repaired, by what it was.",
     "what",
 )
 
 # Traffic
 DECISIONS: Final = _counter(
     "lbctl_decisions_total",
-    "Packets about which something was decided, by what became of them and why. Packets of "
-    "established flows are not among them.",
+    "Packets that a decision was made about, by outcome and reason. Packets of established flows "
+    "are not counted here.",
     *("verdict", "reason"),
 )
 FAST_OPEN: Final = _gauge(
-    "lbctl_fast_path_open", "1 while packets may pass the node's network stack by."
+    "lbctl_fast_path_open", "1 while packets may bypass the node's network stack."
 )
 PASSED: Final = _counter(
-    "lbctl_fast_path_packets_total", "Packets that did, of flows through services."
+    "lbctl_fast_path_packets_total",
+    "Packets of flows through services that bypassed the network stack.",
 )
 EVENTS_LOST: Final = _counter(
     "lbctl_flow_events_lost_total",
-    "Events that somebody who listened did not get: the ring had no room, or the listener was too "
-    "slow.",
+    "Events that a listener did not get, because the ring was full or the listener too slow.",
     "where",
 )
-LISTENERS: Final = _gauge("lbctl_flow_event_listeners", "Who listens: `lbctl observe`, pages.")
+LISTENERS: Final = _gauge(
+    "lbctl_flow_event_listeners",
+    "Listeners to events of flows: `lbctl observe`, pages of `lbctl ui`.",
+)
 FLOWS: Final = _gauge("lbctl_flows", "Live connections through services, by IP family.", "family")
 CONNECTIONS: Final = _counter(
-    "lbctl_service_connections_total", "Connections begun since the port was programmed.", *_PORT
+    "lbctl_service_connections_total",
+    "Connections opened since the port was first programmed.",
+    *_PORT,
 )
-ACTIVE: Final = _gauge("lbctl_service_active_connections", "Connections there are now.", *_PORT)
+ACTIVE: Final = _gauge("lbctl_service_active_connections", "Connections open now.", *_PORT)
 PACKETS: Final = _counter(
     "lbctl_service_packets_total",
-    "Packets; in is to the endpoints. Those of flows that live as of the last sweep.",
+    "Packets; in is towards the endpoints. Packets of open connections are added at each sweep.",
     *(*_PORT, "direction"),
 )
 BYTES: Final = _counter(
     "lbctl_service_bytes_total",
-    "Bytes of these packets; in is to the endpoints.",
+    "Bytes of these packets; in is towards the endpoints.",
     *(*_PORT, "direction"),
 )
 OMITTED: Final = _gauge(
     "lbctl_service_ports_omitted",
-    "Service ports without series of their own, since there are more than --metrics-services.",
+    "Service ports without series of their own, because there are more than --metrics-services.",
 )
 ENDPOINT_SERVING: Final = _gauge(
     "lbctl_endpoint_serving",
-    "1 if new connections go to the endpoint, 0 if it only keeps those it has.",
+    "1 if new connections go to the endpoint, 0 if it only keeps existing ones.",
     *(*_PORT, "endpoint"),
 )
 ENDPOINT_ACTIVE: Final = _gauge(
-    "lbctl_endpoint_active_connections", "Connections the endpoint has now.", *(*_PORT, "endpoint")
+    "lbctl_endpoint_active_connections",
+    "Connections open to the endpoint now.",
+    *(*_PORT, "endpoint"),
 )
 
 FAMILIES: Final = tuple(value for value in list(vars().values()) if isinstance(value, Family))

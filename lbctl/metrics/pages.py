@@ -72,7 +72,7 @@ class Pages:
             return make()
         except Exception as error:  # noqa: BLE001 - whatever it was: probes are answered here too
             self._instruments.scrape_faults.inc()
-            self._log.exception("a page could not be made")
+            self._log.exception("a page could not be built")
             text = f"{type(error).__name__}: {error}\n"
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text.encode(), _TEXT)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -165,7 +165,7 @@ def _of_endpoints(tables: CountTables, named: Mapping[int, Labels]) -> Iterator[
         yield family.text([f"{{{labels}}} {value}" for labels, value in values.items()])
 
 
-def _endpoint(record: Any) -> str:
+def _endpoint(record: np.void) -> str:
     return format_endpoint(record["addr"].tobytes(), socket.ntohs(int(record["port"])))
 
 

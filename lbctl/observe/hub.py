@@ -24,7 +24,7 @@ from ebpf import trust
 from ebpf.errors import Untrusted
 from ebpf.flowevents import EVENT, read_events
 from ebpf.instance import Instance
-from ebpf.maps.base import Records
+from ebpf.maps.base import Records, of_kind
 from ebpf.maps.ring import Ring
 from lbctl.datapath import clock
 from lbctl.datapath.tables import ArrayTable
@@ -54,9 +54,7 @@ class Maps(Protocol):
 
 def events_of(instance: Instance) -> Ring:
     """An instance's ring of them."""
-    ring = instance.map("flow_events")
-    assert isinstance(ring, Ring), "ebpf/maps/declared.py says so"
-    return ring
+    return of_kind(Ring, instance.map("flow_events"))
 
 
 class Hub:

@@ -98,7 +98,6 @@ class Audit:
             if self._todo or time.perf_counter() >= until:
                 return False, self._todo
         self._running = None
-        self.corrections.passes += 1
         return True, self._todo
 
     def _pass(self, programmer: Programmer) -> Iterator[None]:

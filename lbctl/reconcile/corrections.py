@@ -24,7 +24,6 @@ class Corrections:
         self._counts: Counter[str] = Counter()
         self._lately: deque[str] = deque(maxlen=_LATELY)
         self._log = structlog.get_logger()
-        self.passes = 0
         self.answered = 0  # the last request that a whole pass followed
 
     def note(self, kind: str, what: Sequence[str], number: int = 0) -> None:

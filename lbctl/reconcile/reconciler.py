@@ -73,7 +73,7 @@ class Reconciler:
         self.planner, leftovers = readback.read(tables, time.monotonic(), most)
         readback.repair(self.planner, leftovers, tables)
         for sentence in leftovers.describe():
-            self._log.warning("what an earlier agent left is put right", what=sentence)
+            self._log.warning("repairing what an earlier agent left", what=sentence)
         self._unclaimed = set(self.planner.services)  # programmed before, not yet seen
         self.housekeeper = Housekeeper(tables, self.planner, flows, most_cells)
         self.audit = Audit(tables, Corrections())

@@ -211,7 +211,7 @@ def _address_in_cluster() -> str:
 
 def _no_access(where: object, why: object) -> ConfigError:
     return ConfigError(
-        f"no access to a Kubernetes API by {where}: {why}",
+        f"no access to a Kubernetes API with {where}: {why}",
         hint="Give --kubeconfig FILE, or --manifests PATH to work without an API.",
     )
 

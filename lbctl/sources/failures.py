@@ -24,7 +24,7 @@ class FailureLog:
         if self._count == 1 or now - self._last_said >= REPEAT_SECONDS:
             self._last_said = now
             self._log.warning(
-                "source does not answer, keeping what is known",
+                "source is not available, keeping what is known",
                 error=error,
                 attempts=self._count,
             )
@@ -32,5 +32,5 @@ class FailureLog:
     def worked(self) -> None:
         """It works, again or still."""
         if self._count:
-            self._log.info("source answers again", attempts=self._count)
+            self._log.info("source is available again", attempts=self._count)
             self._count = 0

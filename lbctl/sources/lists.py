@@ -71,7 +71,7 @@ class Lister(Generic[M]):
         doubted: frozenset[ObjectKey] = frozenset()
         while (lacking := self._hard_to_believe(found, doubted)) is not None:
             self._log.warning(
-                "a list lacks most of what is known and is asked for again before it counts",
+                "a list lacks most known objects, listing again before it counts",
                 known=self._store.count(self._resource.record) or self._expected,
                 listed=len(found.keys),
             )

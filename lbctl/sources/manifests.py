@@ -251,7 +251,7 @@ class ManifestSource:
         known.identity = identity
         known.problems = {why: not known.clean}
         self._files[file] = known
-        self._log.error("manifest not taken, what was read of it last stays", error=why)
+        self._log.error("manifest cannot be used, keeping its last contents", error=why)
 
     def _publish(self) -> None:
         """Hand over all objects of all files. Where two files have one object, the first counts."""

@@ -154,7 +154,7 @@ class Reflector(Generic[M]):
         if lasted < min(_EARLY_SECONDS, seconds / 2):
             raise SourceError(f"the watch was ended after {lasted:.1f} of {seconds:.0f} seconds")
         if not heard and lasted >= _SILENT_SECONDS:
-            self._log.info("listing again, the watch said nothing at all")
+            self._log.info("listing again, the watch was silent")
             self._version = None
 
     def _lines(self, response: Response, seconds: float) -> Iterator[bytes]:

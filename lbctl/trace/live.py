@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import numpy as np
 
@@ -42,15 +41,15 @@ class LiveNode(TracedNode):
         self._instance.close()
 
 
-def _own_addresses(config: Any) -> set[bytes]:
+def _own_addresses(config: np.void) -> set[bytes]:
     return {config[f"node{family}"]["w"].tobytes() for family in FAMILIES}
 
 
-def _knows_pods(config: Any) -> bool:
+def _knows_pods(config: np.void) -> bool:
     return any(int(config[f"pod_cidr_count{family}"]) for family in FAMILIES)
 
 
-def _is_pod(config: Any, address: bytes) -> bool:
+def _is_pod(config: np.void, address: bytes) -> bool:
     """Inside one of the pod ranges of the config record."""
     wanted = np.frombuffer(address, np.uint32)
     family = family_of(address)

@@ -29,12 +29,12 @@ def node(
     file = configfile.read(config) if config is not None else ConfigFile()
     ignored = settle.ignored(file)
     if ignored:
-        say(f"fields of --config that mean nothing here: {', '.join(ignored)}")
+        say(f"fields of --config that have no effect here: {', '.join(ignored)}")
     found = settle.settle(settle.from_command_line(service_cidrs=tuple(service_cidrs)), file)
     name = name or found.node_name or _only(nodes)
     if name not in nodes:
-        known = f": there is {', '.join(sorted(nodes))}" if nodes else ""
-        say(f"no Node object is called {name}{known}; addresses and zone are unknown")
+        known = f" (there are: {', '.join(sorted(nodes))})" if nodes else ""
+        say(f"there is no Node object {name}{known}; its addresses and zone are unknown")
     return node_facts(name, nodes.get(name), [_address(ip) for ip in local_ips], found.node)
 
 
@@ -42,7 +42,7 @@ def _only(nodes: Mapping[str, Node]) -> str:
     if len(nodes) == 1:
         return next(iter(nodes))
     known = f" One of: {', '.join(sorted(nodes))}." if nodes else ""
-    raise UsageError("--node-name is missing", f"Say on which node the flow is.{known}")
+    raise UsageError("--node-name is missing", f"Say which node to answer for.{known}")
 
 
 def _address(text: str) -> bytes:

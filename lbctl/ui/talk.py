@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -73,7 +73,7 @@ def _client(address: bytes, places: Places) -> str:
     return place.name or (f"{text} ({place.hint})" if place.hint else text)
 
 
-def _endpoint(record: Any, places: Places) -> str:
+def _endpoint(record: np.void, places: Places) -> str:
     address, port = record["addr"].tobytes(), int(record["port"])
     name = places.of(address).name
     number = int.from_bytes(port.to_bytes(2, "little"), "big")

@@ -6,6 +6,7 @@ this process, which holds the instance meanwhile.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import msgspec
 from ebpf.errors import LayoutError
 from ebpf.layouts import tail_programs
 from lbctl import status
-from lbctl.errors import LbError
+from lbctl.errors import LbError, UsageError
 from lbctl.inspect.opened import open_instance
 from lbctl.reconcile.places import NO_ROOM
 from lbctl.verify import attached, direct, flows, maps
@@ -45,8 +46,9 @@ class Verified(msgspec.Struct, frozen=True):
 
 def verify(question: Question, say: Say, *, repair: bool = False) -> Verified:
     """Look, and look again at what was found. With `repair`, have that put right."""
+    _require_agents_network(status.running_agent(question.pin_dir))
     known = know(question, say)
-    found = _twice(question, known, say)
+    found = _twice(question, known)
     if not (repair and found):
         return _verified(question, known, found)
     agent = status.running_agent(question.pin_dir)
@@ -57,11 +59,24 @@ def verify(question: Question, say: Say, *, repair: bool = False) -> Verified:
     until = time.monotonic() + _SETTLE_SECONDS
     left = found
     while left and time.monotonic() < until:
-        known = know(question, say)
+        known = know(question, _say_nothing)
         left = _look(question, known)
         time.sleep(_POLL_SECONDS if left else 0)
     done = sorted(set(found) - set(left))
     return msgspec.structs.replace(_verified(question, known, left), repaired=tuple(done))
+
+
+def _require_agents_network(agent: int) -> None:
+    """In another network namespace every interface would look wrong. Raises UsageError."""
+    try:
+        theirs = os.readlink(f"/proc/{agent}/ns/net")
+    except OSError:  # no agent, or a process that may not be looked at: it cannot be known
+        return
+    if theirs != os.readlink("/proc/self/ns/net"):
+        raise UsageError(
+            f"agent {agent} runs in another network namespace, with other interfaces",
+            f"Run it there: nsenter --net=/proc/{agent}/ns/net lbctl verify",
+        )
 
 
 def _verified(question: Question, known: Known, found: list[Difference]) -> Verified:
@@ -76,13 +91,17 @@ def _verified(question: Question, known: Known, found: list[Difference]) -> Veri
     )
 
 
-def _twice(question: Question, known: Known, say: Say) -> list[Difference]:
+def _say_nothing(_: str) -> None:
+    """What there is to say was said at the first look."""
+
+
+def _twice(question: Question, known: Known) -> list[Difference]:
     """Of both looks, what is in both; the objects too are read twice."""
     found = _look(question, known)
     if not found:
         return []
     time.sleep(AGAIN_SECONDS)
-    again = set(_look(question, know(question, say)))
+    again = set(_look(question, know(question, _say_nothing)))
     return [one for one in found if one in again]
 
 

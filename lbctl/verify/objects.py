@@ -62,7 +62,7 @@ def know(question: Question, say: Callable[[str], None]) -> Known:
         services, nodes, problems = _of_files(Path(place.manifests))
     else:
         if not name:
-            raise UsageError("--node-name is missing", "Say which node's view is wanted.")
+            raise UsageError("--node-name is missing", "Say which node to answer for.")
         services, node, problems = _of_api(place, name)
         nodes = {node.name: node} if node else {}
     zones = tuple((node.name, node.zone) for node in nodes.values())
@@ -93,8 +93,8 @@ def _place(question: Question, said: Standing | None) -> SourcePlace:
         return SourcePlace(kubeconfig=str(file) if file else "", api_server=question.api_server)
     if said is None:
         raise UsageError(
-            f"no agent of {question.pin_dir} has said where its objects are from",
-            "Give --manifests PATH, --kubeconfig FILE or --api-server URL; --pin-dir names another "
+            f"no agent has run at {question.pin_dir}, so it is unknown where to read objects from",
+            "Give --manifests PATH, --kubeconfig FILE or --api-server URL, or the --pin-dir of an "
             "instance.",
         )
     return said.source
@@ -135,10 +135,8 @@ def list_once(source: Source) -> tuple[Objects, Node | None, tuple[str, ...]]:
                 wanted = {k: o for k, o in services.items() if o.service is not None}
                 return wanted, update.node, update.status.problems
             if update.status.last_error:
-                raise SourceError(
-                    f"the API was asked and did not answer: {update.status.last_error}"
-                )
-        raise SourceError(f"the API has not listed everything after {LISTING_SECONDS:.0f} s")
+                raise SourceError(f"cannot read the objects: {update.status.last_error}")
+        raise SourceError(f"the API server did not list all objects in {LISTING_SECONDS:.0f} s")
     finally:
         source.stop()
 
@@ -156,7 +154,7 @@ def find(services: Objects, query: str) -> tuple[ServiceObjects, str | None]:
     found = [o for key, o in services.items() if name in (str(key), key.name)]
     if len(found) > 1:
         listed = ", ".join(sorted(str(o.service.key) for o in found if o.service))
-        raise UsageError(f"{name!r} is the name of several services", f"One of: {listed}.")
+        raise UsageError(f"there are several services {name!r}", f"Say which: {listed}.")
     if not found:
         raise NotFound(f"there is no service {name!r}", _nearest(name, services))
     return found[0], port if colon else None
@@ -168,4 +166,4 @@ def _nearest(name: str, services: Objects) -> str:
     near = difflib.get_close_matches(name, called, n=3, cutoff=0.5)
     if near:
         return f"Did you mean {' or '.join(called[text] for text in near)}?"
-    return f"There are {len(services)}: `lbctl service list` shows those of this node."
+    return f"There are {len(services)} services; `lbctl service list` lists those of this node."

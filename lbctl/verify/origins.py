@@ -130,8 +130,8 @@ def _of_node(name: str, known: Known) -> tuple[Origin, str]:
     near = difflib.get_close_matches(name, names, n=3)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(
-        f"--from {name!r} is none of {WORDS}, no address, and no node that is known",
-        f"{hint}A pod is NAMESPACE/NAME.",
+        f"--from {name!r} is neither {WORDS} nor an address or a known node",
+        f"{hint}A pod is written NAMESPACE/NAME.",
     )
 
 

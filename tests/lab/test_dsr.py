@@ -33,11 +33,13 @@ from tests.lab.support.labs import (
     listen,
 )
 from tests.lab.support.transfers import (
+    NARROW,
     Exchange,
     content,
     echoed,
     flush_routes,
     learn_size,
+    narrower,
     read,
     text_of,
 )
@@ -168,35 +170,12 @@ def test_many_short_connections(lab: Lab, family: int) -> None:
 
 # ── size ──────────────────────────────────────────────────────────────────────────────────────────
 
-SMALL = 1300
-
 
 @pytest.fixture
 def narrowed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
-    """Somewhere on the way less fits through than both ends believe, and nobody knows it yet."""
     where: str = request.param
-    flush_routes(lab, ("outside", "node1", "node2", BACKEND))
-    change_routes(lab, where, ["mtu", str(SMALL)])
-    yield where
-    change_routes(lab, where, [])
-
-
-def change_routes(lab: Lab, where: str, attributes: list[str]) -> None:
-    """Forwarding goes by the route's MTU."""
-    ways: list[tuple[str, str, list[str]]] = []
-    if where == "between-nodes":
-        pods, node2 = lab.node("node2").pod_cidrs, lab.node("node2").addresses
-        ways += [("node1", c, ["via", g]) for c, g in zip(pods, node2, strict=True)]
-    if where == "at-the-backend":
-        pod = lab.find(BACKEND)
-        ways += [("node2", address, ["dev", "veth2"]) for address in pod.addresses]
-    if where == "at-the-client":
-        ways += [("node2", address, ["dev", "eth0"]) for address in lab.outside.addresses]
-    for node, destination, way in ways:
-        lab.exec(node, ["ip", "route", "replace", destination, *way, *attributes], check=True)
-
-
-NARROW = ("nowhere", "between-nodes", "at-the-backend", "at-the-client")
+    with narrower(lab, where, BACKEND, answering="node2"):
+        yield where
 
 
 @FAMILY

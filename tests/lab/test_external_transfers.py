@@ -26,13 +26,14 @@ from tests.lab.support.labs import (
 )
 from tests.lab.support.transfers import (
     MTU_KNOWN,
+    NARROW,
     SMALL_MTU,
     Exchange,
     assert_backend_hears_of_the_end,
     content,
     echoed,
-    flush_routes,
     learn_size,
+    narrower,
     read,
     text_of,
 )
@@ -44,7 +45,6 @@ ECHO = Exposed("echo", 1)
 BULK = Exposed("bulk", 2)
 DEAF = Exposed("deaf", 3)
 WAYS = ("node1", "ingress", "cluster")
-NARROW = ("nowhere", "between-nodes", "at-the-backend", "at-the-client")
 FAMILY = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 
 
@@ -65,28 +65,9 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
 
 @pytest.fixture
 def narrowed(request: pytest.FixtureRequest, lab: Lab) -> Iterator[str]:
-    """Somewhere on the way less fits through than both ends believe, and nobody knows it yet."""
     where: str = request.param
-    flush_routes(lab, ("outside", "node1", "node2", BACKEND))
-    change_routes(lab, where, ["mtu", str(SMALL_MTU)])
-    yield where
-    change_routes(lab, where, [])
-
-
-def change_routes(lab: Lab, where: str, attributes: list[str]) -> None:
-    """Forwarding goes by the route's MTU. A link's own would make its peer drop in silence."""
-    ways: list[tuple[str, str, list[str]]] = []
-    if where == "between-nodes":
-        pods, node2 = lab.node("node2").pod_cidrs, lab.node("node2").addresses
-        ways += [("node1", c, ["via", g]) for c, g in zip(pods, node2, strict=True)]
-        ways += [("node2", address, ["dev", "eth0"]) for address in lab.node("node1").addresses]
-    if where == "at-the-backend":
-        pod = lab.find(BACKEND)
-        ways += [("node2", address, ["dev", "veth2"]) for address in pod.addresses]
-    if where == "at-the-client":
-        ways += [("node1", address, ["dev", "eth0"]) for address in lab.outside.addresses]
-    for node, destination, way in ways:
-        lab.exec(node, ["ip", "route", "replace", destination, *way, *attributes], check=True)
+    with narrower(lab, where, BACKEND, answering="node1"):
+        yield where
 
 
 @FAMILY

@@ -114,7 +114,7 @@ def test_a_source_that_is_cut_off(node: Hurried) -> None:
     away = node.manifests.with_name("away")
     before = node.contents()
     node.manifests.rename(away)
-    wait_until(lambda: node.warned("cut off from where the objects are"), BOUND)
+    wait_until(lambda: node.warned("cut off from the source of objects"), BOUND)
     wait_until(lambda: node.codes() == (200, 200, 503), BOUND)
     assert not node.ready(process)
     assert node.contents() == before

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -251,6 +252,16 @@ def test_nothing_differs_where_nothing_is_wrong(lab: Lab, traffic: Bystanders) -
     traffic.unharmed()
     found = verify(lab)
     assert found == (0, [], [])
+
+
+def test_in_another_network_namespace_it_says_where_to_run(lab: Lab) -> None:
+    """There all interfaces would differ, and none of it would be so."""
+    command = lbctl_command("verify", "--pin-dir", str(lab.pin_dir(NODE)))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    agent = lab.agent(NODE)
+    assert agent
+    assert f"nsenter --net=/proc/{agent.pid}/ns/net" in done.stderr
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.act.__name__)

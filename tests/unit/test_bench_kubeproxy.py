@@ -215,4 +215,4 @@ def test_rules_and_kube_proxy_exclude_each_other(tmp_path: Path) -> None:
         main.command, ["bench", "--kube-proxy", "/bin/true", "--rules", str(rules)]
     )
     assert done.exit_code == 2
-    assert "exclude each other" in done.output
+    assert "cannot be combined" in done.output

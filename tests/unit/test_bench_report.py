@@ -112,7 +112,10 @@ def test_other_suffixes_are_refused() -> None:
         (["--measures", "speed"], "there is no 'speed'"),
         (["--report", "x.pdf"], "x.pdf ends in neither"),
         (["--services", "1,x"], "is not a list of numbers"),
-        (["--json", "a", "--resume", "b"], "exclude each other"),
+        (["--services", "0"], "is not a list of numbers"),
+        (["--services", "-5"], "is not a list of numbers"),
+        (["--cpu", "4096"], "there is no CPU 4096"),
+        (["--json", "a", "--resume", "b"], "cannot be combined"),
     ],
 )
 def test_wrong_use_is_told_before_anything_runs(arguments: list[str], says: str) -> None:

@@ -29,6 +29,28 @@ def test_help_lists_every_command_and_exit_code() -> None:
         assert f"{number:<4} {meaning}" in out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "agent --manifests x --node-name n",
+        "verify",
+        "bundle",
+        "lab up",
+        "lab down",
+        "lab status",
+        "lab exec pod1 -- true",
+        "demo",
+        "bench --quick",
+    ],
+)
+def test_without_root_each_says_so_and_fails(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    code, out, err = run(*words.split())
+    assert (code, out) == (1, "")
+    assert "needs root" in err
+    assert "sudo" in err
+
+
 @pytest.mark.parametrize("name", sorted(main.COMMANDS))
 def test_every_command_loads_and_explains_itself(name: str) -> None:
     code, out, err = run(name, "--help")

@@ -280,6 +280,6 @@ def test_the_doctor_says_who_would_have_a_say() -> None:
     auto, on = judge_others("auto", others, fine), judge_others("on", others, fine)
     assert (auto.ok, on.ok) == (False, False)
     assert auto.detail.startswith("left to TC")
-    assert on.detail.startswith("packets of known flows pass by")
+    assert on.detail.startswith("packets of established flows bypass")
     assert "--xdp on" in auto.remedy
     assert "--xdp auto" in on.remedy

@@ -340,7 +340,7 @@ def test_what_is_asked_wrongly(manifests: Path, tmp_path: Path) -> None:
         assert (code, "ns1/svc1" in err) == (3, True)
     code, _, err = run("svc1", *asked, "--from", "pod-7")
     assert code == 2
-    assert "A pod is NAMESPACE/NAME" in err
+    assert "A pod is written NAMESPACE/NAME" in err
     code, _, err = run("svc1", "--pin-dir", str(tmp_path))
     assert code == 2
     assert "--manifests" in err

@@ -280,7 +280,7 @@ def test_what_is_wrong_for_all_is_said_once(
     [
         (["obsrve"], "Did you mean observe?"),
         (["flows", "list"], "Did you mean flow list?"),
-        (["exec"], "There are: backend list, doctor"),
+        (["exec"], "Those are: backend list, doctor"),
     ],
 )
 def test_near_names(cluster: Cluster, capsys: Capture, words: list[str], hint: str) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lbctl.cli import observe
 from lbctl.kubectl import streams
+from lbctl.observe.stream import Lost
 from tests.support.fake_kubectl import Cluster, pretended
 from tests.support.waiting import wait_until
 
@@ -56,6 +58,26 @@ def test_streams_are_one(cluster: Cluster, capsys: Capture) -> None:
     assert cluster.ran() == [
         "lbctl observe --node node1 --verdict ended -o json --duration 1s --end-with-stdin"
     ]
+
+
+def test_what_observe_says_in_text_is_counted(
+    cluster: Cluster, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin knows a node's losses from its words alone if its stream breaks off."""
+
+    class Losing:
+        def events(self) -> list[Lost]:
+            return [Lost(2), Lost(5)]
+
+    monkeypatch.setattr("lbctl.cli.objects.say", lambda text: print(f"note: {text}"))
+    observe._show(Losing(), "compact")  # type: ignore[arg-type] # what it asks of a Stream
+    notes = capsys.readouterr().out
+    cluster.said = {
+        "agent-1": {"out": "", "err": notes, "code": 1},
+        "agent-2": {"out": "", "err": sums(0, 0)},
+    }
+    assert cluster.run("observe") == 1
+    assert "at least 5 lost: not all is known of node1" in capsys.readouterr().err
 
 
 def test_before_the_command_node_is_whose_stream(cluster: Cluster, capsys: Capture) -> None:

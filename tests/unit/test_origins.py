@@ -97,7 +97,7 @@ def test_of_files(manifests: list[str], source: str, origin: str, note: str) -> 
     [
         ("apps/ther", 3, "Did you mean apps/"),
         ("worker-3", 2, "Did you mean worker-"),
-        ("nothing", 2, "A pod is NAMESPACE/NAME"),
+        ("nothing", 2, "A pod is written NAMESPACE/NAME"),
         ("a/b/c", 2, "It is NAMESPACE/NAME"),
         ("apps/", 2, "It is NAMESPACE/NAME"),
     ],

@@ -337,4 +337,4 @@ def test_newly_ignored_fields_are_named_once(path: Path) -> None:
     followed.polls()
     followed.write(f"{THEIRS}portRange: 1-2\noomScoreAdj: 3\n")
     followed.polls()
-    assert followed.said("settings that mean nothing here") == [["portRange"], ["oomScoreAdj"]]
+    assert followed.said("settings without effect here") == [["portRange"], ["oomScoreAdj"]]

@@ -24,7 +24,6 @@ class Report:
     seen_as: dict[str, int] = field(default_factory=dict)  # the client's address, as servers saw it
     slow: int = 0  # answered, but only after SLOW_SECONDS
     max_ms: float = 0.0
-    mean_ms: float = 0.0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)  # the first failures, with their time and text
 
@@ -48,7 +47,6 @@ class Recorder:
         self._report = Report(target=target)
         self._lock = threading.Lock()
         self._start = time.monotonic()
-        self._total = 0.0
 
     def answered(self, answer: Answer, seconds: float) -> None:
         with self._lock:
@@ -57,7 +55,6 @@ class Recorder:
             report.ok += 1
             report.slow += seconds >= SLOW_SECONDS
             report.max_ms = max(report.max_ms, round(seconds * 1000, 3))
-            self._total += seconds
             _count(report.servers, answer.server)
             if answer.seen_as:
                 _count(report.seen_as, answer.seen_as)
@@ -75,7 +72,6 @@ class Recorder:
         """The report as JSON."""
         report = self._report
         report.seconds = round(time.monotonic() - self._start, 3)
-        report.mean_ms = round(self._total * 1000 / report.ok, 3) if report.ok else 0.0
         return json.dumps(asdict(report))
 
 

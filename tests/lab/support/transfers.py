@@ -6,7 +6,8 @@ import errno
 import hashlib
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -89,6 +90,39 @@ def flush_routes(lab: Lab, members: Iterable[str]) -> None:
     for member in members:
         for family in ("-4", "-6"):
             lab.exec(member, ["ip", family, "route", "flush", "cache"], check=True)
+
+
+NARROW = ("nowhere", "between-nodes", "at-the-backend", "at-the-client")
+
+
+@contextmanager
+def narrower(lab: Lab, where: str, backend: str, answering: str) -> Iterator[None]:
+    """Less fits through one of NARROW than both ends believe, and nobody knows it yet: between the
+    client `outside`, which calls node1, and `backend` on node2. `answering` is the node from which
+    answers go to the client."""
+    flush_routes(lab, ("outside", "node1", "node2", backend))
+    _change_routes(lab, where, backend, answering, ["mtu", str(SMALL_MTU)])
+    yield
+    _change_routes(lab, where, backend, answering, [])
+
+
+def _change_routes(
+    lab: Lab, where: str, backend: str, answering: str, attributes: list[str]
+) -> None:
+    """Forwarding goes by the route's MTU. A link's own would make its peer drop in silence."""
+    ways: list[tuple[str, str, list[str]]] = []
+    if where == "between-nodes":
+        pods, node2 = lab.node("node2").pod_cidrs, lab.node("node2").addresses
+        ways += [("node1", c, ["via", g]) for c, g in zip(pods, node2, strict=True)]
+        if answering == "node1":
+            ways += [("node2", address, ["dev", "eth0"]) for address in lab.node("node1").addresses]
+    if where == "at-the-backend":
+        pod = lab.find(backend)
+        ways += [("node2", address, ["dev", "veth2"]) for address in pod.addresses]
+    if where == "at-the-client":
+        ways += [(answering, address, ["dev", "eth0"]) for address in lab.outside.addresses]
+    for node, destination, way in ways:
+        lab.exec(node, ["ip", "route", "replace", destination, *way, *attributes], check=True)
 
 
 def assert_backend_hears_of_the_end(server: socket.socket, sock: socket.socket) -> str:
