@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from ebpf import programs
-from ebpf.errors import LbError
+from ebpf.errors import Abandoned, LbError
 from ebpf.instance import Instance
 from ebpf.kernel import grace
 from ebpf.layouts import Bundle
@@ -195,6 +195,8 @@ class LaterGeneration:
             self._coming_key = key
             self._carrying.carry()
             self._coming = loaded
+        except Abandoned:  # by `close`
+            return
         except BaseException as error:
             if self._placed is not None:
                 raise  # what is in place goes on; the errand says what happened
@@ -208,6 +210,8 @@ class LaterGeneration:
         assert self._placed is not None
         try:
             programs.load_lists(self._placed, self._bundle, self._instance, self._stopping)
+        except Abandoned:
+            return
         except LbError as error:
             self.failure = error
             raise

@@ -19,7 +19,7 @@ from lbctl.troubles import Said, bounded, of_kind
 
 # The status file is written at most this often while much changes.
 STATUS_SECONDS = 1.0
-_LEAVES = 5.0
+_LEAVES = 5.0  # whoever ends waits so long for the disk
 WRITING_SECONDS = 30.0  # a disk that takes longer hangs
 
 

@@ -32,8 +32,8 @@ from lbctl.reconcile.known import Known
 DELAY_SECONDS = 0.25
 # Of MPTCP sockets is noted what no cookie is (mptcp_owner in bpf_src/socket.h): they are not found.
 _NO_COOKIE = np.uint64(1 << 63)
-_LEAVES = 5.0
 CLOSING_SECONDS = 60.0  # the kernel answers at once; there may be very many namespaces
+_LEAVES = 5.0
 
 
 class Programmed(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ebpf import programs
-from ebpf.errors import LbError
+from ebpf.errors import Abandoned, LbError
 from ebpf.kernel import grace
 from lbctl.agent.generation import LaterGeneration
 
@@ -67,6 +67,8 @@ class Rig:
     def load(self, *_: object, lists: bool, stopping: Any) -> Any:
         if self.fails:
             raise MemoryError
+        if stopping.is_set():
+            raise Abandoned("stopped")
         self.say(f"load {self.key}" + " whole" * lists)
         self.stopping = stopping
         self.generations += 1
@@ -74,6 +76,8 @@ class Rig:
         return SimpleNamespace(name=name, fds={}, close=lambda: self.say(f"close {name}"))
 
     def load_lists(self, generation: Any, *_: object) -> None:
+        if self.stopping.is_set():
+            raise Abandoned("stopped")
         if self.lists_fail:
             raise LbError("refused")
         self.say(f"load lists of {generation.name}")
@@ -145,11 +149,19 @@ def test_the_agent_does_not_go_on_without_programs_over_lists(rig: Rig) -> None:
     assert isinstance(rig.made.failure, LbError)
 
 
-def test_the_end_of_the_agent_ends_the_loading(rig: Rig) -> None:
-    start(rig)
-    assert not rig.stopping.is_set()
+def test_the_end_of_the_agent_ends_the_loading_and_is_no_failure(rig: Rig) -> None:
+    rig.made.begin()
+    rig.made.attach()
+    rig.thread_runs()
+    rig.made.step(0.0)
+    rig.place()
     rig.made.close()
-    assert rig.stopping.is_set()
+    rig.thread_runs()  # which was to load those over lists
+    rig.made.step(0.0)
+    assert rig.made.reload()
+    rig.thread_runs()
+    assert rig.made.failure is None
+    assert [what for what in rig.take() if what.startswith("load")] == ["load first"]
 
 
 def test_nothing_is_loaded_before_it_is_begun_nor_placed_before_it_is_wanted(rig: Rig) -> None:
