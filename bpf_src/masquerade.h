@@ -91,7 +91,8 @@ INLINE bool ask_route(struct __sk_buff *skb, const struct config *c, const struc
 		error = bpf_fib_lookup(skb, &fib, sizeof(fib), FIB_SKIP_NEIGHBOUR | FIB_SOURCE);
 	if (error == -EINVAL) /* a kernel that does not know the flags */
 		return ask_device(skb, &fib, source);
-	if (error)
+	/* A packet that is too large for the way may be the first of a flow as well. */
+	if (error && error != BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return false;
 #if FAMILY == 6
 	__builtin_memcpy(source, fib.ipv6_src, sizeof(*source));

@@ -71,9 +71,42 @@ INLINE bool answered_here(struct bpf_sock_addr *ctx, const struct call *call, u3
 	return is_bound(ctx, &anybody, 0, &call->addr, call->port, call->proto);
 }
 
-/* Is this frontend one for sockets like this? */
-INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, u32 frontend_flags)
+/* Is it the answer of a server of the node to a socket of the node, whose port is also a service's?
+ * Of one that is connected that can be told. A server that is bound to all addresses answers the
+ * node from the one that it was called by. */
+INLINE bool answers_the_node(struct bpf_sock_addr *ctx, const struct call *call, u32 frontend_flags)
 {
+	struct addr own = call->addr;
+	struct bpf_sock *sk;
+
+	/* Else clang reads it by an address that it keeps, and the verifier takes no such one. */
+	asm volatile("" : "+r"(ctx));
+	sk = ctx->sk;
+	if (call->proto != IPPROTO_UDP || call->of_pod || !sk || !sk->src_port ||
+	    !(frontend_flags & (FRONTEND_SHARED | FRONTEND_SOCKETS)))
+		return false;
+	if (speaks_ipv4(call)) {
+		if (sk->src_ip4)
+			own.w[3] = sk->src_ip4;
+	} else if (sk->src_ip6[0] | sk->src_ip6[3]) {
+		own.w[0] = sk->src_ip6[0];
+		own.w[1] = sk->src_ip6[1];
+		own.w[2] = sk->src_ip6[2];
+		own.w[3] = sk->src_ip6[3];
+	}
+	return is_connected(ctx, &own, htons(sk->src_port), &call->addr, call->port);
+}
+
+/* Is this frontend one for sockets like this? */
+INLINE bool may_use(struct bpf_sock_addr *ctx, const struct call *call, const struct config *c,
+		    u32 frontend_flags)
+{
+	/* What a pod's socket sends to an address that is not the service's alone may be an answer:
+	 * to the node, or whoever calls by its address, from a port that is also a service's. On
+	 * the wire it is known whom the pod has heard (outgoing.h). */
+	if (call->of_pod && call->proto == IPPROTO_UDP && !(frontend_flags & FRONTEND_CLUSTER_IP) &&
+	    agent_lives(c))
+		return false;
 	/* A pod's address is not known before it connects: its packets are judged on the wire. And
 	 * its loopback is its own. */
 	if (frontend_flags & (FRONTEND_SOURCE_RANGES | FRONTEND_SOCKETS) && call->of_pod)
@@ -96,17 +129,36 @@ INLINE bool shares_port(struct bpf_sock_addr *ctx)
 	return !bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &shared, sizeof(shared)) && shared;
 }
 
-/* Is this to be served on the wire (node.h), where the packets get another port? Not what the node
- * calls at an address of its own, nor if the backend is a process of the node: neither the packets
- * nor the answers ever come there. */
+/* Are the packets met by programs, which give them another port (node.h, or as any pod's)? Not what
+ * the node calls at an address of its own, nor if the backend is a process of the node: neither the
+ * packets nor the answers ever come there. */
+INLINE bool meets_programs(const struct call *call, const struct config *c, u32 frontend_flags,
+			   const struct choice *choice)
+{
+	if (call->of_pod)
+		return agent_lives(c);
+	return !(frontend_flags & FRONTEND_SHARED) &&
+	       !same_address(&choice->addr, speaks_ipv4(call) ? &c->node4 : &c->node6);
+}
+
+/* Is the call left alone, since its socket would mistake the answers, or another's socket would? */
 INLINE bool is_for_the_wire(struct bpf_sock_addr *ctx, const struct call *call,
 			    const struct config *c, u32 frontend_flags, const struct choice *choice)
 {
-	if (call->proto != IPPROTO_TCP || !shares_port(ctx))
-		return false;
-	if (frontend_flags & FRONTEND_SHARED && !call->of_pod)
-		return false;
-	return !same_address(&choice->addr, speaks_ipv4(call) ? &c->node4 : &c->node6);
+	bool alike = call->proto == IPPROTO_TCP ? shares_port(ctx)
+						: call->sends && has_other_name(call, choice, c);
+
+	return alike && meets_programs(call, c, frontend_flags, choice);
+}
+
+/* What a pod's UDP socket sends there stays there, or it would come to several endpoints. */
+INLINE int leave_to_the_wire(const struct call *call, struct socket_key *kept)
+{
+	u32 wire = ON_THE_WIRE;
+
+	if (call->proto == IPPROTO_UDP && call->of_pod)
+		socket_choices.update(kept, &wire);
+	return NOT_OURS;
 }
 
 /* ALLOW with the choice made, DENY with the error set, or NOT_OURS. */
@@ -124,7 +176,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 		return NOT_OURS;
 	address = address_flags(&call->addr);
 	if (!address) {
-		asked_directly(ctx, call);
+		asked_directly(ctx, call, c);
 		return NOT_OURS;
 	}
 	if (!is_served(ctx, call, c) || (call->sends && is_connected_to(ctx, call)))
@@ -133,14 +185,21 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	if (!find_frontend(&key, &frontend)) {
 		if (address & FRONTEND_ADDRESS && !(address & FRONTEND_SHARED))
 			return deny(call, REASON_UNKNOWN_PORT, ECONNREFUSED);
-		asked_directly(ctx, call);
+		asked_directly(ctx, call, c);
 		return NOT_OURS;
 	}
-	if (answered_here(ctx, call, frontend.flags) || !may_use(ctx, call, frontend.flags))
+	if (answered_here(ctx, call, frontend.flags) ||
+	    answers_the_node(ctx, call, frontend.flags) || !may_use(ctx, call, c, frontend.flags))
 		return NOT_OURS;
 	make_socket_key(&kept, call->cookie, &call->addr, call->port);
-	if (call->proto == IPPROTO_UDP && keep_choice(call, &kept, frontend.service, choice))
+	if (call->sends && call->of_pod && agent_lives(c) && went_to_the_wire(&kept))
+		return NOT_OURS;
+	if (call->proto == IPPROTO_UDP && find_kept(&kept, frontend.service, choice)) {
+		if (is_for_the_wire(ctx, call, c, frontend.flags, choice))
+			return leave_to_the_wire(call, &kept);
+		ask_peer(call, choice);
 		return ALLOW;
+	}
 	call->service = frontend.service;
 	request.service = frontend.service;
 	request.frontend_flags = frontend.flags;
@@ -153,7 +212,7 @@ INLINE int choose_for_socket(struct bpf_sock_addr *ctx, struct call *call, struc
 	if (reason)
 		return deny(call, reason, EHOSTUNREACH);
 	if (is_for_the_wire(ctx, call, c, frontend.flags, choice))
-		return NOT_OURS;
+		return leave_to_the_wire(call, &kept);
 	count_socket(REASON_FORWARDED);
 	call->reason = REASON_FORWARDED;
 	count_socket_connection(choice->service);
@@ -216,7 +275,7 @@ INLINE void tell_socket(const struct call *call, const struct choice *choice)
 		return verdict == DENY ? DENY : ALLOW;                                             \
 	}
 
-#define TO_OWNER(name, family)                                                                     \
+#define TO_OWNER(name, family, hears)                                                              \
 	SOCKET_PROGRAM(name##family)                                                               \
 	{                                                                                          \
 		struct choice choice = {};                                                         \
@@ -225,7 +284,7 @@ INLINE void tell_socket(const struct call *call, const struct choice *choice)
 		read_call##family(&call, ctx);                                                     \
 		if (ctx->protocol == IPPROTO_MPTCP)                                                \
 			call.cookie = (u64)ctx->sk;                                                \
-		if (find_peer(&call, &choice))                                                     \
+		if (find_peer(&call, hears, &choice))                                              \
 			write_call##family(ctx, &choice.addr, choice.port);                        \
 		return ALLOW;                                                                      \
 	}
@@ -234,10 +293,10 @@ TO_BACKEND(connect, 4, false)
 TO_BACKEND(connect, 6, false)
 TO_BACKEND(sendmsg, 4, true)
 TO_BACKEND(sendmsg, 6, true)
-TO_OWNER(recvmsg, 4)
-TO_OWNER(recvmsg, 6)
-TO_OWNER(getpeername, 4)
-TO_OWNER(getpeername, 6)
+TO_OWNER(recvmsg, 4, true)
+TO_OWNER(recvmsg, 6, true)
+TO_OWNER(getpeername, 4, false)
+TO_OWNER(getpeername, 6, false)
 
 /* What was remembered goes with the socket: whom it is connected to, and for UDP whom it called
  * last. What an unconnected socket called before that ages. */

@@ -389,6 +389,8 @@ struct socket_peer {
 	__u8 proto; /* of the socket; 0: noted by a version that did not say */
 	__u8 flags; /* enum peer_flag */
 	__u32 service;
+	__u32 asked; /* beat of the last datagram that was sent to it by this name */
+	__s32 open;  /* how many of those nobody has answered, as far as programs see */
 };
 
 struct name_key {

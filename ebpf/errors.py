@@ -30,6 +30,10 @@ class CompileError(LbError):
     """The C programs did not become instructions."""
 
 
+class Abandoned(LbError):
+    """Something was not finished, since nobody waits for it any more."""
+
+
 class LayoutError(LbError):
     """A pinned map is not what the code that opens it expects."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -157,15 +158,30 @@ class Program(msgspec.Struct, frozen=True):
     kernel_reads: tuple[int, ...] = ()
     functions: tuple[Function, ...] = ()
 
+    @property
+    def on_lists(self) -> bool:
+        """Whether processes run it, over lists of flows (ebpf/flowlists.py), and no packet."""
+        return self.unit in ("table4", "table6")
+
 
 class Bundle(msgspec.Struct, frozen=True):
-    """All that a compilation gives. `hash` names sources, defines and compilers."""
+    """All that a compilation gives. `hash` names sources, defines and compilers, and what was
+    `left_out` by `without`."""
 
     hash: str
     variant: str
     programs: dict[str, Program]
     maps: dict[str, MapSpec]
     enums: dict[str, int]
+    left_out: frozenset[str] = frozenset()
+
+    def without(self, names: Collection[str]) -> Bundle:
+        """The same, but for these programs: nothing leads to them."""
+        if not names:
+            return self
+        left = {name: one for name, one in self.programs.items() if name not in names}
+        digest = hashlib.sha256(" ".join((self.hash, *sorted(names))).encode()).hexdigest()
+        return msgspec.structs.replace(self, hash=digest, programs=left, left_out=frozenset(names))
 
     def tail_programs(self) -> Slots:
         """Tail-called programs by array and name, with their index there."""

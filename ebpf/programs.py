@@ -6,11 +6,15 @@ import concurrent.futures
 import functools
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
 
 from ebpf import maps
-from ebpf.errors import CompileError, LbError
+from ebpf.errors import Abandoned, CompileError, LbError
 from ebpf.hooks.cgroup import SocketAttacher
 from ebpf.hooks.tc import Attacher
 from ebpf.hooks.xdp import DriverAttacher
@@ -20,7 +24,16 @@ from ebpf.kernel import fields as kernel_fields
 from ebpf.layouts import PROGRAM_ARRAYS, Bundle, Field, MapSpec, Program, Record, Slots
 from ebpf.maps import ProgramArray, of_kind
 
-_LOADERS = 4  # threads
+_LOADERS = 4  # threads, where there are so many CPUs: more would be in the way of who plans
+
+
+class Stopping(Protocol):
+    """A threading.Event, say."""
+
+    def is_set(self) -> bool: ...
+
+
+_GOES_ON: Final = threading.Event()  # never set
 
 
 def load(program: Program, map_fds: Mapping[str, int]) -> int:
@@ -50,17 +63,22 @@ def load(program: Program, map_fds: Mapping[str, int]) -> int:
 
 
 def _load_all(
-    programs: Mapping[str, Program], map_fds: Mapping[str, int]
+    programs: Mapping[str, Program], map_fds: Mapping[str, int], stopping: Stopping
 ) -> Iterator[tuple[str, int]]:
     """Loads them on several CPUs, since verifying is what a start waits for; name and fd of each.
-    After an error no further one begins."""
+    After an error no further one begins. Raises Abandoned if it is to stop."""
     longest_first = sorted(programs.values(), key=lambda program: -len(program.insns))
+    if not longest_first:
+        return
     first = longest_first.pop(0)
     yield first.name, load(first, map_fds)  # alone: it finds out what the kernel can do
-    with concurrent.futures.ThreadPoolExecutor(_LOADERS) as pool:
+    workers = min(len(os.sched_getaffinity(0)), _LOADERS)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         waiting = {pool.submit(load, program, map_fds): program for program in longest_first}
         try:
             for done in concurrent.futures.as_completed(waiting):
+                if stopping.is_set():
+                    raise Abandoned("loading of programs was given up")
                 yield waiting[done].name, done.result()
         finally:
             pool.shutdown(cancel_futures=True)
@@ -82,14 +100,22 @@ class Generation:
         self.arrays = arrays
 
     @classmethod
-    def load(cls, bundle: Bundle, map_fds: Mapping[str, int], partial: bool = False) -> Generation:
+    def load(
+        cls,
+        bundle: Bundle,
+        map_fds: Mapping[str, int],
+        partial: bool = False,
+        stopping: Stopping = _GOES_ON,
+    ) -> Generation:
         """Loads every program of `bundle` on the given maps, which need not have the arrays.
 
-        A slot of enum program without a program is an error unless `partial`.
+        A slot of enum program without a program is an error unless `partial`, or that program was
+        left out. Raises Abandoned soon after `stopping` is set.
         """
         slots = bundle.tail_programs()
         places = {name: (array, at) for array, named in slots.items() for name, at in named.items()}
-        if not partial and (missing := places.keys() - bundle.programs.keys()):
+        missing = places.keys() - bundle.programs.keys() - bundle.left_out
+        if missing and not partial:
             raise CompileError(
                 f"enum program names {', '.join(sorted(missing))}, which no unit defines"
             )
@@ -98,7 +124,7 @@ class Generation:
             for name, named in slots.items():
                 made.arrays[name] = _create_array(bundle, name, max(named.values(), default=0) + 1)
             fds = {**map_fds, **{name: array.fd for name, array in made.arrays.items()}}
-            for name, fd in _load_all(bundle.programs, fds):
+            for name, fd in _load_all(bundle.programs, fds, stopping):
                 if name in places:
                     made.tails[name] = fd
                     array, at = places[name]
@@ -144,23 +170,60 @@ class Generation:
         self.close()
 
 
-def load_generation(bundle: Bundle, instance: Instance) -> Generation:
+def load_generation(
+    bundle: Bundle, instance: Instance, *, lists: bool = True, stopping: Stopping = _GOES_ON
+) -> Generation:
     """The programs of `bundle` on the maps of `instance`, pinned; what is pinned already is reused.
 
     A generation is known by the bundle's hash and the ids of the maps it works on, so a start with
-    the same code on the same maps loads nothing.
+    the same code on the same maps loads nothing. Without `lists` those that no packet gets to are
+    left to `load_lists`. Raises Abandoned soon after `stopping` is set.
     """
     directory = instance.pin_dir / "programs" / generation_key(bundle, instance)
     slots = bundle.tail_programs()
-    if all((directory / name).exists() for name in (*bundle.programs, *slots)):
-        arrays = {name: open_array(directory / name) for name in slots}
-        fds = {name: libbpf.obj_get(str(directory / name)) for name in sorted(bundle.programs)}
-        named = {name for array in slots.values() for name in array}
-        tails = {name: fds.pop(name) for name in named if name in fds}
-        found = Generation(fds, tails, arrays)
-        found.restore_arrays(slots)
-        return found
-    made = Generation.load(bundle, instance.map_fds())
+    first = {name: one for name, one in bundle.programs.items() if not one.on_lists}
+    if all((directory / name).exists() for name in (*first, *slots)):
+        found = _open_generation(directory, bundle)
+    else:
+        part = bundle if lists else msgspec.structs.replace(bundle, programs=first)
+        found = _load_pinned(part, instance, directory, stopping)
+    if lists:
+        load_lists(found, bundle, instance, stopping)
+    return found
+
+
+def load_lists(
+    generation: Generation, bundle: Bundle, instance: Instance, stopping: Stopping = _GOES_ON
+) -> None:
+    """Completes a generation of `load_generation` by what it lacks."""
+    directory = instance.pin_dir / "programs" / generation_key(bundle, instance)
+    lacking = {
+        name: one
+        for name, one in bundle.programs.items()
+        if one.on_lists and name not in generation.fds
+    }
+    for name, fd in _load_all(lacking, instance.map_fds(), stopping):
+        generation.fds = {**generation.fds, name: fd}  # other threads may go through them
+        bpffs.pin(fd, directory / name)
+
+
+def _open_generation(directory: Path, bundle: Bundle) -> Generation:
+    """What is pinned of it."""
+    slots = bundle.tail_programs()
+    arrays = {name: open_array(directory / name) for name in slots}
+    there = [name for name in sorted(bundle.programs) if (directory / name).exists()]
+    fds = {name: libbpf.obj_get(str(directory / name)) for name in there}
+    named = {name for array in slots.values() for name in array}
+    tails = {name: fds.pop(name) for name in named if name in fds}
+    found = Generation(fds, tails, arrays)
+    found.restore_arrays(slots)
+    return found
+
+
+def _load_pinned(
+    bundle: Bundle, instance: Instance, directory: Path, stopping: Stopping
+) -> Generation:
+    made = Generation.load(bundle, instance.map_fds(), stopping=stopping)
     # Renamed when complete: a generation is all there or not at all.
     fresh = directory.with_name(f"{directory.name}~new")
     bpffs.remove_tree(fresh)

@@ -10,14 +10,14 @@ import platform
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import structs
 
 from ebpf import trust
-from ebpf.compile import children, constants, headers, source
+from ebpf.compile import children, constants, headers, linker, source
 from ebpf.compile.children import Answer
-from ebpf.compile.linker import link
 from ebpf.compile.source import Unit
 from ebpf.errors import CompileError, Untrusted
 from ebpf.layouts import SCHED_CLS, SOCKET_HOOKS, XDP, XDP_ATTACH, Bundle, MapSpec, Program
@@ -26,6 +26,8 @@ SHIPPED = Path(__file__).parents[1] / "compiled"
 _CONSTANTS_FILE = "consts.h"
 _KEPT_BUNDLES = 40
 _CACHE_MODE = 0o755
+# What makes the bundle of the sources: texts, flags, assertions, programs of their pieces.
+_MAKERS = (source, children, constants, linker)
 _VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {"live": (), "trace": (("TRACE", "1"),)}
 
 
@@ -44,15 +46,15 @@ def bundle(
     directory = directory or source.source_dir()
     extra = (*_VARIANTS[variant], *defines)
     units = [structs.replace(unit, defines=(*unit.defines, *extra)) for unit in units]
-    texts = [source.join(unit, directory) for unit in units]
-    consts = directory / _CONSTANTS_FILE
-    enums = constants.constants(consts.read_text()) if consts.is_file() else {}
-    key = _key(variant, units, texts)
+    key = _key(variant, units, directory)
     for kept in (cache_dir(), SHIPPED):
         if (found := _read(kept, key)) is not None:
             with contextlib.suppress(OSError):  # else it is forgotten sooner than it might be
                 os.utime(_path(kept, key))
             return found
+    texts = [source.join(unit, directory) for unit in units]
+    consts = directory / _CONSTANTS_FILE
+    enums = constants.constants(consts.read_text()) if consts.is_file() else {}
     # Only texts that include the constants can be asked about them.
     tail = constants.assertions(enums)
     marker = f'"{directory.name}/{_CONSTANTS_FILE}"'
@@ -101,19 +103,25 @@ def cache_flaw() -> str:
         return str(error)
 
 
-def _key(variant: str, units: Sequence[Unit], texts: Sequence[str]) -> str:
+def _key(variant: str, units: Sequence[Unit], directory: Path) -> str:
+    """Of all files that may go into the units: every start asks, and to join them would take ten
+    times as long."""
     digest = hashlib.sha256()
-    parts = [variant.encode(), msgspec.json.encode(list(units)), *(t.encode() for t in texts)]
-    parts += [
-        children.CHILD.read_bytes(),
-        Path(children.__file__).read_bytes(),  # the compiler's flags
-        Path(constants.__file__).read_bytes(),
-        _compilers().encode(),
-    ]
-    parts += [path.read_bytes() for path in sorted((headers.OWN / "include").rglob("*.h"))]
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
+    for part in (variant, directory.name, _compilers()):
+        _add(digest, part.encode())
+    _add(digest, msgspec.json.encode(list(units)))
+    makers = [children.CHILD, *(Path(str(module.__file__)) for module in _MAKERS)]
+    for root in (directory, headers.OWN / "include"):
+        for path in sorted(root.rglob("*.[ch]")):
+            _add(digest, str(path.relative_to(root)).encode())
+            _add(digest, path.read_bytes())
+    for path in makers:
+        _add(digest, path.read_bytes())
     return digest.hexdigest()
+
+
+def _add(digest: Any, part: bytes) -> None:
+    digest.update(len(part).to_bytes(8, "little") + part)
 
 
 @functools.cache
@@ -187,7 +195,7 @@ def _merge(
                     f"map {spec.name} of unit {unit.name} differs from that of another unit",
                     "Give maps whose records differ per family a name per family.",
                 )
-        for found in link(answer.programs, enums):
+        for found in linker.link(answer.programs, enums):
             if found.name in programs:
                 raise CompileError(
                     f"program {found.name} exists in {unit.name} and {programs[found.name].unit}"

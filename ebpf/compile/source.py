@@ -99,7 +99,7 @@ def _expand(file: str, directory: Path, lines: list[str], seen: set[str], wanted
         ) from error
     lines.append(f'#line 1 "{label}"')
     for number, line in enumerate(text.splitlines(), 1):
-        if "#" not in line:  # most lines, and every start joins all files to know what they are
+        if "#" not in line:  # most lines
             lines.append(line)
         elif _PRAGMA_ONCE.match(line):
             lines.append("")

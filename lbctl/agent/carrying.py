@@ -47,6 +47,11 @@ class Carrying:
         }
         self._known: dict[str, set[bytes]] = {family: set() for family in former.TABLES}
 
+    @property
+    def expected(self) -> bool:
+        """Whether an earlier version left maps with flows."""
+        return any(self._tables.values())
+
     def carry(self) -> int:
         """Open all flows that have come since the last call. Done before programs of this version
         are put in place, and again when the others are gone."""

@@ -95,7 +95,7 @@ class Drivers:
         in their maps may be out of date. Where that fails there are none."""
         self._generation = generation
         self._look_at = 0.0
-        for item in self._attachments():
+        for item in self._attachments() if self.mode != OFF else ():  # else `look` removes them
             if item.ifindex:
                 try:
                     self._attacher.attach(item.ifname, item.ifindex, generation.fds[_PROGRAM])

@@ -1,13 +1,15 @@
 """The programs: loaded while something else is done, since the kernel takes a second to check them
 and needs no interpreter for that; then put in place, for which nothing waits either. And again,
-when maps got another size."""
+when maps got another size. Of a first start's programs those come last that no packet gets to."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 
 import structlog
 
 from ebpf import programs
+from ebpf.errors import LbError
 from ebpf.instance import Instance
 from ebpf.kernel import grace
 from ebpf.layouts import Bundle
@@ -18,7 +20,7 @@ from lbctl.agent.keeper import Keeper
 from lbctl.agent.sockets import SocketHooks
 
 LOADING_SECONDS = 120.0  # a second or two where nothing else is done
-_LEAVES = 10.0
+_LEAVES = 5.0
 
 
 class LaterGeneration:
@@ -55,6 +57,7 @@ class LaterGeneration:
         self._finishing = False
         self.began: float | None = None
         self.failure: BaseException | None = None  # then there is nothing to go on for
+        self._stopping = threading.Event()
         self._errand = keeper.errand("loading programs", LOADING_SECONDS)
 
     def begin(self) -> None:
@@ -175,7 +178,9 @@ class LaterGeneration:
             self._before = None
 
     def close(self) -> None:
-        """Let go of the programs; what is pinned or linked lives on. Waits for the kernel."""
+        """Let go of the programs; what is pinned or linked lives on. Waits for those that the
+        kernel checks at this moment."""
+        self._stopping.set()
         if self._errand.join(_LEAVES):
             for generation in (self._coming, self._placed, self._before):
                 if generation is not None:
@@ -184,7 +189,9 @@ class LaterGeneration:
     def _load(self) -> None:
         try:
             key = programs.generation_key(self._bundle, self._instance)
-            loaded = programs.load_generation(self._bundle, self._instance)
+            loaded = programs.load_generation(
+                self._bundle, self._instance, lists=self._may_have_flows(), stopping=self._stopping
+            )
             self._coming_key = key
             self._carrying.carry()
             self._coming = loaded
@@ -193,6 +200,16 @@ class LaterGeneration:
                 raise  # what is in place goes on; the errand says what happened
             self.failure = error
 
+    def _may_have_flows(self) -> bool:
+        """Else nobody has a list of them to run programs over, and they can come later."""
+        return programs.count_generations(self._instance) > 0 or self._carrying.expected
+
     def _carry(self) -> None:
+        assert self._placed is not None
+        try:
+            programs.load_lists(self._placed, self._bundle, self._instance, self._stopping)
+        except LbError as error:
+            self.failure = error
+            raise
         grace.wait()  # until nobody runs those before
         self._carrying.carry()

@@ -80,6 +80,13 @@ class Keeper:
         """Sentences about threads that do not do their work for a minute."""
         return [kept.problem for kept in self._kept if kept.problem]
 
+    def stop(self) -> None:
+        """Tell all threads at once that they are to end: each is then waited for where it is, and
+        all that time the others end too."""
+        for kept in self._kept:
+            if isinstance(kept, Watched):
+                kept.stop()
+
     def close(self) -> None:
         """No thread may be running by now that matters."""
         self._closed = True

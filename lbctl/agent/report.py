@@ -19,6 +19,7 @@ from lbctl.troubles import Said, bounded, of_kind
 
 # The status file is written at most this often while much changes.
 STATUS_SECONDS = 1.0
+_LEAVES = 5.0
 WRITING_SECONDS = 30.0  # a disk that takes longer hangs
 
 
@@ -190,7 +191,7 @@ class StatusWriter:
 
     def close(self) -> None:
         """What was given is written, unless the disk hangs."""
-        self._errand.join(WRITING_SECONDS)
+        self._errand.join(_LEAVES)
 
     def _write(self, record: StatusRecord, second: status.HintsRecord | None) -> None:
         try:

@@ -24,6 +24,7 @@ from ebpf.hooks.xdp import DriverAttacher
 from ebpf.instance import Instance
 from ebpf.layouts import Bundle
 from ebpf.maps.sizes import Sizes
+from ebpf.parts import used
 from lbctl.agent import carrying, fastpath, measures, memory
 from lbctl.agent.auditing import Auditing
 from lbctl.agent.beat import Beat
@@ -132,6 +133,7 @@ class Agent:
             members = [signals, *_members(parts, control, report, beside)]
             members += self._tell(parts, report, undo)
             loop = undo.enter_context(Loop(members, parts.guard))
+            undo.callback(parts.keeper.stop)
             log.info("agent started", node=self._options.node_name, pid=os.getpid())
             while not signals.stopping:
                 loop.turn()
@@ -155,7 +157,7 @@ class Agent:
     def _open_data_path(self, keeper: Keeper, health: Health, undo: ExitStack) -> _DataPath:
         """What is in the kernel, and who puts programs into their places."""
         options, settings = self._options, self._options.settings
-        bundle = compiler.bundle()
+        whole = compiler.bundle()
         if flaw := compiler.cache_flaw():
             log = structlog.get_logger()
             log.warning("compiled programs are not cached", why=flaw)
@@ -165,6 +167,7 @@ class Agent:
             sockets=settings.socket_lb != OFF,
             fast_path=settings.fast_path == fastpath.ON or settings.xdp != fastpath.OFF,
         )
+        bundle = used(whole, most)
         first = most.at_first(carrying.count(options.pin_dir))
         instance = Instance.create_or_open(options.pin_dir, bundle, first)
         undo.callback(instance.close)

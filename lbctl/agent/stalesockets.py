@@ -32,6 +32,7 @@ from lbctl.reconcile.known import Known
 DELAY_SECONDS = 0.25
 # Of MPTCP sockets is noted what no cookie is (mptcp_owner in bpf_src/socket.h): they are not found.
 _NO_COOKIE = np.uint64(1 << 63)
+_LEAVES = 5.0
 CLOSING_SECONDS = 60.0  # the kernel answers at once; there may be very many namespaces
 
 
@@ -90,8 +91,8 @@ class StaleSockets:
             self._errand.send(lambda: self._close(stale))
 
     def stop(self) -> None:
-        """Wait for what is under way."""
-        self._errand.join(CLOSING_SECONDS)
+        """Wait a moment for what is under way: the next agent would do it again."""
+        self._errand.join(_LEAVES)
 
     def _find(self) -> dict[int, list[Target]]:
         """By protocol, what must not stay connected."""

@@ -14,7 +14,15 @@ import numpy as np
 from lbctl.bench.dataset import TARGET_PORT, Dataset
 from lbctl.bench.generator import Aim, Generator, Mode, Timing, monotonic
 from lbctl.bench.peers import Peer
-from lbctl.bench.records import FLOOR, MANY_FLOWS, Distribution, Record, Results, summary
+from lbctl.bench.records import (
+    FLOOR,
+    MANY_FLOWS,
+    WITHOUT_SERVICES,
+    Distribution,
+    Record,
+    Results,
+    summary,
+)
 from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
 
@@ -272,7 +280,7 @@ def _throughput(run: Measuring, peer: str) -> float:
 def changes(run: Measuring) -> None:
     """change_time: from replacing a service's endpoints by one until a connection reaches it."""
     for peer in run.peers:
-        if peer.name == FLOOR:
+        if peer.name in WITHOUT_SERVICES:
             continue
         try:
             times = _changes_of(run, peer)

@@ -22,6 +22,7 @@ _COLOURS = dict(
         ORDER,
         (
             "#888888",
+            "#bcbd22",
             "#d62728",
             "#ff7f0e",
             "#9467bd",
@@ -35,7 +36,7 @@ _COLOURS = dict(
         strict=True,
     )
 )
-_MARKERS = dict(zip(ORDER, "xsDv*op^Ph", strict=True))
+_MARKERS = dict(zip(ORDER, "x+sDv*op^Ph", strict=True))
 _SIZE = (7.0, 4.2)  # inches
 
 

@@ -12,6 +12,7 @@ from lbctl.errors import ConfigError
 
 PEERS = (
     "none",
+    "hooks",
     "iptables-nft",
     "iptables-legacy",
     "nftables",
@@ -22,6 +23,8 @@ PEERS = (
     "lbctl-xdp",
 )
 FLOOR = "none"
+HOOKS = "hooks"  # programs that do nothing
+WITHOUT_SERVICES = frozenset({FLOOR, HOOKS})  # they route, and know no services
 NODE = "node"  # whoever translates on a real node
 ORDER = (*PEERS, NODE)  # of tables
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lbctl.bench import kubeproxy, machine, manyflows, measures
 from lbctl.bench.dataset import TARGET_PORT, Dataset
+from lbctl.bench.emptyhooks import EmptyHooks
 from lbctl.bench.generator import Aim, Generator
 from lbctl.bench.measures import CONNECTION_MEASURES, Measuring
 from lbctl.bench.options import PACKETS, RATE, Options
@@ -21,23 +22,29 @@ from lbctl.bench.peers import (
     ipvs_reason,
     rule_peers,
 )
-from lbctl.bench.records import ALL, FLOOR, PEERS, RATES, Record, Results, summary
+from lbctl.bench.records import (
+    ALL,
+    FLOOR,
+    HOOKS,
+    PEERS,
+    RATES,
+    WITHOUT_SERVICES,
+    Record,
+    Results,
+    summary,
+)
 from lbctl.bench.testbed import Testbed
 from lbctl.errors import LbError
 
 Progress = Callable[[str, str], None]  # what is being done, and how far it is
 
-_NO_TEST_RUN = {
-    False: "netfilter and routing have no test run that a packet could be timed in",
-    True: "socket programs have no test run in the kernel",
-}
 _WITH_TEST_RUN = ("lbctl-tc", "lbctl-xdp")
 _XDP_ALONE = (
     "its packets alone are measured (packet_ns, packet_rate): between namespaces of one machine "
     "the stacks at both ends cost more than a driver spares the node between them"
 )
-# What the floor and rules cannot have, so that nobody waits for it.
-_NOT_OF_THE_FLOOR = {"load_time", "change_time", "agent_memory", "kernel_memory"}
+# What a node without services cannot have, so that nobody waits for it.
+_OF_SERVICES = {"load_time", "change_time", "agent_memory", "kernel_memory"}
 
 
 def run(options: Options, results: Results, progress: Progress) -> None:
@@ -90,6 +97,7 @@ def all_peers(options: Options) -> list[Peer]:
     binary = options.kube_proxy
     made: list[Peer] = [
         Bare(),
+        EmptyHooks(),
         *(
             kubeproxy.peers(binary, options.min_sync_period)
             if binary
@@ -108,7 +116,7 @@ def _lacks(results: Results, peers: Sequence[Peer], count: int, wanted: Sequence
     """Whether something is still to be measured; what a peer can never have does not count."""
     for peer in peers:
         for measure in wanted:
-            if peer.name == FLOOR and measure in _NOT_OF_THE_FLOOR:
+            if peer.name in WITHOUT_SERVICES and measure in _OF_SERVICES:
                 continue
             if measure == "agent_memory" and not peer.runs_agent:
                 continue
@@ -187,7 +195,7 @@ def _load(
 
 
 def _aim(options: Options, data: Dataset, peer: Peer) -> Aim:
-    """Where a peer's client connects to: the floor's to endpoints, others' to services."""
+    """Where a peer's client connects to: to endpoints without services, else to those."""
     if peer.saved and options.saved:
         found = options.saved.services
         count = min(options.targets, len(found))
@@ -195,7 +203,7 @@ def _aim(options: Options, data: Dataset, peer: Peer) -> Aim:
             tuple(found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)),
             options.saved.port,
         )
-    if peer.name == FLOOR:
+    if peer.name in WITHOUT_SERVICES:
         return Aim(tuple(data.endpoint_targets(options.targets)), TARGET_PORT)
     return Aim(tuple(data.targets(options.targets)), TARGET_PORT)
 
@@ -207,7 +215,7 @@ def _prepare_saved(options: Options, testbed: Testbed) -> None:
 
 def _memory(peers: Sequence[Peer], data: Dataset, results: Results) -> None:
     for peer in peers:
-        if peer.name == FLOOR:
+        if peer.name in WITHOUT_SERVICES:
             continue
         kernel = peer.kernel_memory()
         if kernel is None:
@@ -223,12 +231,20 @@ def _memory(peers: Sequence[Peer], data: Dataset, results: Results) -> None:
             results.add([summary(peer.name, data.services, "agent_memory", [agent / 1e6])])
 
 
+def _no_test_run(peer: str) -> str:
+    if peer == HOOKS:
+        return "an empty program: what others take is said above it"
+    if peer.startswith("lbctl"):
+        return "socket programs have no test run in the kernel"
+    return "netfilter and routing have no test run that a packet could be timed in"
+
+
 def _packets(options: Options, results: Results, progress: Progress) -> None:
     """packet_ns and packet_instructions: of ours only, and the same for any number of services."""
     for peer in PEERS:
         if peer in options.peers and peer not in _WITH_TEST_RUN:
             for measure in PACKETS:
-                results.miss(peer, 0, measure, _NO_TEST_RUN[peer.startswith("lbctl")])
+                results.miss(peer, 0, measure, _no_test_run(peer))
     _driver_packets(options, results, progress)
     if "lbctl-tc" not in options.peers or all(results.has("lbctl-tc", 1, m) for m in PACKETS):
         return

@@ -9,12 +9,12 @@ import msgspec
 from lbctl.bench.records import (
     ADDED,
     ALL,
-    FLOOR,
     MANY_FLOWS,
     ORDER,
     PEERS,
     RATES,
     UNITS,
+    WITHOUT_SERVICES,
     About,
     Missing,
     Record,
@@ -151,17 +151,19 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def verdicts(records: Sequence[Record]) -> list[str]:
-    """Where we lose against a peer that does the same work (the floor does not), in sentences.
+    """Where we lose against a peer that does the same work (one without services does not), in
+    sentences.
 
     Differences of up to SAME count as none.
     """
     sentences = []
     for measure in MEANING:
         for ours in (peer for peer in PEERS if peer.startswith(OURS)):
-            for other in (p for p in PEERS if p != FLOOR and not p.startswith(OURS)):
+            for other in (p for p in PEERS if not (p in WITHOUT_SERVICES or p.startswith(OURS))):
                 if sentence := _loss(measure, ours, other, records):
                     sentences.append(sentence)
-    kinds = {record.peer.startswith(OURS) for record in records if record.peer != FLOOR}
+    compared = {record.peer for record in records} - WITHOUT_SERVICES
+    kinds = {peer.startswith(OURS) for peer in compared}
     if len(kinds) < 2:
         return ["lbctl and another peer were not both measured: there is nothing to compare."]
     if not sentences:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from ebpf.errors import InUseError, LbError
+from lbctl import interrupts
 
 # Command to what the listing says of it. The module is `lbctl.cli.NAME`, its attribute `command`:
 # `lbctl --help` must not import what an agent needs.
@@ -40,10 +41,9 @@ EXIT_CODES = {
     3: "no such instance, service, node, pod or lab",
     4: "an agent is using the instance",
     5: "a check failed (status --check, doctor, verify, drain: see their --help)",
-    130: "interrupted",
+    interrupts.EXIT_CODE: "interrupted",
 }
 IN_USE = 4
-INTERRUPTED = 130
 
 EPILOG = (
     "\b\nExit codes:\n"
@@ -81,7 +81,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"lbctl.cli.{cmd_name}").command
+        with interrupts.importing():
+            command = importlib.import_module(f"lbctl.cli.{cmd_name}").command
         assert isinstance(command, click.Command), f"lbctl.cli.{cmd_name}.command"
         return command
 
@@ -104,11 +105,12 @@ class LazyGroup(click.Group):
             _report(error)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
+        with interrupts.raised():
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                click.echo("interrupted", err=True)
+                sys.exit(interrupts.EXIT_CODE)
 
 
 def unknown(
@@ -136,5 +138,6 @@ def command() -> None:
 
 
 def main() -> None:
-    """Entry point of the installed `lbctl`."""
+    """What `lbctl` runs (lbctl/__main__.py)."""
+    interrupts.begin()
     command(prog_name="lbctl")

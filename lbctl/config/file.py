@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from lbctl.config import agentconfig, kubeproxyconfig
 from lbctl.config.kubeproxyconfig import KubeProxyConfig
@@ -40,6 +39,8 @@ def read(path: Path) -> ConfigFile:
 
 def parse(data: bytes) -> ConfigFile:
     """The same from its content."""
+    import yaml  # without a file an agent has no need of it
+
     try:
         documents = [found for found in yaml.safe_load_all(data) if found is not None]
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+_LAST_CODE = 5  # of docs/cli.md, that of an interruption aside
+
 
 class UsedWrongly(Exception):
     """What is asked for cannot be."""
@@ -83,7 +85,7 @@ class Asker:
             return Result(target.node, 1, "", f"no answer in {seconds:g} s (--request-timeout)")
         except OSError as error:
             return Result(target.node, 1, "", f"{argv[0]}: {error.strerror}")
-        return Result(target.node, done.returncode, done.stdout, done.stderr)
+        return Result(target.node, done.returncode, done.stdout, _own_words(done))
 
     def pod(self, name: str, namespace: str) -> tuple[str, str]:
         """Node and address of a pod. Raises RuntimeError."""
@@ -116,3 +118,11 @@ class Asker:
 
     def _json(self, *arguments: str) -> Any:
         return json.loads(self.read(*arguments))
+
+
+def _own_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Without kubectl's remark that a command returned what is one of lbctl's own codes: lbctl has
+    said why."""
+    remark = f"command terminated with exit code {done.returncode}\n"
+    words = done.stderr.removesuffix(remark)
+    return words if done.returncode <= _LAST_CODE and (words or done.stdout) else done.stderr

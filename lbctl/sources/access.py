@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
-import yaml
 
 from lbctl.errors import ConfigError, SourceError
 from lbctl.sources.smallfiles import read_bounded
@@ -224,6 +223,8 @@ def _kubernetes(module: str) -> Any:
 
 def _package_failures() -> tuple[type[Exception], ...]:
     """What the package says about files, and what it trips over when they hold something else."""
+    import yaml
+
     named = _kubernetes("config").ConfigException
     return (
         named,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class KubernetesSource:
         """End the threads, bounded."""
         for watched in self.watched:
             watched.stop()
-        ended = [watched.join(_LEAVES) for watched in self.watched]
+        until = time.monotonic() + _LEAVES
+        ended = [watched.join(max(0.0, until - time.monotonic())) for watched in self.watched]
         if all(ended):
             self._store.close()
             self._client.close()

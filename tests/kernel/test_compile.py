@@ -99,6 +99,18 @@ def test_a_define_is_another_bundle(cache: Path, tmp_path: Path) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
+def test_what_a_unit_includes_is_part_of_what_it_is(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "answer.h").write_text("#define ANSWER 1\n")
+    text = '#include "answer.h"\nint f(struct __sk_buff *skb) { return ANSWER; }\n'
+    one = _one(text, tmp_path / "c")
+    assert _one(text, tmp_path / "c").hash == one.hash
+    (tmp_path / "c" / "answer.h").write_text("#define ANSWER 2\n")
+    other = _one(text, tmp_path / "c")
+    assert one.programs["f"].insns != other.programs["f"].insns
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_a_damaged_cache_is_compiled_again(cache: Path, tmp_path: Path) -> None:
     first = _one(TRIVIAL, tmp_path / "c")
     (path,) = cache.iterdir()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.kernel.support import model
-from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, Shape
+from tests.kernel.support.packets import PLAIN, SCTP_SHAPES, UDP_SHAPES, Shape
 from tests.kernel.support.programs import Space, unique
 from tests.kernel.support.uplink import REMOTE, Passage, node_port
 from tests.kernel.support.world import NODE, World, mapped
@@ -100,6 +100,20 @@ def test_the_address_of_the_device_that_the_route_leads_to(
         talk.up("A", b"q" * size)
         talk.down("PA", b"a" * size)
     assert len(node.world.flows()) == 4
+
+
+@WAYS
+@pytest.mark.parametrize("shape", UDP_SHAPES, ids=str)
+def test_the_first_packet_may_be_too_large_for_the_way(
+    node: RoutedNode, shape: Shape, by_device: bool
+) -> None:
+    """The stack tells its sender, and the flow is there."""
+    prepare(node, shape, by_device)
+    node.space.ip("link", "set", "left", "mtu", "1280")
+    talk = passage(node, shape, OVERLAY[shape.family])
+    talk.up(payload=b"q" * 1300)
+    talk.up(payload=b"q" * 20)
+    talk.down(payload=b"a" * 20)
 
 
 @WAYS

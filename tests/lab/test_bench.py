@@ -34,7 +34,7 @@ from lbctl.lab import namespace
 pytestmark = [pytest.mark.lab]
 
 NAME = f"t{os.getpid()}"
-RAN = ("none", "nftables", "lbctl-tc")
+RAN = ("none", "hooks", "nftables", "lbctl-tc")
 TINY = Effort(
     turns=2,
     connections=20,

@@ -85,6 +85,28 @@ def test_the_node_may_call_from_a_port_that_is_a_services(
 
 
 @FAMILY
+@pytest.mark.parametrize("port", [NODE_PORT, EXTERNAL_PORT])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["one address", "all addresses"])
+def test_what_a_server_of_the_node_answers_the_node_is_no_call(
+    lab: Lab, family: int, port: int, everywhere: bool
+) -> None:
+    """It meets no programs but those of its socket."""
+    node = lab.find("node1").addresses[family]
+    with process_in(lab, "node1") as process:
+        server, client = process.open(UDP, family), process.open(UDP, family)
+        server.bind([("0.0.0.0", "::")[family] if everywhere else node, 7300])
+        client.bind([node, port])
+        client.connect([node, 7300])
+        for number in range(3):
+            client.send(f"question {number}")
+            text, who = server.recvfrom(1000)
+            assert (text, who[:2]) == (f"question {number}", [node, port])
+            server.sendto(f"answer {number}", who)
+            assert client.recv(1000) == f"answer {number}"
+        assert process.open(UDP, family).ask("who are you?", node, port) == "pod2"
+
+
+@FAMILY
 @EACH
 def test_a_pod_behind_the_nodes_masquerading_may_have_a_services_port(
     lab: Lab, kind: str, family: int

@@ -14,11 +14,12 @@ from ebpf.hooks.cgroup import SocketAttacher
 from lbctl import status
 from lbctl.lab import agents
 from lbctl.lab.cluster import Lab
-from lbctl.lab.objects import Endpoint
+from lbctl.lab.objects import Endpoint, Port
 from lbctl.lab.state import AgentOptions
 from tests.lab.support.labs import (
     PORT,
     PORTS,
+    TARGET,
     TCP,
     UDP,
     Responder,
@@ -33,6 +34,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.lab
 
 BACKENDS = ["pod1", "pod2", "pod3", "node1"]
+NODE_PORT, EXTERNAL_PORT = 30090, 45990
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def lab(make_lab: Callable[..., Lab]) -> Iterator[Lab]:
     made = make_lab("all", nodes=1, pods=4, options=options)
     with Responder() as responder:
         responder.serve(made, ["node1", *(pod.name for pod in made.pods)])
-        publish(made, {"all": BACKENDS, "one": ["pod2"], "none": []})
+        publish(made, {"all": BACKENDS, "one": ["pod2"], "other": ["pod2"], "none": []})
+        publish(made, {"some": ["pod2", "pod3"], "same": ["pod2", "pod3"]})
         yield made
 
 
@@ -66,6 +69,73 @@ def test_a_pods_connection_costs_nothing_on_the_wire(lab: Lab, family: int) -> N
             == errno.ECONNREFUSED
         )
     wait_until(lambda: entries(lab, "socket_peers") == 0)
+
+
+@pytest.mark.parametrize("member", ["pod1", "pod2", "node1"])
+@pytest.mark.parametrize(
+    ("family", "mapped"), [(0, False), (1, False), (0, True)], ids=["ipv4", "ipv6", "mapped"]
+)
+def test_who_are_asked_at_once_answer_by_their_own_names(
+    lab: Lab, member: str, family: int, mapped: bool
+) -> None:
+    """Two services and their only endpoint, by one socket that is not connected."""
+    prefix = "::ffff:" * mapped
+    one, other = ([prefix + addresses(n)[family], PORT] for n in ("one", "other"))
+    pod = [prefix + lab.find("pod2").addresses[family], TARGET]
+    with process_in(lab, member) as process:
+        for targets in ([one, other, other], [other, one, one, other], [pod, one, pod, other]):
+            sock = process.open(UDP, int(mapped or family))
+            for _ in range(3):
+                for number, target in enumerate(targets):
+                    sock.sendto(f"to {number}", target)
+                heard = [sock.recvfrom(1000) for _ in targets]
+                numbers = [int(text.split()[-1]) for text, _ in heard]
+                assert [targets[n] for n in numbers] == [who[:2] for _, who in heard]
+                assert sorted(numbers) == [*range(len(targets))]
+            sock.close()
+
+
+@both_families
+def test_each_of_two_services_keeps_its_endpoint(lab: Lab, family: int) -> None:
+    """Asked at once by one socket: by chance their endpoints are the same or not."""
+    services = [addresses(name)[family] for name in ("some", "same")]
+    with process_in(lab, "pod1") as pod:
+        for _ in range(8):
+            sock = pod.open(UDP, family)
+            heard: set[tuple[str, str, str]] = set()
+            for _ in range(4):
+                for service in services:
+                    sock.sendto("hello", [service, PORT])
+                for _ in services:
+                    text, who = sock.recvfrom(1000)
+                    server, _, port = text.split()[:3]
+                    heard.add((who[0], server, port))
+            assert sorted(who for who, _, _ in heard) == sorted(services)
+
+
+@both_families
+@pytest.mark.parametrize("port", [NODE_PORT, EXTERNAL_PORT])
+def test_what_a_pods_server_answers_is_no_call(lab: Lab, family: int, port: int) -> None:
+    """The node asks from a port that is a service's too."""
+    node, pod = (lab.find(name).addresses[family] for name in ("node1", "pod3"))
+    ports = [Port(EXTERNAL_PORT, TARGET, "udp", "UDP", NODE_PORT)]
+    spec = {"type": "NodePort", "externalIPs": [*lab.find("node1").addresses]}
+    lab.apply("shared", lab.service("shared", ports, [endpoint(lab, "pod2")], spec=spec))
+    lab.wait_programmed("default/shared", [endpoint(lab, "pod2")])
+    with process_in(lab, "pod3") as there, process_in(lab, "node1") as here:
+        server, client = there.open(UDP, family), here.open(UDP, family)
+        server.bind([pod, 7100])
+        client.bind([node, port])
+        for number in range(3):
+            client.sendto(f"question {number}", [pod, 7100])
+            text, who = server.recvfrom(1000)
+            assert (text, who[:2]) == (f"question {number}", [node, port])
+            server.sendto(f"answer {number}", who)
+            text, who = client.recvfrom(1000)
+            assert (text, who[:2]) == (f"answer {number}", [pod, 7100])
+        caller = there.open(UDP, family)  # it is there for others meanwhile
+        assert caller.ask("who are you?", node, port) == "pod2"
+    lab.withdraw("shared")
 
 
 def test_a_pods_stale_socket_is_closed_in_its_namespace(lab: Lab) -> None:

@@ -21,7 +21,10 @@ from ebpf.compile import compiler
 from ebpf.instance import Instance
 from ebpf.kernel import libbpf
 from ebpf.maps.sizes import Sizes
+from ebpf.parts import used
+from lbctl.agent import fastpath, sockets
 from lbctl.agent.growth import Growth
+from lbctl.config.settings import Settings
 from lbctl.datapath.tables import Tables
 from lbctl.inspect import instance as inspect
 from lbctl.metrics.services import Bounds, ServiceSeries
@@ -52,6 +55,9 @@ CALLS_DECODING = 176
 CALLS_STARTING = 287
 CALLS_READING_BACK = 20
 CALLS_RESTARTING = 191
+# Programs that a first start waits for, and their instructions: as they are now, and a twentieth.
+MOST_PROGRAMS = 89
+MOST_INSTRUCTIONS = 168_000
 
 
 class Control:
@@ -258,6 +264,19 @@ def test_what_a_start_and_a_restart_cost() -> None:
     found = decoding, starting, reading_back, restarting
     most = CALLS_DECODING, CALLS_STARTING, CALLS_READING_BACK, CALLS_RESTARTING
     assert all(now <= bound for now, bound in zip(found, most, strict=True)), f"{found}, not {most}"
+
+
+def test_what_the_kernel_checks_before_a_first_start_serves() -> None:
+    """With the options that an agent has by itself: nothing of what is off, nor what no packet gets
+    to. Its time goes by these numbers (`python -m ebpf`), and they are the same at every run."""
+    settings = Settings()
+    fast = settings.fast_path == fastpath.ON or settings.xdp != fastpath.OFF
+    sizes = Sizes(sockets=settings.socket_lb != sockets.OFF, fast_path=fast)
+    programs = used(compiler.bundle(), sizes).programs.values()
+    first = [program for program in programs if not program.on_lists]
+    length = sum(len(program.insns) // 8 for program in first)
+    assert len(first) <= MOST_PROGRAMS
+    assert length <= MOST_INSTRUCTIONS
 
 
 def test_a_restart_exchanges_no_map() -> None:

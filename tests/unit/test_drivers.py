@@ -242,7 +242,10 @@ def test_what_the_map_has_no_room_for_goes_up(kernel: Kernel) -> None:
 def test_off_takes_away_what_an_earlier_agent_left(kernel: Kernel) -> None:
     kernel.here[1] = ("eth1", 9)
     kernel.rows[1] = MAC + b"\1\0"
-    drivers = made(kernel, OFF)
+    drivers = Drivers(OFF, (), cast(Any, kernel), cast(Any, kernel), kernel.note)
+    without = FakeGeneration()
+    without.fds = {}  # none is loaded then
+    drivers.replace(cast(Any, without))
     assert look(drivers, uplink(1)) == {}
     assert (kernel.here, kernel.rows) == ({}, {})
     assert drivers.due() == float("inf")

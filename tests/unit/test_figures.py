@@ -68,6 +68,7 @@ def test_who_is_clearly_better_wins(tc: float, nftables: float, winner: str) -> 
     found = wins(
         data(
             record("none", "connect_latency", 10, 1.0),
+            record("hooks", "connect_latency", 10.5, 1.05),
             record("lbctl-tc", "connect_latency", 10 * tc, tc),
             record("nftables", "connect_latency", 10 * nftables, nftables),
         )

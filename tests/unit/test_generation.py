@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ebpf import programs
+from ebpf.errors import LbError
 from ebpf.kernel import grace
 from lbctl.agent.generation import LaterGeneration
 
@@ -28,7 +29,11 @@ class Rig:
             finish=lambda: self.say("finish"),
             forget_flow_tables=lambda: None,
         )
+        self.generations = 0
+        self.lists_fail = False
         monkeypatch.setattr(programs, "load_generation", self.load)
+        monkeypatch.setattr(programs, "load_lists", self.load_lists)
+        monkeypatch.setattr(programs, "count_generations", lambda instance: self.generations)
         monkeypatch.setattr(programs, "generation_key", lambda bundle, instance: self.key)
         monkeypatch.setattr(programs, "drop_other_generations", lambda *_: self.say("drop others"))
         monkeypatch.setattr(grace, "wait", lambda: self.say("wait"))
@@ -37,7 +42,7 @@ class Rig:
             instance=instance,
             sockets=SimpleNamespace(attach=lambda made: None),
             keeper=SimpleNamespace(errand=lambda name, seconds: self),
-            carrying=SimpleNamespace(carry=lambda: self.say("carry")),
+            carrying=SimpleNamespace(carry=lambda: self.say("carry"), expected=False),
         )
         interfaces: Any = self.interfaces
         self.made = LaterGeneration(
@@ -59,12 +64,23 @@ class Rig:
         self.work = work
         return True
 
-    def load(self, *_: object) -> Any:
+    def load(self, *_: object, lists: bool, stopping: Any) -> Any:
         if self.fails:
             raise MemoryError
-        self.say(f"load {self.key}")
+        self.say(f"load {self.key}" + " whole" * lists)
+        self.stopping = stopping
+        self.generations += 1
         name = self.key
         return SimpleNamespace(name=name, fds={}, close=lambda: self.say(f"close {name}"))
+
+    def load_lists(self, generation: Any, *_: object) -> None:
+        if self.lists_fail:
+            raise LbError("refused")
+        self.say(f"load lists of {generation.name}")
+
+    def join(self, timeout: float) -> bool:
+        """As the errand's."""
+        return self.work is None
 
     def thread_runs(self) -> None:
         work, self.work = self.work, None
@@ -104,6 +120,7 @@ def test_a_start_carries_flows_before_programs_are_placed_and_after(rig: Rig) ->
         "switch",
         "maps changed",
         "attach first",
+        "load lists of first",
         "wait",
         "carry",
         "finish",
@@ -113,6 +130,26 @@ def test_a_start_carries_flows_before_programs_are_placed_and_after(rig: Rig) ->
     assert rig.made.settled
     assert rig.made.fit
     assert rig.made.due() is None
+
+
+def test_programs_over_lists_come_first_where_there_may_be_flows(rig: Rig) -> None:
+    rig.generations = 1  # an earlier agent's
+    start(rig)
+    assert rig.take()[:2] == ["load first whole", "carry"]
+
+
+def test_the_agent_does_not_go_on_without_programs_over_lists(rig: Rig) -> None:
+    rig.lists_fail = True
+    with pytest.raises(LbError, match="refused"):
+        start(rig)
+    assert isinstance(rig.made.failure, LbError)
+
+
+def test_the_end_of_the_agent_ends_the_loading(rig: Rig) -> None:
+    start(rig)
+    assert not rig.stopping.is_set()
+    rig.made.close()
+    assert rig.stopping.is_set()
 
 
 def test_nothing_is_loaded_before_it_is_begun_nor_placed_before_it_is_wanted(rig: Rig) -> None:

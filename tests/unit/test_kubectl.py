@@ -86,6 +86,32 @@ def test_the_worst_code_and_every_word_of_warning(cluster: Cluster, capsys: Capt
     assert "node2: command terminated" in said.err
 
 
+def test_kubectls_remark_is_left_out_where_lbctl_has_spoken(
+    cluster: Cluster, capsys: Capture
+) -> None:
+    remark = "command terminated with exit code"
+    cluster.said = {
+        "agent-1": {
+            "out": "",
+            "code": 3,
+            "err": f"error: there is no service 'x' here\n{remark} 3\n",
+        },
+        "agent-2": {"out": "differs", "code": 5, "err": f"{remark} 5\n"},
+    }
+    assert cluster.run("verify") == 5
+    assert capsys.readouterr().err == "node1: error: there is no service 'x' here\n"
+    cluster.said = {
+        "agent-1": {"out": "", "code": 1, "err": f"{remark} 1\n"},
+        "agent-2": {"out": "half of it", "code": 137, "err": f"killed\n{remark} 137\n"},
+    }
+    assert cluster.run("verify") == 137
+    assert capsys.readouterr().err.splitlines() == [
+        f"node1: {remark} 1",
+        "node2: killed",
+        f"node2: {remark} 137",
+    ]
+
+
 def test_one_node_or_that_of_a_pod(cluster: Cluster, capsys: Capture) -> None:
     cluster.said = {"agent-1": {"out": "[1]"}, "agent-2": {"out": "[2]"}}
     assert cluster.run("--node", "node1", "flow", "list", "-o", "json") == 0

@@ -178,3 +178,14 @@ def test_a_keeper_without_anything_to_wait_for_asks_for_no_turn() -> None:
         assert keeper.due() is None
     finally:
         keeper.close()
+
+
+def test_a_keeper_tells_all_to_end_before_anybody_waits() -> None:
+    keeper = Keeper()
+    works = [keeper.work(f"work {n}", lambda beat: beat.pause(100 * PATIENCE)) for n in range(3)]
+    for work in works:
+        work.start()
+    keeper.errand("errand", 1.0)
+    keeper.stop()
+    assert [work.join(PATIENCE) for work in works] == [True] * 3
+    keeper.close()

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from lbctl.bench import tables
-from lbctl.bench.records import FLOOR, PEERS, Record
+from lbctl.bench.records import PEERS, WITHOUT_SERVICES, Record
 from lbctl.bench.tables import OURS, SAME, number
 from tests.perf.support.goals import GOALS
 from tests.perf.support.saved_results import Data
@@ -42,7 +42,7 @@ def wins(data: Data) -> str:
         sizes = sorted({r.services for r in data.bench.records if r.measure == measure})
         for size in sizes:
             found = {p: r for p in peers if (r := data.record(p, size, measure)) is not None}
-            if len(found.keys() - {FLOOR}) > 1:
+            if len(found.keys() - WITHOUT_SERVICES) > 1:
                 cells = (_compared(found.get(peer)) for peer in peers)
                 rows.append((name, f"{size:,}", *cells, _winner(measure, found)))
                 name = ""
@@ -58,7 +58,7 @@ def _compared(record: Record | None) -> str:
 
 def _winner(measure: str, found: dict[str, Record]) -> str:
     """Whoever nobody is clearly better than, if there is a competition."""
-    others = {peer: record for peer, record in found.items() if peer != FLOOR}
+    others = {p: record for p, record in found.items() if p not in WITHOUT_SERVICES}
     if all(peer.startswith(OURS) for peer in others):
         return ABSENT
     best = [
