@@ -32,7 +32,7 @@ def require_store_order(machine: str | None = None) -> str:
         raise MissingFeature(
             f"lbctl does not run on {machine}: processors of that kind may show each other stores "
             "in another order than they were made in",
-            f"It runs on {', '.join(KEEPING_ORDER)}; this node has to keep what it had before.",
+            f"It runs on {', '.join(KEEPING_ORDER)}.",
         )
     return machine
 

@@ -111,9 +111,9 @@ def _drivers(found: InstanceStatus) -> list[str]:
 
 def _fast_path(found: InstanceStatus) -> list[str]:
     said = found.fast_path
-    state = "open" if said.open and found.agent else "shut" if said.wanted else "off"
+    state = "open" if said.open and found.agent else "closed" if said.wanted else "off"
     return [
-        f"fast path   {state}; {found.passed} packets went past the stack",
+        f"fast path   {state}; {found.passed} packets bypassed the stack",
         *(f"            {text}" for text in said.obstacles),
     ]
 

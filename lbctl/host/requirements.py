@@ -16,7 +16,7 @@ import msgspec
 
 from ebpf import maps, trust
 from ebpf.compile import children, compiler
-from ebpf.errors import KernelError, LbError
+from ebpf.errors import KernelError, LbError, MissingFeature
 from ebpf.hooks import cgroup
 from ebpf.kernel import bpffs, features, libbpf, sockdiag
 from ebpf.kernel import fields as kernel_fields
@@ -106,7 +106,10 @@ def kernel_version(release: str | None = None) -> Requirement:
 
 
 def _machine() -> Requirement:
-    return _answer(True, features.require_store_order())
+    try:
+        return _answer(True, features.require_store_order())
+    except MissingFeature as error:
+        return _answer(False, error.message, f"{error.hint} Leave kube-proxy on this node.")
 
 
 def _libbpf() -> Requirement:

@@ -14,7 +14,7 @@ from ebpf import maps
 from ebpf.errors import LayoutError, MapFull
 from ebpf.kernel import libbpf
 from ebpf.layouts import Bundle
-from ebpf.maps import ArrayMap, HashMap, PerCpuArray, hashes
+from ebpf.maps import ArrayMap, HashMap, PerCpuArray, hashes, of_kind
 from tests.kernel.support.programs import small_bundle
 
 pytestmark = pytest.mark.kernel
@@ -27,22 +27,21 @@ def bundle() -> Bundle:
 
 @pytest.fixture(params=["flows4", "flows4_lru"])
 def flows(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[HashMap]:
-    made = maps.create(bundle.maps[request.param], 70000)
-    assert isinstance(made, HashMap)
+    made = of_kind(HashMap, maps.create(bundle.maps[request.param], 70000))
     yield made
     made.close()
 
 
 @pytest.fixture
 def few(bundle: Bundle) -> Iterator[HashMap]:
-    made = cast(HashMap, maps.create(bundle.maps["flows4"], 4))
+    made = of_kind(HashMap, maps.create(bundle.maps["flows4"], 4))
     yield made
     made.close()
 
 
 @pytest.fixture
 def ranges(bundle: Bundle) -> Iterator[HashMap]:
-    made = cast(HashMap, maps.create(bundle.maps["source_ranges"], 100))
+    made = of_kind(HashMap, maps.create(bundle.maps["source_ranges"], 100))
     yield made
     made.close()
 
@@ -53,6 +52,11 @@ def entries(table: HashMap, count: int) -> tuple[maps.Records, maps.Records]:
     keys["src"] = np.arange(count)
     values["bytes"] = np.arange(count) * 3
     return keys, values
+
+
+def test_a_map_of_another_kind_is_named(few: HashMap) -> None:
+    with pytest.raises(LayoutError, match="map flows4 is no ArrayMap, but of type hash"):
+        of_kind(ArrayMap, few)
 
 
 def test_single_entries(flows: HashMap) -> None:

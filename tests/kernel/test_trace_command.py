@@ -123,7 +123,7 @@ def test_people_are_told_that_no_socket_was_asked(
     path = _file(tmp_path, _under_local_policy())
     result = _run("--manifests", path, "--node-name", "worker-1", "--flows", flows)
     assert result.exit_code == 0, result.output
-    assert ("served at its sockets" in result.stderr) == remarked
+    assert ("translated at its sockets" in result.stderr) == remarked
 
 
 def test_the_nodes_own_address_means_its_sockets(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_nodes_own_address_means_its_sockets(tmp_path: Path) -> None:
     common = ("--manifests", path, "--node-name", "worker-1", "--local-ip", "192.168.0.2")
     result = _run(*common, "192.168.0.2", "203.0.113.9:80")
     assert result.exit_code == 0, result.output
-    assert "served at its sockets" in result.stderr
+    assert "translated at its sockets" in result.stderr
 
 
 def test_without_an_instance_the_exit_code_says_so() -> None:
