@@ -19,6 +19,7 @@ from lbctl.lab.agents import environment, lbctl_command
 from lbctl.lab.cluster import Lab
 from lbctl.lab.objects import Port
 from lbctl.lab.state import AgentOptions
+from tests.support.interruptible import interruptible
 
 pytestmark = pytest.mark.lab
 
@@ -181,6 +182,7 @@ def test_an_interrupted_demo_cleans_up(demo_name: str, number: int, moment: str)
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        preexec_fn=interruptible,
     ) as demo:
         assert demo.stderr is not None
         assert any(moment in line for line in demo.stderr)

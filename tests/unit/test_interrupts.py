@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lbctl import interrupts
+from tests.support.interruptible import interruptible
 
 ROOT = Path(__file__).parents[2]
 # Stands for a module that takes long to import.
@@ -18,21 +19,21 @@ SLOW = "import os, time\nos.write(1, b'here\\n')\ntime.sleep(60)\n"
 def interrupted(tmp_path: Path, words: list[str], slow: str) -> tuple[int, str]:
     """What Python returns, and says, if it is interrupted as it imports the module `slow`."""
     (tmp_path / f"{slow}.py").write_text(SLOW)
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, *words],
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "here\n"
-        child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=60)
-    finally:
-        child.kill()
-        child.wait()
+        preexec_fn=interruptible,
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "here\n"
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=60)
+        finally:
+            child.kill()
     return child.returncode, said
 
 
