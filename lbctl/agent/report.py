@@ -51,6 +51,7 @@ class Report:
     def ready(self) -> None:
         """The first sync is done, and the programs are in place; said at once."""
         self._ready = True
+        self._written_at = 0.0  # if the file is being written at this moment: as soon as it is
         self.write(time.monotonic())
 
     def stopped(self) -> None:

@@ -283,6 +283,26 @@ def test_the_file_is_written_at_most_once_a_second_and_when_the_disk_is_done(
     assert [record.interfaces for record in rig.written] == [0, 3, 3]  # the agent lives
 
 
+def test_that_it_is_ready_waits_for_the_disk_and_no_longer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    cast(Any, rig.parts.programs).placed = False
+    rig.update(WEB)
+    rig.report.step(now)
+    rig.busy = True  # with that
+    cast(Any, rig.parts.programs).placed = True
+    rig.control.follow_programs(now)
+    rig.busy = False
+    now += 0.01
+    due = rig.report.due()
+    assert due is not None
+    assert due <= now
+    rig.report.step(now)
+    assert [record.ready for record in rig.written] == [False, True]
+
+
 def test_the_last_word_is_not_ready(rig: Rig) -> None:
     rig.update(WEB)
     rig.report.stopped()
