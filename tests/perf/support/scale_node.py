@@ -227,13 +227,16 @@ class Node:
         return fingerprint(self.instance())
 
     def change(self, count: int, rate: float, first: int = 0) -> Seen:
-        """Change one endpoint of each of `count` services, and watch their region words."""
-        words = self.instance().services.records["cluster"][: max(self._ids.values()) + 1]
+        """Change one endpoint of each of `count` services, and watch their region words, also in a
+        larger map that takes the place of theirs meanwhile."""
+        words, place = self._words(), self._place()
         self._command(Command(count, rate, first))
         wanted = {self._ids[(first + at) % self.services] for at in range(count)}
         before, seen = words.copy(), dict[int, float]()
         end = time.monotonic() + count / rate + 30.0
         while len(seen) < len(wanted) and time.monotonic() < end:
+            if self._place() != place:
+                words, place = self._words(), self._place()
             now = words.copy()
             at = time.monotonic()
             for number in np.flatnonzero(now != before).tolist():
@@ -247,6 +250,19 @@ class Node:
         delays = [got - sent for sent, got in pairs if got is not None]
         lag = max(seen.values(), default=0.0) - done.sent[-1]
         return Seen(delays, len(pairs) - len(delays), lag)
+
+    def _place(self) -> int:
+        """Another one when another map of services is pinned."""
+        return (self.pin_dir / "maps" / "services").stat().st_ino
+
+    def _words(self) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        """Of all services, in the map that is pinned now."""
+        self.instance()  # knows their ids, which they keep
+        self._close()
+        self._instance = Instance.open(self.pin_dir)
+        found: np.ndarray[tuple[int], np.dtype[np.uint64]]
+        found = self._instance.services.records["cluster"][: max(self._ids.values()) + 1]
+        return found
 
     def _command(self, command: Command) -> None:
         assert self._cluster is not None
