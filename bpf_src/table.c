@@ -4,6 +4,7 @@
 #include "unit.h"
 #include "consts.h"
 #include "types.h"
+#include "listed.h"
 #include "hash.h"
 #include "parse.h"
 #include "cpu.h"

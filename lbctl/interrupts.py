@@ -6,11 +6,12 @@ a callback of Python's own; either shows a traceback.
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 EXIT_CODE = 130
+Handler = Callable[[int, FrameType | None], None]
 
 
 def begin() -> None:
@@ -20,30 +21,26 @@ def begin() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
-@contextmanager
-def raised() -> Iterator[None]:
+def raised() -> AbstractContextManager[None]:
     """KeyboardInterrupt meanwhile: somebody catches it. Changes nothing without `begin`."""
-    if signal.getsignal(signal.SIGINT) is not _end:
-        yield
-        return
-    signal.signal(signal.SIGINT, _raise)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, _end)
+    return _instead(_end, _raise)
+
+
+def importing() -> AbstractContextManager[None]:
+    """The end at once again, within `raised`: nothing has begun yet."""
+    return _instead(_raise, _end)
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """The end at once again, within `raised`: nothing has begun yet."""
-    if signal.getsignal(signal.SIGINT) is not _raise:
+def _instead(of: Handler, handler: Handler) -> Iterator[None]:
+    if signal.getsignal(signal.SIGINT) is not of:
         yield
         return
-    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, _raise)
+        signal.signal(signal.SIGINT, of)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
