@@ -2,7 +2,6 @@
  * The records of flows that move, which programs keep as well, are in types.h. */
 #pragma once
 
-#include "consts.h"
 #include "types.h"
 
 /* What the agent gives a program of table.c as a frame, and gets back: this, then a list of records
